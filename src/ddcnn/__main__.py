@@ -1,0 +1,34 @@
+"""``python -m ddcnn``: starts the command, and ends all ranks if one of them fails."""
+
+import sys
+import traceback
+
+from ddcnn import cli
+from ddcnn.errors import InputError
+from ddcnn.parallel import World, launched_rank
+
+
+def main() -> int:
+    world = None
+    try:
+        if cli.needs_ranks(sys.argv[1:]):
+            world = World()
+        return cli.main(sys.argv[1:], world)
+    except InputError as error:
+        rank = world.rank if world else launched_rank()
+        if rank == 0 or not error.agreed:
+            print(f"ddcnn: error: {error}", file=sys.stderr, flush=True)
+        if world and not error.agreed:
+            world.abort(2)
+        return 2
+    except Exception as error:
+        rank, size = (world.rank, world.size) if world else (0, 1)
+        about = ", ".join([f"rank {rank} of {size}", *getattr(error, "__notes__", [])])
+        print(f"{traceback.format_exc()}ddcnn: failed: {about}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if world:
+            world.abort(1)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The command line: sub-commands and options. torch and h5py are imported by the commands, so that ``--help`` is quick."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+from ddcnn import __version__
+from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, load, suggest
+from ddcnn.errors import InputError
+from ddcnn.parallel import World, launched_rank
+
+PARALLEL = {"run": RunSettings, "partition": PartitionSettings}
+SUMMARIES = {
+    "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
+    "partition": "write a data set as a partitioned HDF5 file",
+    "report": "tables and figures of finished runs, made anew",
+    "info": "MPI, HDF5, devices, cores and threads of this machine",
+}
+
+
+def needs_ranks(arguments: list[str]) -> bool:
+    """Whether the command is one that all ranks run together."""
+    return _command(arguments) in PARALLEL and not {"-h", "--help", "--version"} & set(arguments)
+
+
+def main(arguments: list[str], world: World | None) -> int:
+    """Runs a command and returns the exit code; ``world`` is there if the command needs ranks."""
+    if world is None:
+        return _alone(arguments) if launched_rank() == 0 else 0  # under a launcher too, one process is enough
+    command = _command(arguments)
+    kind = PARALLEL[command]
+    text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_none=True))
+    settings = kind.model_validate_json(text)
+    if isinstance(settings, PartitionSettings):
+        from ddcnn.experiment import partition_command
+
+        partition_command(world, settings)
+    else:
+        from ddcnn.experiment import run_command
+
+        run_command(world, settings)
+    return 0
+
+
+def _command(arguments: list[str]) -> str:
+    return arguments[0] if arguments and not arguments[0].startswith("-") else "run"
+
+
+def _alone(arguments: list[str]) -> int:
+    parsed = _parser().parse_args(arguments)
+    if parsed.command == "report":
+        from ddcnn.report import write_report
+
+        for run in parsed.runs:
+            write_report(run)
+    elif parsed.command == "info":
+        from ddcnn.info import show_info
+
+        show_info()
+    return 0
+
+
+def _settings(kind: type[DataSettings], arguments: list[str]) -> DataSettings:
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["run", *arguments]
+    parsed, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}{suggest(unknown[0], kind)}; see python -m ddcnn {parsed.command} --help")
+    options = vars(parsed)
+    del options["command"]
+    return load(kind, options, options.pop("config"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors as ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ddcnn", description="Model-parallel training of image classifiers by domain decomposition.", allow_abbrev=False,
+        epilog="Start it with mpirun -n N python -m ddcnn … ; ddcnn COMMAND --help shows the options of a command.",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"ddcnn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in SUMMARIES.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name in PARALLEL:
+            command.add_argument("--config", type=Path, metavar="FILE.toml", help="options under their names; the command line wins")
+            _add_options(command, PARALLEL[name])
+        elif name == "report":
+            command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> None:
+    """An option per field; values are checked later, with those of the TOML file."""
+    for name, field in kind.model_fields.items():
+        extra: Any = field.json_schema_extra or {}
+        default = None if field.is_required() or "default" in str(field.description) else field.default
+        text = field.description if default in (None, False) else f"{field.description} (default: {default})"
+        keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if field.annotation is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        elif get_origin(field.annotation) is Literal:
+            keywords["metavar"] = "|".join(get_args(field.annotation))
+        else:
+            keywords["metavar"] = extra.get("metavar")
+        if name == "source":
+            parser.add_argument(name, **keywords)
+        else:
+            parser.add_argument(f"--{name.replace('_', '-')}", **keywords)

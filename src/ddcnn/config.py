@@ -1,0 +1,169 @@
+"""Settings: one frozen class a command. A field is an option of the command line and a key of the TOML file, with the same name."""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from ddcnn.errors import InputError
+
+METHODS = ("vote", "average", "dnn")
+
+
+def _grid(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = tuple(int(part) for part in value.lower().split("x"))
+        except ValueError:
+            raise ValueError("write it as rows x columns, such as 2x2, or depth x rows x columns, such as 2x2x2") from None
+    return value
+
+
+def _methods(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+Grid = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    BeforeValidator(_grid),
+    PlainSerializer(lambda grid: "x".join(map(str, grid))),
+]
+Methods = Annotated[
+    tuple[Literal["vote", "average", "dnn"], ...],
+    BeforeValidator(_methods),
+    PlainSerializer(",".join),
+    Field(min_length=1),
+]
+
+
+def option(default: Any, help: str, metavar: str | None = None, **bounds: Any) -> Any:
+    """A field with its help text, the name of its value in the usage line, and bounds as in pydantic's ``Field``."""
+    return Field(default, description=help, json_schema_extra={"metavar": metavar}, **bounds)
+
+
+class DataSettings(BaseModel):
+    """Which images, and how they are decomposed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data_root: Path = option(
+        Path(os.environ.get("DDCNN_DATA_ROOT", "data")), "folder of torchvision's sets (default: $DDCNN_DATA_ROOT, else data)", "DIR"
+    )
+    download: bool = option(False, "let torchvision fetch a missing set into --data-root")
+    volumes: bool = option(False, "the arrays are volumes (n, depth, rows, columns)")
+    grid: Grid = option("2x2", "subdomains per axis", "2x2", validate_default=True)
+    overlap: int = option(0, "pixels by which a subimage extends into its neighbours", "PIXELS", ge=0)
+    augment: Literal["none", "flip", "shift", "flip+shift"] = option("none", "what is done to training images")
+    shift: int = option(4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
+    train_samples: int | None = option(None, "class-balanced subset of the training images", "S", ge=1)
+    test_samples: int | None = option(None, "class-balanced subset of the test images", "S", ge=1)
+    subset_seed: int = option(0, "seed of the subsets, so that runs of different --seed see the same images", "S", ge=0)
+
+    @property
+    def margin(self) -> int:
+        return self.shift if "shift" in self.augment else 0
+
+    @property
+    def grid_text(self) -> str:
+        return "x".join(map(str, self.grid))
+
+
+Settings = TypeVar("Settings", bound=DataSettings)
+
+
+class PartitionSettings(DataSettings):
+    """Settings of ``ddcnn partition``."""
+
+    source: str = option(..., "a named set, or an .npz or .h5 file of arrays", "SOURCE")
+    output: Path = option(..., "the partitioned file to write", "FILE.h5")
+
+
+class RunSettings(DataSettings):
+    """Settings of ``ddcnn run``."""
+
+    data: str = option("digits", "a named set, an .npz or .h5 file of arrays, or a partitioned .h5", "SOURCE")
+    partitions: Path = option(Path("runs/partitions"), "folder where partitioned sets are kept and found again", "DIR")
+    output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
+    overwrite: bool = option(False, "replace the finished run in --output")
+    network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs")
+    width: int = option(32, "channels of the first stage of the global network", "CHANNELS", ge=4)
+    width_divisor: float | None = option(
+        None, "local widths are the global ones divided by D (default: the square root of N)", "D", ge=1
+    )
+    methods: Methods = option("vote,average,dnn", "what to compare, of vote, average, dnn", "LIST", validate_default=True)
+    epochs: int = option(10, "epochs of local training", "E", ge=1)
+    batch_size: int = option(128, "samples per step", "B", ge=2)
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "of the local CNNs and the DNN")
+    lr: float | None = option(None, "largest learning rate (default: 0.005 for adamw, 0.1 for sgd)", "LR", gt=0)
+    weight_decay: float | None = option(None, "default: 0.01 for adamw, 0.0005 for sgd", "W", ge=0)
+    schedule: Literal["one-cycle", "cosine", "constant"] = option("one-cycle", "of the learning rate")
+    label_smoothing: float = option(0.0, "of the local CNNs", "E", ge=0, lt=1)
+    dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
+        "train", "samples whose local classifications train the DNN: those of the local CNNs, some held out, all out of fold"
+    )
+    folds: int = option(5, "folds of out-of-fold; holdout holds out one of them", "F", ge=2)
+    dnn_epochs: int = option(20, "epochs of training the DNN", "E", ge=1)
+    dnn_lr: float = option(0.002, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
+    seed: int = option(0, "of everything but the subsets", "S", ge=0)
+    evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs, fp32 on CPUs")
+    threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
+    progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> "RunSettings":
+        sgd = self.optimizer == "sgd"
+        for name, value in {"lr": 0.1 if sgd else 0.005, "weight_decay": 5e-4 if sgd else 0.01}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        return self
+
+
+def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None) -> Settings:
+    """Settings from a TOML file and the command line's options, which win.
+
+    Raises:
+        InputError: an unreadable file, an unknown key or a bad value, with its name and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_toml(kind, file)
+    values |= options
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, options, file)) from None
+
+
+def _read_toml(kind: type[DataSettings], file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            found = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {file}: {getattr(error, 'strerror', None) or error}") from None
+    values = {key.replace("-", "_"): value for key, value in found.items()}
+    for key in found:
+        if key.replace("-", "_") not in kind.model_fields:
+            raise InputError(f"{file}: unknown key {key!r}{suggest(key, kind)}; allowed: {', '.join(option_names(kind))}")
+    return values
+
+
+def option_names(kind: type[DataSettings]) -> list[str]:
+    return [name.replace("_", "-") for name in kind.model_fields]
+
+
+def suggest(key: str, kind: type[DataSettings]) -> str:
+    close = difflib.get_close_matches(key.replace("_", "-"), option_names(kind), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _explain(error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
+    given = options.get(name, first["input"])
+    return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"

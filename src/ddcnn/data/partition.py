@@ -1,0 +1,252 @@
+"""Partitioning: a source, read block by block by all ranks, becomes a partitioned HDF5 set.
+
+The samples are cut into blocks of a fixed size, whatever the number of ranks, and every rank works on a contiguous share of them;
+so the statistics and the digest do not depend on the number of ranks, and no rank holds more than a block. With parallel h5py all
+ranks write one file; with the ordinary wheel every rank writes a part, and virtual datasets join the parts.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ddcnn.data.sources import Source, Split
+from ddcnn.data.store import SPLITS, PartitionedSet, images_name
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.files import disk_errors, put_in_place, sync
+from ddcnn.parallel import World
+
+BLOCK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples start ... stop-1 of the source, of which ``chosen`` go to the rows from ``row`` on."""
+
+    start: int
+    stop: int
+    chosen: np.ndarray
+    row: int
+
+
+def blocks(split: Split, selection: np.ndarray) -> list[Block]:
+    """All blocks of a split that hold selected samples; ``selection`` (S,) is ascending."""
+    sample = int(np.prod(split.shape[1:])) * split.dtype.itemsize
+    size = max(1, BLOCK_BYTES // sample)
+    bounds = range(0, len(split), size)
+    rows = np.searchsorted(selection, [*bounds, len(split)])
+    return [
+        Block(start, min(start + size, len(split)), selection[a:b] - start, int(a))
+        for start, a, b in zip(bounds, rows, rows[1:], strict=False)
+        if b > a
+    ]
+
+
+def partition(
+    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path
+) -> PartitionedSet:
+    """Writes ``path``, all ranks together.
+
+    Args:
+        selections: ascending indices of the samples of each split, (S,) int64.
+        path: the file to write; parts lie in a folder beside it.
+
+    Raises:
+        InputError: a pixel that is no number, or a file system that refuses the files.
+    """
+    parallel_file = h5py.get_config().mpi and world.size > 1
+    identity = world.on_root(lambda: os.urandom(4).hex())
+    files = _Files(path, identity, world.rank, world.size, parallel_file)
+    shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
+    rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
+    with world.together(), disk_errors(path):
+        files.prepare()
+    facts = _Facts(source.shape[-1])
+    file = files.open(world)  # with parallel h5py, opening, creating and closing are collective: outside of what one rank may refuse
+    _create(file, source, rows, decomposition)
+    try:
+        with world.together(), disk_errors(path), world.timeline.span("compute"):
+            for name in SPLITS:
+                for block in shares[name]:
+                    images = _read(source, name, block)
+                    facts.add(name, block, images)
+                    at = block.row - rows[name][0]
+                    for subdomain in decomposition.subdomains:
+                        stored = images[(slice(None), *subdomain.stored.slices)]
+                        file[images_name(name, subdomain.index)][at : at + len(stored)] = stored
+            file.flush()
+    except InputError:
+        file.close()
+        files.discard()
+        raise
+    file.close()
+    with world.together(), disk_errors(path), world.timeline.span("compute"):
+        sync(files.written)
+    mean, std, digest = facts.combine(world)
+    every_rows = {name: world.gather(np.array(_rows(shares[name]), dtype=np.int64)) for name in SPLITS}
+
+    def finish() -> None:
+        described = PartitionedSet(
+            str(path), source.name, digest, source.shape, source.splits["train"].dtype.str, decomposition.grid,
+            decomposition.overlap, decomposition.margin, source.class_names, mean, std, *(len(selections[s]) for s in SPLITS),
+        )  # fmt: skip
+        with disk_errors(path):
+            files.finish(described, source, selections, every_rows)
+
+    world.on_root(finish)
+    with world.together():
+        return PartitionedSet.open(path)
+
+
+def _share(all_blocks: list[Block], world: World) -> list[Block]:
+    return all_blocks[len(all_blocks) * world.rank // world.size : len(all_blocks) * (world.rank + 1) // world.size]
+
+
+def _rows(share: list[Block]) -> tuple[int, int]:
+    """First row and end of the rows of a share."""
+    return (share[0].row, share[-1].row + len(share[-1].chosen)) if share else (0, 0)
+
+
+def _read(source: Source, name: str, block: Block) -> np.ndarray:
+    """The selected images of a block: (rows, *spatial, C).
+
+    Raises:
+        InputError: a pixel is not a finite number.
+    """
+    images = source.splits[name].read(block.start, block.stop)[block.chosen]
+    if images.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+        if bad.size:
+            raise InputError(
+                f"{source.name}: {name} sample {block.start + block.chosen[bad[0]]} has a pixel that is NaN or infinite; mend or leave it out"
+            )
+    return images
+
+
+class _Facts:
+    """What is summed over the samples, a row per block, so that it adds up alike on any number of ranks."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        self.rows: list[np.ndarray] = []  # (split, row, pixels, C sums, C sums of squares, 32 bytes of SHA-256)
+
+    def add(self, name: str, block: Block, images: np.ndarray) -> None:
+        pixels = images.reshape(-1, self.channels).astype(np.float64)
+        sums = [pixels.sum(axis=0), np.einsum("pc,pc->c", pixels, pixels)]
+        digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images)).digest(), dtype=np.uint8)
+        self.rows.append(np.concatenate([[SPLITS.index(name), block.row, len(pixels)], *sums, digest]))
+
+    def combine(self, world: World) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+        """On rank 0: mean and standard deviation per channel over the training images, SHA-256 over the blocks' SHA-256."""
+        gathered = world.gather_rows(np.array(self.rows).reshape(-1, 3 + 2 * self.channels + 32))
+        if gathered is None:
+            return (), (), ""
+        rows = np.concatenate(gathered)
+        rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+        pixels, *sums = rows[rows[:, 0] == 0, 2:-32].sum(axis=0)
+        mean = np.array(sums[: self.channels]) / pixels
+        std = np.sqrt(np.maximum(np.array(sums[self.channels :]) / pixels - mean**2, 0))
+        std[std == 0] = 1  # a constant channel
+        digest = hashlib.sha256(rows[:, -32:].astype(np.uint8).tobytes()).hexdigest()
+        return tuple(mean.tolist()), tuple(std.tolist()), digest
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the set and its parts lie, under temporary names until they are whole."""
+
+    path: Path
+    identity: str
+    rank: int
+    size: int
+    parallel_file: bool
+
+    @property
+    def one_file(self) -> bool:
+        return self.parallel_file or self.size == 1
+
+    @property
+    def temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{self.identity}")
+
+    @property
+    def parts(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}.{self.identity}.parts")
+
+    def part(self, rank: int) -> Path:
+        return self.parts / f"{rank:05d}.h5"
+
+    @property
+    def written(self) -> Path:
+        """The file that this rank writes."""
+        return self.temporary if self.one_file else self.part(self.rank)
+
+    def prepare(self) -> None:
+        (self.path.parent if self.one_file else self.parts).mkdir(parents=True, exist_ok=True)
+
+    def open(self, world: World) -> h5py.File:
+        if self.parallel_file:
+            return h5py.File(self.written, "w", driver="mpio", comm=world.communicator)
+        return h5py.File(self.written, "w")
+
+    def discard(self) -> None:
+        """Removes what an unfinished partitioning has written."""
+        self.written.unlink(missing_ok=True)
+        if not self.one_file and not any(self.parts.iterdir()):
+            self.parts.rmdir()
+
+    def finish(self, described: PartitionedSet, source: Source, selections: dict, every_rows: dict) -> None:
+        """Adds labels and attributes, joins the parts, and gives the file its name; the parts of an older file go."""
+        with h5py.File(self.temporary, "a") as file:
+            for name in SPLITS:
+                group = file.require_group(name)
+                group["labels"] = source.splits[name].labels[selections[name]]
+                group["indices"] = selections[name]
+                for subdomain in described.decomposition.subdomains:
+                    images = images_name(name, subdomain.index)
+                    if not self.one_file:
+                        layout = self._join(name, images, every_rows[name], described, len(selections[name]), subdomain.stored.shape)
+                        file.create_virtual_dataset(images, layout)
+                    for box in ("core", "subimage", "stored"):
+                        file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
+            described.write_attributes(file)
+        older = _part_folders(self.path)
+        put_in_place(self.temporary, self.path)
+        for folder in older - {self.parts}:
+            shutil.rmtree(folder)
+
+    def _join(self, name: str, images: str, rows: np.ndarray, described: PartitionedSet, samples: int, stored) -> h5py.VirtualLayout:
+        shape = (*stored, described.shape[-1])
+        layout = h5py.VirtualLayout((samples, *shape), described.dtype)
+        for rank, (start, stop) in enumerate(rows):
+            if stop > start:
+                part = self.part(rank).relative_to(self.path.parent)
+                layout[start:stop] = h5py.VirtualSource(str(part), images, (stop - start, *shape))
+        return layout
+
+
+def _part_folders(path: Path) -> set[Path]:
+    """Folders of parts of the set that is at ``path`` now."""
+    if not path.is_file():
+        return set()
+    with h5py.File(path, "r") as file:
+        dataset = file.get(images_name("train", 0))
+        sources = dataset.virtual_sources() if isinstance(dataset, h5py.Dataset) and dataset.is_virtual else []
+        return {path.parent / Path(part.file_name).parent.name for part in sources}
+
+
+def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition) -> None:
+    for name in SPLITS:
+        samples = rows[name][1] - rows[name][0]
+        for subdomain in decomposition.subdomains if samples else ():
+            shape = (*subdomain.stored.shape, source.shape[-1])
+            chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * source.splits[name].dtype.itemsize)))
+            file.create_dataset(
+                images_name(name, subdomain.index), (samples, *shape), source.splits[name].dtype, chunks=(chunk, *shape)
+            )

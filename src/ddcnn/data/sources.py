@@ -1,0 +1,231 @@
+"""Sources: named sets and files of arrays, all seen as two splits of labelled images that are read block by block.
+
+To add a source: write a function ``(SourceOptions) -> Source`` and give it a name in ``NAMED`` or a file ending in ``FILES``.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddcnn.data.arrays import open_h5, open_npz
+from ddcnn.errors import InputError
+from ddcnn.seeding import numpy_generator
+
+PIXEL_KINDS = "uif"  # unsigned and signed integers, floats
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source needs to know: its name or path, where sets lie, and how to read ambiguous arrays."""
+
+    name: str
+    data_root: Path
+    download: bool = False
+    volumes: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images of one split.
+
+    Attributes:
+        shape: (S, *spatial, C), channels last.
+        dtype: the source's own pixel type.
+        labels: (S,) int64, in 0 ... K-1.
+        read: images start ... stop-1 as an array (stop - start, *spatial, C); cheapest in ascending order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    labels: np.ndarray
+    read: Callable[[int, int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: its splits, its class names and a fingerprint that changes when its content does."""
+
+    name: str
+    splits: dict[str, Split]  # "train" and "test"
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*spatial, C) of every image."""
+        return self.splits["train"].shape[1:]
+
+
+def open_source(options: SourceOptions) -> Source:
+    """Opens what ``--data`` names.
+
+    Raises:
+        InputError: unknown name, missing or malformed file, labels out of range, splits whose images differ.
+    """
+    if options.name in NAMED:
+        source = NAMED[options.name](options)
+    else:
+        path = Path(options.name)
+        opener = FILES.get(path.suffix)
+        if opener is None:
+            raise InputError(
+                f"--data {options.name}: neither a known set ({', '.join(NAMED)}) nor a file ending in {' or '.join(FILES)}"
+            )
+        if not path.is_file():
+            raise InputError(f"--data {options.name}: no such file")
+        source = _from_arrays(options, *opener(path))
+    _check(source)
+    return source
+
+
+def balanced_subset(labels: np.ndarray, samples: int | None, seed: int, split: str) -> np.ndarray:
+    """Ascending indices of a seeded subset with as equal numbers per class as the classes allow; all indices for None.
+
+    Raises:
+        InputError: more samples are asked for than there are.
+    """
+    if samples is None:
+        return np.arange(len(labels))
+    if samples > len(labels):
+        raise InputError(f"--{split}-samples {samples}: the {split} split has only {len(labels)} samples")
+    order = numpy_generator(seed, f"subset {split}").permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled within
+    rank_in_class = np.concatenate([np.arange(count) for count in np.unique(labels, return_counts=True)[1]])
+    return np.sort(order[np.argsort(rank_in_class, kind="stable")[:samples]])  # one of each class, then the next of each
+
+
+# Named sets
+
+
+def _in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], class_names) -> Source:
+    """Sets that their library loads whole: {"train": (images, labels), "test": ...}."""
+    splits, digest = {}, hashlib.sha256()
+    for split, (images, labels) in arrays.items():
+        images = images.reshape(*images.shape[:3], -1)
+        splits[split] = Split(
+            images.shape, images.dtype, np.asarray(labels, np.int64), lambda start, stop, images=images: images[start:stop]
+        )
+        digest.update(np.ascontiguousarray(images))
+        digest.update(splits[split].labels)
+    return Source(name, splits, tuple(map(str, class_names)), digest.hexdigest())
+
+
+def _digits(options: SourceOptions) -> Source:
+    """scikit-learn's digits: 1 797 images of 8x8 pixels in 0 ... 16; every fifth of a seeded order is a test image."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target
+    order = numpy_generator(0, "digits").permutation(len(labels))
+    test, train = np.sort(order[::5]), np.sort(np.delete(order, np.s_[::5]))
+    arrays = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+    return _in_memory("digits", arrays, digits.target_names)
+
+
+def _torchvision(class_name: str) -> Callable[[SourceOptions], Source]:
+    def open_set(options: SourceOptions) -> Source:
+        constructor = getattr(_torchvision_datasets(), class_name)
+        arrays = {}
+        for split in ("train", "test"):
+            try:
+                loaded = constructor(str(options.data_root), train=split == "train", download=options.download)
+            except (RuntimeError, OSError) as error:
+                raise InputError(
+                    f"--data {options.name}: {options.data_root} does not hold {class_name} as torchvision stores it ({error}); "
+                    "name the folder with --data-root, or fetch it with --download"
+                ) from None
+            arrays[split] = np.asarray(loaded.data), np.asarray(loaded.targets)
+        return _in_memory(options.name, arrays, loaded.classes)
+
+    return open_set
+
+
+def _torchvision_datasets():
+    """torchvision.datasets, also where torchvision was built for CUDA and torch was not.
+
+    Then torchvision's own operators are missing, and its import fails on their fake implementations unless their schemas exist.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+                       "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
+            library.define(schema)
+    from torchvision import datasets
+
+    return datasets
+
+
+# Files of arrays
+
+
+def _from_arrays(options: SourceOptions, arrays: dict, fingerprint: str) -> Source:
+    """Splits out of named arrays: x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels."""
+    splits = {}
+    for split in ("train", "test"):
+        names = [(f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")]
+        pair = next(((x, y) for x, y in names if x in arrays and y in arrays), None)
+        if pair is None:
+            raise InputError(
+                f"{options.name}: no {' and '.join(names[0])} (or {' and '.join(names[1])}) among its arrays: {', '.join(arrays)}"
+            )
+        images, labels = arrays[pair[0]], arrays[pair[1]]
+        shape = _with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
+        splits[split] = Split(
+            shape, images.dtype, _labels(f"{options.name}: {pair[1]}", labels),
+            lambda start, stop, images=images, shape=shape: images.read(start, stop).reshape(-1, *shape[1:]),
+        )  # fmt: skip
+    classes = int(splits["train"].labels.max(initial=0)) + 1
+    return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
+
+
+def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
+    spatial = 3 if volumes else 2
+    if len(shape) == spatial + 1:
+        return (*shape, 1)
+    if len(shape) == spatial + 2:
+        return shape
+    wanted = "(n, depth, rows, columns[, channels])" if volumes else "(n, rows, columns[, channels]); volumes need --volumes"
+    raise InputError(f"{what} has shape {shape}, expected {wanted}")
+
+
+def _labels(what: str, labels) -> np.ndarray:
+    if len(labels.shape) > 2 or (len(labels.shape) == 2 and labels.shape[1] != 1):
+        raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
+    values = labels.read(0, labels.shape[0]).reshape(-1)
+    if values.dtype.kind not in "ui":
+        raise InputError(f"{what} has type {values.dtype}: expected whole class numbers 0, 1, 2 …")
+    return values.astype(np.int64)
+
+
+def _check(source: Source) -> None:
+    train, test = source.splits["train"], source.splits["test"]
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise InputError(
+            f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
+            "they must be alike"
+        )
+    if train.dtype.kind not in PIXEL_KINDS:
+        raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats")
+    for name, split in source.splits.items():
+        if len(split) == 0 or len(split) != len(split.labels):
+            raise InputError(f"{source.name}: {name} has {len(split)} images and {len(split.labels)} labels")
+        wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(source.class_names)))
+        if wrong.size:
+            raise InputError(
+                f"{source.name}: label {split.labels[wrong[0]]} of {name} sample {wrong[0]} is out of range: "
+                f"the training split has classes 0 … {len(source.class_names) - 1}"
+            )
+    if len(source.class_names) < 2:
+        raise InputError(f"{source.name}: only one class; a classifier needs two")
+
+
+NAMED = {"digits": _digits, "cifar10": _torchvision("CIFAR10"), "fashion-mnist": _torchvision("FashionMNIST")}
+FILES = {".npz": open_npz, ".h5": open_h5}

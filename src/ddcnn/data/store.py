@@ -1,0 +1,149 @@
+"""The partitioned HDF5 set: one dataset per subdomain and split, of which a rank reads its own and nothing else.
+
+    /                                  attributes: everything in ``PartitionedSet``, ``schema_version``
+    /train, /test
+        labels                         (S,) int64
+        indices                        (S,) int64, the samples' places in the source
+        subdomains/IIII/images         (S, *stored, C) in the source's type; attributes core, subimage, stored: (start, stop)
+
+``partition`` (module ``ddcnn.data.partition``) writes it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "test")
+
+
+def images_name(split: str, index: int) -> str:
+    return f"{split}/subdomains/{index:04d}/images"
+
+
+def is_partitioned(path: Path) -> bool:
+    """Whether an HDF5 file claims to be a partitioned set."""
+    return h5py.is_hdf5(path) and _attribute(path, "schema_version") is not None
+
+
+def _attribute(path: Path, name: str):
+    with h5py.File(path, "r") as file:
+        return file.attrs.get(name)
+
+
+@dataclass(frozen=True)
+class PartitionedSet:
+    """A partitioned set and all that its attributes say.
+
+    Attributes:
+        source, source_sha256: the source's name and the SHA-256 of its selected content.
+        shape: (*spatial, C) of a whole image.
+        dtype: the source's pixel type.
+        grid, overlap, margin: of the decomposition.
+        class_names: K names.
+        mean, std: per channel over the selected training images, in the source's units.
+        train_samples, test_samples: S of each split.
+    """
+
+    path: str
+    source: str
+    source_sha256: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: tuple[int, ...]
+    overlap: int
+    margin: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_samples: int
+    test_samples: int
+
+    @property
+    def decomposition(self) -> Decomposition:
+        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin)
+
+    def write_attributes(self, file: h5py.File) -> None:
+        attributes = asdict(self)
+        del attributes["path"]
+        attributes["class_names"] = json.dumps(self.class_names)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs["schema_version"] = SCHEMA_VERSION  # last: a file without it is not finished
+
+    @classmethod
+    def open(cls, path: Path) -> "PartitionedSet":
+        """Reads the attributes and checks that every dataset is there, of the right shape, with all of its parts.
+
+        Raises:
+            InputError: not a partitioned set, another schema version, or a missing or foreign part.
+        """
+        try:
+            with h5py.File(path, "r") as file:
+                found = cls._from_attributes(path, file)
+                for subdomain in found.decomposition.subdomains:
+                    for split, samples in zip(SPLITS, (found.train_samples, found.test_samples), strict=True):
+                        name = images_name(split, subdomain.index)
+                        if file[name].shape != (samples, *subdomain.stored.shape, found.shape[-1]):
+                            raise InputError(f"{path}: {name} has shape {file[name].shape}; partition the source again")
+                        _check_parts(path, file[name])
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a complete partitioned set ({error}); partition the source again") from None
+        return found
+
+    @classmethod
+    def _from_attributes(cls, path: Path, file: h5py.File) -> "PartitionedSet":
+        attributes = dict(file.attrs)
+        if attributes.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: schema version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
+                "partition the source again"
+            )
+        values = {}
+        for name, kind in cls.__annotations__.items():
+            if name == "path":
+                values[name] = str(path)
+            elif name == "class_names":
+                values[name] = tuple(json.loads(attributes[name]))
+            elif kind in (str, int):
+                values[name] = kind(attributes[name])
+            else:
+                values[name] = tuple(np.asarray(attributes[name]).tolist())
+        return cls(**values)
+
+    def labels(self, split: str) -> np.ndarray:
+        """(S,) int64."""
+        with h5py.File(self.path, "r") as file:
+            return file[split]["labels"][...]
+
+    def read(self, split: str, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Stored subimages of one subdomain: (stop - start, *stored, C) in the source's type."""
+        with h5py.File(self.path, "r") as file:
+            return file[images_name(split, index)][start:stop]
+
+    def whole(self, split: str, samples: int) -> np.ndarray:
+        """The first images put together again from their cores: (samples, *spatial, C)."""
+        images = np.empty((samples, *self.shape), dtype=self.dtype)
+        for subdomain in self.decomposition.subdomains:
+            offset = subdomain.stored.start
+            inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))
+            images[(slice(None), *subdomain.core.slices)] = self.read(split, subdomain.index, 0, samples)[(slice(None), *inside)]
+        return images
+
+
+def _check_parts(path: Path, dataset: h5py.Dataset) -> None:
+    """A virtual dataset reads as zeros where a source file is missing, so look for each."""
+    if not dataset.is_virtual:
+        return
+    for part in dataset.virtual_sources():
+        file = path.parent / part.file_name
+        if Path(part.file_name).is_absolute() or file.resolve().parent.parent != path.parent.resolve():
+            raise InputError(f"{path}: its part {part.file_name} lies outside of its folder, and is not followed")
+        if not file.is_file():
+            raise InputError(f"{path}: its part {part.file_name} is missing; bring it back beside the file, or partition again")

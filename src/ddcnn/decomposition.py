@@ -1,0 +1,141 @@
+"""The decomposition of an image into overlapping subimages: pure geometry, in any dimension.
+
+An image with spatial shape (n_1, ..., n_d) is cut by a grid (g_1, ..., g_d) into N = g_1 ... g_d *cores*, which tile it. A
+*subimage* is a core extended by the overlap δ into its neighbours and clipped at the image border (Klawonn, Lanser, Weber,
+arXiv 2302.06564, section 2). The *stored* box is the subimage extended once more by a margin, from which shifted subimages are
+cut. The restriction R_i cuts subimage i out of an image; its adjoint extends a subimage by zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+
+from ddcnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Box:
+    """The pixels start <= x < stop of an image, per axis."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def extended(self, width: int, shape: Sequence[int]) -> "Box":
+        """This box with ``width`` more pixels on every side, clipped to an image of ``shape``."""
+        return Box(
+            tuple(max(a - width, 0) for a in self.start),
+            tuple(min(b + width, n) for b, n in zip(self.stop, shape, strict=True)),
+        )
+
+    def mirrored(self, axis: int, size: int) -> "Box":
+        """This box after the image, ``size`` pixels long, has been flipped along ``axis``."""
+        start, stop = list(self.start), list(self.stop)
+        start[axis], stop[axis] = size - self.stop[axis], size - self.start[axis]
+        return Box(tuple(start), tuple(stop))
+
+
+@dataclass(frozen=True)
+class Subdomain:
+    """One subdomain: its place in the grid, its core, its subimage (core and overlap) and its stored box (and margin)."""
+
+    index: int
+    position: tuple[int, ...]
+    core: Box
+    subimage: Box
+    stored: Box
+
+
+def cuts(size: int, parts: int) -> list[int]:
+    """The parts + 1 places where an axis of ``size`` pixels is cut; part sizes differ by at most one pixel.
+
+    The cuts lie mirror-symmetric wherever symmetric cuts exist, so that the flip of a subdomain is again a subdomain.
+    """
+
+    def cut(k: int) -> int:  # k size / parts, rounded; exact halves go outwards
+        return (2 * k * size + parts - (2 * k <= parts)) // (2 * parts)
+
+    return [cut(k) for k in range(parts + 1)]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A grid of N subdomains over images of one spatial shape.
+
+    Args:
+        shape: spatial shape of an image (rows, columns) or (depth, rows, columns), pixels.
+        grid: subdomains per axis, as many axes as ``shape``.
+        overlap: δ, pixels by which a subimage extends beyond its core.
+        margin: pixels stored around every subimage for shifts.
+
+    Raises:
+        InputError: the grid has another dimension than the images, or is finer than an image.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    overlap: int = 0
+    margin: int = 0
+
+    def __post_init__(self):
+        text = "x".join(map(str, self.grid))
+        size = "x".join(map(str, self.shape))
+        if len(self.grid) != len(self.shape):
+            raise InputError(
+                f"--grid {text} has {len(self.grid)} dimensions, but the images ({size}) have {len(self.shape)}: "
+                f"give {len(self.shape)} numbers, such as --grid {'x'.join('2' * len(self.shape))}"
+            )
+        if any(parts < 1 for parts in self.grid) or self.overlap < 0 or self.margin < 0:
+            raise InputError(f"--grid {text} --overlap {self.overlap}: parts must be at least 1, the overlap at least 0")
+        if any(parts > n for parts, n in zip(self.grid, self.shape, strict=True)):
+            raise InputError(f"--grid {text} is finer than the images, which have {size} pixels: choose a coarser grid")
+
+    def __len__(self) -> int:
+        return prod(self.grid)
+
+    @cached_property
+    def subdomains(self) -> tuple[Subdomain, ...]:
+        """All N subdomains, the last axis running fastest."""
+        axes = [cuts(n, parts) for n, parts in zip(self.shape, self.grid, strict=True)]
+        found = []
+        for index, position in enumerate(product(*map(range, self.grid))):
+            core = Box(
+                tuple(axis[k] for axis, k in zip(axes, position, strict=True)),
+                tuple(axis[k + 1] for axis, k in zip(axes, position, strict=True)),
+            )
+            subimage = core.extended(self.overlap, self.shape)
+            found.append(Subdomain(index, position, core, subimage, subimage.extended(self.margin, self.shape)))
+        return tuple(found)
+
+    def restrict(self, images, index: int, first_axis: int = 1):
+        """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view; ``first_axis`` is the first spatial axis."""
+        return images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices]
+
+    def extend(self, subimages, index: int, images, first_axis: int = 1) -> None:
+        """R_iᵀ: adds subimages (S, *subimage, ...) to ``images`` (S, *shape, ...) in place, where they were cut out."""
+        images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices] += subimages
+
+    def mirror(self, index: int) -> int:
+        """The subdomain that the flip of the last axis carries to subdomain ``index``.
+
+        Raises:
+            InputError: the columns cannot be cut symmetrically (an odd number of pixels in an even number of parts).
+        """
+        axis, size = len(self.shape) - 1, self.shape[-1]
+        wanted = self.subdomains[index].core.mirrored(axis, size)
+        for subdomain in self.subdomains:
+            if subdomain.core == wanted:
+                return subdomain.index
+        raise InputError(
+            f"flips need a decomposition that is symmetric from left to right: {size} columns in {self.grid[-1]} parts are "
+            "not; choose another --grid, or an --augment without flip"
+        )

@@ -1,0 +1,53 @@
+"""One decision out of the local classifications: majority vote, average probability, CNN-DNN (arXiv 2408.14442, section 2).
+
+Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s), rows of which sum to one.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddcnn.data.batches import Rows
+from ddcnn.networks.dense import DenseNetwork
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Epoch, Recipe, build, train
+
+
+def vote(probabilities: np.ndarray) -> np.ndarray:
+    """Majority vote over arg max p_i: (S, N, K) -> classes (S,).
+
+    A tie goes to the tied class with the larger summed probability, then to the lower class index (our rule, the papers state none).
+    """
+    classes = probabilities.shape[2]
+    votes = (probabilities.argmax(axis=2)[:, :, None] == np.arange(classes)).sum(axis=1)  # (S, K)
+    tied = votes == votes.max(axis=1, keepdims=True)
+    return np.where(tied, probabilities.sum(axis=1, dtype=np.float64), -1).argmax(axis=1)
+
+
+def average(probabilities: np.ndarray) -> np.ndarray:
+    """The mean of the p_i: (S, N, K) -> probabilities (S, K) float64."""
+    return probabilities.mean(axis=1, dtype=np.float64)
+
+
+def train_dnn(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    recipe: Recipe,
+    engine: Engine,
+    seeds: Seeds,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> nn.Module:
+    """Trains the DNN on gathered local classifications (S, N, K) and their labels (S,)."""
+    _, subdomains, classes = probabilities.shape
+    network = build(lambda: DenseNetwork(subdomains, classes), seeds, engine)
+    samples = dnn_rows(probabilities, labels, engine)
+    train(network, samples, torch.arange(len(labels)), recipe, engine, seeds, after_epoch)
+    return network
+
+
+def dnn_rows(probabilities: np.ndarray, labels: np.ndarray, engine: Engine) -> Rows:
+    """The DNN's samples: (S, N, K) -> inputs (S, N·K)."""
+    inputs = torch.from_numpy(probabilities.reshape(len(labels), -1)).to(engine.device)
+    return Rows(inputs, torch.from_numpy(labels).to(engine.device))

@@ -1,0 +1,57 @@
+"""VGG networks: stages of 3x3 convolutions, each stage ended by a pooling, then dense layers (Simonyan, Zisserman, 2014)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from ddcnn.networks.shape import Shape, scaled_width
+
+
+class VGG(nn.Module):
+    """Stages of convolution, batch normalisation and ReLU, then dense layers with ReLU, then the logits; 2-D or 3-D.
+
+    Args:
+        shape: what the network sees.
+        width: channels of the first stage of the *global* network; they double from stage to stage.
+        divisor: of the width rule; 1 for the global network.
+        convolutions: layers per stage.
+        dense_layers: hidden dense layers, each with 4 ``width`` neurons before the width rule.
+
+    An axis is pooled only while at least 2 pixels are left of it, so that any subimage of 4 pixels a side and up will do.
+    """
+
+    def __init__(self, shape: Shape, width: int, divisor: float = 1, *, convolutions: Sequence[int], dense_layers: int):
+        super().__init__()
+        convolution, normalisation, pooling = (
+            (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if len(shape.spatial) == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+        )
+        layers: list[nn.Module] = []
+        channels, size = shape.channels, shape.spatial
+        for stage, repeats in enumerate(convolutions):
+            wanted = scaled_width(width << stage, divisor)
+            for _ in range(repeats):
+                layers += [convolution(channels, wanted, 3, padding=1, bias=False), normalisation(wanted), nn.ReLU(inplace=True)]
+                channels = wanted
+            factors = tuple(2 if side >= 4 else 1 for side in size)
+            if max(factors) > 1:
+                layers.append(pooling(factors))
+            size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
+        self.convolutions = nn.Sequential(*layers)
+        features = channels * int(torch.Size(size).numel())
+        hidden = scaled_width(4 * width, divisor)
+        dense: list[nn.Module] = [nn.Flatten()]
+        for _ in range(dense_layers):
+            dense += [nn.Linear(features, hidden), nn.ReLU(inplace=True)]
+            features = hidden
+        self.dense = nn.Sequential(*dense)
+        self.classifier = nn.Linear(features, shape.classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> logits (B, K)."""
+        return self.classifier(self.dense(self.convolutions(images)))
+
+
+vgg3 = partial(VGG, convolutions=(1, 1, 1), dense_layers=1)
+vgg9 = partial(VGG, convolutions=(2, 2, 2), dense_layers=2)

@@ -1,0 +1,213 @@
+"""Ranks: who owns which subdomain, the gather, waiting, threads and devices, and ending all ranks. Only this module imports mpi4py.
+
+Every collective operation here is nonblocking underneath and waited for politely: an idle rank sleeps instead of spinning, so that
+it takes no core from a rank that computes. Data travel as buffers, never as pickles.
+"""
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.timeline import Timeline
+
+CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
+LONGEST_SLEEP = 0.02  # seconds between two looks at a pending operation
+
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def launched_size() -> int:
+    """Number of processes that the launcher says it started; 1 without a launcher."""
+    return max((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), default=1)
+
+
+def launched_rank() -> int:
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+class World:
+    """All ranks of the job.
+
+    Attributes:
+        rank, size: of this process in the job.
+        local_rank, local_size: of this process among those on its node.
+        communicator: of all ranks, for parallel HDF5; everything else goes through the methods.
+        timeline: what this rank does when; collectives record their own waiting and communicating in it.
+
+    Raises:
+        InputError: the launcher started several processes that MPI does not know as one job.
+    """
+
+    def __init__(self):
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError where it finds no MPI library
+            raise InputError(
+                "no MPI library can be loaded: on a cluster load its MPI module, elsewhere install one with "
+                f"pip install 'ddcnn[mpich]' ({error})",
+                agreed=True,
+            ) from None
+        self._mpi = MPI
+        self.communicator = MPI.COMM_WORLD
+        self.rank, self.size = self.communicator.Get_rank(), self.communicator.Get_size()
+        if self.size == 1 and launched_size() > 1:
+            raise InputError(
+                f"the launcher started {launched_size()} processes, but MPI sees {launched_size()} jobs of one rank each: "
+                f"use the launcher that belongs to this MPI ({self.library()}); with srun, try --mpi=pmi2 or --mpi=pmix",
+                agreed=True,
+            )
+        self.timeline = Timeline()
+        node = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
+        cores = sorted(os.sched_getaffinity(0))
+        masks = np.empty(self.local_size, dtype=np.int64)
+        node.Allgather(np.array([zlib.crc32(repr(cores).encode())], dtype=np.int64), masks)
+        node.Free()
+        sharing = int((masks == masks[self.local_rank]).sum())  # ranks that run on the same cores as this one
+        self.cores_per_rank = max(1, len(cores) // sharing)
+
+    # Who owns what
+
+    def check_fits(self, decomposition: Decomposition) -> None:
+        """Every rank owns as many subdomains as the others.
+
+        Raises:
+            InputError: the ranks do not divide the subdomains; names the numbers of ranks that do.
+        """
+        subdomains = len(decomposition)
+        if subdomains % self.size:
+            fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
+            raise InputError(
+                f"{self.size} ranks do not fit {subdomains} subdomains (--grid {'x'.join(map(str, decomposition.grid))}): "
+                f"start {', '.join(fitting[:-1])} or {fitting[-1]} ranks with mpirun -n"
+            )
+
+    def owned(self, subdomains: int) -> range:
+        """The subdomains of this rank, as many on every rank."""
+        each = subdomains // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    # Collectives
+
+    def _wait(self, request, kind: str = "wait") -> None:
+        pause = 1e-5
+        with self.timeline.span(kind):
+            while not request.Test():
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_SLEEP)
+
+    def barrier(self) -> None:
+        self._wait(self.communicator.Ibarrier())
+
+    def gather(self, part: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray | None:
+        """``MPI_Gather`` to rank 0 in chunks: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on rank 0.
+
+        No message has more than ``chunk_bytes`` bytes in all, so that counts stay below 2³¹ and the memory bounded, however
+        large the parts are.
+        """
+        self.barrier()
+        part = np.ascontiguousarray(part)
+        flat = part.reshape(-1)
+        everyone = np.empty((self.size, *part.shape), dtype=part.dtype) if self.rank == 0 else None
+        step = max(1, chunk_bytes // (self.size * part.itemsize))
+        for begin in range(0, flat.size, step):
+            piece = flat[begin : begin + step]
+            arriving = np.empty((self.size, piece.size), dtype=part.dtype) if self.rank == 0 else None
+            self._wait(self.communicator.Igather(piece, arriving, root=0), "communicate")
+            if everyone is not None:
+                everyone.reshape(self.size, -1)[:, begin : begin + piece.size] = arriving
+        return everyone
+
+    def gather_rows(self, rows: np.ndarray) -> list[np.ndarray] | None:
+        """Gathers float64 arrays (rows, columns) whose number of rows differs from rank to rank: a list over ranks on rank 0."""
+        longest = self.largest(len(rows))
+        padded = np.full((longest, rows.shape[1]), np.nan)
+        padded[: len(rows)] = rows
+        everyone = self.gather(padded)
+        return None if everyone is None else [part[~np.isnan(part).all(axis=1)] for part in everyone]
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers, on all ranks."""
+        result = np.empty(1, dtype=np.int64)
+        self._wait(self.communicator.Iallreduce(np.array([number], dtype=np.int64), result, op=self._mpi.MAX))
+        return int(result[0])
+
+    def broadcast(self, value, root: int = 0):
+        """A JSON-serialisable value from ``root`` to all ranks."""
+        data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8) if self.rank == root else np.empty(0, dtype=np.uint8)
+        size = np.array([data.size], dtype=np.int64)
+        self._wait(self.communicator.Ibcast(size, root=root))
+        buffer = data.copy() if self.rank == root else np.empty(int(size[0]), dtype=np.uint8)
+        for begin in range(0, buffer.size, CHUNK_BYTES):
+            self._wait(self.communicator.Ibcast(buffer[begin : begin + CHUNK_BYTES], root=root))
+        return json.loads(buffer.tobytes())
+
+    # Agreeing on errors
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around work without communication that may refuse its input: if one rank refuses, all ranks do, with its words.
+
+        Raises:
+            InputError: of the lowest rank that raised one.
+        """
+        error = None
+        try:
+            yield
+        except InputError as refusal:
+            error = refusal
+        first = self.size - self.largest(self.size - self.rank if error else 0)
+        if first < self.size:
+            raise InputError(self.broadcast(str(error), root=first), agreed=True)
+
+    def on_root(self, work: Callable):
+        """Rank 0 does ``work``; all ranks have its JSON-serialisable result, or its InputError."""
+        result = None
+        with self.together():
+            if self.rank == 0:
+                with self.timeline.span("compute"):
+                    result = work()
+        return self.broadcast(result)
+
+    # Starting and ending
+
+    def threads(self, asked: int | None) -> int:
+        """Threads for this rank: as asked, else OMP_NUM_THREADS, else the cores of the node divided by the ranks that share them."""
+        if asked:
+            return asked
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        return int(given) if given.isdigit() and int(given) > 0 else self.cores_per_rank
+
+    def device(self, asked: str):
+        """The torch device of this rank: its node-local rank modulo the devices that it sees.
+
+        Raises:
+            InputError: ``cuda`` was asked for and there is none.
+        """
+        import torch
+
+        if asked == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: this process sees no CUDA device; take --device cpu or auto")
+        if asked == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+
+    def library(self) -> str:
+        return self._mpi.Get_library_version().split("\n")[0].strip().rstrip("\0")
+
+    def abort(self, code: int) -> None:
+        """Ends all ranks at once."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.communicator.Abort(code)

@@ -1,0 +1,59 @@
+"""What a person sees of a run on rank 0: a bar with the time left on a terminal, plain lines in a file."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "mpirun.openmpi", "orterun", "prterun", "srun"}
+
+
+class Progress:
+    """Counts the epochs of one phase. Use it as a context manager."""
+
+    def __init__(self, title: str, total: int, style: str):
+        self.title, self.total, self.done = title, total, 0
+        self.style = ("bar" if on_terminal() else "lines") if style == "auto" else style
+        self.begin = time.perf_counter()
+
+    def __enter__(self) -> "Progress":
+        if self.style == "bar":
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True, force_terminal=True),
+            )  # fmt: skip
+            self.task = self.bar.add_task(self.title, total=self.total, state="")
+            self.bar.start()
+        return self
+
+    def advance(self, state: str) -> None:
+        self.done += 1
+        if self.style == "bar":
+            self.bar.update(self.task, completed=self.done, state=state)
+        elif self.style == "lines":
+            left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
+            print(f"{self.title}  {self.done}/{self.total}  {state}  {left:.0f} s left", flush=True)
+
+    def __exit__(self, *error) -> None:
+        if self.style == "bar":
+            self.bar.stop()
+
+
+def on_terminal() -> bool:
+    """Whether a person looks at what this rank prints: a launcher passes it through a pipe, so look at the launcher's own stderr."""
+    if sys.stderr.isatty():
+        return True
+    process = os.getppid()
+    try:
+        while process > 1:
+            folder = Path("/proc") / str(process)
+            if (folder / "comm").read_text().strip() in LAUNCHERS:
+                return os.readlink(folder / "fd" / "2").startswith(("/dev/pts/", "/dev/tty"))
+            process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        pass  # another operating system, or a process that is gone
+    return False
