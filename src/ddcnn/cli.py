@@ -32,13 +32,16 @@ def main(arguments: list[str], world: World | None) -> int:
     text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_none=True))
     settings = kind.model_validate_json(text)
     if isinstance(settings, PartitionSettings):
-        from ddcnn.experiment import partition_command
+        from ddcnn.plan import partition_command
 
         partition_command(world, settings)
-    else:
-        from ddcnn.experiment import run_command
+    elif isinstance(settings, RunSettings):
+        from ddcnn.plan import prepare_run
 
-        run_command(world, settings)
+        store, output = prepare_run(world, settings)
+        from ddcnn.experiment import run
+
+        run(world, settings, store, output)
     return 0
 
 

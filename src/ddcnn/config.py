@@ -105,8 +105,8 @@ class RunSettings(DataSettings):
         "train", "samples whose local classifications train the DNN: those of the local CNNs, some held out, all out of fold"
     )
     folds: int = option(5, "folds of out-of-fold; holdout holds out one of them", "F", ge=2)
-    dnn_epochs: int = option(20, "epochs of training the DNN", "E", ge=1)
-    dnn_lr: float = option(0.002, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
+    dnn_epochs: int = option(10, "epochs of training the DNN", "E", ge=1)
+    dnn_lr: float = option(0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
     seed: int = option(0, "of everything but the subsets", "S", ge=0)
     evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")

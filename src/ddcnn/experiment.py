@@ -1,29 +1,22 @@
-"""A run from start to end, in the order of the papers: partition, local training, gather, one decision, report."""
+"""A run in the order of the papers: local training, gather, one decision. Module ``plan`` has partitioned the images."""
 
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 import torch
 
 from ddcnn import checkpoint
-from ddcnn.config import DataSettings, PartitionSettings, RunSettings
+from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation, Subimages
-from ddcnn.data.partition import partition
-from ddcnn.data.sources import Source, SourceOptions, balanced_subset, open_source
-from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
-from ddcnn.decomposition import Decomposition
-from ddcnn.errors import InputError
-from ddcnn.files import disk_errors, write_text
+from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.method.local import DnnSamples, LocalClassifier, train_local
-from ddcnn.networks import NETWORKS, Shape
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
 from ddcnn.results import Results
@@ -31,31 +24,8 @@ from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, classify
 
 
-def partition_command(world: World, settings: PartitionSettings) -> None:
-    """``ddcnn partition``."""
-    options = SourceOptions(settings.source, settings.data_root, settings.download, settings.volumes)
-
-    def check() -> None:
-        source = open_source(options)
-        decompose(settings, source)
-        select(settings, source)
-
-    world.on_root(check)
-    store = partition_source(world, settings, options, settings.output)
-    if world.rank == 0:
-        print(
-            f"{settings.output}: {store.train_samples} + {store.test_samples} images of {_times(store.shape)}, "
-            f"{len(store.decomposition)} subdomains"
-        )
-
-
-def run_command(world: World, settings: RunSettings) -> None:
-    """``ddcnn run``."""
-    world.barrier()
-    world.timeline.begin()
-    with world.timeline.phase("partition"):
-        store = find_or_partition(world, settings)
-        output = Path(world.on_root(lambda: str(prepare_output(settings, store))))
+def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path) -> None:
+    """Everything after the partitioning; all ranks together."""
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
@@ -79,87 +49,6 @@ def run_command(world: World, settings: RunSettings) -> None:
         world.barrier()
 
     results.write(engine, len(dnn_samples.index))
-
-
-def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
-    """Makes the output folder; refuses one that holds a finished run."""
-    grid = _times(store.grid)
-    output = settings.output or Path("runs") / f"{_file_name(settings.data)}-{grid}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (output / "results.json").exists() and not settings.overwrite:
-        raise InputError(f"--output {output} holds a finished run: name another folder, or replace it with --overwrite")
-    with disk_errors(output):
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (output / "results.json").unlink(missing_ok=True)
-    resolved = settings.model_copy(update={"output": output, "grid": store.grid, "overlap": store.overlap})
-    values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
-    write_text(output / "config.toml", tomli_w.dumps(values))
-    return output
-
-
-def decompose(settings: DataSettings, source: Source) -> Decomposition:
-    return Decomposition(source.shape[:-1], settings.grid, settings.overlap, settings.margin)
-
-
-def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
-    wanted = {"train": settings.train_samples, "test": settings.test_samples}
-    return {split: balanced_subset(source.splits[split].labels, wanted[split], settings.subset_seed, split) for split in SPLITS}
-
-
-def partition_source(world: World, settings: DataSettings, options: SourceOptions, path: Path) -> PartitionedSet:
-    """All ranks open the source, which rank 0 has found in order, and write the partitioned set together."""
-    with world.together(), world.timeline.span("compute"):
-        source = open_source(options)
-    return partition(world, source, select(settings, source), decompose(settings, source), path)
-
-
-def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
-    """The partitioned set of a run: as given, as found from an earlier run of the same content, or made now."""
-    options = SourceOptions(settings.data, settings.data_root, settings.download, settings.volumes)
-
-    def plan() -> tuple[str, bool]:
-        """Everything that can be refused is refused here, before any rank works."""
-        given = Path(settings.data)
-        if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
-            store = PartitionedSet.open(given)
-            check_given(settings, store)
-            check_fits(world, settings, store.decomposition, store.shape[-1], len(store.class_names))
-            return str(given), True
-        source = open_source(options)
-        decomposition = decompose(settings, source)
-        select(settings, source)
-        check_fits(world, settings, decomposition, source.shape[-1], len(source.class_names))
-        content = settings.model_dump_json(include=set(DataSettings.model_fields) - {"data_root", "download"})
-        key = sha256(repr((source.fingerprint, content, SCHEMA_VERSION)).encode()).hexdigest()[:16]
-        path = settings.partitions / f"{_file_name(settings.data)}-{settings.grid_text}-{key}.h5"
-        return str(path), path.is_file()
-
-    path, there = world.on_root(plan)
-    if there:
-        with world.together():
-            return PartitionedSet.open(Path(path))
-    return partition_source(world, settings, options, Path(path))
-
-
-def check_given(settings: RunSettings, store: PartitionedSet) -> None:
-    """Refuses options that a set which is already partitioned cannot follow."""
-    for name in ("grid", "overlap"):
-        if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
-            raise InputError(f"--{name}: {store.path} is partitioned with {name} {getattr(store, name)}; leave --{name} out")
-    for name in ("train_samples", "test_samples"):
-        if name in settings.model_fields_set:
-            raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
-    if settings.margin > store.margin:
-        raise InputError(f"--shift {settings.shift}: {store.path} is partitioned with a margin of {store.margin} pixels for shifts")
-
-
-def check_fits(world: World, settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
-    """Refuses subimages that are too small for the network, and numbers of ranks that do not fit the subdomains."""
-    for subdomain in decomposition.subdomains:
-        Shape(subdomain.subimage.shape, channels, classes).check(settings.network)
-    if "flip" in settings.augment:
-        for subdomain in decomposition.subdomains:
-            decomposition.mirror(subdomain.index)
-    world.check_fits(decomposition)
 
 
 def train_subdomain(
@@ -252,11 +141,3 @@ def failing_in(what: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(what)
         raise
-
-
-def _times(numbers: Iterable[int]) -> str:
-    return "x".join(map(str, numbers))
-
-
-def _file_name(source: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(source).name)

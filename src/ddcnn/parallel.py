@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def launched_rank() -> int:
 
 
 class World:
-    """All ranks of the job.
+    """All ranks of the job, or of a communicator.
 
     Attributes:
         rank, size: of this process in the job.
@@ -47,9 +48,11 @@ class World:
         InputError: the launcher started several processes that MPI does not know as one job.
     """
 
-    def __init__(self):
+    def __init__(self, communicator=None):
         try:
-            from mpi4py import MPI
+            with warnings.catch_warnings():  # of a launcher of another MPI, which is refused below
+                warnings.simplefilter("ignore", RuntimeWarning)
+                from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError where it finds no MPI library
             raise InputError(
                 "no MPI library can be loaded: on a cluster load its MPI module, elsewhere install one with "
@@ -57,9 +60,9 @@ class World:
                 agreed=True,
             ) from None
         self._mpi = MPI
-        self.communicator = MPI.COMM_WORLD
+        self.communicator = communicator or MPI.COMM_WORLD
         self.rank, self.size = self.communicator.Get_rank(), self.communicator.Get_size()
-        if self.size == 1 and launched_size() > 1:
+        if communicator is None and self.size == 1 and launched_size() > 1:
             raise InputError(
                 f"the launcher started {launched_size()} processes, but MPI sees {launched_size()} jobs of one rank each: "
                 f"use the launcher that belongs to this MPI ({self.library()}); with srun, try --mpi=pmi2 or --mpi=pmix",

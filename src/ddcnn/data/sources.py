@@ -6,6 +6,7 @@ To add a source: write a function ``(SourceOptions) -> Source`` and give it a na
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,7 @@ def _torchvision(class_name: str) -> Callable[[SourceOptions], Source]:
     return open_set
 
 
+@cache
 def _torchvision_datasets():
     """torchvision.datasets, also where torchvision was built for CUDA and torch was not.
 

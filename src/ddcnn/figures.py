@@ -1,0 +1,297 @@
+"""The figures of a report, one function each: arrays in, a figure out. N subdomains, K classes, S samples, d = 2 or 3 dimensions.
+
+The colours are those of Okabe and Ito and the maps cividis and Blues, which colour-blind readers can tell apart too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import PowerNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#999999"
+GAP = to_rgb("#FBE3B5")  # between subimages: no shade of grey, so that it is not taken for a part of them
+KIND_COLOURS = {"compute": BLUE, "communicate": ORANGE, "wait": "#D4D4D4"}
+MANY_CUTS = 64  # cores with bold lines between them
+MANY_CURVES = 16  # subdomains with a curve each; of more, the range is drawn
+MANY_CELLS = 144  # cells of a map with their numbers written in
+MANY_CLASSES = 20  # classes with names at the axes and numbers in the cells
+MANY_PIXELS = 700  # of an image along an axis
+MANY_RANKS = 64  # ranks with a row each
+TIME_STEPS = 1500  # columns of the timeline, about as many as the picture has pixels
+OUTLINED = {"lw": 1.8, "path_effects": [withStroke(linewidth=3.5, foreground="black")]}  # a line that stands out from any image
+CUT: dict[str, Any] = {"color": ORANGE, **OUTLINED}
+FRAME: dict[str, Any] = {"color": SKY, "ls": "--", **OUTLINED}
+
+
+def decomposition(images: np.ndarray, titles: Sequence[str], cores: np.ndarray, subimages: np.ndarray) -> Figure:
+    """Images cut into cores, and below them their subimages drawn apart.
+
+    Args:
+        images: (n, rows, columns, C), or (n, depth, rows, columns, C), of which the first is shown in its three middle slices.
+        titles: one for each image.
+        cores, subimages: (N, 2, d) start and stop of the boxes.
+    """
+    if images.ndim == 5:
+        panels = [_middle_slice(images[0], cores, subimages, axis) for axis in range(3)]
+        titles = [f"{name} {images.shape[1 + axis] // 2}" for axis, name in enumerate(("depth", "row", "column"))]
+    else:
+        panels = [(image, cores, subimages) for image in images]
+    panels = [_thinned(*panel) for panel in panels]
+    shades = _scaled([image for image, _, _ in panels])
+    aspect = max(shade.shape[0] / shade.shape[1] for shade in shades)
+    parts = 1 if len(cores) == 1 else 2
+    figure = Figure((max(2.4 * len(panels), 5), 0.9 + parts * 2.35 * min(aspect, 2)), layout="constrained")
+    axes = figure.subplots(parts, len(panels), squeeze=False)
+    overlap = bool((cores != subimages).any())
+    for column, (shade, (_, core, subimage)) in enumerate(zip(shades, panels, strict=True)):
+        chosen = _middle_of_grid(core)
+        _show_image(axes[0, column], shade, titles[column])
+        height, width = shade.shape[:2]
+        cut = CUT if len(core) <= MANY_CUTS else CUT | {"lw": 0.6, "path_effects": None}
+        axes[0, column].hlines(np.unique(core[:, :, 0]), 0, width, **cut, clip_on=False)
+        axes[0, column].vlines(np.unique(core[:, :, 1]), 0, height, **cut, clip_on=False)
+        if overlap:
+            _frame(axes[0, column], subimage[chosen])
+        if parts == 2:
+            apart, moved = _drawn_apart(shade, core, subimage)
+            _show_image(axes[1, column], apart, "")
+            if overlap:
+                _frame(axes[1, column], moved[chosen])
+    for first, text in zip(axes[:, 0], ("image and cores", "subimages"), strict=False):
+        first.set_ylabel(text)
+    lines = [Line2D([], [], **CUT, label="cores"), Line2D([], [], **FRAME, label="one subimage: its core and overlap")][: 1 + overlap]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _middle_slice(volume: np.ndarray, cores: np.ndarray, subimages: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle slice of a volume across an axis, (h, w, C), and the boxes (M, 2, 2) of the cores that it meets."""
+    middle = volume.shape[axis] // 2
+    met = (cores[:, 0, axis] <= middle) & (middle < cores[:, 1, axis])
+    return volume.take(middle, axis), np.delete(cores[met], axis, 2), np.delete(subimages[met], axis, 2)
+
+
+def _thinned(image: np.ndarray, cores: np.ndarray, subimages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every k-th pixel of an image that has more than a picture can show, and the boxes in what is left."""
+    k = -(-max(image.shape[:2]) // MANY_PIXELS)
+    return image[::k, ::k], -(-cores // k), -(-subimages // k)
+
+
+def _scaled(images: list[np.ndarray]) -> list[np.ndarray]:
+    """(h, w, 3) in [0, 1] out of pixels in any unit; few outliers do not darken the rest. Of 2 or over 3 channels, the first is shown."""
+    shown = [np.nan_to_num(image.astype(np.float64)) for image in images]
+    shown = [image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, -1) for image in shown]
+    pixels = np.concatenate([image.ravel() for image in shown])
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    if low == high:
+        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
+    return [np.clip((image - low) / (high - low), 0, 1) for image in shown]
+
+
+def _drawn_apart(image: np.ndarray, cores: np.ndarray, subimages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The subimages laid side by side with a gap between them: the picture (h', w', 3), the boxes (N, 2, 2) in it."""
+    gap = int(np.ceil(0.1 * (cores[:, 1] - cores[:, 0]).max()))
+    position = np.stack([np.searchsorted(np.unique(cores[:, 0, axis]), cores[:, 0, axis]) for axis in (0, 1)], 1)  # (N, 2)
+    reach = np.abs(cores - subimages).max()  # the overlap: neighbours share 2δ pixels
+    moved = subimages + (position * (2 * reach + gap))[:, None]
+    picture = np.full((*moved[:, 1].max(0), 3), GAP)
+    for old, new in zip(subimages, moved, strict=True):
+        picture[new[0, 0] : new[1, 0], new[0, 1] : new[1, 1]] = image[old[0, 0] : old[1, 0], old[0, 1] : old[1, 1]]
+    return picture, moved
+
+
+def _middle_of_grid(cores: np.ndarray) -> int:
+    """The core whose centre lies nearest to the image's, so that it has neighbours on as many sides as can be."""
+    centre = (cores.sum(1) - cores[:, 1].max(0)) / 2  # (N, 2), from the image's centre
+    return int(np.argmin((centre**2).sum(1)))
+
+
+def _show_image(axes: Any, image: np.ndarray, title: str) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(False)
+
+
+def _frame(axes: Any, box: np.ndarray) -> None:
+    """A dashed frame around a box (2, 2): start and stop."""
+    (top, left), (bottom, right) = box
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **FRAME, zorder=3, clip_on=False))
+
+
+def local_accuracy(accuracies: np.ndarray, methods: dict[str, float]) -> Figure:
+    """Test accuracy of every local CNN on the grid, (rows, columns) or (depth, rows, columns), beside that of the methods."""
+    layers = 100 * accuracies.reshape(-1, *accuracies.shape[-2:])
+    across = int(np.ceil(np.sqrt(len(layers))))
+    down = int(np.ceil(len(layers) / across))
+    figure = Figure((11, max(3.8, 2.6 * down)), layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.2, 1))[0]
+    grid = left.subplots(down, across, squeeze=False)
+    low, high = layers.min(), layers.max()
+    for axes in grid.ravel()[len(layers) :]:
+        axes.remove()
+    for depth, (axes, layer) in enumerate(zip(grid.ravel(), layers, strict=False)):
+        shown = axes.imshow(layer, cmap="cividis", vmin=low - 0.5, vmax=high + 0.5)
+        rows, columns = layer.shape
+        axes.set(xticks=range(0, columns, -(-columns // 8)), yticks=range(0, rows, -(-rows // 8)))
+        if layer.size * across**2 <= MANY_CELLS:
+            _write_numbers(axes, layer, layer < (low + high) / 2, "{:.1f}", 10 if columns * across <= 8 else 7)
+        if len(layers) > 1:
+            axes.set_title(f"depth {depth}")
+        if axes.get_subplotspec().is_last_row():
+            axes.set_xlabel("column of the grid")
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("row of the grid")
+    left.colorbar(shown, ax=grid, label="test accuracy in percent", shrink=0.9)
+    left.suptitle("local CNNs")
+
+    bars = {"worst local CNN": low, "mean local CNN": layers.mean(), "best local CNN": high}
+    bars |= {name: 100 * accuracy for name, accuracy in methods.items()}
+    axes = right.subplots()
+    drawn = axes.barh(list(bars), list(bars.values()), color=[GREY] * 3 + [BLUE] * len(methods))
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.set(xlim=(0, 115), xticks=range(0, 101, 20), xlabel="test accuracy in percent")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    right.suptitle("local CNNs and methods")
+    return figure
+
+
+def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float]) -> Figure:
+    """Loss and accuracy over the epochs (lines of metrics.jsonl), a row of panels per phase; its method's test accuracy at the end."""
+    phases = list(dict.fromkeys(epoch["phase"] for epoch in epochs))
+    figure = Figure((10, 0.5 + 2.7 * len(phases)), layout="constrained")
+    for phase, (loss, accuracy) in zip(phases, figure.subplots(len(phases), 2, squeeze=False), strict=True):
+        rows = [epoch for epoch in epochs if epoch["phase"] == phase]
+        name = {"local": "local CNNs", "dnn": "DNN"}.get(phase, phase)
+        _curves(loss, rows, "loss", 1, BLUE, "training")
+        loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, None))
+        _curves(accuracy, rows, "accuracy", 100, BLUE, "training")
+        _curves(accuracy, rows, "test_accuracy", 100, ORANGE, "test")
+        if phase in test_accuracy:
+            accuracy.axhline(100 * test_accuracy[phase], color=ORANGE, ls=":", lw=2, label="test, at the end")
+        accuracy.set(title=f"{name}: accuracy in percent", xlabel="epoch", ylim=(0, None))
+        for axes in (loss, accuracy):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.3)
+            axes.legend(loc="best", frameon=False, fontsize=9)
+    return figure
+
+
+def _curves(axes: Any, rows: list[dict[str, Any]], quantity: str, factor: float, colour: str, label: str) -> None:
+    """A thin line per subdomain, or the range of many, and the mean in bold."""
+    rows = [row for row in rows if row[quantity] is not None]
+    if not rows:
+        return
+    epochs = sorted({row["epoch"] for row in rows})
+    subdomains = {subdomain: k for k, subdomain in enumerate(dict.fromkeys(row["subdomain"] for row in rows))}
+    column = {epoch: k for k, epoch in enumerate(epochs)}
+    curves = np.full((len(subdomains), len(epochs)), np.nan)
+    for row in rows:
+        curves[subdomains[row["subdomain"]], column[row["epoch"]]] = factor * row[quantity]
+    if len(subdomains) > MANY_CURVES:
+        axes.fill_between(epochs, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.2, lw=0, label=f"{label}, range")
+    elif len(subdomains) > 1:
+        axes.plot(epochs, curves.T, color=colour, lw=0.8, alpha=0.5)
+    mean = f"{label}, mean" if len(subdomains) > 1 else label
+    axes.plot(epochs, np.nanmean(curves, 0), color=colour, lw=2, marker="o" if len(epochs) < 10 else None, ms=4, label=mean)
+
+
+def confusion(shares: np.ndarray, names: Sequence[str], method: str) -> Figure:
+    """Shares (K, K) of the samples of a class (row) that a method puts into a class (column)."""
+    classes = len(shares)
+    size = min(max(4.2, 2.5 + 0.42 * classes), 9)
+    figure = Figure((size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    # the root lets rare confusions show beside a strong diagonal
+    shown = axes.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    if classes <= MANY_CLASSES:
+        ticks = np.arange(classes)
+        labels = [name if len(name) <= 16 else name[:15] + "…" for name in names]
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+        axes.set_xticks(ticks, labels, **slanted)
+        axes.set_yticks(ticks, labels)
+        _write_numbers(axes, 100 * shares, shares > 0.3, "{:.0f}", 9)
+    number = "" if classes <= MANY_CLASSES else " (its number)"
+    axes.set(xlabel=f"found class{number}", ylabel=f"true class{number}", title=f"{method}: percent of each true class")
+    figure.colorbar(shown, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.8)
+    return figure
+
+
+def _write_numbers(axes: Any, values: np.ndarray, on_dark: np.ndarray, pattern: str, size: float) -> None:
+    """Writes values (rows, columns) into the cells of a map, in white where it is dark; a value that rounds to 0 is left out."""
+    for (row, column), value in np.ndenumerate(values):
+        if value >= 0.5:
+            colour = "white" if on_dark[row, column] else "black"
+            axes.text(column, row, pattern.format(value), ha="center", va="center", color=colour, fontsize=size)
+
+
+def timeline(spans: np.ndarray, phases: Sequence[str], kinds: Sequence[str]) -> Figure:
+    """A row per rank, coloured by what it does when.
+
+    Args:
+        spans: (spans, 5) rank, phase, kind, start and stop in seconds; those of one rank do not overlap.
+        phases, kinds: names for the numbers in ``spans``.
+    """
+    ranks = np.unique(spans[:, 0])
+    shown = ranks[np.linspace(0, len(ranks) - 1, min(len(ranks), MANY_RANKS)).round().astype(int)]
+    end = spans[:, 4].max()
+    edges = np.linspace(0, end, TIME_STEPS + 1)
+    # a picture rather than a bar per span: a step of training may leave thousands of spans in one pixel
+    picture = np.ones((len(shown), TIME_STEPS, 3))
+    for row, rank in enumerate(shown):
+        for number, kind in enumerate(kinds):
+            share = _share(spans[(spans[:, 0] == rank) & (spans[:, 2] == number), 3:], edges)
+            picture[row] += share[:, None] * (np.array(to_rgb(KIND_COLOURS[kind])) - 1)
+    height = min(max(0.3 * len(shown), 0.6), 6)
+    figure = Figure((10, 1.6 + height))
+    figure.set_layout_engine("constrained", h_pad=0, hspace=0)  # the phases' lines go on from the strip to the rows
+    strip, axes = figure.subplots(2, 1, height_ratios=(0.5, height))
+    axes.imshow(picture.clip(0, 1), extent=(0, end, len(shown) - 0.5, -0.5), aspect="auto", interpolation="nearest")
+    axes.hlines(np.arange(1, len(shown)) - 0.5, 0, end, color="white", lw=2 if len(shown) <= 16 else 0.7)
+    step = int(np.ceil(len(shown) / 16))
+    axes.set_yticks(range(0, len(shown), step), [f"{rank:.0f}" for rank in shown[::step]])
+    axes.set(xlabel="seconds", ylabel="rank" if len(shown) == len(ranks) else f"rank ({len(shown)} of {len(ranks)} are shown)")
+    axes.spines[["top", "right"]].set_visible(False)
+    begins = {name: spans[spans[:, 1] == number, 3].min() for number, name in enumerate(phases) if (spans[:, 1] == number).any()}
+    axes.vlines(list(begins.values()), -0.5, len(shown) - 0.5, color="black", lw=1, clip_on=False)
+    _name_phases(strip, begins, end)
+    seconds = [(spans[spans[:, 2] == number, 4] - spans[spans[:, 2] == number, 3]).sum() for number in range(len(kinds))]
+    patches = [
+        Patch(color=KIND_COLOURS[kind], label=f"{kind} {100 * part / end / len(ranks):.0f} %")
+        for kind, part in zip(kinds, seconds, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(kinds), frameon=False, borderpad=1)
+    return figure
+
+
+def _share(spans: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share of every time step between ``edges`` (T + 1,) that spans (n, 2), which do not overlap, cover: (T,)."""
+    spans = spans[np.argsort(spans[:, 0])]
+    covered = np.cumsum(np.diff(spans, axis=1))
+    so_far = np.stack([np.concatenate([[0], covered[:-1]]), covered], 1) if len(spans) else np.zeros((1, 2))
+    knots = spans if len(spans) else np.zeros((1, 2))
+    return np.diff(np.interp(edges, knots.ravel(), so_far.ravel())) / np.diff(edges)
+
+
+def _name_phases(strip: Any, begins: dict[str, float], end: float) -> None:
+    """The name of every phase above its beginning, moved aside where names would meet; a line leads to it."""
+    room = 0.1 * end  # for a name
+    names = sorted(begins, key=lambda name: begins[name])
+    places = np.array([begins[name] for name in names])
+    for k in range(1, len(names)):
+        places[k] = max(places[k], places[k - 1] + room)
+    for k in range(len(names)):
+        places[k] = min(places[k], end - room * (len(names) - k - 0.2))
+    for name, place in zip(names, places, strict=True):
+        strip.plot([begins[name], place, place], [0, 0.4, 0.5], color="black", lw=1, clip_on=False)
+        strip.text(place, 0.55, name)
+    strip.set(xlim=(0, end), ylim=(0, 1))
+    strip.set_axis_off()

@@ -1,0 +1,143 @@
+"""Before any rank trains: what is asked for is checked on rank 0, the images are partitioned or found, the folder is made.
+
+Nothing here needs torch, so that a refusal comes at once.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+
+from ddcnn.config import DataSettings, PartitionSettings, RunSettings
+from ddcnn.data.partition import partition
+from ddcnn.data.sources import Source, SourceOptions, balanced_subset, open_source
+from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.files import disk_errors, write_text
+from ddcnn.networks.shape import Shape
+from ddcnn.parallel import World
+
+
+def partition_command(world: World, settings: PartitionSettings) -> None:
+    """``ddcnn partition``."""
+    options = SourceOptions(settings.source, settings.data_root, settings.download, settings.volumes)
+    opened: list[Source] = []
+
+    def check() -> None:
+        opened.append(open_source(options))
+        decompose(settings, opened[0])
+        select(settings, opened[0])
+
+    world.on_root(check)
+    store = partition_source(world, settings, options, settings.output, opened)
+    if world.rank == 0:
+        print(
+            f"{settings.output}: {store.train_samples} + {store.test_samples} images of {_times(store.shape)}, "
+            f"{len(store.decomposition)} subdomains"
+        )
+
+
+def prepare_run(world: World, settings: RunSettings) -> tuple[PartitionedSet, Path]:
+    """The partitioned set and the output folder of a run; all ranks together."""
+    world.barrier()
+    world.timeline.begin()
+    with world.timeline.phase("partition"):
+        store = find_or_partition(world, settings)
+        return store, Path(world.on_root(lambda: str(prepare_output(settings, store))))
+
+
+def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
+    """Makes the output folder and writes the resolved settings into it."""
+    name = f"{_file_name(settings.data)}-{_times(store.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    output = settings.output or Path("runs") / name
+    with disk_errors(output):
+        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (output / "results.json").unlink(missing_ok=True)
+    resolved = settings.model_copy(update={"output": output, "grid": store.grid, "overlap": store.overlap})
+    values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
+    write_text(output / "config.toml", tomli_w.dumps(values))
+    return output
+
+
+def decompose(settings: DataSettings, source: Source) -> Decomposition:
+    return Decomposition(source.shape[:-1], settings.grid, settings.overlap, settings.margin)
+
+
+def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
+    wanted = {"train": settings.train_samples, "test": settings.test_samples}
+    return {split: balanced_subset(source.splits[split].labels, wanted[split], settings.subset_seed, split) for split in SPLITS}
+
+
+def partition_source(world: World, settings: DataSettings, options: SourceOptions, path: Path, opened: list[Source]) -> PartitionedSet:
+    """All ranks open the source, as rank 0 has ``opened`` it already and found it in order, and write the partitioned set together."""
+    with world.together(), world.timeline.span("compute"):
+        source = opened[0] if opened else open_source(options)
+    return partition(world, source, select(settings, source), decompose(settings, source), path)
+
+
+def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
+    """The partitioned set of a run: as given, as found from an earlier run of the same content, or made now."""
+    options = SourceOptions(settings.data, settings.data_root, settings.download, settings.volumes)
+
+    opened: list[Source] = []
+
+    def plan() -> tuple[str, bool]:
+        """Everything that can be refused is refused here, before any rank works."""
+        if settings.output and (settings.output / "results.json").exists() and not settings.overwrite:
+            raise InputError(f"--output {settings.output} holds a finished run: name another folder, or add --overwrite")
+        given = Path(settings.data)
+        if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
+            store = PartitionedSet.open(given)
+            check_given(settings, store)
+            check_fits(world, settings, store.decomposition, store.shape[-1], len(store.class_names))
+            return str(given), True
+        source = open_source(options)
+        opened.append(source)
+        decomposition = decompose(settings, source)
+        select(settings, source)
+        check_fits(world, settings, decomposition, source.shape[-1], len(source.class_names))
+        content = settings.model_dump_json(include=set(DataSettings.model_fields) - {"data_root", "download"})
+        key = sha256(repr((source.fingerprint, content, SCHEMA_VERSION)).encode()).hexdigest()[:16]
+        path = settings.partitions / f"{_file_name(settings.data)}-{settings.grid_text}-{key}.h5"
+        return str(path), path.is_file()
+
+    path, there = world.on_root(plan)
+    if there:
+        with world.together():
+            return PartitionedSet.open(Path(path))
+    return partition_source(world, settings, options, Path(path), opened)
+
+
+def check_given(settings: RunSettings, store: PartitionedSet) -> None:
+    """Refuses options that a set which is already partitioned cannot follow."""
+    for name in ("grid", "overlap"):
+        if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
+            raise InputError(f"--{name}: {store.path} is partitioned with {name} {getattr(store, name)}; leave --{name} out")
+    for name in ("train_samples", "test_samples"):
+        if name in settings.model_fields_set:
+            raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
+    if settings.margin > store.margin:
+        raise InputError(f"--shift {settings.shift}: {store.path} is partitioned with a margin of {store.margin} pixels for shifts")
+
+
+def check_fits(world: World, settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
+    """Refuses subimages that are too small for the network, and numbers of ranks that do not fit the subdomains."""
+    for subdomain in decomposition.subdomains:
+        Shape(subdomain.subimage.shape, channels, classes).check(settings.network)
+    if "flip" in settings.augment:
+        for subdomain in decomposition.subdomains:
+            decomposition.mirror(subdomain.index)
+    world.check_fits(decomposition)
+
+
+def _times(numbers: Iterable[int]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _file_name(source: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(source).name)

@@ -1,0 +1,92 @@
+"""The collectives of ddcnn.parallel, at whatever number of ranks mpirun has started."""
+
+import numpy as np
+import pytest
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+
+
+def part_of(rank: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return (np.arange(np.prod(shape)) * 7 + 1000 * rank).astype(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 24, 1000, 1 << 28])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint8"])
+@pytest.mark.parametrize("shape", [(2, 5, 3), (1, 1, 1), (3, 0, 2)])
+def test_gather_brings_every_part_to_rank_0_whatever_the_chunk(world, shape, dtype, chunk_bytes):
+    gathered = world.gather(part_of(world.rank, shape, dtype), chunk_bytes)
+    if world.rank:
+        assert gathered is None
+    else:
+        np.testing.assert_array_equal(gathered, [part_of(rank, shape, dtype) for rank in range(world.size)])
+
+
+def test_gather_takes_a_view_that_is_not_contiguous(world):
+    gathered = world.gather(part_of(world.rank, (4, 6), "float32").T[::2], 50)
+    if gathered is not None:
+        np.testing.assert_array_equal(gathered, [part_of(rank, (4, 6), "float32").T[::2] for rank in range(world.size)])
+
+
+def test_rows_of_different_number_arrive_rank_by_rank(world):
+    gathered = world.gather_rows(np.full((world.rank, 3), float(world.rank)))
+    if gathered is not None:
+        assert [rows.shape for rows in gathered] == [(rank, 3) for rank in range(world.size)]
+        assert all((rows == rank).all() for rank, rows in enumerate(gathered))
+
+
+@pytest.mark.parametrize("root", [0, -1])
+def test_broadcast_brings_a_value_to_all_ranks(world, root):
+    root %= world.size
+    value = {"text": "δ" * 3000, "numbers": [1, 2.5, None]}
+    assert world.broadcast(value if world.rank == root else None, root) == value
+
+
+def test_one_rank_refuses_and_all_ranks_refuse_with_its_words(world):
+    with pytest.raises(InputError, match="^of the last rank$") as raised, world.together():
+        if world.rank == world.size - 1:
+            raise InputError("of the last rank")
+    assert raised.value.agreed
+
+
+def test_the_lowest_of_several_refusing_ranks_speaks(world):
+    with pytest.raises(InputError, match="^rank 0$"), world.together():
+        raise InputError(f"rank {world.rank}")
+
+
+def test_on_root_gives_its_result_and_its_refusal_to_all(world):
+    calls = []
+    assert world.on_root(lambda: calls.append(1) or [world.rank, "done"]) == [0, "done"]
+    assert len(calls) == (world.rank == 0)
+
+    def refuse():
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        world.on_root(refuse)
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_ranks_own_every_subdomain_exactly_once(world, each):
+    owned = list(world.owned(each * world.size))
+    gathered = world.gather(np.array(owned))
+    if gathered is not None:
+        assert gathered.reshape(-1).tolist() == list(range(each * world.size))
+
+
+def test_ranks_that_do_not_divide_the_subdomains_are_refused_with_those_that_do(world):
+    world.check_fits(Decomposition((100,), (2 * world.size,)))
+    if world.size > 1:
+        with pytest.raises(InputError, match=f"{world.size} ranks do not fit 1 subdomains"):
+            world.check_fits(Decomposition((100,), (1,)))
+        with pytest.raises(InputError, match=f"start 1.* or {2 * world.size + 1} ranks"):
+            world.check_fits(Decomposition((100,), (2 * world.size + 1,)))
+
+
+def test_waiting_and_communicating_are_recorded_apart(world):
+    world.timeline.begin()
+    with world.timeline.phase("gather"):
+        world.gather(np.zeros(1000))
+    spans = world.timeline.array()
+    assert {1, 2} == set(spans[:, 1])
+    assert (spans[:, 3] >= spans[:, 2]).all()

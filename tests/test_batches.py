@@ -1,0 +1,147 @@
+"""Network input: normalisation, memory format, and augmentations that are the same for all subimages of an image."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddcnn.data.batches import Augmentation, Subimages
+from ddcnn.data.partition import partition
+from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.store import PartitionedSet
+from ddcnn.decomposition import Decomposition
+
+CPU = torch.device("cpu")
+SAMPLES = 40
+CASES = {  # shape, grid, overlap, type
+    "2-D": ((6, 8, 3), (2, 2), 1, "uint8"),
+    "2-D without overlap": ((7, 9, 1), (3, 3), 0, "float32"),
+    "2-D uneven": ((5, 8, 2), (1, 3), 2, "int16"),
+    "3-D": ((4, 5, 6, 2), (2, 1, 3), 1, "uint16"),
+    "big-endian": ((5, 6, 1), (2, 2), 1, ">u2"),
+}
+
+
+@pytest.fixture(scope="module")
+def stores(world, write_arrays, random_arrays, tmp_path_factory):
+    """Gives the set of a case, and its training images as they are."""
+    kept: dict = {}
+
+    def make(case: str, margin: int = 2, whole: bool = False) -> tuple[PartitionedSet, np.ndarray]:
+        shape, grid, overlap, dtype = CASES[case]
+        grid = (1,) * len(grid) if whole else grid
+        key = (case, margin, whole)
+        if key not in kept:
+            folder = tmp_path_factory.mktemp("stores")
+            arrays = random_arrays(shape, dtype, train=SAMPLES, classes=3)
+            path = write_arrays(folder / "source.npz", **arrays)
+            source = open_source(SourceOptions(str(path), Path(), volumes=len(grid) == 3))
+            everything = {name: np.arange(len(split)) for name, split in source.splits.items()}
+            decomposition = Decomposition(shape[:-1], grid, overlap, margin)
+            kept[key] = partition(world, source, everything, decomposition, folder / "set.h5"), arrays["x_train"]
+        return kept[key]
+
+    return make
+
+
+def batches(store: PartitionedSet, augmentation=Augmentation(), seed: int | None = None) -> list[torch.Tensor]:
+    """The batch of all training samples, in a shuffled order, of every subdomain, each with the same draw."""
+    found = []
+    for index in range(len(store.decomposition)):
+        draw = None if seed is None else torch.Generator().manual_seed(seed)
+        found.append(Subimages.load(store, "train", index, CPU, augmentation).batch(order(), draw))
+    return found
+
+
+def order() -> torch.Tensor:
+    return torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(7))
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+    """(S, *shape, C) -> (S, *shape, C), with mean 0 and standard deviation 1 per channel."""
+    pixels = images.astype(np.float64)
+    axes = tuple(range(images.ndim - 1))
+    return (pixels - pixels.mean(axis=axes)) / pixels.std(axis=axes)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("margin", [0, 2])
+def test_a_batch_is_the_normalised_subimages_channels_first(stores, case, margin):
+    store, images = stores(case, margin)
+    expected = np.moveaxis(normalised(images), -1, 1)[order().numpy()]
+    for subdomain, batch in zip(store.decomposition.subdomains, batches(store), strict=True):
+        assert batch.dtype == torch.float32
+        assert batch.shape == (SAMPLES, store.shape[-1], *subdomain.subimage.shape)
+        np.testing.assert_allclose(batch, expected[(..., *subdomain.subimage.slices)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["2-D", "3-D"])
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_batches_lie_in_memory_as_channels_last(stores, case, augmentation, seed):
+    store, _ = stores(case)
+    form = torch.channels_last if case == "2-D" else torch.channels_last_3d
+    for batch in batches(store, augmentation, seed):
+        assert batch.is_contiguous(memory_format=form)
+
+
+def test_labels_are_those_of_the_set(stores):
+    store, _ = stores("2-D")
+    labels = Subimages.load(store, "train", 1, CPU).labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [k % 3 for k in range(SAMPLES)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 1)])
+def test_without_a_draw_nothing_is_augmented(stores, case, augmentation):
+    store, _ = stores(case)
+    for plain, batch in zip(batches(store), batches(store, augmentation), strict=True):
+        assert torch.equal(plain, batch)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)])
+def test_a_draw_decides_the_augmentation(stores, augmentation):
+    store, _ = stores("2-D")
+    first, again, other = (batches(store, augmentation, seed)[0] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=1), Augmentation(shift=2), Augmentation(True, 2)])
+def test_all_subimages_of_an_image_are_augmented_alike(stores, case, augmentation):
+    store, _ = stores(case)
+    whole = batches(stores(case, whole=True)[0], augmentation, seed=3)[0]
+    for subdomain, batch in zip(store.decomposition.subdomains, batches(store, augmentation, seed=3), strict=True):
+        assert torch.equal(batch, whole[(..., *subdomain.subimage.slices)])
+
+
+def augmented(images: np.ndarray, flip: bool, offset: tuple[int, ...]) -> np.ndarray:
+    """Normalised images (S, *shape, C), flipped from left to right, then moved by ``offset`` with zeros coming in."""
+    images = images[..., ::-1, :] if flip else images
+    widest = max(map(abs, offset), default=0)
+    padded = np.pad(images, [(0, 0), *[(widest, widest)] * len(offset), (0, 0)])
+    places = tuple(slice(widest + o, widest + o + n) for o, n in zip(offset, images.shape[1:-1], strict=True))
+    return padded[(slice(None), *places)]
+
+
+@pytest.mark.parametrize("case", ["2-D", "2-D uneven", "3-D"])
+@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=1), Augmentation(shift=2), Augmentation(True, 1)])
+def test_an_augmented_image_is_flipped_and_shifted_with_zeros_coming_in(stores, case, augmentation):
+    store, images = stores(case, whole=True)
+    batch = np.moveaxis(batches(store, augmentation, seed=3)[0].numpy(), 1, -1)
+    images = normalised(images)[order().numpy()]
+    axes, shift = images.ndim - 2, augmentation.shift
+    found = {}  # sample -> (flip, offset)
+    for flip, offset in product((False, True), product(range(-2, 3), repeat=axes)):
+        same = np.isclose(batch, augmented(images, flip, offset), rtol=1e-4, atol=1e-4).reshape(SAMPLES, -1).all(axis=1)
+        found |= {sample: (flip, offset) for sample in np.flatnonzero(same)}
+    assert len(found) == SAMPLES
+    assert {flip for flip, _ in found.values()} == ({False, True} if augmentation.flip else {False})
+    for axis in range(axes):
+        assert {offset[axis] for _, offset in found.values()} == set(range(-shift, shift + 1))
+    if augmentation.shift:  # the axes are moved independently of one another
+        assert len({offset for _, offset in found.values()}) > 2 * shift + 1

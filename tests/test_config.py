@@ -1,0 +1,229 @@
+"""Options: from a TOML file, from the command line, refused, written and read again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddcnn.config import METHODS, PartitionSettings, RunSettings, load
+from ddcnn.data.partition import partition
+from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.experiment import prepare_output
+
+COMMANDS = ("run", "partition", "report", "info")
+
+# For every option: a value that is not its default, as a TOML file has it and as the program sees it.
+DATA_VALUES = {
+    "data_root": ("sets", Path("sets")), "download": (True, True), "volumes": (True, True), "grid": ("3x1", (3, 1)),
+    "overlap": (3, 3), "augment": ("flip+shift", "flip+shift"), "shift": (2, 2), "train_samples": (100, 100),
+    "test_samples": (50, 50), "subset_seed": (9, 9),
+}  # fmt: skip
+VALUES = {
+    PartitionSettings: DATA_VALUES | {"source": ("cifar10", "cifar10"), "output": ("set.h5", Path("set.h5"))},
+    RunSettings: DATA_VALUES | {
+        "data": ("cifar10", "cifar10"), "partitions": ("kept", Path("kept")), "output": ("results", Path("results")),
+        "overwrite": (True, True), "network": ("vgg3", "vgg3"), "width": (16, 16), "width_divisor": (1.5, 1.5),
+        "methods": ("vote,dnn", ("vote", "dnn")), "epochs": (3, 3), "batch_size": (64, 64), "optimizer": ("sgd", "sgd"),
+        "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
+        "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
+        "evaluate_every": (0, 0), "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
+        "progress": ("none", "none"),
+    },
+}  # fmt: skip
+REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
+OPTIONS = [(kind, name) for kind, values in VALUES.items() for name in values]
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(**values) -> Path:
+        path = tmp_path / "options.toml"
+        path.write_text(tomli_w.dumps(values))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_every_option_is_tested_here(kind):
+    assert set(VALUES[kind]) == set(kind.model_fields)
+
+
+@pytest.mark.parametrize(("kind", "name"), OPTIONS)
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_every_option_can_come_from_a_file_and_the_command_line_wins(toml, kind, name, dash):
+    written, expected = VALUES[kind][name]
+    required = {key: value for key, value in REQUIRED[kind].items() if key != name}
+    file = toml(**{name.replace("_", dash): written})
+    assert getattr(load(kind, required, file), name) == expected
+    default = getattr(load(kind, REQUIRED[kind]), name)
+    assert default != expected
+    if default is not None:
+        assert getattr(load(kind, required | {name: default}, file), name) == default
+
+
+@pytest.mark.parametrize(("kind", "name"), OPTIONS)
+def test_every_option_can_come_from_the_command_line_as_text(kind, name):
+    written, expected = VALUES[kind][name]
+    text = written if isinstance(written, bool) else str(written)
+    assert getattr(load(kind, REQUIRED[kind] | {name: text}), name) == expected
+
+
+def test_a_grid_can_be_a_list_and_methods_can_be_a_list(toml):
+    found = load(RunSettings, {}, toml(grid=[1, 2, 3], methods=["dnn"]))
+    assert (found.grid, found.methods) == ((1, 2, 3), ("dnn",))
+
+
+@pytest.mark.parametrize(("optimizer", "lr", "weight_decay"), [("adamw", 0.005, 0.01), ("sgd", 0.1, 0.0005)])
+def test_the_learning_rate_follows_the_optimizer_unless_it_is_given(optimizer, lr, weight_decay):
+    found = load(RunSettings, {"optimizer": optimizer})
+    assert (found.lr, found.weight_decay) == (lr, weight_decay)
+    found = load(RunSettings, {"optimizer": optimizer, "lr": "0.5", "weight_decay": "0"})
+    assert (found.lr, found.weight_decay) == (0.5, 0)
+
+
+@pytest.mark.parametrize(("key", "meant"), [("epoch", "epochs"), ("batch_sise", "batch-size"), ("learning", "")])
+def test_an_unknown_key_is_refused_with_what_is_allowed(toml, key, meant):
+    with pytest.raises(InputError) as error:
+        load(RunSettings, {}, toml(**{key: 3}))
+    message = str(error.value)
+    assert f"unknown key '{key}'" in message
+    assert f"did you mean {meant}?" in message or not meant
+    assert all(name.replace("_", "-") in message for name in RunSettings.model_fields)
+
+
+BAD = [
+    ("epochs", "0", "greater than or equal to 1"), ("epochs", "many", "valid integer"), ("epochs", "1.5", "valid integer"),
+    ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),
+    ("lr", "nan", "finite number"), ("lr", "inf", "finite number"), ("width_divisor", "0.5", "greater than or equal to 1"),
+    ("label_smoothing", "1", "less than 1"), ("overlap", "-1", "greater than or equal to 0"), ("seed", "-1", "greater than or equal to 0"),
+    ("optimizer", "adam", "'adamw' or 'sgd'"), ("network", "vgg", "'vgg3' or 'vgg9'"), ("methods", "vote,mean", "'average'"),
+    ("methods", "", "'average'"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
+    ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
+    ("threads", "0", "greater than or equal to 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD)
+def test_a_bad_value_is_refused_with_name_value_and_what_is_allowed(toml, name, value, allowed):
+    option = name.replace("_", "-")
+    with pytest.raises(InputError) as error:
+        load(RunSettings, {name: value})
+    assert str(error.value).startswith(f"--{option} {value}")
+    assert allowed in str(error.value)
+    file = toml(**{option: value})
+    with pytest.raises(InputError) as error:
+        load(RunSettings, {}, file)
+    assert str(error.value).startswith(f"{file}: {option}")
+    assert allowed in str(error.value)
+    with pytest.raises(InputError) as error:
+        load(RunSettings, {name: value}, toml(seed=1))
+    assert str(error.value).startswith(f"--{option} {value}")
+
+
+@pytest.mark.parametrize("content", [b"epochs = ", b"epochs", b"\xff\xfe", b"epochs = 1\nepochs = 2", None])
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
+    file = tmp_path / "options.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=f"--config {file}"):
+        load(RunSettings, {}, file)
+    with pytest.raises(InputError, match=f"--config {tmp_path}"):
+        load(RunSettings, {}, tmp_path)
+
+
+# What a run writes
+
+
+@pytest.fixture(scope="module")
+def store(world, write_arrays, random_arrays, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    path = write_arrays(folder / "source.npz", **random_arrays((8, 12)))
+    source = open_source(SourceOptions(str(path), Path()))
+    everything = {name: np.arange(len(split)) for name, split in source.splits.items()}
+    return partition(world, source, everything, Decomposition((8, 12), (2, 3), 1), folder / "set.h5")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap"}))),
+    methods=st.lists(st.sampled_from(METHODS), min_size=1, unique=True),
+    lr=st.floats(1e-300, 1e300),
+)
+def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, chosen, methods, lr):
+    given_options = {name: VALUES[RunSettings][name][0] for name in chosen} | {"methods": ",".join(methods), "dnn_lr": lr}
+    run = load(RunSettings, given_options | {"grid": "2x3", "overlap": 1, "output": tmp_path / "a 'run' \"é\""})
+    output = prepare_output(run, store)
+    assert output == run.output
+    assert load(RunSettings, {}, output / "config.toml") == run
+
+
+def test_the_config_of_a_run_has_the_grid_of_its_partitioned_set(store, tmp_path):
+    run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
+    found = load(RunSettings, {}, prepare_output(run, store) / "config.toml")
+    assert (found.grid, found.overlap) == ((2, 3), 1)
+
+
+def test_a_finished_run_is_kept_unless_it_may_be_overwritten(store, tmp_path):
+    run = load(RunSettings, {"output": tmp_path / "run"})
+    (prepare_output(run, store) / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_output(run, store)
+    prepare_output(run.model_copy(update={"overwrite": True}), store)
+
+
+# The program as it is started
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_names_its_options(ddcnn, command):
+    done = ddcnn(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    kind = {"run": RunSettings, "partition": PartitionSettings}.get(command)
+    for name in kind.model_fields if kind else ():
+        assert ("SOURCE" if name == "source" else f"--{name.replace('_', '-')}") in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
+def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
+    done = ddcnn(*arguments, python=("-X", "importtime"))
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "ddcnn.config" in imported
+    assert not {"torch", "h5py", "sklearn", "torchvision", "matplotlib", "mpi4py.MPI"} & imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--epoch", "3"), ("--epoch", "did you mean epochs?")),
+        (("run", "--epochs", "0"), ("--epochs 0", "greater than or equal to 1")),
+        (("--grid", "2by2"), ("--grid 2by2", "such as 2x2")),
+        (("run", "--config", "nowhere.toml"), ("nowhere.toml",)),
+        (("partition",), ("SOURCE", "required")),
+        (("train",), ("train", "run")),
+    ],
+)
+def test_bad_usage_ends_with_code_2_and_one_line(ddcnn, arguments, words):
+    done = ddcnn(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ddcnn: error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+
+
+def test_a_partitioned_set_brings_its_own_grid_to_a_run(ddcnn, store, tmp_path):
+    done = ddcnn(
+        "run", "--data", store.path, "--output", tmp_path / "run", "--network", "vgg3", "--width", 4, "--epochs", 1,
+        "--dnn-epochs", 1, "--batch-size", 4, "--device", "cpu", "--threads", 1, "--progress", "none",
+    )  # fmt: skip
+    assert "leave --grid out" not in done.stderr
+    assert "but a subimage has" not in done.stderr
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,336 @@
+"""Where images come from: files of arrays, named sets, subsets; and what is refused."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
+from ddcnn.errors import InputError
+
+DATA_ROOT = os.environ.get("DDCNN_DATA_ROOT")
+needs_data = pytest.mark.skipif(not DATA_ROOT, reason="DDCNN_DATA_ROOT names no folder of data sets")
+both_formats = pytest.mark.parametrize("suffix", [".npz", ".h5"])
+OTHER_NAMES = {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"}
+
+
+def opened(path, **options):
+    return open_source(SourceOptions(str(path), Path(DATA_ROOT or "data"), **options))
+
+
+@pytest.fixture
+def refusal(write_arrays, random_arrays, tmp_path):
+    """The message with which arrays that differ from a good set in ``changes`` are refused; None leaves an array out."""
+
+    def refuse(suffix: str, volumes: bool = False, **changes) -> str:
+        arrays = {name: values for name, values in (random_arrays((4, 4)) | changes).items() if values is not None}
+        path = write_arrays(tmp_path / f"bad{suffix}", **arrays)
+        with pytest.raises(InputError) as error:
+            opened(path, volumes=volumes)
+        assert path.name in str(error.value)
+        return str(error.value)
+
+    return refuse
+
+
+def check(source, arrays, shape):
+    for split in ("train", "test"):
+        found, images, labels = source.splits[split], arrays[f"x_{split}"], arrays[f"y_{split}"]
+        assert found.shape == (len(images), *shape)
+        assert found.dtype == images.dtype
+        assert found.labels.dtype == np.int64
+        assert found.labels.tolist() == labels.reshape(-1).tolist()
+        for start, stop in ((0, 2), (2, len(images)), (1, 3), (0, len(images))):  # ahead, and back again
+            assert np.array_equal(found.read(start, stop), images[start:stop].reshape(-1, *shape))
+    assert source.shape == shape
+
+
+# Files of arrays
+
+
+@both_formats
+@pytest.mark.parametrize("names", [{}, OTHER_NAMES])
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "volumes", "seen"),
+    [((4, 5), False, (4, 5, 1)), ((4, 5, 3), False, (4, 5, 3)), ((4, 5, 3), True, (4, 5, 3, 1)), ((4, 5, 3, 2), True, (4, 5, 3, 2))],
+)
+def test_arrays_are_read_under_both_namings_in_every_shape(
+    write_arrays, random_arrays, tmp_path, suffix, names, column, shape, volumes, seen
+):
+    arrays = random_arrays(shape, "uint16", classes=3)
+    if column:
+        arrays |= {name: arrays[name][:, None].astype(np.uint8) for name in ("y_train", "y_test")}
+    path = write_arrays(tmp_path / f"set{suffix}", **{names.get(name, name): values for name, values in arrays.items()})
+    source = opened(path, volumes=volumes)
+    check(source, arrays, seen)
+    assert source.class_names == ("0", "1", "2")
+
+
+@both_formats
+def test_arrays_beside_the_wanted_ones_do_not_matter(write_arrays, random_arrays, tmp_path, suffix):
+    arrays = random_arrays((4, 4))
+    path = write_arrays(tmp_path / f"set{suffix}", val_images=np.zeros(3), anything=np.float64(1), **arrays)
+    check(opened(path), arrays, (4, 4, 1))
+
+
+def test_compressed_archives_are_read(write_arrays, random_arrays, tmp_path):
+    arrays = random_arrays((4, 4), "float32")
+    check(opened(write_arrays(tmp_path / "set.npz", compressed=True, **arrays)), arrays, (4, 4, 1))
+
+
+@both_formats
+def test_the_fingerprint_changes_with_the_content(write_arrays, random_arrays, tmp_path, suffix):
+    arrays = random_arrays((4, 4))
+    path = write_arrays(tmp_path / f"set{suffix}", **arrays)
+    first = opened(path).fingerprint
+    assert opened(path).fingerprint == first
+    arrays["x_test"][0, 0, 0] += 1
+    write_arrays(path, **arrays)
+    assert opened(path).fingerprint != first
+
+
+@both_formats
+@pytest.mark.parametrize("missing", OTHER_NAMES)
+def test_a_missing_array_is_refused_with_both_names(refusal, suffix, missing):
+    message = refusal(suffix, **{missing: None})
+    assert missing in message
+    assert OTHER_NAMES[missing] in message
+
+
+@both_formats
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_negative_labels_are_refused_with_sample_and_range(refusal, suffix, split):
+    labels = np.array([0, 1] * 5 if split == "train" else [0, 1, 0, 1, 1])
+    labels[3] = -1
+    message = refusal(suffix, **{f"y_{split}": labels})
+    assert f"label -1 of {split} sample 3" in message
+    assert "0 … 1" in message
+
+
+@both_formats
+def test_a_class_that_the_training_split_lacks_is_refused(refusal, suffix):
+    assert "label 7 of test sample 4" in refusal(suffix, y_test=np.array([0, 1, 0, 1, 7]))
+
+
+@both_formats
+@pytest.mark.parametrize("labels", [np.linspace(0, 1, 10), np.array([True, False] * 5)])
+def test_labels_that_are_no_whole_numbers_are_refused(refusal, suffix, labels):
+    assert f"type {labels.dtype}" in refusal(suffix, y_train=labels)
+
+
+@both_formats
+@pytest.mark.parametrize("labels", [np.zeros((10, 2), int), np.zeros((10, 1, 1), int), np.int64(1)])
+def test_labels_of_another_shape_are_refused(refusal, suffix, labels):
+    assert "y_train" in refusal(suffix, y_train=labels)
+
+
+@both_formats
+def test_one_class_is_refused(refusal, suffix):
+    assert "only one class" in refusal(suffix, y_train=np.zeros(10, int), y_test=np.zeros(5, int))
+
+
+@both_formats
+@pytest.mark.parametrize("samples", [0, 4, 11])
+def test_as_many_labels_as_images_are_wanted_and_some(refusal, suffix, samples):
+    assert f"train has 10 images and {samples} labels" in refusal(suffix, y_train=np.arange(samples) % 2)
+
+
+@both_formats
+def test_a_split_without_images_is_refused(refusal, suffix):
+    assert "test has 0 images" in refusal(suffix, x_test=np.zeros((0, 4, 4), np.uint8), y_test=np.zeros(0, int))
+
+
+@both_formats
+@pytest.mark.parametrize("images", [np.zeros((5, 4, 5), np.uint8), np.zeros((5, 4, 4, 3), np.uint8), np.zeros((5, 4, 4), np.float32)])
+def test_splits_that_differ_in_shape_or_type_are_refused(refusal, suffix, images):
+    assert "must be alike" in refusal(suffix, x_test=images)
+
+
+@both_formats
+@pytest.mark.parametrize(("shape", "volumes"), [((4,), False), ((4, 4, 4, 4), False), ((4, 4), True), ((4, 4, 4, 4, 4), True), ((), False)])
+def test_images_of_another_dimension_are_refused_with_what_is_expected(refusal, suffix, shape, volumes):
+    message = refusal(suffix, volumes, x_train=np.zeros((10, *shape), np.uint8))
+    assert "rows, columns[, channels]" in message
+    assert ("depth" in message) == volumes
+
+
+@both_formats
+def test_pixels_of_another_type_are_refused(refusal, suffix):
+    images = np.zeros((10, 4, 4), complex)
+    assert "complex128" in refusal(suffix, x_train=images, x_test=images[:5])
+
+
+def test_arrays_of_python_objects_are_refused_and_never_loaded(refusal):
+    images = np.empty(10, dtype=object)
+    images[:] = [np.zeros((4, 4 + k)) for k in range(10)]
+    assert "Python objects" in refusal(".npz", x_train=images)
+
+
+def test_arrays_in_fortran_order_are_refused(refusal):
+    assert "Fortran order" in refusal(".npz", x_train=np.asfortranarray(np.zeros((10, 4, 4), np.uint8)))
+
+
+@both_formats
+@pytest.mark.parametrize("content", [b"", b"these are not arrays", b"PK\x03\x04" + bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(100)])
+def test_a_file_of_something_else_is_refused(tmp_path, suffix, content):
+    path = tmp_path / f"other{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a readable"):
+        opened(path)
+
+
+@both_formats
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(write_arrays, random_arrays, tmp_path, suffix, part):
+    path = write_arrays(tmp_path / f"set{suffix}", **random_arrays((16, 16)))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(InputError, match=path.name):
+        opened(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_archive_is_refused_wherever_the_damage_lies(write_arrays, random_arrays, tmp_path, compressed):
+    arrays = random_arrays((8, 8), train=12)
+    path = write_arrays(tmp_path / "set.npz", compressed=compressed, **arrays)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            source = opened(path)
+            found = {split: source.splits[split].read(0, len(source.splits[split])) for split in ("train", "test")}
+        except InputError:
+            continue
+        for split, images in found.items():
+            assert np.array_equal(images[..., 0], arrays[f"x_{split}"])
+
+
+def test_a_damaged_hdf5_file_is_refused_by_its_name(random_arrays, tmp_path):
+    path = tmp_path / "set.h5"
+    with h5py.File(path, "w") as file:
+        for name, values in random_arrays((16, 16)).items():
+            file.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+        place = file["x_train"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place + 100] ^= 0x55
+    path.write_bytes(data)
+    source = opened(path)
+    with pytest.raises(InputError, match=path.name):
+        source.splits["train"].read(0, 10)
+
+
+def test_hdf5_links_to_other_files_are_not_followed(write_arrays, random_arrays, tmp_path):
+    write_arrays(tmp_path / "other.h5", **random_arrays((4, 4)))
+    arrays = random_arrays((4, 4))
+    images = arrays.pop("x_train")
+    path = write_arrays(tmp_path / "set.h5", **arrays)
+    with h5py.File(path, "a") as file:
+        file["x_train"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x_train")
+    with pytest.raises(InputError, match="x_train"):
+        opened(path)
+    with h5py.File(path, "a") as file:
+        del file["x_train"]
+        layout = h5py.VirtualLayout(images.shape, images.dtype)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x_train", images.shape)
+        file.create_virtual_dataset("x_train", layout)
+    with pytest.raises(InputError, match="other files"):
+        opened(path)
+
+
+@both_formats
+def test_a_file_that_is_not_there_is_refused(tmp_path, suffix):
+    with pytest.raises(InputError, match=r"nowhere\.\w+: no such file"):
+        opened(tmp_path / f"nowhere{suffix}")
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(InputError) as error:
+        opened("digit")
+    assert all(word in str(error.value) for word in ("--data digit", "digits", "cifar10", "fashion-mnist", ".npz", ".h5"))
+
+
+# Named sets
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_a_set_that_is_not_in_the_data_root_is_refused_with_what_to_do(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        open_source(SourceOptions(name, tmp_path / "empty"))
+    assert all(word in str(error.value) for word in (name, str(tmp_path), "--data-root", "--download"))
+
+
+def test_digits_are_split_once_and_for_all():
+    source, again = opened("digits"), opened("digits")
+    train, test = source.splits["train"], source.splits["test"]
+    assert (train.shape, test.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
+    assert train.dtype == np.uint8
+    assert source.class_names == tuple("0123456789")
+    assert train.read(0, 1437).max() == 16
+    assert again.fingerprint == source.fingerprint
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    both = np.concatenate([train.read(0, 1437), test.read(0, 360)]).reshape(1797, -1)
+    labelled = np.column_stack([both, np.concatenate([train.labels, test.labels])])
+    expected = np.column_stack([digits.data, digits.target])
+    assert sorted(map(tuple, labelled.astype(int).tolist())) == sorted(map(tuple, expected.astype(int).tolist()))
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "train", "test", "first_train", "first_test", "class_name"),
+    [
+        ("cifar10", (50000, 32, 32, 3), (10000, 32, 32, 3), [6, 9, 9, 4, 1], [3, 8, 8, 0, 6], "airplane"),
+        ("fashion-mnist", (60000, 28, 28, 1), (10000, 28, 28, 1), [9, 0, 0, 3, 0], [9, 2, 1, 1, 6], "T-shirt/top"),
+    ],
+)
+def test_torchvision_sets(name, train, test, first_train, first_test, class_name):
+    source = opened(name)
+    found = source.splits
+    assert (found["train"].shape, found["test"].shape) == (train, test)
+    assert found["train"].dtype == np.uint8
+    assert found["train"].labels[:5].tolist() == first_train
+    assert found["test"].labels[:5].tolist() == first_test
+    assert len(source.class_names) == 10
+    assert source.class_names[0] == class_name
+    subset = balanced_subset(found["train"].labels, 1000, 0, "train")
+    assert np.bincount(found["train"].labels[subset]).tolist() == [100] * 10
+
+
+# Subsets
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), seed=st.integers(0, 2**31), data=st.data())
+def test_a_subset_has_equal_classes_or_all_that_there_are(labels, seed, data):
+    labels = np.array(labels)
+    samples = data.draw(st.integers(1, len(labels)))
+    chosen = balanced_subset(labels, samples, seed, "train")
+    assert len(chosen) == samples
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen.tolist()) <= set(range(len(labels)))
+    assert np.array_equal(chosen, balanced_subset(labels, samples, seed, "train"))
+    present = np.unique(labels)
+    taken = np.array([(labels[chosen] == k).sum() for k in present])
+    all_of_them = np.array([(labels == k).sum() for k in present])
+    short = taken < all_of_them  # these could have given more, so no class has more than one beyond them
+    assert not short.any() or taken.max() - taken[short].min() <= 1
+
+
+def test_a_subset_depends_on_seed_and_split():
+    labels = np.arange(1000) % 10
+    subsets = {tuple(balanced_subset(labels, 50, seed, split)) for seed in (0, 1) for split in ("train", "test")}
+    assert len(subsets) == 4
+
+
+def test_without_a_number_all_samples_are_taken():
+    assert balanced_subset(np.array([1, 0, 1]), None, 0, "test").tolist() == [0, 1, 2]
+
+
+def test_more_samples_than_there_are_is_refused():
+    with pytest.raises(InputError, match="--test-samples 4: the test split has only 3"):
+        balanced_subset(np.array([1, 0, 1]), 4, 0, "test")
