@@ -1,7 +1,5 @@
 """What the tests share: one rank, small data sets on disk, and the program as a user starts it."""
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
+from launching import MPIRUN
 
 from ddcnn.parallel import World
 
@@ -66,12 +65,7 @@ def ddcnn() -> Callable[..., subprocess.CompletedProcess]:
     """Starts the program: ``ddcnn("run", "--help")``, on some ranks with ``ranks=2``."""
 
     def start(*arguments: object, ranks: int | None = None, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        launcher = []
-        if ranks:
-            mpirun = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-            if mpirun is None:
-                pytest.skip("no mpirun on the PATH")
-            launcher = [mpirun, "-n", str(ranks)]
+        launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
         command = [*launcher, sys.executable, *python, "-m", "ddcnn", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 

@@ -13,7 +13,7 @@ from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.experiment import prepare_output
+from ddcnn.plan import prepare_output, prepare_run
 
 COMMANDS = ("run", "partition", "report", "info")
 
@@ -169,12 +169,14 @@ def test_the_config_of_a_run_has_the_grid_of_its_partitioned_set(store, tmp_path
     assert (found.grid, found.overlap) == ((2, 3), 1)
 
 
-def test_a_finished_run_is_kept_unless_it_may_be_overwritten(store, tmp_path):
-    run = load(RunSettings, {"output": tmp_path / "run"})
-    (prepare_output(run, store) / "results.json").write_text("{}")
+def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_path):
+    run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
+    _, output = prepare_run(world, run)
+    (output / "results.json").write_text("{}")
     with pytest.raises(InputError, match="--overwrite"):
-        prepare_output(run, store)
-    prepare_output(run.model_copy(update={"overwrite": True}), store)
+        prepare_run(world, run)
+    assert (output / "results.json").read_text() == "{}"
+    prepare_run(world, run.model_copy(update={"overwrite": True}))
 
 
 # The program as it is started

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddcnn.errors import InputError
-from ddcnn.networks import NETWORKS, Shape, scaled_width
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, build
 
@@ -68,7 +69,8 @@ def test_images_that_are_too_small_are_refused_with_network_and_size(name, spati
 
 
 @pytest.mark.parametrize(
-    ("width", "divisor", "expected"), [(32, 4**0.5, 16), (32, 16**0.5, 8), (32, 3, 12), (128, 8**0.5, 48), (4, 100, 4), (64, 2**0.5, 48)]
+    ("width", "divisor", "expected"),
+    [(32, 4**0.5, 16), (32, 16**0.5, 8), (32, 3, 12), (128, 8**0.5, 48), (4, 100, 4), (64, 2**0.5, 48), (84, 1.4, 60)],
 )
 def test_the_width_rule(width, divisor, expected):
     assert scaled_width(width, divisor) == expected

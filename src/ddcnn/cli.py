@@ -29,7 +29,7 @@ def main(arguments: list[str], world: World | None) -> int:
         return _alone(arguments) if launched_rank() == 0 else 0  # under a launcher too, one process is enough
     command = _command(arguments)
     kind = PARALLEL[command]
-    text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_none=True))
+    text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_unset=True))
     settings = kind.model_validate_json(text)
     if isinstance(settings, PartitionSettings):
         from ddcnn.plan import partition_command

@@ -90,9 +90,7 @@ class RunSettings(DataSettings):
     overwrite: bool = option(False, "replace the finished run in --output")
     network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs")
     width: int = option(32, "channels of the first stage of the global network", "CHANNELS", ge=4)
-    width_divisor: float | None = option(
-        None, "local widths are the global ones divided by D (default: the square root of N)", "D", ge=1
-    )
+    width_divisor: float | None = option(None, "local widths are the global ones divided by D (default: the square root of N)", "D", ge=1)
     methods: Methods = option("vote,average,dnn", "what to compare, of vote, average, dnn", "LIST", validate_default=True)
     epochs: int = option(10, "epochs of local training", "E", ge=1)
     batch_size: int = option(128, "samples per step", "B", ge=2)

@@ -128,9 +128,7 @@ def decide(
             network = train_dnn(for_dnn, labels["train"][dnn_samples.index], recipe, engine, Seeds(settings.seed, "dnn"), after_epoch)
             found = classify(network, dnn_rows(test, labels["test"], engine), torch.arange(len(test)), engine).numpy()
         results.method("dnn", found.argmax(axis=1), found, network)
-        checkpoint.save(
-            results.output / "checkpoints" / "dnn.h5", network, {"subdomains": test.shape[1], "classes": test.shape[2]}
-        )
+        checkpoint.save(results.output / "checkpoints" / "dnn.h5", network, {"subdomains": test.shape[1], "classes": test.shape[2]})
 
 
 @contextmanager

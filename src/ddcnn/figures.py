@@ -85,7 +85,7 @@ def _thinned(image: np.ndarray, cores: np.ndarray, subimages: np.ndarray) -> tup
 
 def _scaled(images: list[np.ndarray]) -> list[np.ndarray]:
     """(h, w, 3) in [0, 1] out of pixels in any unit; few outliers do not darken the rest. Of 2 or over 3 channels, the first is shown."""
-    shown = [np.nan_to_num(image.astype(np.float64)) for image in images]
+    shown = [np.nan_to_num(image.astype(np.float64), posinf=0, neginf=0) for image in images]
     shown = [image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, -1) for image in shown]
     pixels = np.concatenate([image.ravel() for image in shown])
     low, high = np.percentile(pixels, (0.5, 99.5))

@@ -99,6 +99,10 @@ class World:
         each = subdomains // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def alone(self) -> "World":
+        """This rank as a world of its own."""
+        return World(self._mpi.COMM_SELF)
+
     # Collectives
 
     def _wait(self, request, kind: str = "wait") -> None:

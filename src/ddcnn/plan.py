@@ -74,10 +74,18 @@ def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
 
 
 def partition_source(world: World, settings: DataSettings, options: SourceOptions, path: Path, opened: list[Source]) -> PartitionedSet:
-    """All ranks open the source, as rank 0 has ``opened`` it already and found it in order, and write the partitioned set together."""
+    """Writes the partitioned set of a source that rank 0 has ``opened`` and found in order."""
+
+    def write(ranks: World, source: Source) -> PartitionedSet:
+        return partition(ranks, source, select(settings, source), decompose(settings, source), path)
+
+    if world.broadcast(bool(opened and opened[0].in_memory)):
+        world.on_root(lambda: write(world.alone(), opened[0]).path)
+        with world.together():
+            return PartitionedSet.open(path)
     with world.together(), world.timeline.span("compute"):
         source = opened[0] if opened else open_source(options)
-    return partition(world, source, select(settings, source), decompose(settings, source), path)
+    return write(world, source)
 
 
 def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:

@@ -70,8 +70,7 @@ def write_report(run: Path, show: bool = True) -> None:
     found = load(run)
     with reading(run / "results.json"):
         text = report_text(found)
-    captions = write_figures(found)
-    for name, caption in captions.items():
+    for name, caption in write_figures(found).items():
         text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
     write_text(run / "report.md", text)
     if show:

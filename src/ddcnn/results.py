@@ -44,7 +44,16 @@ class Results:
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
         """An epoch has ended. Rank 0 writes its own lines at once, for those who watch; the other ranks' lines join at the end."""
-        row = (PHASES.index(phase), subdomain, epoch.epoch, epoch.loss, epoch.accuracy, test_accuracy, epoch.seconds, self.world.timeline.now())
+        row = (
+            PHASES.index(phase),
+            subdomain,
+            epoch.epoch,
+            epoch.loss,
+            epoch.accuracy,
+            test_accuracy,
+            epoch.seconds,
+            self.world.timeline.now(),
+        )
         self._epochs.append(tuple(np.nan if value is None else value for value in row))
         if self.world.rank == 0:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:

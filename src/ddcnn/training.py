@@ -151,9 +151,7 @@ def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine:
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True
-        )
+        return torch.optim.SGD(network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 

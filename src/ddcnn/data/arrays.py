@@ -33,7 +33,7 @@ class NpyMember:
         try:
             self._stream.seek(self._data_start + start * sample)
             data = self._stream.read((stop - start) * sample)
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
             raise InputError(f"{self._archive.filename}: {self._member} is damaged ({error})") from None
         if len(data) != (stop - start) * sample:
             raise InputError(f"{self._archive.filename}: {self._member} ends too early")
@@ -47,7 +47,10 @@ class H5Dataset:
         self._dataset, self.shape, self.dtype = dataset, dataset.shape, dataset.dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self._dataset[start:stop]
+        try:
+            return self._dataset[start:stop]
+        except OSError as error:
+            raise InputError(f"{self._dataset.file.filename}: {self._dataset.name} is damaged ({error})") from None
 
 
 def open_npz(path: Path) -> tuple[dict[str, NpyMember], str]:
@@ -60,7 +63,7 @@ def open_npz(path: Path) -> tuple[dict[str, NpyMember], str]:
         archive = zipfile.ZipFile(path)
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         arrays = {info.filename.removesuffix(".npy"): NpyMember(archive, info.filename) for info in members}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from None
     return arrays, ";".join(f"{info.filename} {info.file_size} {info.CRC:08x}" for info in members)
 

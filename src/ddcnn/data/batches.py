@@ -102,15 +102,14 @@ class Subimages:
         """(B, *stored, C) -> (B, *subimage, C), every image at an offset of its own."""
         zeros = [width for pair in reversed(self.padding) for width in pair]
         images = torch.nn.functional.pad(images, [0, 0, *zeros])
-        axes, size, shift = len(self.window), len(images), self.augmentation.shift
+        axes, batch, shift = len(self.window), len(images), self.augmentation.shift
         margin = self.padding[0][0] + self.window[0].start
-        offsets = torch.randint(margin - shift, margin + shift + 1, (axes, size), generator=draw).to(images.device)
-        places = [torch.arange(size, device=images.device).reshape(-1, *[1] * axes)]
+        offsets = torch.randint(margin - shift, margin + shift + 1, (axes, batch), generator=draw).to(images.device)
+        places = [torch.arange(batch, device=images.device).reshape(-1, *[1] * axes)]
         for axis, side in enumerate(self.window):
-            pixels = offsets[axis][:, None] + torch.arange(side.stop - side.start, device=images.device)
-            shape = [1] * axes
-            shape[axis] = -1
-            places.append(pixels.reshape(-1, *shape))
+            size = side.stop - side.start
+            pixels = offsets[axis][:, None] + torch.arange(size, device=images.device)  # (B, size)
+            places.append(pixels.reshape(batch, *(size if axis == other else 1 for other in range(axes))))
         return images[tuple(places)]
 
 

@@ -7,6 +7,7 @@ ranks write one file; with the ordinary wheel every rank writes a part, and virt
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 
 from ddcnn.data.sources import Source, Split
-from ddcnn.data.store import SPLITS, PartitionedSet, images_name
+from ddcnn.data.store import SPLITS, PartitionedSet, images_name, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, put_in_place, sync
@@ -23,6 +24,7 @@ from ddcnn.parallel import World
 
 BLOCK_BYTES = 1 << 24
 CHUNK_BYTES = 1 << 20
+PIECE = 1 << 16  # pixels that are summed at a time
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,7 @@ def blocks(split: Split, selection: np.ndarray) -> list[Block]:
     ]
 
 
-def partition(
-    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path
-) -> PartitionedSet:
+def partition(world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path) -> PartitionedSet:
     """Writes ``path``, all ranks together.
 
     Args:
@@ -65,29 +65,25 @@ def partition(
     files = _Files(path, identity, world.rank, world.size, parallel_file)
     shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
+    facts = _Facts(source.shape[-1])
     with world.together(), disk_errors(path):
         files.prepare()
-    facts = _Facts(source.shape[-1])
-    file = files.open(world)  # with parallel h5py, opening, creating and closing are collective: outside of what one rank may refuse
-    _create(file, source, rows, decomposition)
     try:
         with world.together(), disk_errors(path), world.timeline.span("compute"):
-            for name in SPLITS:
-                for block in shares[name]:
-                    images = _read(source, name, block)
-                    facts.add(name, block, images)
-                    at = block.row - rows[name][0]
-                    for subdomain in decomposition.subdomains:
-                        stored = images[(slice(None), *subdomain.stored.slices)]
-                        file[images_name(name, subdomain.index)][at : at + len(stored)] = stored
-            file.flush()
+            with files.open(world) as file:  # with parallel h5py opening, creating and closing are collective: all ranks get there
+                _create(file, source, rows, decomposition)
+                for name in SPLITS:
+                    for block in shares[name]:
+                        images = _read(source, name, block)
+                        facts.add(name, block, images)
+                        at = block.row - rows[name][0]
+                        for subdomain in decomposition.subdomains:
+                            stored = images[(slice(None), *subdomain.stored.slices)]
+                            file[images_name(name, subdomain.index)][at : at + len(stored)] = stored
+            sync(files.written)
     except InputError:
-        file.close()
         files.discard()
         raise
-    file.close()
-    with world.together(), disk_errors(path), world.timeline.span("compute"):
-        sync(files.written)
     mean, std, digest = facts.combine(world)
     every_rows = {name: world.gather(np.array(_rows(shares[name]), dtype=np.int64)) for name in SPLITS}
 
@@ -134,13 +130,19 @@ class _Facts:
 
     def __init__(self, channels: int):
         self.channels = channels
-        self.rows: list[np.ndarray] = []  # (split, row, pixels, C sums, C sums of squares, 32 bytes of SHA-256)
+        self.rows: list[np.ndarray] = []  # (split, row, pixels, C means, C sums of squared deviations, 32 bytes of SHA-256)
 
     def add(self, name: str, block: Block, images: np.ndarray) -> None:
-        pixels = images.reshape(-1, self.channels).astype(np.float64)
-        sums = [pixels.sum(axis=0), np.einsum("pc,pc->c", pixels, pixels)]
+        pixels = images.reshape(-1, self.channels)
+        origin = pixels[0].astype(np.float64)  # differences to a pixel lose no digits where pixels are large and alike
+        total, squares = np.zeros(self.channels), np.zeros(self.channels)
+        for begin in range(0, len(pixels), PIECE):
+            piece = pixels[begin : begin + PIECE] - origin
+            total += piece.sum(axis=0)
+            squares += np.einsum("pc,pc->c", piece, piece)
         digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images)).digest(), dtype=np.uint8)
-        self.rows.append(np.concatenate([[SPLITS.index(name), block.row, len(pixels)], *sums, digest]))
+        facts = [[SPLITS.index(name), block.row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
+        self.rows.append(np.concatenate(facts))
 
     def combine(self, world: World) -> tuple[tuple[float, ...], tuple[float, ...], str]:
         """On rank 0: mean and standard deviation per channel over the training images, SHA-256 over the blocks' SHA-256."""
@@ -149,9 +151,9 @@ class _Facts:
             return (), (), ""
         rows = np.concatenate(gathered)
         rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-        pixels, *sums = rows[rows[:, 0] == 0, 2:-32].sum(axis=0)
-        mean = np.array(sums[: self.channels]) / pixels
-        std = np.sqrt(np.maximum(np.array(sums[self.channels :]) / pixels - mean**2, 0))
+        pixels, means, deviations = np.split(rows[rows[:, 0] == 0, 2:-32], [1, 1 + self.channels], axis=1)
+        mean = means[0] + (pixels * (means - means[0])).sum(axis=0) / pixels.sum()
+        std = np.sqrt(np.maximum(deviations + pixels * (means - mean) ** 2, 0).sum(axis=0) / pixels.sum())
         std[std == 0] = 1  # a constant channel
         digest = hashlib.sha256(rows[:, -32:].astype(np.uint8).tobytes()).hexdigest()
         return tuple(mean.tolist()), tuple(std.tolist()), digest
@@ -196,10 +198,10 @@ class _Files:
         return h5py.File(self.written, "w")
 
     def discard(self) -> None:
-        """Removes what an unfinished partitioning has written."""
-        self.written.unlink(missing_ok=True)
-        if not self.one_file and not any(self.parts.iterdir()):
-            self.parts.rmdir()
+        """Removes what an unfinished partitioning has written; every rank has closed its file."""
+        if self.rank == 0:
+            self.temporary.unlink(missing_ok=True)
+            shutil.rmtree(self.parts, ignore_errors=True)
 
     def finish(self, described: PartitionedSet, source: Source, selections: dict, every_rows: dict) -> None:
         """Adds labels and attributes, joins the parts, and gives the file its name; the parts of an older file go."""
@@ -216,10 +218,13 @@ class _Files:
                     for box in ("core", "subimage", "stored"):
                         file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
             described.write_attributes(file)
-        older = _part_folders(self.path)
+        older = _parts_of(self.path)
         put_in_place(self.temporary, self.path)
-        for folder in older - {self.parts}:
-            shutil.rmtree(folder)
+        for part in older:
+            part.unlink(missing_ok=True)
+        for folder in {part.parent for part in older}:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     def _join(self, name: str, images: str, rows: np.ndarray, described: PartitionedSet, samples: int, stored) -> h5py.VirtualLayout:
         shape = (*stored, described.shape[-1])
@@ -231,14 +236,15 @@ class _Files:
         return layout
 
 
-def _part_folders(path: Path) -> set[Path]:
-    """Folders of parts of the set that is at ``path`` now."""
-    if not path.is_file():
+def _parts_of(path: Path) -> set[Path]:
+    """The parts of the set that is at ``path`` now: those that this program wrote for it, not those of a set it was copied from."""
+    if not path.is_file() or not is_partitioned(path):
         return set()
     with h5py.File(path, "r") as file:
         dataset = file.get(images_name("train", 0))
         sources = dataset.virtual_sources() if isinstance(dataset, h5py.Dataset) and dataset.is_virtual else []
-        return {path.parent / Path(part.file_name).parent.name for part in sources}
+        own = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts/[0-9]{{5}}\.h5")
+        return {path.parent / part.file_name for part in sources if own.fullmatch(part.file_name)}
 
 
 def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition) -> None:
@@ -247,6 +253,4 @@ def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], d
         for subdomain in decomposition.subdomains if samples else ():
             shape = (*subdomain.stored.shape, source.shape[-1])
             chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * source.splits[name].dtype.itemsize)))
-            file.create_dataset(
-                images_name(name, subdomain.index), (samples, *shape), source.splits[name].dtype, chunks=(chunk, *shape)
-            )
+            file.create_dataset(images_name(name, subdomain.index), (samples, *shape), source.splits[name].dtype, chunks=(chunk, *shape))

@@ -50,12 +50,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its splits, its class names and a fingerprint that changes when its content does."""
+    """A data set: its splits, its class names and a fingerprint that changes when its content does.
+
+    ``in_memory`` sets are loaded whole by their library, so one rank loads and partitions them; the others would load them again.
+    """
 
     name: str
     splits: dict[str, Split]  # "train" and "test"
     class_names: tuple[str, ...]
     fingerprint: str
+    in_memory: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,9 +79,7 @@ def open_source(options: SourceOptions) -> Source:
         path = Path(options.name)
         opener = FILES.get(path.suffix)
         if opener is None:
-            raise InputError(
-                f"--data {options.name}: neither a known set ({', '.join(NAMED)}) nor a file ending in {' or '.join(FILES)}"
-            )
+            raise InputError(f"--data {options.name}: neither a known set ({', '.join(NAMED)}) nor a file ending in {' or '.join(FILES)}")
         if not path.is_file():
             raise InputError(f"--data {options.name}: no such file")
         source = _from_arrays(options, *opener(path))
@@ -114,7 +116,7 @@ def _in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], clas
         )
         digest.update(np.ascontiguousarray(images))
         digest.update(splits[split].labels)
-    return Source(name, splits, tuple(map(str, class_names)), digest.hexdigest())
+    return Source(name, splits, tuple(map(str, class_names)), digest.hexdigest(), in_memory=True)
 
 
 def _digits(options: SourceOptions) -> Source:
@@ -199,7 +201,7 @@ def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[in
 
 
 def _labels(what: str, labels) -> np.ndarray:
-    if len(labels.shape) > 2 or (len(labels.shape) == 2 and labels.shape[1] != 1):
+    if labels.shape[1:] not in ((), (1,)) or not labels.shape:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)
     if values.dtype.kind not in "ui":

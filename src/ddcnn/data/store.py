@@ -87,12 +87,16 @@ class PartitionedSet:
         try:
             with h5py.File(path, "r") as file:
                 found = cls._from_attributes(path, file)
-                for subdomain in found.decomposition.subdomains:
-                    for split, samples in zip(SPLITS, (found.train_samples, found.test_samples), strict=True):
-                        name = images_name(split, subdomain.index)
-                        if file[name].shape != (samples, *subdomain.stored.shape, found.shape[-1]):
+                checked: set[Path] = set()
+                for split, samples in zip(SPLITS, (found.train_samples, found.test_samples), strict=True):
+                    wanted = {f"{split}/labels": (samples,)} | {
+                        images_name(split, subdomain.index): (samples, *subdomain.stored.shape, found.shape[-1])
+                        for subdomain in found.decomposition.subdomains
+                    }
+                    for name, shape in wanted.items():
+                        if file[name].shape != shape:
                             raise InputError(f"{path}: {name} has shape {file[name].shape}; partition the source again")
-                        _check_parts(path, file[name])
+                        _check_parts(path, file[name], checked)
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a complete partitioned set ({error}); partition the source again") from None
         return found
@@ -137,8 +141,10 @@ class PartitionedSet:
         return images
 
 
-def _check_parts(path: Path, dataset: h5py.Dataset) -> None:
+def _check_parts(path: Path, dataset: h5py.Dataset, checked: set[Path]) -> None:
     """A virtual dataset reads as zeros where a source file is missing, so look for each."""
+    if dataset.file.filename != str(path) or dataset.external:
+        raise InputError(f"{path}: {dataset.name} keeps its data in another file, which is not followed")
     if not dataset.is_virtual:
         return
     for part in dataset.virtual_sources():
@@ -147,3 +153,9 @@ def _check_parts(path: Path, dataset: h5py.Dataset) -> None:
             raise InputError(f"{path}: its part {part.file_name} lies outside of its folder, and is not followed")
         if not file.is_file():
             raise InputError(f"{path}: its part {part.file_name} is missing; bring it back beside the file, or partition again")
+        if file not in checked:
+            checked.add(file)
+            try:
+                h5py.File(file, "r").close()
+            except OSError as error:
+                raise InputError(f"{path}: its part {part.file_name} is damaged ({error}); partition again") from None

@@ -1,0 +1,239 @@
+"""The report of a finished run, made anew from the files in its folder."""
+
+import json
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from launching import alone, launch, refusal
+from matplotlib.image import imread
+
+from ddcnn import figures
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.report import write_report
+
+FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
+FIGURES = {"decomposition", "local_accuracy", "learning_curves", "confusion", "timeline"}
+SMALL = {
+    "epochs": 2, "dnn-epochs": 2, "train-samples": 200, "test-samples": 100, "network": "vgg3", "threads": 1, "progress": "none",
+    "overlap": 1, "output": "run",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, which no test changes."""
+    folder = tmp_path_factory.mktemp("report")
+    run = launch(2, "run", *(f"--{name}={value}" for name, value in SMALL.items()), cwd=folder)
+    assert run.returncode == 0, run.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def bare(finished, tmp_path):
+    """A copy of what the report is made from, and nothing else."""
+    (tmp_path / "copy").mkdir()
+    for name in FILES:
+        shutil.copy(finished / name, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rows(text, title):
+    """The cells of the first table below a title of report.md, without its header."""
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][2:]
+
+
+def boxes(subdomains):
+    """Start and stop of the cores and of the subimages: (N, 2, d) each."""
+    return (np.array([[box.start, box.stop] for box in kind]) for kind in zip(*((s.core, s.subimage) for s in subdomains), strict=True))
+
+
+def drawn(folder):
+    """The figures in a run's folder by name, (h, w, RGBA) each."""
+    return {path.stem: imread(path) for path in (folder / "figures").iterdir()}
+
+
+def test_is_made_anew_as_the_run_made_it(finished, bare):
+    again = alone("report", bare.name, cwd=bare.parent)
+    assert again.returncode == 0, again.stderr
+    assert (bare / "report.md").read_text() == (finished / "report.md").read_text()
+    before, after = drawn(finished), drawn(bare)
+    assert set(before) == set(after) == FIGURES
+    for name in FIGURES:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_command_shows_the_methods_and_where_the_report_lies(bare):
+    shown = alone("report", bare.name, cwd=bare.parent).stdout
+    for name, method in json.loads((bare / "results.json").read_text())["methods"].items():
+        assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", shown)
+    assert shown.splitlines()[-1].endswith(f"{bare.name}/report.md")
+
+
+def test_tables_tell_the_numbers_of_the_results(finished):
+    text, results = (finished / "report.md").read_text(), json.loads((finished / "results.json").read_text())
+    methods = {row[0]: row[1:] for row in rows(text, "Methods")}
+    assert set(methods) == set(results["methods"])
+    for name, method in results["methods"].items():
+        assert float(methods[name][0]) == pytest.approx(100 * method["test_accuracy"], abs=0.005)
+        assert float(methods[name][7]) == pytest.approx(method["seconds"]["total"], abs=0.005)
+        assert (
+            methods[name][1] == "–"
+            if method["test_loss"] is None
+            else float(methods[name][1]) == pytest.approx(method["test_loss"], abs=1e-4)
+        )
+    for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):
+        assert int(row[0]) == subdomain["index"]
+        assert float(row[3]) == pytest.approx(100 * subdomain["test_accuracy"], abs=0.005)
+    assert [row[0] for row in rows(text, "Phases")] == [name for name, phase in results["phases"].items() if phase["seconds"]]
+    assert dict(rows(text, "Environment"))["ranks"] == "2"
+
+
+def test_embeds_every_figure_and_each_shows_something(finished):
+    embedded = re.findall(r"!\[.*\]\((.*)\)", (finished / "report.md").read_text())
+    assert sorted(embedded) == sorted(f"figures/{name}.png" for name in FIGURES)
+    for name in embedded:
+        picture = imread(finished / name)
+        assert min(picture.shape[:2]) > 200
+        assert picture[..., :3].var() > 0.001
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    line = refusal(alone("report", name, cwd=tmp_path))
+    assert name in line
+    assert "not a finished run" in line
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_missing_file_is_named(bare, name):
+    (bare / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(bare, show=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("keep", [0, 0.4])
+def test_a_damaged_file_is_named(bare, name, keep):
+    content = (bare / name).read_bytes()
+    (bare / name).write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(bare, show=False)
+    assert not (bare / "report.md").exists()
+
+
+def test_another_schema_is_refused(bare):
+    results = json.loads((bare / "results.json").read_text())
+    (bare / "results.json").write_text(json.dumps(results | {"schema_version": 99}))
+    with pytest.raises(InputError, match="99"):
+        write_report(bare, show=False)
+
+
+def test_details_of_another_run_are_refused(bare):
+    with h5py.File(bare / "details.h5", "a") as file:
+        labels = file["labels"][:-1]
+        del file["labels"]
+        file["labels"] = labels
+    with pytest.raises(InputError, match=r"details\.h5"):
+        write_report(bare, show=False)
+
+
+@pytest.mark.parametrize("how", ["link", "virtual"])
+def test_another_file_is_not_shown_as_examples(bare, how):
+    with h5py.File(bare / "details.h5", "a") as file, h5py.File(bare / "other.h5", "w") as other:
+        other["examples"] = file["examples"][...]
+        shape, dtype = file["examples"].shape, file["examples"].dtype
+        del file["examples"]
+        if how == "link":
+            file["examples"] = h5py.ExternalLink("other.h5", "examples")
+        else:
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource("other.h5", "examples", shape)
+            file.create_virtual_dataset("examples", layout)
+    with pytest.raises(InputError, match="another file"):
+        write_report(bare, show=False)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "grid", "overlap", "panels"),
+    [
+        ((8, 8, 1), (1, 1), 0, 2), ((8, 8, 1), (2, 2), 0, 4), ((32, 32, 3), (4, 4), 2, 4), ((30, 41, 2), (2, 3), 4, 4),
+        ((12, 14, 16, 1), (2, 2, 2), 2, 6), ((900, 50, 1), (3, 1), 8, 4),
+    ],
+)  # fmt: skip
+def test_decomposition_is_drawn_for_any_image(shape, grid, overlap, panels, dtype):
+    subdomains = Decomposition(shape[:-1], grid, overlap).subdomains
+    cores, subimages = boxes(subdomains)
+    images = np.random.default_rng(0).integers(0, 100, (2, *shape)).astype(dtype)
+    figure = figures.decomposition(images, ["a", "b"], cores, subimages)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == panels
+    pictures = [axes.images[0].get_array() for axes in figure.axes]
+    assert all(0 <= picture.min() < picture.max() <= 1 for picture in pictures)
+
+
+def test_outliers_do_not_darken_an_image(caplog):
+    image = np.random.default_rng(0).uniform(5, 6, (1, 100, 100, 1))
+    image[0, 0, :3, 0] = 1e6, np.nan, np.inf
+    picture = figures.decomposition(image, ["a"], *boxes(Decomposition((100, 100), (1, 1)).subdomains)).axes[0].images[0].get_array()
+    assert 0.4 < np.median(np.asarray(picture)) < 0.6
+    assert not caplog.records  # matplotlib says when it has to clip
+
+
+def test_drawn_apart_every_subimage_is_whole():
+    subdomains = Decomposition((6, 8), (2, 2), 1).subdomains
+    cores, subimages = boxes(subdomains)
+    image = np.arange(48).reshape(1, 6, 8, 1)
+    apart = figures.decomposition(image, ["a"], cores, subimages).axes[1].images[0].get_array()
+    grey = (apart == apart[..., :1]).all(-1)  # the gap has a colour
+    assert grey.sum() == sum(np.prod(subdomain.subimage.shape) for subdomain in subdomains)
+
+
+def test_local_accuracies_stand_at_their_places():
+    accuracies = np.linspace(0.1, 0.8, 12).reshape(2, 2, 3)
+    figure = figures.local_accuracy(accuracies, {"vote": 0.9})
+    maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    np.testing.assert_allclose(maps, 100 * accuracies)
+    assert "90.00" in {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+@pytest.mark.parametrize(("subdomains", "lines"), [(3, 8), (40, 2)])
+def test_learning_curves_of_many_subdomains_are_a_band(subdomains, lines):
+    epochs = [
+        {"phase": "local", "subdomain": k, "epoch": e, "loss": 1 / e, "accuracy": 0.5, "test_accuracy": 0.4 if e % 2 else None}
+        for k in range(subdomains)
+        for e in range(1, 6)
+    ]
+    loss, accuracy = figures.learning_curves(epochs, {}).axes
+    assert len(accuracy.lines) == lines
+    np.testing.assert_allclose(loss.lines[-1].get_ydata(), [1 / e for e in range(1, 6)])
+    np.testing.assert_array_equal(accuracy.lines[-1].get_xdata(), [1, 3, 5])
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_confusion_has_numbers_only_where_they_can_be_read(classes):
+    axes = figures.confusion(np.eye(classes), [f"class {k}" for k in range(classes)], "dnn").axes[0]
+    assert len(axes.texts) == (classes if classes <= 20 else 0)
+
+
+def test_timeline_shows_who_does_what_and_when():
+    spans = np.array([[0, 0, 0, 0, 3], [0, 1, 2, 3, 4], [1, 0, 1, 0, 1], [1, 1, 0, 1, 4]], dtype=float)
+    figure = figures.timeline(spans, ["partition", "local"], ["compute", "communicate", "wait"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["compute 75 %", "communicate 12 %", "wait 12 %"]
+    picture = next(axes.images[0].get_array() for axes in figure.axes if axes.images)  # (ranks, time, RGB)
+    compute, communicate, wait = picture[0, 0], picture[1, 0], picture[0, -1]
+    assert len(np.unique([compute, communicate, wait], axis=0)) == 3
+    np.testing.assert_allclose(picture[1, -1], compute)
+
+
+def test_timeline_of_many_ranks_shows_some_and_says_so():
+    spans = np.array([[rank, 0, 0, 0, 1] for rank in range(200)], dtype=float)
+    axes = figures.timeline(spans, ["local"], ["compute", "communicate", "wait"]).axes[1]
+    assert axes.get_ylabel() == "rank (64 of 200 are shown)"
+    assert len(axes.images[0].get_array()) == 64
