@@ -1,6 +1,7 @@
 """The command line: sub-commands and options. torch and h5py are imported by the commands, so that ``--help`` is quick."""
 
 import argparse
+import gc
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -39,7 +40,10 @@ def main(arguments: list[str], world: World | None) -> int:
         from ddcnn.plan import prepare_run
 
         store, output = prepare_run(world, settings)
+        gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
         from ddcnn.experiment import run
+
+        gc.enable()
 
         run(world, settings, store, output)
     return 0

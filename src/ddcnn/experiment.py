@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # torch's optimizers import it at their first step, a second that is none of the training
 
 from ddcnn import checkpoint
 from ddcnn.config import RunSettings

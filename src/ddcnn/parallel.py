@@ -20,7 +20,7 @@ from ddcnn.errors import InputError
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
-LONGEST_SLEEP = 0.02  # seconds between two looks at a pending operation
+LONGEST_SLEEP = {"wait": 0.02, "communicate": 1e-4}  # seconds between two looks at a pending operation
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -110,7 +110,7 @@ class World:
         with self.timeline.span(kind):
             while not request.Test():
                 time.sleep(pause)
-                pause = min(2 * pause, LONGEST_SLEEP)
+                pause = min(2 * pause, LONGEST_SLEEP[kind])
 
     def barrier(self) -> None:
         self._wait(self.communicator.Ibarrier())

@@ -103,7 +103,7 @@ class Results:
                 "core_start": place.core.start, "core_stop": place.core.stop, "parameters": int(parameters),
                 "test_accuracy": float((self.local_classes[:, place.index] == self._labels).mean()), "seconds": seconds,
             })  # fmt: skip
-        phases = {phase: _phase(spans, phase) for phase in PHASES}
+        phases = {phase: _phase(spans, phase) for phase in PHASES[1:]}
         row = 4 * len(store.class_names) * len(store.decomposition) * (world.size - 1) // world.size  # bytes per gathered sample
         for name, method in self._methods.items():
             method["parameters"] += sum(subdomain["parameters"] for subdomain in local)

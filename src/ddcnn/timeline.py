@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 KINDS = ("compute", "communicate", "wait")
-PHASES = ("partition", "local", "gather", "dnn")
+PHASES = ("start", "partition", "local", "gather", "dnn")  # "start" is what lies between the others: imports, opening files
 
 
 class Timeline:
@@ -30,9 +30,10 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Spans from here on belong to this phase."""
+        """Spans inside belong to this phase."""
         self._phase = name
         yield
+        self._phase = PHASES[0]
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -121,14 +122,13 @@ def _in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], clas
 
 def _digits(options: SourceOptions) -> Source:
     """scikit-learn's digits: 1 797 images of 8x8 pixels in 0 ... 16; every fifth of a seeded order is a test image."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8), digits.target
+    # the file that sklearn.datasets.load_digits reads, without the second that importing scikit-learn takes
+    table = np.loadtxt(str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
+    images, labels = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1].astype(np.int64)
     order = numpy_generator(0, "digits").permutation(len(labels))
     test, train = np.sort(order[::5]), np.sort(np.delete(order, np.s_[::5]))
     arrays = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
-    return _in_memory("digits", arrays, digits.target_names)
+    return _in_memory("digits", arrays, range(10))
 
 
 def _torchvision(class_name: str) -> Callable[[SourceOptions], Source]:
