@@ -10,7 +10,7 @@ from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, 
 from ddcnn.errors import InputError
 from ddcnn.parallel import World, launched_rank
 
-PARALLEL = {"run": RunSettings, "partition": PartitionSettings}
+PARALLEL: dict[str, type[DataSettings]] = {"run": RunSettings, "partition": PartitionSettings}
 SUMMARIES = {
     "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
     "partition": "write a data set as a partitioned HDF5 file",

@@ -95,8 +95,8 @@ class RunSettings(DataSettings):
     epochs: int = option(10, "epochs of local training", "E", ge=1)
     batch_size: int = option(128, "samples per step", "B", ge=2)
     optimizer: Literal["adamw", "sgd"] = option("adamw", "of the local CNNs and the DNN")
-    lr: float | None = option(None, "largest learning rate (default: 0.005 for adamw, 0.1 for sgd)", "LR", gt=0)
-    weight_decay: float | None = option(None, "default: 0.01 for adamw, 0.0005 for sgd", "W", ge=0)
+    lr: float = option(0.005, "largest learning rate of the local CNNs (default: 0.005, with sgd 0.1)", "LR", gt=0)
+    weight_decay: float = option(0.01, "of the local CNNs (default: 0.01, with sgd 0.0005)", "W", ge=0)
     schedule: Literal["one-cycle", "cosine", "constant"] = option("one-cycle", "of the learning rate")
     label_smoothing: float = option(0.0, "of the local CNNs", "E", ge=0, lt=1)
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
@@ -112,13 +112,10 @@ class RunSettings(DataSettings):
     threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
     progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
 
-    @model_validator(mode="after")
-    def _fill_in(self) -> "RunSettings":
-        sgd = self.optimizer == "sgd"
-        for name, value in {"lr": 0.1 if sgd else 0.005, "weight_decay": 5e-4 if sgd else 0.01}.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {"lr": 0.1, "weight_decay": 5e-4} | values if values.get("optimizer") == "sgd" else values
 
 
 def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None) -> Settings:

@@ -27,13 +27,14 @@ def show_info() -> None:
     world = World()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     found = versions()
+    hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"
     rows = {
         "ddcnn": found["ddcnn"],
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "torch": f"{found['torch']}, CUDA {torch.version.cuda or 'not built in'}",
         "MPI": world.library(),
-        "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {'parallel' if h5py.get_config().mpi else 'serial: parts and virtual datasets'}",
+        "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {hdf5}",
         "GPUs": ", ".join(devices) or "none",
         "cores of this process": str(len(os.sched_getaffinity(0))),
         "threads of a single rank": str(world.threads(None)),

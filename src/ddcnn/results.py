@@ -86,8 +86,10 @@ class Results:
         def write() -> None:
             from ddcnn.report import write_report
 
-            rows = sorted(map(tuple, np.concatenate(epochs).tolist()), key=lambda row: (row[0], 0 if row[1] != row[1] else row[1], row[2]))
-            write_text(self.output / "metrics.jsonl", "".join(map(_line, rows)))
+            assert spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
+            rows = np.concatenate(epochs)
+            rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
+            write_text(self.output / "metrics.jsonl", "".join(map(_line, rows.tolist())))
             self._write_details(spans)
             write_json(self.output / "results.json", self._document(engine, dnn_samples, spans, np.concatenate(subdomains)))
             write_report(self.output, show=self.settings.progress != "none")

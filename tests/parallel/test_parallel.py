@@ -43,14 +43,14 @@ def test_broadcast_brings_a_value_to_all_ranks(world, root):
 
 
 def test_one_rank_refuses_and_all_ranks_refuse_with_its_words(world):
-    with pytest.raises(InputError, match="^of the last rank$") as raised, world.together():
+    with pytest.raises(InputError, match=r"^of the last rank$") as raised, world.together():
         if world.rank == world.size - 1:
             raise InputError("of the last rank")
     assert raised.value.agreed
 
 
 def test_the_lowest_of_several_refusing_ranks_speaks(world):
-    with pytest.raises(InputError, match="^rank 0$"), world.together():
+    with pytest.raises(InputError, match=r"^rank 0$"), world.together():
         raise InputError(f"rank {world.rank}")
 
 

@@ -3,11 +3,22 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
+
+
+class Array(Protocol):
+    """What a source needs of an array in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start ... stop-1."""
 
 
 class NpyMember:
@@ -53,7 +64,7 @@ class H5Dataset:
             raise InputError(f"{self._dataset.file.filename}: {self._dataset.name} is damaged ({error})") from None
 
 
-def open_npz(path: Path) -> tuple[dict[str, NpyMember], str]:
+def open_npz(path: Path) -> tuple[dict[str, Array], str]:
     """Arrays by name, and a fingerprint of their content (the archive's own checksums).
 
     Raises:
@@ -62,13 +73,13 @@ def open_npz(path: Path) -> tuple[dict[str, NpyMember], str]:
     try:
         archive = zipfile.ZipFile(path)
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-        arrays = {info.filename.removesuffix(".npy"): NpyMember(archive, info.filename) for info in members}
+        arrays: dict[str, Array] = {info.filename.removesuffix(".npy"): NpyMember(archive, info.filename) for info in members}
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from None
     return arrays, ";".join(f"{info.filename} {info.file_size} {info.CRC:08x}" for info in members)
 
 
-def open_h5(path: Path) -> tuple[dict[str, H5Dataset], str]:
+def open_h5(path: Path) -> tuple[dict[str, Array], str]:
     """Datasets at the top of the file by name, and a fingerprint of the file (its size and time of change).
 
     Raises:
@@ -78,7 +89,7 @@ def open_h5(path: Path) -> tuple[dict[str, H5Dataset], str]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-    arrays = {}
+    arrays: dict[str, Array] = {}
     for name in file:
         if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
             dataset = file[name]

@@ -12,7 +12,9 @@ from ddcnn.data.store import PartitionedSet
 class Samples(Protocol):
     """What the training loop needs of a set of samples."""
 
-    labels: torch.Tensor  # (S,) int64, on the device
+    @property
+    def labels(self) -> torch.Tensor:
+        """(S,) int64, on the device."""
 
     def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
         """Network input of the samples ``index`` (B,), on the device; augmented if ``draw`` is given."""

@@ -119,9 +119,8 @@ def _read(source: Source, name: str, block: Block) -> np.ndarray:
     if images.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
         if bad.size:
-            raise InputError(
-                f"{source.name}: {name} sample {block.start + block.chosen[bad[0]]} has a pixel that is NaN or infinite; mend or leave it out"
-            )
+            sample = block.start + block.chosen[bad[0]]
+            raise InputError(f"{source.name}: {name} sample {sample} has a pixel that is NaN or infinite; mend or leave it out")
     return images
 
 
@@ -140,7 +139,7 @@ class _Facts:
             piece = pixels[begin : begin + PIECE] - origin
             total += piece.sum(axis=0)
             squares += np.einsum("pc,pc->c", piece, piece)
-        digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images)).digest(), dtype=np.uint8)
+        digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images).data).digest(), dtype=np.uint8)
         facts = [[SPLITS.index(name), block.row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
         self.rows.append(np.concatenate(facts))
 

@@ -6,13 +6,13 @@ To add a source: write a function ``(SourceOptions) -> Source`` and give it a na
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.arrays import open_h5, open_npz
+from ddcnn.data.arrays import Array, open_h5, open_npz
 from ddcnn.errors import InputError
 from ddcnn.seeding import numpy_generator
 
@@ -111,13 +111,15 @@ def _in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], clas
     """Sets that their library loads whole: {"train": (images, labels), "test": ...}."""
     splits, digest = {}, hashlib.sha256()
     for split, (images, labels) in arrays.items():
-        images = images.reshape(*images.shape[:3], -1)
-        splits[split] = Split(
-            images.shape, images.dtype, np.asarray(labels, np.int64), lambda start, stop, images=images: images[start:stop]
-        )
-        digest.update(np.ascontiguousarray(images))
-        digest.update(splits[split].labels)
+        images = np.ascontiguousarray(images).reshape(*images.shape[:3], -1)
+        splits[split] = Split(images.shape, images.dtype, np.asarray(labels, np.int64), partial(_rows, images))
+        digest.update(images.data)
+        digest.update(splits[split].labels.data)
     return Source(name, splits, tuple(map(str, class_names)), digest.hexdigest(), in_memory=True)
+
+
+def _rows(images: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return images[start:stop]
 
 
 def _digits(options: SourceOptions) -> Source:
@@ -170,7 +172,7 @@ def _torchvision_datasets():
 # Files of arrays
 
 
-def _from_arrays(options: SourceOptions, arrays: dict, fingerprint: str) -> Source:
+def _from_arrays(options: SourceOptions, arrays: dict[str, Array], fingerprint: str) -> Source:
     """Splits out of named arrays: x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels."""
     splits = {}
     for split in ("train", "test"):
@@ -184,10 +186,14 @@ def _from_arrays(options: SourceOptions, arrays: dict, fingerprint: str) -> Sour
         shape = _with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
         splits[split] = Split(
             shape, images.dtype, _labels(f"{options.name}: {pair[1]}", labels),
-            lambda start, stop, images=images, shape=shape: images.read(start, stop).reshape(-1, *shape[1:]),
+            partial(_read_rows, images, shape[1:]),
         )  # fmt: skip
     classes = int(splits["train"].labels.max(initial=0)) + 1
     return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
+
+
+def _read_rows(images: Array, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    return images.read(start, stop).reshape(-1, *shape)
 
 
 def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
@@ -200,7 +206,7 @@ def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[in
     raise InputError(f"{what} has shape {shape}, expected {wanted}")
 
 
-def _labels(what: str, labels) -> np.ndarray:
+def _labels(what: str, labels: Array) -> np.ndarray:
     if labels.shape[1:] not in ((), (1,)) or not labels.shape:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)

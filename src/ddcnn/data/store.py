@@ -12,6 +12,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -109,7 +110,7 @@ class PartitionedSet:
                 f"{path}: schema version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
                 "partition the source again"
             )
-        values = {}
+        values: dict[str, Any] = {}
         for name, kind in cls.__annotations__.items():
             if name == "path":
                 values[name] = str(path)
