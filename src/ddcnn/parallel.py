@@ -28,7 +28,7 @@ SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 def launched_size() -> int:
     """Number of processes that the launcher says it started; 1 without a launcher."""
-    return max((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), default=1)
+    return next((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), 1)
 
 
 def launched_rank() -> int:
@@ -211,7 +211,7 @@ class World:
         return device
 
     def library(self) -> str:
-        return self._mpi.Get_library_version().split("\n")[0].strip().rstrip("\0")
+        return " ".join(self._mpi.Get_library_version().split("\n")[0].rstrip("\0").split())
 
     def abort(self, code: int) -> None:
         """Ends all ranks at once."""

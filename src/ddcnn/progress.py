@@ -13,18 +13,20 @@ class Progress:
 
     def __init__(self, title: str, total: int, style: str):
         self.title, self.total, self.done = title, total, 0
-        self.style = ("bar" if on_terminal() else "lines") if style == "auto" else style
+        self.width = terminal_width() if style in ("auto", "bar") else 0
+        self.style = ("bar" if self.width else "lines") if style == "auto" else style
         self.begin = time.perf_counter()
 
     def __enter__(self) -> "Progress":
         if self.style == "bar":
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             self.bar = Bar(
-                TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True, force_terminal=True),
+                TextColumn("{task.description:<10}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("left  {task.fields[state]}"),
+                console=Console(stderr=True, force_terminal=True, width=self.width or None),
             )  # fmt: skip
             self.task = self.bar.add_task(self.title, total=self.total, state="")
             self.bar.start()
@@ -43,17 +45,18 @@ class Progress:
             self.bar.stop()
 
 
-def on_terminal() -> bool:
-    """Whether a person looks at what this rank prints: a launcher passes it through a pipe, so look at the launcher's own stderr."""
+def terminal_width() -> int:
+    """Columns of the terminal that a person looks at, 0 for none: a launcher passes output through a pipe, so ask for its terminal."""
     if sys.stderr.isatty():
-        return True
+        return os.get_terminal_size(sys.stderr.fileno()).columns
     process = os.getppid()
     try:
         while process > 1:
             folder = Path("/proc") / str(process)
             if (folder / "comm").read_text().strip() in LAUNCHERS:
-                return os.readlink(folder / "fd" / "2").startswith(("/dev/pts/", "/dev/tty"))
+                with (folder / "fd" / "2").open() as launchers_stderr:
+                    return os.get_terminal_size(launchers_stderr.fileno()).columns
             process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        pass  # another operating system, or a process that is gone
-    return False
+        pass  # the launcher's output is no terminal, it is gone, or this is another operating system
+    return 0

@@ -1,4 +1,4 @@
-"""Partitioning: a source, read block by block by all ranks, becomes a partitioned HDF5 set.
+"""Partitioning: a source, read block by block, becomes a partitioned HDF5 set.
 
 The samples are cut into blocks of a fixed size, whatever the number of ranks, and every rank works on a contiguous share of them;
 so the statistics and the digest do not depend on the number of ranks, and no rank holds more than a block. With parallel h5py all
