@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def decide(
                 results.epoch("dnn", None, epoch, None)
                 progress.advance(f"epoch {epoch.epoch}/{settings.dnn_epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
 
+            engine = replace(engine, precision="fp32")  # too small to gain from less
             network = train_dnn(for_dnn, labels["train"][dnn_samples.index], recipe, engine, Seeds(settings.seed, "dnn"), after_epoch)
             found = classify(network, dnn_rows(test, labels["test"], engine), torch.arange(len(test)), engine).numpy()
         results.method("dnn", found.argmax(axis=1), found, network)

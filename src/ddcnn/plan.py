@@ -29,6 +29,8 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     opened: list[Source] = []
 
     def check() -> None:
+        if settings.output.exists() and not (settings.output.is_file() and is_partitioned(settings.output)):
+            raise InputError(f"--output {settings.output} is there and no partitioned set: it is not overwritten, name another file")
         opened.append(open_source(options))
         decompose(settings, opened[0])
         select(settings, opened[0])

@@ -88,6 +88,16 @@ def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words)
     assert not list(tmp_path.glob("runs/partitions/*"))
 
 
+def test_partition_overwrites_nothing_but_a_partitioned_set(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays)
+    before = (tmp_path / "a.npz").read_bytes()
+    assert "not overwritten" in refusal(launch(2, "partition", "a.npz", "--output", "a.npz", cwd=tmp_path))
+    assert (tmp_path / "a.npz").read_bytes() == before
+    for grid in ("1x2", "2x2"):
+        assert launch(2, "partition", "a.npz", "--grid", grid, "--output", "a.h5", cwd=tmp_path).returncode == 0
+    assert len(list(tmp_path.iterdir())) == 3  # the source, the set and its parts
+
+
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
     assert launch(1, *QUICK, "--output", "run", cwd=tmp_path).returncode == 0
     before = (tmp_path / "run" / "results.json").read_bytes()

@@ -70,17 +70,12 @@ def partition(world: World, source: Source, selections: dict[str, np.ndarray], d
         files.prepare()
     try:
         with world.together(), disk_errors(path), world.timeline.span("compute"):
-            with files.open(world) as file:  # with parallel h5py opening, creating and closing are collective: all ranks get there
-                _create(file, source, rows, decomposition)
-                for name in SPLITS:
-                    for block in shares[name]:
-                        images = _read(source, name, block)
-                        facts.add(name, block, images)
-                        at = block.row - rows[name][0]
-                        for subdomain in decomposition.subdomains:
-                            stored = images[(slice(None), *subdomain.stored.slices)]
-                            file[images_name(name, subdomain.index)][at : at + len(stored)] = stored
-            sync(files.written)
+            if parallel_file or any(shares.values()):
+                with files.open(world) as file:  # with parallel h5py, opening, creating and closing are collective
+                    _create(file, source, rows, decomposition)
+                    for name in SPLITS:
+                        _write(file, source, name, shares[name], rows[name][0], decomposition, facts)
+                sync(files.written)
     except InputError:
         files.discard()
         raise
@@ -98,6 +93,18 @@ def partition(world: World, source: Source, selections: dict[str, np.ndarray], d
     world.on_root(finish)
     with world.together():
         return PartitionedSet.open(path)
+
+
+def _write(
+    file: h5py.File, source: Source, name: str, share: list[Block], first_row: int, decomposition: Decomposition, facts: "_Facts"
+) -> None:
+    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``."""
+    for block in share:
+        images = _read(source, name, block)
+        facts.add(name, block, images)
+        at = block.row - first_row
+        for subdomain in decomposition.subdomains:
+            file[images_name(name, subdomain.index)][at : at + len(images)] = images[(slice(None), *subdomain.stored.slices)]
 
 
 def _share(all_blocks: list[Block], world: World) -> list[Block]:
