@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +26,45 @@ from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, classify
 
 
+@dataclass(frozen=True)
+class Job:
+    """What every step of a run needs.
+
+    Attributes:
+        labels: (S,) int64 per split.
+        dnn_samples: which training samples the local CNNs and the DNN learn from.
+    """
+
+    world: World
+    settings: RunSettings
+    store: PartitionedSet
+    engine: Engine
+    labels: dict[str, np.ndarray]
+    dnn_samples: DnnSamples
+    results: Results
+
+    def progress(self, title: str, epochs: int) -> Progress:
+        return Progress(title, epochs, self.settings.progress if self.world.rank == 0 else "none")
+
+    def save(self, name: str, network: torch.nn.Module, **attributes: str | int | float | tuple[int, ...]) -> None:
+        checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
+
+
 def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path) -> None:
     """Everything after the partitioning; all ranks together."""
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
     labels = {split: store.labels(split) for split in SPLITS}
-    dnn_samples = DnnSamples.choose(settings.dnn_data, labels["train"], settings.folds, settings.seed)
-    results = Results(world, settings, store, output)
+    dnn_samples = DnnSamples.choose(
+        settings.dnn_data if "dnn" in settings.methods else "none", labels["train"], settings.folds, settings.seed
+    )
+    job = Job(world, settings, store, engine, labels, dnn_samples, Results(world, settings, store, output))
 
     with world.timeline.phase("local"):
         owned = world.owned(len(store.decomposition))
-        epochs = settings.epochs * len(owned) * (1 + settings.folds * (settings.dnn_data == "out-of-fold"))
-        with Progress("local CNNs", epochs, settings.progress if world.rank == 0 else "none") as progress:
-            found = [train_subdomain(world, settings, store, index, dnn_samples, engine, progress, results) for index in owned]
+        with job.progress("local CNNs", settings.epochs * len(owned) * dnn_samples.networks) as progress:
+            found = [train_subdomain(job, index, progress) for index in owned]
 
     with world.timeline.phase("gather"):
         classifications = np.stack([np.concatenate([local.for_dnn, local.test]) for local in found])
@@ -47,68 +72,50 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path
 
     with world.timeline.phase("dnn"):
         if gathered is not None:
-            decide(world, settings, dnn_samples, labels, gathered, engine, results)
+            decide(job, gathered.reshape(-1, *gathered.shape[2:]).swapaxes(0, 1))
         world.barrier()
 
-    results.write(engine, len(dnn_samples.index))
+    job.results.write(engine, len(dnn_samples.index))
 
 
-def train_subdomain(
-    world: World,
-    settings: RunSettings,
-    store: PartitionedSet,
-    index: int,
-    dnn_samples: DnnSamples,
-    engine: Engine,
-    progress: Progress,
-    results: Results,
-) -> LocalClassifier:
+def train_subdomain(job: Job, index: int, progress: Progress) -> LocalClassifier:
     """Local training of one subdomain, watched, and its parameters saved."""
-    augmentation = Augmentation("flip" in settings.augment, settings.margin)
+    settings, store, engine = job.settings, job.store, job.engine
     divisor = settings.width_divisor or len(store.decomposition) ** 0.5
     shape = Shape(store.decomposition.subdomains[index].subimage.shape, store.shape[-1], len(store.class_names))
+    make = partial(NETWORKS[settings.network], shape, settings.width, divisor)
     recipe = Recipe(
         settings.epochs, settings.batch_size, settings.optimizer, settings.lr, settings.weight_decay, settings.schedule,
         settings.label_smoothing,
     )  # fmt: skip
-    with world.timeline.span("compute"), failing_in(f"subdomain {index}"):
-        training = Subimages.load(store, "train", index, engine.device, augmentation)
+    with job.world.timeline.span("compute"), failing_in(f"subdomain {index}"):
+        training = Subimages.load(store, "train", index, engine.device, Augmentation("flip" in settings.augment, settings.margin))
         test = Subimages.load(store, "test", index, engine.device)
 
         def after_epoch(network: torch.nn.Module, epoch: Epoch, fold: int | None) -> None:
-            what = f"subdomain {index}" + ("" if fold is None else f" without fold {fold}")
             if fold is None:
                 accuracy = None
                 if settings.evaluate_every and epoch.epoch % settings.evaluate_every == 0:
-                    found = classify(network, test, torch.arange(len(test.labels)), engine)
-                    accuracy = float((found.argmax(1) == test.labels.cpu()).float().mean())
-                results.epoch("local", index, epoch, accuracy)
-            progress.advance(f"{what}  epoch {epoch.epoch}/{settings.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+                    probabilities = classify(network, test, torch.arange(len(test.labels)), engine)
+                    accuracy = float((probabilities.argmax(1).numpy() == job.labels["test"]).mean())
+                job.results.epoch("local", index, epoch, accuracy)
+            what = f"subdomain {index}" + ("" if fold is None else f" without fold {fold}")
+            progress.advance(f"{what}  {_state(epoch, settings.epochs)}")
 
-        make = partial(NETWORKS[settings.network], shape, settings.width, divisor)
         begin = time.perf_counter()
-        found = train_local(make, training, test, dnn_samples, recipe, engine, Seeds(settings.seed, "local", index), after_epoch)
-        results.subdomain(index, found.network, time.perf_counter() - begin)
-        checkpoint.save(
-            results.output / "checkpoints" / f"local-{index:04d}.h5", found.network,
-            {"network": settings.network, "width": settings.width, "divisor": divisor, "spatial": shape.spatial,
-             "channels": shape.channels, "classes": shape.classes, "subdomain": index},
+        found = train_local(make, training, test, job.dnn_samples, recipe, engine, Seeds(settings.seed, "local", index), after_epoch)
+        job.results.subdomain(index, found.network, time.perf_counter() - begin)
+        job.save(
+            f"local-{index:04d}", found.network, architecture=settings.network, width=settings.width, divisor=divisor,
+            spatial=shape.spatial, channels=shape.channels, classes=shape.classes, subdomain=index,
         )  # fmt: skip
     return found
 
 
-def decide(
-    world: World,
-    settings: RunSettings,
-    dnn_samples: DnnSamples,
-    labels: dict[str, np.ndarray],
-    gathered: np.ndarray,
-    engine: Engine,
-    results: Results,
-) -> None:
-    """On rank 0: one decision out of the local classifications, by every method that was asked for."""
-    probabilities = gathered.reshape(-1, *gathered.shape[2:]).swapaxes(0, 1)  # (S_dnn + S_test, N, K)
-    for_dnn, test = np.split(probabilities, [len(dnn_samples.index)])
+def decide(job: Job, probabilities: np.ndarray) -> None:
+    """On rank 0: one decision out of the local classifications (S_dnn + S_test, N, K), by every method that was asked for."""
+    settings, results = job.settings, job.results
+    for_dnn, test = np.split(probabilities, [len(job.dnn_samples.index)])
     results.local_classes = test.argmax(axis=2)
     if "vote" in settings.methods:
         results.method("vote", vote(test))
@@ -117,21 +124,22 @@ def decide(
         results.method("average", mean.argmax(axis=1), mean)
     if "dnn" in settings.methods:
         recipe = Recipe(settings.dnn_epochs, settings.batch_size, "adamw", settings.dnn_lr, 0.01, "one-cycle")
-        with (
-            world.timeline.span("compute"),
-            failing_in("DNN"),
-            Progress("DNN", settings.dnn_epochs, settings.progress) as progress,
-        ):
+        engine = replace(job.engine, precision="fp32")  # too small to gain from less
+        with job.world.timeline.span("compute"), failing_in("DNN"), job.progress("DNN", settings.dnn_epochs) as progress:
 
             def after_epoch(epoch: Epoch) -> None:
                 results.epoch("dnn", None, epoch, None)
-                progress.advance(f"epoch {epoch.epoch}/{settings.dnn_epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+                progress.advance(_state(epoch, settings.dnn_epochs))
 
-            engine = replace(engine, precision="fp32")  # too small to gain from less
-            network = train_dnn(for_dnn, labels["train"][dnn_samples.index], recipe, engine, Seeds(settings.seed, "dnn"), after_epoch)
-            found = classify(network, dnn_rows(test, labels["test"], engine), torch.arange(len(test)), engine).numpy()
+            labels = job.labels["train"][job.dnn_samples.index]
+            network = train_dnn(for_dnn, labels, recipe, engine, Seeds(settings.seed, "dnn"), after_epoch)
+            found = classify(network, dnn_rows(test, job.labels["test"], engine), torch.arange(len(test)), engine).numpy()
         results.method("dnn", found.argmax(axis=1), found, network)
-        checkpoint.save(results.output / "checkpoints" / "dnn.h5", network, {"subdomains": test.shape[1], "classes": test.shape[2]})
+        job.save("dnn", network, subdomains=test.shape[1], classes=test.shape[2])
+
+
+def _state(epoch: Epoch, epochs: int) -> str:
+    return f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
 
 
 @contextmanager

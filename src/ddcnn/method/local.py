@@ -11,8 +11,6 @@ from ddcnn.data.batches import Samples
 from ddcnn.seeding import Seeds, numpy_generator
 from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
 
-DNN_DATA = ("train", "holdout", "out-of-fold")
-
 
 @dataclass(frozen=True)
 class LocalClassifier:
@@ -34,7 +32,7 @@ class DnnSamples:
 
     A local CNN is over-confident on samples that it has learnt, so the DNN can be given others:
     ``train`` the same samples; ``holdout`` one fold of ``folds`` that the local CNNs never see; ``out-of-fold`` all samples, each
-    classified by a CNN that was trained on the other folds, while the CNN that is kept learns from all.
+    classified by a CNN that was trained on the other folds, while the CNN that is kept learns from all; ``none`` without a DNN.
     """
 
     kind: str
@@ -52,12 +50,18 @@ class DnnSamples:
     @property
     def index(self) -> np.ndarray:
         """The training samples of the DNN, (S_dnn,)."""
-        return np.flatnonzero(self.fold == 0) if self.kind == "holdout" else np.arange(len(self.fold))
+        chosen = {"none": self.fold < 0, "holdout": self.fold == 0}
+        return np.flatnonzero(chosen.get(self.kind, self.fold >= 0))
 
     @property
     def for_cnn(self) -> np.ndarray:
         """The training samples of the local CNNs, (S_cnn,)."""
         return np.flatnonzero(self.fold != 0) if self.kind == "holdout" else np.arange(len(self.fold))
+
+    @property
+    def networks(self) -> int:
+        """How many networks are trained in a subdomain."""
+        return 1 + (int(self.fold.max()) + 1 if self.kind == "out-of-fold" else 0)
 
 
 def train_local(
