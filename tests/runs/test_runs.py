@@ -1,0 +1,159 @@
+"""Whole runs, started with mpirun as a user does."""
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from launching import launch
+
+QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--network", "vgg3", "--threads", "1", "--progress", "none")
+
+
+def run(ranks: int, folder: Path, *options: str) -> dict:
+    """A run in ``folder``/run; returns its results.json."""
+    finished = launch(ranks, "run", *QUICK, "--output", "run", *options, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((folder / "run" / "results.json").read_text())
+
+
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted((folder / "run" / "checkpoints").glob("*.h5")):
+        with h5py.File(path) as file:
+            found |= {f"{path.name} {name}": tensor[...] for name, tensor in file["parameters"].items()}
+    return found
+
+
+def without_times(results: dict) -> dict:
+    """What must not depend on the number of ranks."""
+    for method in results["methods"].values():
+        del method["seconds"], method["bytes_communicated"]
+    for subdomain in results["decomposition"]["subdomains"]:
+        del subdomain["seconds"]
+    return {name: results[name] for name in ("data", "decomposition", "methods")}
+
+
+@pytest.mark.parametrize("options", [(), ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift", "--shift", "1")])
+def test_1_2_and_4_ranks_give_the_same_weights_bit_for_bit(tmp_path, options):
+    found = {}
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        found[ranks] = (without_times(run(ranks, folder, "--train-samples", "300", *options)), parameters(folder))
+    assert len(found[1][1]) > 5
+    for ranks in (2, 4):
+        assert found[ranks][0] == found[1][0]
+        assert found[ranks][1].keys() == found[1][1].keys()
+        for name, tensor in found[1][1].items():
+            np.testing.assert_array_equal(found[ranks][1][name], tensor, err_msg=f"{name} at {ranks} ranks")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "grid", "overlap"), [(1, "1x1", 0), (2, "2x1", 0), (3, "3x1", 1), (4, "2x2", 0), (6, "3x2", 2), (9, "3x3", 2), (16, "4x4", 2)]
+)
+def test_one_rank_a_subdomain_finishes_on_every_grid(tmp_path, ranks, grid, overlap):
+    results = run(ranks, tmp_path, "--grid", grid, "--overlap", str(overlap), "--train-samples", "200", "--epochs", "1")
+    assert results["environment"]["ranks"] == ranks
+    assert results["environment"]["subdomains_per_rank"] == 1
+    assert len(results["decomposition"]["subdomains"]) == ranks
+
+
+def test_a_run_leaves_what_the_contract_says(tmp_path):
+    results = run(2, tmp_path, "--overlap", "1", "--train-samples", "300", "--seed", "7")
+    assert results["schema_version"] == 1
+    assert results["data"] == {"source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360}
+    assert results["decomposition"]["grid"] == [2, 2]
+    assert results["decomposition"]["subdomains"][3]["start"] == [3, 3]
+    assert set(results["methods"]) == {"vote", "average", "dnn"}
+    assert results["methods"]["vote"]["test_loss"] is None
+    local = sum(subdomain["parameters"] for subdomain in results["decomposition"]["subdomains"])
+    assert results["methods"]["average"]["parameters"] == local < results["methods"]["dnn"]["parameters"]
+    for method in results["methods"].values():
+        assert set(method["seconds"]) == {"compute", "communicate", "wait", "total"}
+    # one rank of two sends the classifications of two subdomains, 4 bytes for each of 10 classes
+    assert results["methods"]["vote"]["bytes_communicated"] == 360 * 2 * 10 * 4
+    assert set(results["phases"]) == {"partition", "local", "gather", "dnn"}
+    for phase in results["phases"].values():
+        assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds"}
+    environment = results["environment"]
+    assert (environment["ranks"], environment["subdomains_per_rank"], environment["threads_per_rank"], environment["seed"]) == (2, 2, 1, 7)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["subdomain"], line["epoch"]) for line in lines] == [
+        *(("local", subdomain, epoch) for subdomain in range(4) for epoch in (1, 2)),
+        *(("dnn", None, epoch) for epoch in (1, 2, 3)),
+    ]
+    assert (tmp_path / "run" / "report.md").is_file()
+    assert len(list((tmp_path / "run" / "figures").glob("*.png"))) >= 5
+
+
+def test_the_decisions_on_disk_give_the_accuracies_of_the_results(tmp_path):
+    results = run(2, tmp_path, "--train-samples", "300")
+    with h5py.File(tmp_path / "run" / "details.h5") as file:
+        labels = file["labels"][...]
+        for name, method in results["methods"].items():
+            assert (file["classes"][name][...] == labels).mean() == method["test_accuracy"]
+        for subdomain in results["decomposition"]["subdomains"]:
+            assert (file["local_classes"][:, subdomain["index"]] == labels).mean() == subdomain["test_accuracy"]
+
+
+def test_config_toml_repeats_the_run(tmp_path):
+    first = run(2, tmp_path, "--train-samples", "200", "--dnn-data", "holdout", "--seed", "3")
+    config = (tmp_path / "run" / "config.toml").read_text()
+    assert tomllib.loads(config)["dnn-data"] == "holdout"
+    (tmp_path / "again.toml").write_text(config)
+    finished = launch(2, "run", "--config", "again.toml", "--output", "again", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
+
+
+def test_a_second_run_finds_the_partitioned_set_again_and_another_content_does_not(tmp_path):
+    def partitions() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "partitions").glob("*.h5")}
+
+    run(1, tmp_path, "--train-samples", "200")
+    first = partitions()
+    run(2, tmp_path, "--train-samples", "200", "--seed", "5", "--overwrite")
+    assert partitions() == first
+    run(2, tmp_path, "--train-samples", "201", "--overwrite")
+    assert len(partitions()) == 2
+
+
+def test_a_partitioned_file_is_a_source(tmp_path):
+    finished = launch(2, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--train-samples", "200", "--output", "d.h5", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    results = run(2, tmp_path, "--data", "d.h5")
+    assert results["decomposition"]["grid"] == [1, 2]
+    assert results["decomposition"]["overlap"] == 1
+    assert results["data"]["train_samples"] == 200
+
+
+def test_volumes_are_decomposed_in_three_dimensions(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    volumes = (random.integers(0, 50, (40, 8, 9, 8)) + 100 * labels[:, None, None, None]).astype(np.int16)
+    np.savez(tmp_path / "v.npz", train_images=volumes, train_labels=labels, test_images=volumes, test_labels=labels[:, None])
+    results = run(2, tmp_path, "--data", "v.npz", "--volumes", "--grid", "2x2x1", "--batch-size", "8")
+    assert results["data"]["shape"] == [8, 9, 8, 1]
+    assert len(results["decomposition"]["subdomains"]) == 4
+
+
+def test_the_default_run_learns_the_digits(tmp_path):
+    finished = launch(4, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    (folder,) = (tmp_path / "runs").glob("digits-2x2-*")
+    results = json.loads((folder / "results.json").read_text())
+    local = [subdomain["test_accuracy"] for subdomain in results["decomposition"]["subdomains"]]
+    assert results["methods"]["dnn"]["test_accuracy"] > 0.93
+    assert min(method["test_accuracy"] for method in results["methods"].values()) > max(local)
+
+
+@pytest.mark.skipif("DDCNN_DATA_ROOT" not in os.environ, reason="real data: set DDCNN_DATA_ROOT to a folder of torchvision's sets")
+@pytest.mark.parametrize(("data", "shape"), [("cifar10", [32, 32, 3]), ("fashion-mnist", [28, 28, 1])])
+def test_real_images_train(tmp_path, data, shape):
+    results = run(2, tmp_path, "--data", data, "--train-samples", "2000", "--test-samples", "500", "--epochs", "3")
+    assert results["data"]["shape"] == shape
+    assert results["methods"]["average"]["test_accuracy"] > 0.25
