@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def run(asked: argparse.Namespace, name: str, choice: str, seed: int) -> dict:
-    folder = asked.output / f"{name}-{choice}-{seed}"
+    folder = asked.output / "-".join([name, choice, str(seed), *(word.strip("-") for word in asked.further)])
     if not (folder / "results.json").is_file():
         command = ["mpirun", "-n", str(asked.ranks), sys.executable, "-m", "ddcnn", "run", "--data", name, "--data-root", asked.data_root]
         command += [

@@ -7,6 +7,8 @@ from ddcnn import cli
 from ddcnn.errors import InputError
 from ddcnn.parallel import World, launched_rank
 
+INTERRUPTED = 130  # as a shell says it of Ctrl-C
+
 
 def main() -> int:
     world = None
@@ -17,11 +19,20 @@ def main() -> int:
     except InputError as error:
         rank = world.rank if world else launched_rank()
         if rank == 0 or not error.agreed:
-            print(f"ddcnn: error: {error}", file=sys.stderr, flush=True)
+            where = "" if error.agreed or world is None or world.size == 1 else f"rank {rank} of {world.size}: "
+            print(f"ddcnn: error: {where}{error}", file=sys.stderr, flush=True)
         if world and not error.agreed:
             world.abort(2)
         return 2
-    except Exception as error:
+    except KeyboardInterrupt:
+        if world:
+            if world.rank == 0:
+                print("ddcnn: interrupted", file=sys.stderr, flush=True)
+            world.abort(INTERRUPTED)
+        return INTERRUPTED
+    except BaseException as error:  # also SystemExit: a rank that leaves alone blocks the others in MPI_Finalize
+        if world is None and not isinstance(error, Exception):
+            raise
         rank, size = (world.rank, world.size) if world else (0, 1)
         about = ", ".join([f"rank {rank} of {size}", *getattr(error, "__notes__", [])])
         print(f"{traceback.format_exc()}ddcnn: failed: {about}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -27,7 +27,8 @@ def needs_ranks(arguments: list[str]) -> bool:
 def main(arguments: list[str], world: World | None) -> int:
     """Runs a command and returns the exit code; ``world`` is there if the command needs ranks."""
     if world is None:
-        return _alone(arguments) if launched_rank() == 0 else 0  # under a launcher too, one process is enough
+        # under a launcher too one process is enough, but MPI starts only if all ranks start it
+        return _alone(arguments) if launched_rank() == 0 or arguments == ["info"] else 0
     command = _command(arguments)
     kind = PARALLEL[command]
     text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_unset=True))
@@ -39,13 +40,14 @@ def main(arguments: list[str], world: World | None) -> int:
     elif isinstance(settings, RunSettings):
         from ddcnn.plan import prepare_run
 
-        store, output = prepare_run(world, settings)
-        gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
-        from ddcnn.experiment import run
+        store = prepare_run(world, settings)
+        with world.timeline.span("compute"):
+            gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
+            from ddcnn.experiment import run
 
-        gc.enable()
+            gc.enable()
 
-        run(world, settings, store, output)
+        run(world, settings, store)
     return 0
 
 
@@ -54,6 +56,8 @@ def _command(arguments: list[str]) -> str:
 
 
 def _alone(arguments: list[str]) -> int:
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        arguments = ["run", *arguments]
     parsed = _parser().parse_args(arguments)
     if parsed.command == "report":
         from ddcnn.report import write_report

@@ -10,8 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from ddcnn.errors import InputError
 
-METHODS = ("vote", "average", "dnn")
-
 
 def _grid(value: Any) -> Any:
     if isinstance(value, str):
@@ -77,14 +75,14 @@ Settings = TypeVar("Settings", bound=DataSettings)
 class PartitionSettings(DataSettings):
     """Settings of ``ddcnn partition``."""
 
-    source: str = option(..., "a named set, or an .npz or .h5 file of arrays", "SOURCE")
+    source: str = option(..., "digits, cifar10, fashion-mnist, or an .npz or .h5 file of arrays", "SOURCE")
     output: Path = option(..., "the partitioned file to write", "FILE.h5")
 
 
 class RunSettings(DataSettings):
     """Settings of ``ddcnn run``."""
 
-    data: str = option("digits", "a named set, an .npz or .h5 file of arrays, or a partitioned .h5", "SOURCE")
+    data: str = option("digits", "digits, cifar10, fashion-mnist, an .npz or .h5 file of arrays, or a partitioned .h5", "SOURCE")
     partitions: Path = option(Path("runs/partitions"), "folder where partitioned sets are kept and found again", "DIR")
     output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(False, "replace the finished run in --output")
@@ -138,8 +136,10 @@ def _read_toml(kind: type[DataSettings], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             found = tomllib.load(stream)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {file}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise InputError(f"--config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {file}: not a TOML file ({error})") from None
     values = {key.replace("-", "_"): value for key, value in found.items()}
     for key in found:
         if key.replace("-", "_") not in kind.model_fields:
@@ -153,12 +153,14 @@ def option_names(kind: type[DataSettings]) -> list[str]:
 
 def suggest(key: str, kind: type[DataSettings]) -> str:
     close = difflib.get_close_matches(key.replace("_", "-"), option_names(kind), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {'--' if key.startswith('--') else ''}{close[0]}?)" if close else ""
 
 
 def _explain(error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
+    if first["type"] == "missing":
+        return f"--{name} is required"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
     return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"

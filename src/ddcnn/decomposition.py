@@ -93,6 +93,7 @@ class Decomposition:
             raise InputError(
                 f"--grid {text} has {len(self.grid)} dimensions, but the images ({size}) have {len(self.shape)}: "
                 f"give {len(self.shape)} numbers, such as --grid {'x'.join('2' * len(self.shape))}"
+                f"{', or --volumes if the arrays are volumes' if len(self.grid) == 3 else ''}"
             )
         if any(parts < 1 for parts in self.grid) or self.overlap < 0 or self.margin < 0:
             raise InputError(f"--grid {text} --overlap {self.overlap}: parts must be at least 1, the overlap at least 0")

@@ -16,10 +16,11 @@ from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
-from ddcnn.method.local import DnnSamples, LocalClassifier, train_local
+from ddcnn.method.local import DnnSamples, classify_out_of_fold, train_local
 from ddcnn.networks.registry import NETWORKS
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
+from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds
@@ -50,11 +51,12 @@ class Job:
         checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
 
 
-def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path) -> None:
+def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     """Everything after the partitioning; all ranks together."""
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
+    output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
     labels = {split: store.labels(split) for split in SPLITS}
     dnn_samples = DnnSamples.choose(
         settings.dnn_data if "dnn" in settings.methods else "none", labels["train"], settings.folds, settings.seed
@@ -64,11 +66,10 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path
     with world.timeline.phase("local"):
         owned = world.owned(len(store.decomposition))
         with job.progress("local CNNs", settings.epochs * len(owned) * dnn_samples.networks) as progress:
-            found = [train_subdomain(job, index, progress) for index in owned]
+            classifications = [train_subdomain(job, index, progress) for index in owned]
 
     with world.timeline.phase("gather"):
-        classifications = np.stack([np.concatenate([local.for_dnn, local.test]) for local in found])
-        gathered = world.gather(classifications)  # (ranks, owned, S_dnn + S_test, K) on rank 0
+        gathered = world.gather(np.stack(classifications))  # (ranks, owned, S_dnn + S_test, K) on rank 0
 
     with world.timeline.phase("dnn"):
         if gathered is not None:
@@ -78,9 +79,9 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, output: Path
     job.results.write(engine, len(dnn_samples.index))
 
 
-def train_subdomain(job: Job, index: int, progress: Progress) -> LocalClassifier:
-    """Local training of one subdomain, watched, and its parameters saved."""
-    settings, store, engine = job.settings, job.store, job.engine
+def train_subdomain(job: Job, index: int, progress: Progress) -> np.ndarray:
+    """Local training of one subdomain, watched, its parameters saved: the p_i (S_dnn + S_test, K) of the DNN's and the test samples."""
+    settings, store, engine, timeline = job.settings, job.store, job.engine, job.world.timeline
     divisor = settings.width_divisor or len(store.decomposition) ** 0.5
     shape = Shape(store.decomposition.subdomains[index].subimage.shape, store.shape[-1], len(store.class_names))
     make = partial(NETWORKS[settings.network], shape, settings.width, divisor)
@@ -88,28 +89,38 @@ def train_subdomain(job: Job, index: int, progress: Progress) -> LocalClassifier
         settings.epochs, settings.batch_size, settings.optimizer, settings.lr, settings.weight_decay, settings.schedule,
         settings.label_smoothing,
     )  # fmt: skip
-    with job.world.timeline.span("compute"), failing_in(f"subdomain {index}"):
-        training = Subimages.load(store, "train", index, engine.device, Augmentation("flip" in settings.augment, settings.margin))
-        test = Subimages.load(store, "test", index, engine.device)
+    seeds = Seeds(settings.seed, "local", index)
+    every_test = torch.arange(store.test_samples)
 
-        def after_epoch(network: torch.nn.Module, epoch: Epoch, fold: int | None) -> None:
-            if fold is None:
-                accuracy = None
-                if settings.evaluate_every and epoch.epoch % settings.evaluate_every == 0:
-                    probabilities = classify(network, test, torch.arange(len(test.labels)), engine)
-                    accuracy = float((probabilities.argmax(1).numpy() == job.labels["test"]).mean())
-                job.results.epoch("local", index, epoch, accuracy)
-            what = f"subdomain {index}" + ("" if fold is None else f" without fold {fold}")
-            progress.advance(f"{what}  {_state(epoch, settings.epochs)}")
+    def after_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
+        accuracy = None
+        if settings.evaluate_every and epoch.epoch % settings.evaluate_every == 0:
+            probabilities = classify(network, test, every_test, engine)
+            accuracy = float((probabilities.argmax(1).numpy() == job.labels["test"]).mean())
+        job.results.epoch("local", index, epoch, accuracy)
+        progress.advance(f"subdomain {index}  {_state(epoch, settings.epochs)}")
 
-        begin = time.perf_counter()
-        found = train_local(make, training, test, job.dnn_samples, recipe, engine, Seeds(settings.seed, "local", index), after_epoch)
-        job.results.subdomain(index, found.network, time.perf_counter() - begin)
-        job.save(
-            f"local-{index:04d}", found.network, architecture=settings.network, width=settings.width, divisor=divisor,
-            spatial=shape.spatial, channels=shape.channels, classes=shape.classes, subdomain=index,
-        )  # fmt: skip
-    return found
+    def after_fold_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
+        progress.advance(f"subdomain {index}, folds  {_state(epoch, settings.epochs)}")
+
+    with failing_in(f"subdomain {index}"):
+        with timeline.span("compute"):
+            training = Subimages.load(store, "train", index, engine.device, Augmentation("flip" in settings.augment, settings.margin))
+            test = Subimages.load(store, "test", index, engine.device)
+            begin = time.perf_counter()
+            network = train_local(make, training, job.dnn_samples.for_cnn, recipe, engine, seeds, after_epoch)
+            job.results.subdomain(index, network, time.perf_counter() - begin)
+            job.save(
+                f"local-{index:04d}", network, architecture=settings.network, width=settings.width, divisor=divisor,
+                spatial=shape.spatial, channels=shape.channels, classes=shape.classes, subdomain=index,
+            )  # fmt: skip
+            for_test = classify(network, test, every_test, engine).numpy()
+        with timeline.phase("folds" if job.dnn_samples.kind == "out-of-fold" else "local"), timeline.span("compute"):
+            if job.dnn_samples.kind == "out-of-fold":
+                for_dnn = classify_out_of_fold(make, training, job.dnn_samples.fold, recipe, engine, seeds, after_fold_epoch)
+            else:
+                for_dnn = classify(network, training, torch.from_numpy(job.dnn_samples.index), engine).numpy()
+    return np.concatenate([for_dnn, for_test])
 
 
 def decide(job: Job, probabilities: np.ndarray) -> None:

@@ -37,9 +37,11 @@ def show_info() -> None:
         "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {hdf5}",
         "GPUs": ", ".join(devices) or "none",
         "cores of this process": str(len(os.sched_getaffinity(0))),
-        "threads of a single rank": str(world.threads(None)),
+        "threads of a rank": str(world.threads(None)),
         "CPU precision": torch.backends.cpu.get_cpu_capability(),
     }
+    if world.rank:
+        return
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)

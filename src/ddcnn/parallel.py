@@ -89,9 +89,10 @@ class World:
         subdomains = len(decomposition)
         if subdomains % self.size:
             fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
+            choice = f"{', '.join(fitting[:-1])} or {fitting[-1]} ranks" if len(fitting) > 1 else "1 rank"
             raise InputError(
                 f"{self.size} ranks do not fit {subdomains} subdomains (--grid {'x'.join(map(str, decomposition.grid))}): "
-                f"start {', '.join(fitting[:-1])} or {fitting[-1]} ranks with mpirun -n"
+                f"start {choice} with mpirun -n"
             )
 
     def owned(self, subdomains: int) -> range:

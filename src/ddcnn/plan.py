@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a refusal comes at once.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -13,7 +14,6 @@ import numpy as np
 import tomli_w
 
 from ddcnn.config import DataSettings, PartitionSettings, RunSettings
-from ddcnn.data.partition import partition
 from ddcnn.data.sources import Source, SourceOptions, balanced_subset, open_source
 from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
 from ddcnn.decomposition import Decomposition
@@ -21,6 +21,7 @@ from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, write_text
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
+from ddcnn.partition import partition
 
 
 def partition_command(world: World, settings: PartitionSettings) -> None:
@@ -29,6 +30,10 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     opened: list[Source] = []
 
     def check() -> None:
+        if settings.output.suffix != ".h5":
+            raise InputError(f"--output {settings.output}: the name of a partitioned set ends in .h5")
+        if is_partitioned(Path(settings.source)):
+            raise InputError(f"{settings.source} is partitioned already; partition the source that it was made from")
         if settings.output.exists() and not (settings.output.is_file() and is_partitioned(settings.output)):
             raise InputError(f"--output {settings.output} is there and no partitioned set: it is not overwritten, name another file")
         opened.append(open_source(options))
@@ -44,22 +49,26 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
         )
 
 
-def prepare_run(world: World, settings: RunSettings) -> tuple[PartitionedSet, Path]:
-    """The partitioned set and the output folder of a run; all ranks together."""
+def prepare_run(world: World, settings: RunSettings) -> PartitionedSet:
+    """The partitioned set of a run; all ranks together."""
     world.barrier()
     world.timeline.begin()
+    if world.rank == 0 and settings.progress != "none":
+        print(f"partition  {settings.data}", flush=True)
     with world.timeline.phase("partition"):
-        store = find_or_partition(world, settings)
-        return store, Path(world.on_root(lambda: str(prepare_output(settings, store))))
+        return find_or_partition(world, settings)
 
 
 def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
-    """Makes the output folder and writes the resolved settings into it."""
+    """Makes the output folder, without what an earlier run has left there, and writes the resolved settings into it."""
     name = f"{_file_name(settings.data)}-{_times(store.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = settings.output or Path("runs") / name
     with disk_errors(output):
+        if settings.output is None and output.exists():  # of another run that was started in the same second
+            output = output.with_name(f"{output.name}-{os.getpid()}")
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (output / "results.json").unlink(missing_ok=True)
+        for old in (output / "results.json", output / "details.h5", *(output / "checkpoints").glob("*.h5")):
+            old.unlink(missing_ok=True)
     resolved = settings.model_copy(update={"output": output, "grid": store.grid, "overlap": store.overlap})
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
@@ -98,21 +107,20 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
 
     def plan() -> tuple[str, bool]:
         """Everything that can be refused is refused here, before any rank works."""
-        if settings.output and (settings.output / "results.json").exists() and not settings.overwrite:
-            raise InputError(f"--output {settings.output} holds a finished run: name another folder, or add --overwrite")
+        check_output(settings)
         given = Path(settings.data)
         if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
             store = PartitionedSet.open(given)
             check_given(settings, store)
-            check_fits(world, settings, store.decomposition, store.shape[-1], len(store.class_names))
+            check_fits(world, settings, store.decomposition, store.shape[-1], len(store.class_names), store.train_samples)
             return str(given), True
         source = open_source(options)
         opened.append(source)
         decomposition = decompose(settings, source)
-        select(settings, source)
-        check_fits(world, settings, decomposition, source.shape[-1], len(source.class_names))
-        content = settings.model_dump_json(include=set(DataSettings.model_fields) - {"data_root", "download"})
-        key = sha256(repr((source.fingerprint, content, SCHEMA_VERSION)).encode()).hexdigest()[:16]
+        samples = len(select(settings, source)["train"])
+        check_fits(world, settings, decomposition, source.shape[-1], len(source.class_names), samples)
+        content = settings.model_dump_json(include={"volumes", "grid", "overlap", "train_samples", "test_samples", "subset_seed"})
+        key = sha256(repr((source.name, source.fingerprint, content, settings.margin, SCHEMA_VERSION)).encode()).hexdigest()[:16]
         path = settings.partitions / f"{_file_name(settings.data)}-{settings.grid_text}-{key}.h5"
         return str(path), path.is_file()
 
@@ -123,20 +131,35 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
     return partition_source(world, settings, options, Path(path), opened)
 
 
+def check_output(settings: RunSettings) -> None:
+    """Refuses an output folder that holds a finished run, or something else."""
+    output = settings.output
+    if output is None or settings.overwrite or not output.is_dir():
+        return
+    if (output / "results.json").exists():
+        raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
+    if any(output.iterdir()) and not (output / "checkpoints").is_dir():
+        raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
+
+
 def check_given(settings: RunSettings, store: PartitionedSet) -> None:
     """Refuses options that a set which is already partitioned cannot follow."""
     for name in ("grid", "overlap"):
         if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
-            raise InputError(f"--{name}: {store.path} is partitioned with {name} {getattr(store, name)}; leave --{name} out")
+            raise InputError(f"--{name}: {store.path} is partitioned with {name} {_text(getattr(store, name))}; leave --{name} out")
     for name in ("train_samples", "test_samples"):
         if name in settings.model_fields_set:
             raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
     if settings.margin > store.margin:
-        raise InputError(f"--shift {settings.shift}: {store.path} is partitioned with a margin of {store.margin} pixels for shifts")
+        raise InputError(
+            f"--shift {settings.shift}: {store.path} is partitioned with a margin of {store.margin} pixels; partition again with --augment"
+        )
 
 
-def check_fits(world: World, settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
-    """Refuses subimages that are too small for the network, and numbers of ranks that do not fit the subdomains."""
+def check_fits(world: World, settings: RunSettings, decomposition: Decomposition, channels: int, classes: int, samples: int) -> None:
+    """Refuses too few samples, subimages that are too small for the network, and ranks that do not fit the subdomains."""
+    if samples < max(2, settings.folds):
+        raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
     for subdomain in decomposition.subdomains:
         Shape(subdomain.subimage.shape, channels, classes).check(settings.network)
     if "flip" in settings.augment:
@@ -149,5 +172,9 @@ def _times(numbers: Iterable[int]) -> str:
     return "x".join(map(str, numbers))
 
 
+def _text(value: int | tuple[int, ...]) -> str:
+    return str(value) if isinstance(value, int) else _times(value)
+
+
 def _file_name(source: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(source).name)
+    return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))

@@ -13,11 +13,11 @@ from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.info import versions
 from ddcnn.parallel import World
+from ddcnn.report import SCHEMA_VERSION, write_report
 from ddcnn.timeline import KINDS, PHASES
 from ddcnn.training import Engine, Epoch
 
-SCHEMA_VERSION = 1
-PHASES_OF = {"vote": ("local", "gather"), "average": ("local", "gather"), "dnn": ("local", "gather", "dnn")}
+PHASES_OF = {"vote": ("local", "gather"), "average": ("local", "gather"), "dnn": ("local", "folds", "gather", "dnn")}
 COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
 EXAMPLES = 4
 
@@ -84,8 +84,6 @@ class Results:
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 3))
 
         def write() -> None:
-            from ddcnn.report import write_report
-
             assert spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
             rows = np.concatenate(epochs)
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
@@ -105,11 +103,11 @@ class Results:
                 "core_start": place.core.start, "core_stop": place.core.stop, "parameters": int(parameters),
                 "test_accuracy": float((self.local_classes[:, place.index] == self._labels).mean()), "seconds": seconds,
             })  # fmt: skip
-        phases = {phase: _phase(spans, phase) for phase in PHASES[1:]}
+        phases = {phase: _phase(spans, phase) for phase in PHASES[1:] if len(_of(np.concatenate(spans), (phase,)))}
         row = 4 * len(store.class_names) * len(store.decomposition) * (world.size - 1) // world.size  # bytes per gathered sample
         for name, method in self._methods.items():
             method["parameters"] += sum(subdomain["parameters"] for subdomain in local)
-            method["seconds"] = _seconds(spans, PHASES_OF[name]) | {"total": sum(phases[phase]["seconds"] for phase in PHASES_OF[name])}
+            method["seconds"] = _seconds(spans, PHASES_OF[name]) | {"total": _wall(spans, PHASES_OF[name])}
             method["bytes_communicated"] = row * (store.test_samples + (dnn_samples if name == "dnn" else 0))
         return {
             "schema_version": SCHEMA_VERSION,
@@ -156,13 +154,17 @@ def _of(part: np.ndarray, phases: tuple[str, ...]) -> np.ndarray:
     return part[np.isin(part[:, 0], [PHASES.index(phase) for phase in phases])]
 
 
+def _wall(spans: list[np.ndarray], phases: tuple[str, ...]) -> float:
+    """Seconds from the first rank's start to the last one's end; phases may overlap, a rank waits in the next one for the others."""
+    every = np.concatenate([_of(part, phases) for part in spans])
+    return float(every[:, 3].max() - every[:, 2].min()) if len(every) else 0.0
+
+
 def _phase(spans: list[np.ndarray], phase: str) -> dict[str, float]:
-    """Wall seconds from the first rank's start to the last one's end; seconds of computing, of the busiest rank and the mean."""
+    """Wall seconds from the first rank's start to the last one's end, waiting included; seconds of computing: the busiest rank's, mean."""
     parts = [_of(part, (phase,)) for part in spans]
-    every = np.concatenate(parts)
     busy = [float((part[:, 3] - part[:, 2])[part[:, 1] == KINDS.index("compute")].sum()) for part in parts]
-    seconds = float(every[:, 3].max() - every[:, 2].min()) if len(every) else 0.0
-    return {"seconds": seconds, "max_rank_seconds": max(busy), "mean_rank_seconds": sum(busy) / len(busy)}
+    return {"seconds": _wall(spans, (phase,)), "max_rank_seconds": max(busy), "mean_rank_seconds": sum(busy) / len(busy)}
 
 
 def _seconds(spans: list[np.ndarray], phases: tuple[str, ...]) -> dict[str, float]:

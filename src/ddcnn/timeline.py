@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 
 KINDS = ("compute", "communicate", "wait")
-PHASES = ("start", "partition", "local", "gather", "dnn")  # "start" is what lies between the others: imports, opening files
+PHASES = ("start", "partition", "local", "folds", "gather", "dnn")  # "start": imports, opening files
 
 
 class Timeline:
@@ -16,7 +16,7 @@ class Timeline:
     Spans do not nest: waiting inside a span of computing would be counted twice.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spans: list[tuple[int, int, float, float]] = []  # (phase, kind, start, stop)
         self._phase = PHASES[0]
         self.begin()
@@ -31,9 +31,9 @@ class Timeline:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Spans inside belong to this phase."""
-        self._phase = name
+        outer, self._phase = self._phase, name
         yield
-        self._phase = PHASES[0]
+        self._phase = outer
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:

@@ -139,14 +139,21 @@ def train(
 
 @torch.inference_mode()
 def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine, batch_size: int = 512) -> torch.Tensor:
-    """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU."""
+    """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU.
+
+    Raises:
+        FloatingPointError: the last step of training has spoilt the parameters.
+    """
     network.eval()
     found = []
     for index in chosen.to(engine.device).split(batch_size):
         with engine.autocast():
             logits = network(samples.batch(index))
         found.append(logits.float().softmax(1))
-    return torch.cat(found).cpu()
+    probabilities = torch.cat(found).cpu()
+    if not probabilities.isfinite().all():
+        raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
+    return probabilities
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -41,7 +41,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--epoch", "3"), ["--epoch", "did you mean epochs"]),
+        (("--epoch", "3"), ["--epoch", "did you mean --epochs"]),
         (("--epochs", "0"), ["--epochs 0", "greater than or equal to 1"]),
         (("--epochs", "many"), ["--epochs many", "integer"]),
         (("--grid", "2by2"), ["--grid 2by2", "2x2"]),

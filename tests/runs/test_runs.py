@@ -123,7 +123,9 @@ def test_a_second_run_finds_the_partitioned_set_again_and_another_content_does_n
 
 
 def test_a_partitioned_file_is_a_source(tmp_path):
-    finished = launch(2, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--train-samples", "200", "--output", "d.h5", cwd=tmp_path)
+    finished = launch(
+        2, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--train-samples", "200", "--output", "d.h5", cwd=tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
     results = run(2, tmp_path, "--data", "d.h5")
     assert results["decomposition"]["grid"] == [1, 2]

@@ -4,6 +4,7 @@ To add a source: write a function ``(SourceOptions) -> Source`` and give it a na
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -80,7 +81,10 @@ def open_source(options: SourceOptions) -> Source:
         path = Path(options.name)
         opener = FILES.get(path.suffix)
         if opener is None:
-            raise InputError(f"--data {options.name}: neither a known set ({', '.join(NAMED)}) nor a file ending in {' or '.join(FILES)}")
+            raise InputError(
+                f"--data {options.name}: neither a known set ({', '.join(NAMED)}) nor a file ending in {' or '.join(FILES)}; "
+                "folders and single images are not read, save them as one .npz"
+            )
         if not path.is_file():
             raise InputError(f"--data {options.name}: no such file")
         source = _from_arrays(options, *opener(path))
@@ -159,12 +163,16 @@ def _torchvision_datasets():
     """
     import torch
 
-    if not torch.cuda.is_available():
+    try:
+        from torchvision import datasets
+    except RuntimeError:  # only then: a second definition of an operator that is there ends the process
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")
         for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
                        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
             library.define(schema)
-    from torchvision import datasets
+        from torchvision import datasets
 
     return datasets
 
@@ -188,7 +196,15 @@ def _from_arrays(options: SourceOptions, arrays: dict[str, Array], fingerprint: 
             shape, images.dtype, _labels(f"{options.name}: {pair[1]}", labels),
             partial(_read_rows, images, shape[1:]),
         )  # fmt: skip
-    classes = int(splits["train"].labels.max(initial=0)) + 1
+    known = splits["train"].labels
+    if known.size and known.min() > 0:
+        raise InputError(f"{options.name}: the training labels begin with {known.min()}; classes are 0, 1, 2 …: subtract {known.min()}")
+    classes = int(known.max(initial=0)) + 1
+    if classes > max(len(known), 2):
+        raise InputError(
+            f"{options.name}: label {classes - 1} of train sample {known.argmax()} is out of range: "
+            f"{len(known)} samples cannot have {classes} classes"
+        )
     return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
 
 
@@ -201,6 +217,8 @@ def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[in
     if len(shape) == spatial + 1:
         return (*shape, 1)
     if len(shape) == spatial + 2:
+        if shape[1] <= 4 < shape[-1]:
+            raise InputError(f"{what} has shape {shape}, which looks channels-first; channels come last: (n, rows, columns, channels)")
         return shape
     wanted = "(n, depth, rows, columns[, channels])" if volumes else "(n, rows, columns[, channels]); volumes need --volumes"
     raise InputError(f"{what} has shape {shape}, expected {wanted}")
@@ -211,7 +229,7 @@ def _labels(what: str, labels: Array) -> np.ndarray:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)
     if values.dtype.kind not in "ui":
-        raise InputError(f"{what} has type {values.dtype}: expected whole class numbers 0, 1, 2 …")
+        raise InputError(f"{what} has type {values.dtype}: expected whole class numbers 0, 1, 2 … (labels.astype(int))")
     return values.astype(np.int64)
 
 
@@ -222,8 +240,10 @@ def _check(source: Source) -> None:
             f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
             "they must be alike"
         )
-    if train.dtype.kind not in PIXEL_KINDS:
-        raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats")
+    if train.dtype.kind not in PIXEL_KINDS or train.dtype.itemsize > 8:
+        raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits")
+    if 0 in train.shape[1:]:
+        raise InputError(f"{source.name}: images of shape {train.shape[1:]} have no pixels")
     for name, split in source.splits.items():
         if len(split) == 0 or len(split) != len(split.labels):
             raise InputError(f"{source.name}: {name} has {len(split)} images and {len(split.labels)} labels")

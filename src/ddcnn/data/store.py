@@ -6,7 +6,7 @@
         indices                        (S,) int64, the samples' places in the source
         subdomains/IIII/images         (S, *stored, C) in the source's type; attributes core, subimage, stored: (start, stop)
 
-``partition`` (module ``ddcnn.data.partition``) writes it.
+Module ``ddcnn.partition`` writes it.
 """
 
 import json
@@ -34,8 +34,11 @@ def is_partitioned(path: Path) -> bool:
 
 
 def _attribute(path: Path, name: str):
-    with h5py.File(path, "r") as file:
-        return file.attrs.get(name)
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get(name)
+    except OSError:  # a damaged file
+        return None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PartitionedSet:
     """A partitioned set and all that its attributes say.
 
     Attributes:
-        source, source_sha256: the source's name and the SHA-256 of its selected content.
+        source, source_sha256: the source's name, and the SHA-256 over those of the blocks of its selected images and over their labels.
         shape: (*spatial, C) of a whole image.
         dtype: the source's pixel type.
         grid, overlap, margin: of the decomposition.
@@ -130,7 +133,10 @@ class PartitionedSet:
     def read(self, split: str, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Stored subimages of one subdomain: (stop - start, *stored, C) in the source's type."""
         with h5py.File(self.path, "r") as file:
-            return file[images_name(split, index)][start:stop]
+            dataset = file[images_name(split, index)]
+            images = dataset[start:stop]
+            _check_parts(Path(self.path), dataset, set())  # afterwards: another run may have replaced the set meanwhile
+            return images
 
     def whole(self, split: str, samples: int) -> np.ndarray:
         """The first images put together again from their cores: (samples, *spatial, C)."""

@@ -13,20 +13,6 @@ from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
 
 
 @dataclass(frozen=True)
-class LocalClassifier:
-    """A trained local CNN f_i and what it says.
-
-    Attributes:
-        for_dnn: (S_dnn, K) float32, the p_i that the DNN will be trained on, in the order of ``DnnSamples.index``.
-        test: (S_test, K) float32, the p_i of the test samples.
-    """
-
-    network: nn.Module
-    for_dnn: np.ndarray
-    test: np.ndarray
-
-
-@dataclass(frozen=True)
 class DnnSamples:
     """Which training samples the local CNNs learn from and which ones the DNN does, the same in every subdomain.
 
@@ -67,36 +53,37 @@ class DnnSamples:
 def train_local(
     make: Callable[[], nn.Module],
     training: Samples,
-    test: Samples,
-    dnn_samples: DnnSamples,
+    chosen: np.ndarray,
     recipe: Recipe,
     engine: Engine,
     seeds: Seeds,
-    after_epoch: Callable[[nn.Module, Epoch, int | None], None] = lambda network, epoch, fold: None,
-) -> LocalClassifier:
-    """Trains the local CNN of one subdomain and classifies with it.
+    after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+) -> nn.Module:
+    """Trains a local CNN f_i.
 
     Args:
         make: a new network with initial parameters.
-        training, test: the subdomain's subimages (R_i x) with their labels y.
-        after_epoch: called with the network, the epoch, and the fold that was left out (None for the network that is kept).
+        training: the subdomain's subimages (R_i x) with their labels y.
+        chosen: (S_cnn,) which of them it learns from.
     """
+    network = build(make, seeds, engine)
+    train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch))
+    return network
 
-    def train_on(index: np.ndarray, fold: int | None = None) -> nn.Module:
-        own = seeds if fold is None else Seeds(seeds.seed, f"{seeds.role} without fold {fold}", seeds.subdomain)
-        network = build(make, own, engine)
-        train(network, training, torch.from_numpy(index), recipe, engine, own, lambda epoch: after_epoch(network, epoch, fold))
-        return network
 
-    def classify_with(network: nn.Module, samples: Samples, index: np.ndarray) -> np.ndarray:
-        return classify(network, samples, torch.from_numpy(index), engine).numpy()
-
-    network = train_on(dnn_samples.for_cnn)
-    if dnn_samples.kind == "out-of-fold":
-        fold, unseen = dnn_samples.fold, []
-        for k in range(int(fold.max()) + 1):
-            unseen.append(classify_with(train_on(np.flatnonzero(fold != k), k), training, np.flatnonzero(fold == k)))
-        for_dnn = np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
-    else:
-        for_dnn = classify_with(network, training, dnn_samples.index)
-    return LocalClassifier(network, for_dnn, classify_with(network, test, np.arange(len(test.labels))))
+def classify_out_of_fold(
+    make: Callable[[], nn.Module],
+    training: Samples,
+    fold: np.ndarray,
+    recipe: Recipe,
+    engine: Engine,
+    seeds: Seeds,
+    after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+) -> np.ndarray:
+    """Local classifications (S, K) of the training samples, each by a CNN that was trained on the folds that it is not in."""
+    unseen = []
+    for k in range(int(fold.max()) + 1):
+        own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
+        network = train_local(make, training, np.flatnonzero(fold != k), recipe, engine, own, after_epoch)
+        unseen.append(classify(network, training, torch.from_numpy(np.flatnonzero(fold == k)), engine).numpy())
+    return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]

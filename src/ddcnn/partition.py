@@ -83,8 +83,11 @@ def partition(world: World, source: Source, selections: dict[str, np.ndarray], d
     every_rows = {name: world.gather(np.array(_rows(shares[name]), dtype=np.int64)) for name in SPLITS}
 
     def finish() -> None:
+        content = hashlib.sha256(bytes.fromhex(digest))
+        for name in SPLITS:
+            content.update(source.splits[name].labels[selections[name]].astype("<i8").data)
         described = PartitionedSet(
-            str(path), source.name, digest, source.shape, source.splits["train"].dtype.str, decomposition.grid,
+            str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
             decomposition.overlap, decomposition.margin, source.class_names, mean, std, *(len(selections[s]) for s in SPLITS),
         )  # fmt: skip
         with disk_errors(path):

@@ -1,0 +1,119 @@
+"""The one training loop, seen from outside."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddcnn.data.batches import Rows
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Recipe, build, classify, train
+
+ENGINE = Engine(torch.device("cpu"), "fp32")
+LABELS = torch.arange(20) % 2
+
+
+class Recorder(Rows):
+    """Rows that note the order in which they are asked for."""
+
+    def batch(self, index, draw=None):
+        ORDERS[-1].append(index.tolist())
+        return super().batch(index, draw)
+
+
+ORDERS: list[list[list[int]]] = []
+
+
+def samples(kind=Rows) -> Rows:
+    return kind(torch.stack([LABELS * 2.0 - 1, torch.ones(20)], dim=1), LABELS)
+
+
+def trained(epochs=1, seed=0, kind=Rows, network=None, watch=lambda epoch: None, **changes) -> nn.Module:
+    options = {"batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "schedule": "constant"} | changes
+    seeds = Seeds(seed, "test")
+    network = network or build(lambda: nn.Linear(2, 2), seeds, ENGINE)
+    ORDERS.append([])
+    train(network, samples(kind), torch.arange(20), Recipe(epochs, **options), ENGINE, seeds, watch)
+    return network
+
+
+def weights(network: nn.Module) -> list:
+    return [parameter.tolist() for parameter in network.parameters()]
+
+
+def test_training_is_a_function_of_the_seed_alone():
+    first = weights(trained(seed=1))
+    torch.rand(5)  # whatever has been drawn before
+    assert weights(trained(seed=1)) == first
+    assert weights(trained(seed=2)) != first
+
+
+def test_every_epoch_has_an_order_of_its_own_of_different_samples_in_full_batches():
+    trained(epochs=2, kind=Recorder)
+    first, second = ORDERS[-1][:2], ORDERS[-1][2:]
+    assert first != second
+    for epoch in (first, second):
+        assert [len(batch) for batch in epoch] == [8, 8]
+        assert len({sample for batch in epoch for sample in batch}) == 16
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_optimizer_learns(optimizer):
+    losses = []
+    network = trained(epochs=30, optimizer=optimizer, watch=lambda epoch: losses.append(epoch.loss))
+    assert losses[-1] < 0.5 * losses[0]
+    found = classify(network, samples(), torch.arange(20), ENGINE)
+    assert (found.argmax(1) == LABELS).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(20))
+
+
+@pytest.mark.parametrize(("schedule", "ends"), [("one-cycle", 0.01), ("cosine", 0.05), ("constant", 1)])
+def test_schedules_end_where_they_should(schedule, ends):
+    """The parameters' last movement under a constant gradient is the last learning rate."""
+
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.height = nn.Parameter(torch.zeros(()))
+            self.seen = []
+
+        def forward(self, inputs):
+            self.seen.append(self.height.item())
+            return torch.stack([self.height.expand(len(inputs)) * 1e-3, torch.zeros(len(inputs))], dim=1)
+
+    network = Slope()
+    rows = Rows(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
+    recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule)
+    train(network, rows, torch.arange(20), recipe, ENGINE, Seeds(0, "test"))
+    steps = [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
+    assert max(steps) == pytest.approx(0.1, rel=0.3)  # momentum is cycled too
+    assert steps[-1] <= 1.1 * ends * 0.1
+
+
+def test_label_smoothing_changes_the_loss_and_the_mode_is_training_after_an_evaluation():
+    losses: dict[float, float] = {}
+    modes = []
+    for smoothing in (0.0, 0.2):
+        network = build(lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2)), Seeds(0, "test"), ENGINE)
+
+        def watch(epoch, network=network, smoothing=smoothing):
+            losses[smoothing] = epoch.loss
+            modes.append(network.training)
+            classify(network, samples(), torch.arange(20), ENGINE)
+
+        trained(epochs=20, network=network, label_smoothing=smoothing, watch=watch)
+    assert losses[0.2] > losses[0.0]
+    assert all(modes)
+
+
+def test_weight_decay_shrinks_the_weights():
+    norm = {decay: sum(p.norm().item() for p in trained(epochs=50, weight_decay=decay).parameters()) for decay in (0.0, 0.5)}
+    assert norm[0.5] < norm[0.0]
+
+
+def test_a_loss_or_an_output_that_is_no_number_is_a_failure():
+    with pytest.raises(FloatingPointError, match="smaller --lr"):
+        trained(epochs=5, lr=1e38)
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="smaller --lr"):
+        classify(network, samples(), torch.arange(20), ENGINE)
