@@ -1,7 +1,7 @@
 """A run in the order of the papers: local training, gather, one decision. Module ``plan`` has partitioned the images."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,12 +63,15 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     )
     job = Job(world, settings, store, engine, labels, dnn_samples, Results(world, settings, store, output))
 
-    with world.timeline.phase("local"):
-        owned = world.owned(len(store.decomposition))
-        with job.progress("local CNNs", settings.epochs * len(owned) * dnn_samples.networks) as progress:
-            classifications = [train_subdomain(job, index, progress) for index in owned]
+    owned = world.owned(len(store.decomposition))
+    with job.progress("local CNNs", settings.epochs * len(owned) * dnn_samples.networks) as progress:
+        with world.timeline.phase("local"):
+            found = [train_subdomain(job, index, progress) for index in owned]
+        with world.timeline.phase("folds" if dnn_samples.kind == "out-of-fold" else "local"):
+            for_dnn = [classify_for_dnn(job, index, local.network, progress) for index, local in zip(owned, found, strict=True)]
 
     with world.timeline.phase("gather"):
+        classifications = [np.concatenate([seen, local.test]) for seen, local in zip(for_dnn, found, strict=True)]
         gathered = world.gather(np.stack(classifications))  # (ranks, owned, S_dnn + S_test, K) on rank 0
 
     with world.timeline.phase("dnn"):
@@ -79,18 +82,48 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     job.results.write(engine, len(dnn_samples.index))
 
 
-def train_subdomain(job: Job, index: int, progress: Progress) -> np.ndarray:
-    """Local training of one subdomain, watched, its parameters saved: the p_i (S_dnn + S_test, K) of the DNN's and the test samples."""
-    settings, store, engine, timeline = job.settings, job.store, job.engine, job.world.timeline
-    divisor = settings.width_divisor or len(store.decomposition) ** 0.5
-    shape = Shape(store.decomposition.subdomains[index].subimage.shape, store.shape[-1], len(store.class_names))
-    make = partial(NETWORKS[settings.network], shape, settings.width, divisor)
-    recipe = Recipe(
-        settings.epochs, settings.batch_size, settings.optimizer, settings.lr, settings.weight_decay, settings.schedule,
-        settings.label_smoothing,
-    )  # fmt: skip
-    seeds = Seeds(settings.seed, "local", index)
-    every_test = torch.arange(store.test_samples)
+@dataclass(frozen=True)
+class LocalClassifier:
+    """A trained local CNN f_i and the p_i of the test samples, (S_test, K) float32."""
+
+    network: torch.nn.Module
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How the networks of one subdomain are made and trained."""
+
+    make: Callable[[], torch.nn.Module]
+    recipe: Recipe
+    seeds: Seeds
+    about: dict[str, str | int | float | tuple[int, ...]]
+
+    @classmethod
+    def of(cls, job: Job, index: int) -> "LocalTraining":
+        settings, store = job.settings, job.store
+        divisor = settings.width_divisor or len(store.decomposition) ** 0.5
+        shape = Shape(store.decomposition.subdomains[index].subimage.shape, store.shape[-1], len(store.class_names))
+        recipe = Recipe(
+            settings.epochs, settings.batch_size, settings.optimizer, settings.lr, settings.weight_decay, settings.schedule,
+            settings.label_smoothing,
+        )  # fmt: skip
+        about = {
+            "architecture": settings.network, "width": settings.width, "divisor": divisor, "spatial": shape.spatial,
+            "channels": shape.channels, "classes": shape.classes, "subdomain": index,
+        }  # fmt: skip
+        return cls(partial(NETWORKS[settings.network], shape, settings.width, divisor), recipe, Seeds(settings.seed, "local", index), about)
+
+
+def load_training(job: Job, index: int) -> Subimages:
+    augmentation = Augmentation("flip" in job.settings.augment, job.settings.margin)
+    return Subimages.load(job.store, "train", index, job.engine.device, augmentation)
+
+
+def train_subdomain(job: Job, index: int, progress: Progress) -> LocalClassifier:
+    """Local training of one subdomain, watched, and its parameters saved."""
+    settings, engine, local = job.settings, job.engine, LocalTraining.of(job, index)
+    every_test = torch.arange(job.store.test_samples)
 
     def after_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
         accuracy = None
@@ -100,27 +133,27 @@ def train_subdomain(job: Job, index: int, progress: Progress) -> np.ndarray:
         job.results.epoch("local", index, epoch, accuracy)
         progress.advance(f"subdomain {index}  {_state(epoch, settings.epochs)}")
 
-    def after_fold_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
-        progress.advance(f"subdomain {index}, folds  {_state(epoch, settings.epochs)}")
+    with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
+        training, test = load_training(job, index), Subimages.load(job.store, "test", index, engine.device)
+        begin = time.perf_counter()
+        network = train_local(local.make, training, job.dnn_samples.for_cnn, local.recipe, engine, local.seeds, after_epoch)
+        job.results.subdomain(index, network, time.perf_counter() - begin)
+        job.save(f"local-{index:04d}", network, **local.about)
+        return LocalClassifier(network, classify(network, test, every_test, engine).numpy())
 
-    with failing_in(f"subdomain {index}"):
-        with timeline.span("compute"):
-            training = Subimages.load(store, "train", index, engine.device, Augmentation("flip" in settings.augment, settings.margin))
-            test = Subimages.load(store, "test", index, engine.device)
-            begin = time.perf_counter()
-            network = train_local(make, training, job.dnn_samples.for_cnn, recipe, engine, seeds, after_epoch)
-            job.results.subdomain(index, network, time.perf_counter() - begin)
-            job.save(
-                f"local-{index:04d}", network, architecture=settings.network, width=settings.width, divisor=divisor,
-                spatial=shape.spatial, channels=shape.channels, classes=shape.classes, subdomain=index,
-            )  # fmt: skip
-            for_test = classify(network, test, every_test, engine).numpy()
-        with timeline.phase("folds" if job.dnn_samples.kind == "out-of-fold" else "local"), timeline.span("compute"):
-            if job.dnn_samples.kind == "out-of-fold":
-                for_dnn = classify_out_of_fold(make, training, job.dnn_samples.fold, recipe, engine, seeds, after_fold_epoch)
-            else:
-                for_dnn = classify(network, training, torch.from_numpy(job.dnn_samples.index), engine).numpy()
-    return np.concatenate([for_dnn, for_test])
+
+def classify_for_dnn(job: Job, index: int, network: torch.nn.Module, progress: Progress) -> np.ndarray:
+    """The p_i (S_dnn, K) of the training samples of the DNN, by the subdomain's local CNN or, out of fold, by those of the folds."""
+    samples, engine, local = job.dnn_samples, job.engine, LocalTraining.of(job, index)
+
+    def after_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
+        progress.advance(f"subdomain {index}, folds  {_state(epoch, job.settings.epochs)}")
+
+    with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
+        training = load_training(job, index)
+        if samples.kind == "out-of-fold":
+            return classify_out_of_fold(local.make, training, samples.fold, local.recipe, engine, local.seeds, after_epoch)
+        return classify(network, training, torch.from_numpy(samples.index), engine).numpy()
 
 
 def decide(job: Job, probabilities: np.ndarray) -> None:

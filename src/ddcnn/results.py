@@ -155,9 +155,17 @@ def _of(part: np.ndarray, phases: tuple[str, ...]) -> np.ndarray:
 
 
 def _wall(spans: list[np.ndarray], phases: tuple[str, ...]) -> float:
-    """Seconds from the first rank's start to the last one's end; phases may overlap, a rank waits in the next one for the others."""
-    every = np.concatenate([_of(part, phases) for part in spans])
-    return float(every[:, 3].max() - every[:, 2].min()) if len(every) else 0.0
+    """Seconds that lie between the first rank's start and the last one's end of any of the phases.
+
+    Phases may overlap, since a rank waits in the next one for the others; such seconds count once.
+    """
+    found = [_of(np.concatenate(spans), (phase,)) for phase in phases]
+    windows = sorted((float(part[:, 2].min()), float(part[:, 3].max())) for part in found if len(part))
+    seconds, end = 0.0, 0.0
+    for start, stop in windows:
+        seconds += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return seconds
 
 
 def _phase(spans: list[np.ndarray], phase: str) -> dict[str, float]:
