@@ -117,3 +117,15 @@ def test_a_loss_or_an_output_that_is_no_number_is_a_failure():
     nn.init.constant_(network.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="smaller --lr"):
         classify(network, samples(), torch.arange(20), ENGINE)
+
+
+def test_training_takes_the_steps_of_a_plain_loop_over_the_same_batches():
+    network = trained(epochs=3, kind=Recorder)
+    plain = build(lambda: nn.Linear(2, 2), Seeds(0, "test"), ENGINE)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, fused=True)
+    rows = samples()
+    for batch in ORDERS[-1]:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(rows.inputs[batch]), LABELS[batch]).backward()
+        optimizer.step()
+    assert weights(network) == weights(plain)
