@@ -218,4 +218,5 @@ class World:
         """Ends all ranks at once."""
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(0.5)  # for the launcher to pass on what was said: it drops what it has not read when the job ends
         self.communicator.Abort(code)
