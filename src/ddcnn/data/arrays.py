@@ -74,7 +74,8 @@ def open_npz(path: Path) -> tuple[dict[str, Array], str]:
         archive = zipfile.ZipFile(path)
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         arrays: dict[str, Array] = {info.filename.removesuffix(".npy"): NpyMember(archive, info.filename) for info in members}
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    # zipfile says RuntimeError of an encrypted member or an unknown compression, NumPy ValueError of a damaged header
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable .npz archive ({error})") from None
     return arrays, ";".join(f"{info.filename} {info.file_size} {info.CRC:08x}" for info in members)
 
