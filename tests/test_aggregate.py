@@ -80,7 +80,7 @@ def decisions(network, probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def test_the_dnn_learns_what_no_vote_can_tell():
-    network = train_dnn(*pairs(512, seed=1), RECIPE, ENGINE, Seeds(0, "dnn"))
+    network = train_dnn(*pairs(512, seed=1), "probabilities", 2, RECIPE, ENGINE, Seeds(0, "dnn"))
     probabilities, labels = pairs(200, seed=2)
     assert (decisions(network, probabilities, labels) == labels).mean() > 0.98
 
@@ -88,7 +88,8 @@ def test_the_dnn_learns_what_no_vote_can_tell():
 def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
     def parameters(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        return torch.nn.utils.parameters_to_vector(train_dnn(*pairs(128, seed=1), RECIPE, ENGINE, Seeds(seed, "dnn")).parameters())
+        network = train_dnn(*pairs(128, seed=1), "probabilities", 2, RECIPE, ENGINE, Seeds(seed, "dnn"))
+        return torch.nn.utils.parameters_to_vector(network.parameters())
 
     first = parameters(seed=0, before=5)
     assert torch.equal(first, parameters(seed=0, before=6))
@@ -98,4 +99,4 @@ def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
 def test_the_dnn_sees_the_subdomains_side_by_side():
     probabilities = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     rows = dnn_rows(probabilities, np.array([0, 1]), ENGINE)
-    assert rows.batch(torch.tensor([1])).tolist() == [[6, 7, 8, 9, 10, 11]]
+    assert rows.batch(torch.tensor([1]))[0].tolist() == [[6, 7, 8, 9, 10, 11]]

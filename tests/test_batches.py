@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcnn.data.batches import Augmentation, Subimages
+from ddcnn.data.batches import Augmentation, OwnedSubimages, Share, Subimages
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
@@ -51,7 +51,7 @@ def batches(store: PartitionedSet, augmentation=Augmentation(), seed: int | None
     found = []
     for index in range(len(store.decomposition)):
         draw = None if seed is None else torch.Generator().manual_seed(seed)
-        found.append(Subimages.load(store, "train", index, CPU, augmentation).batch(order(), draw))
+        found.append(Subimages.load(store, "train", index, CPU, augmentation).batch(order(), draw)[0])
     return found
 
 
@@ -145,3 +145,44 @@ def test_an_augmented_image_is_flipped_and_shifted_with_zeros_coming_in(stores, 
         assert {offset[axis] for _, offset in found.values()} == set(range(-shift, shift + 1))
     if augmentation.shift:  # the axes are moved independently of one another
         assert len({offset for _, offset in found.values()}) > 2 * shift + 1
+
+
+AUGMENTATIONS = [Augmentation(), Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("owned", [[0], [1, 0], None])
+def test_subdomains_of_one_rank_get_the_batches_that_they_would_get_alone(stores, case, augmentation, owned):
+    store, _ = stores(case)
+    owned = owned or list(range(len(store.decomposition)))
+    together = OwnedSubimages.load(store, "train", owned, CPU, augmentation)
+    found, labels = together.batch(order(), torch.Generator().manual_seed(3))
+    expected = batches(store, augmentation, 3)
+    assert len(found) == len(owned)
+    assert all(torch.equal(batch, expected[index]) for index, batch in zip(owned, found, strict=True))
+    assert torch.equal(labels, torch.from_numpy(store.labels("train"))[order()])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_the_whole_image_is_the_subimage_of_a_single_subdomain(stores, case, augmentation):
+    store, _ = stores(case)
+    single, _ = stores(case, whole=True)
+    whole = Subimages.load_whole(store, "train", CPU, augmentation)
+    found, labels = whole.batch(order(), torch.Generator().manual_seed(5))
+    expected, _ = Subimages.load(single, "train", 0, CPU, augmentation).batch(order(), torch.Generator().manual_seed(5))
+    assert torch.equal(found, expected)
+    assert torch.equal(labels, torch.from_numpy(store.labels("train"))[order()])
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
+    store, _ = stores("2-D")
+    whole = Subimages.load_whole(store, "train", CPU, augmentation)
+    index = order()[: SAMPLES // ranks * ranks]
+    expected, labels = whole.batch(index, torch.Generator().manual_seed(5))
+    shares = [Share(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
+    assert torch.equal(torch.stack([images for images, _ in shares], 1).flatten(0, 1), expected)
+    assert torch.equal(torch.stack([part for _, part in shares], 1).flatten(), labels)

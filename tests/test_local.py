@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.method.local import DnnSamples, classify_out_of_fold, train_local
+from ddcnn.method.local import DnnSamples, hand_over_out_of_fold, train_local
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Recipe
 
@@ -39,7 +39,7 @@ def recipe(epochs: int = 1) -> Recipe:
 
 def test_out_of_fold_every_sample_is_classified_by_a_network_that_has_not_seen_it():
     samples = DnnSamples.choose("out-of-fold", LABELS, 4, seed=0)
-    found = classify_out_of_fold(Memory, numbered(), samples.fold, recipe(3), ENGINE, Seeds(0, "local"))
+    found = hand_over_out_of_fold(Memory, "probabilities", numbered(), samples.fold, recipe(3), ENGINE, Seeds(0, "local"))
     assert found.argmax(axis=1).tolist() == [0] * 60
 
 
@@ -53,7 +53,7 @@ def test_out_of_fold_classifications_come_in_the_order_of_the_samples():
             return torch.cat([samples / 10 + self.offset, torch.zeros(len(samples), 2)], dim=1)
 
     fold = DnnSamples.choose("out-of-fold", LABELS, 5, seed=1).fold
-    found = classify_out_of_fold(Echo, numbered(), fold, recipe(), ENGINE, Seeds(0, "local"))
+    found = hand_over_out_of_fold(Echo, "probabilities", numbered(), fold, recipe(), ENGINE, Seeds(0, "local"))
     assert (np.diff(found[:, 0]) > 0).all()
 
 

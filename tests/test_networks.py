@@ -108,8 +108,25 @@ def test_layers_are_as_wide_as_the_rule_says(name, convolutions, dense):
     assert [layer.out_features for layer in layers] == [64] * (dense - 1) + [10]
 
 
-def test_the_dnn_takes_all_local_classifications():
-    assert DenseNetwork(3, 5)(torch.rand(7, 15)).shape == (7, 5)
+@pytest.mark.parametrize(("interface", "values"), [("probabilities", 5), ("logits", 5), ("features", 8)])
+def test_the_dnn_takes_what_all_local_cnns_hand_over(interface, values):
+    assert DenseNetwork(interface, 3, values, 5)(torch.rand(7, 3 * values)).shape == (7, 5)
+
+
+def test_the_untrained_dnn_decides_as_the_geometric_mean_of_the_local_classifications():
+    logits = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0))
+    probabilities = logits.softmax(2)
+    expected = probabilities.log().mean(1).softmax(1)
+    for interface, values in (("probabilities", probabilities), ("logits", logits)):
+        torch.testing.assert_close(DenseNetwork(interface, 3, 5, 5)(values.flatten(1)).softmax(1), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_the_last_hidden_layer_in_the_width_that_was_asked_for(name):
+    network, images = NETWORKS[name](Shape((8, 8), 1, 3), 8, 2, 20), torch.randn(4, 1, 8, 8)
+    network.eval()
+    assert network.features(images).shape == (4, 20)
+    torch.testing.assert_close(network.classifier(network.features(images)), network(images))
 
 
 def test_initial_parameters_are_a_function_of_the_seeds_alone():

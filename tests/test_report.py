@@ -16,7 +16,7 @@ from ddcnn.errors import InputError
 from ddcnn.report import write_report
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
-FIGURES = {"decomposition", "local_accuracy", "learning_curves", "confusion", "timeline"}
+FIGURES = {"decomposition", "accuracy_over_time", "local_accuracy", "learning_curves", "confusion", "timeline"}
 SMALL = {
     "epochs": 2, "dnn-epochs": 2, "train-samples": 200, "test-samples": 100, "network": "vgg3", "threads": 1, "progress": "none",
     "overlap": 1, "output": "run",

@@ -24,13 +24,23 @@ def _methods(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+PHASES_OF = {
+    "vote": ("local", "gather"),
+    "average": ("local", "gather"),
+    "dnn": ("local", "folds", "gather", "dnn"),
+    "coherent": ("coherent",),
+    "transfer": ("local", "folds", "gather", "dnn", "transfer"),
+    "global": ("global",),
+}  # the phases whose seconds and bytes a method needs
+METHODS = tuple(PHASES_OF)
+
 Grid = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...],
     BeforeValidator(_grid),
     PlainSerializer(lambda grid: "x".join(map(str, grid))),
 ]
 Methods = Annotated[
-    tuple[Literal["vote", "average", "dnn"], ...],
+    tuple[Literal["vote", "average", "dnn", "coherent", "transfer", "global"], ...],
     BeforeValidator(_methods),
     PlainSerializer(",".join),
     Field(min_length=1),
@@ -86,17 +96,32 @@ class RunSettings(DataSettings):
     partitions: Path = option(Path("runs/partitions"), "folder where partitioned sets are kept and found again", "DIR")
     output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(False, "replace the finished run in --output")
-    network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs")
+    start_from: Path | None = option(None, "take the local CNNs (and the DNN) of this finished run instead of training them", "RUN")
+    network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs and of the global CNN")
     width: int = option(32, "channels of the first stage of the global network", "CHANNELS", ge=4)
     width_divisor: float | None = option(None, "local widths are the global ones divided by D (default: the square root of N)", "D", ge=1)
-    methods: Methods = option("vote,average,dnn", "what to compare, of vote, average, dnn", "LIST", validate_default=True)
+    methods: Methods = option(",".join(METHODS), f"what to compare, of {', '.join(METHODS)} (default: all)", "LIST", validate_default=True)
+    interface: Literal["probabilities", "logits", "features"] = option(
+        "probabilities", "what a local CNN hands to the DNN; features: its last hidden layer"
+    )
+    features: int | None = option(None, "neurons of the local CNNs' last hidden layer (default: by the width rule)", "F", ge=1)
     epochs: int = option(10, "epochs of local training", "E", ge=1)
-    batch_size: int = option(128, "samples per step", "B", ge=2)
-    optimizer: Literal["adamw", "sgd"] = option("adamw", "of the local CNNs and the DNN")
-    lr: float = option(0.005, "largest learning rate of the local CNNs (default: 0.005, with sgd 0.1)", "LR", gt=0)
-    weight_decay: float = option(0.01, "of the local CNNs (default: 0.01, with sgd 0.0005)", "W", ge=0)
+    transfer_epochs: int = option(4, "epochs of training all as one network, from the trained parts", "E", ge=1)
+    frozen_epochs: int = option(0, "epochs before these, in which only the DNN learns", "E", ge=0)
+    coherent_epochs: int | None = option(
+        None, "epochs of training it from scratch (default: those of local training and transfer)", "E", ge=1
+    )
+    global_epochs: int | None = option(None, "epochs of the global CNN (default: those of local training and transfer)", "E", ge=1)
+    batch_size: int = option(128, "samples per step, of all ranks together", "B", ge=2)
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "of all CNNs")
+    lr: float = option(0.005, "largest learning rate (default: 0.005, with sgd 0.1)", "LR", gt=0)
+    transfer_lr: float | None = option(None, "largest learning rate of transfer (default: a fifth of --lr)", "LR", gt=0)
+    coherent_lr: float | None = option(None, "largest learning rate of coherent training (default: --lr)", "LR", gt=0)
+    global_lr: float | None = option(None, "largest learning rate of the global CNN (default: --lr)", "LR", gt=0)
+    global_width: int | None = option(None, "channels of the first stage of the baseline (default: --width)", "CHANNELS", ge=4)
+    weight_decay: float = option(0.01, "of all CNNs (default: 0.01, with sgd 0.0005)", "W", ge=0)
     schedule: Literal["one-cycle", "cosine", "constant"] = option("one-cycle", "of the learning rate")
-    label_smoothing: float = option(0.0, "of the local CNNs", "E", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "of all CNNs", "E", ge=0, lt=1)
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         "train", "samples whose local classifications train the DNN: those of the local CNNs, some held out, all out of fold"
     )
@@ -104,11 +129,21 @@ class RunSettings(DataSettings):
     dnn_epochs: int = option(10, "epochs of training the DNN", "E", ge=1)
     dnn_lr: float = option(0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
     seed: int = option(0, "of everything but the subsets", "S", ge=0)
+    seeds: int = option(1, "runs with --seed, --seed + 1, ..., for mean and spread", "RUNS", ge=1)
     evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs, fp32 on CPUs")
     threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
     progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+
+    def needs(self, phase: str) -> bool:
+        """Whether a method that was asked for needs this phase."""
+        return any(phase in PHASES_OF[name] for name in self.methods)
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the training images that end in the transferred network."""
+        return self.epochs + self.frozen_epochs + self.transfer_epochs
 
     @model_validator(mode="before")
     @classmethod

@@ -1,54 +1,33 @@
-"""A run in the order of the papers: local training, gather, one decision. Module ``plan`` has partitioned the images."""
+"""A run in the order of the papers: local training, gather, one decision; then all as one network, and the undecomposed baseline.
+
+Module ``plan`` has partitioned the images.
+"""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch._dynamo  # torch's optimizers import it at their first step, a second that is none of the training
+from torch import nn
 
 from ddcnn import checkpoint
 from ddcnn.config import RunSettings
-from ddcnn.data.batches import Augmentation, Subimages
+from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
-from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
-from ddcnn.method.local import DnnSamples, classify_out_of_fold, train_local
-from ddcnn.networks.registry import NETWORKS
-from ddcnn.networks.shape import Shape
+from ddcnn.job import Job, failing_in, state_of
+from ddcnn.method.aggregate import average, build_dnn, dnn_rows, train_dnn, vote
+from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.global_cnn import classify_together, train_global
+from ddcnn.method.interface import values_per_subdomain
+from ddcnn.method.local import DnnSamples, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.parallel import World
-from ddcnn.plan import prepare_output
+from ddcnn.plan import check_start, prepare_output
 from ddcnn.progress import Progress
 from ddcnn.results import Results
-from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Recipe, classify
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every step of a run needs.
-
-    Attributes:
-        labels: (S,) int64 per split.
-        dnn_samples: which training samples the local CNNs and the DNN learn from.
-    """
-
-    world: World
-    settings: RunSettings
-    store: PartitionedSet
-    engine: Engine
-    labels: dict[str, np.ndarray]
-    dnn_samples: DnnSamples
-    results: Results
-
-    def progress(self, title: str, epochs: int) -> Progress:
-        return Progress(title, epochs, self.settings.progress if self.world.rank == 0 else "none")
-
-    def save(self, name: str, network: torch.nn.Module, **attributes: str | int | float | tuple[int, ...]) -> None:
-        checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
+from ddcnn.summary import write_summary
+from ddcnn.training import Engine, Epoch, classify
 
 
 def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
@@ -56,141 +35,263 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
+        if settings.start_from:
+            check_start(settings, store)
     output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
+    if settings.seeds == 1:
+        run_seed(world, settings, store, engine, output)
+        return
+    folders = [output / f"seed-{settings.seed + k}" for k in range(settings.seeds)]
+    for k, folder in enumerate(folders):
+        if k:
+            world.barrier()
+            world.timeline.begin()
+        own = settings.model_copy(update={"seed": settings.seed + k, "seeds": 1, "output": folder})
+        world.on_root(lambda own=own: str(prepare_output(own, store)))
+        run_seed(world, own, store, engine, folder)
+    world.on_root(lambda: write_summary(output, folders, show=settings.progress != "none"))
+
+
+def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:
     labels = {split: store.labels(split) for split in SPLITS}
-    dnn_samples = DnnSamples.choose(
-        settings.dnn_data if "dnn" in settings.methods else "none", labels["train"], settings.folds, settings.seed
-    )
+    kind = settings.dnn_data if settings.needs("dnn") else "none"
+    dnn_samples = DnnSamples.choose(kind, labels["train"], settings.folds, settings.seed)
     job = Job(world, settings, store, engine, labels, dnn_samples, Results(world, settings, store, output))
 
-    owned = world.owned(len(store.decomposition))
-    with job.progress("local CNNs", settings.epochs * len(owned) * dnn_samples.networks) as progress:
-        with world.timeline.phase("local"):
-            found = [train_subdomain(job, index, progress) for index in owned]
-        with world.timeline.phase("folds" if dnn_samples.kind == "out-of-fold" else "local"):
-            for_dnn = [classify_for_dnn(job, index, local.network, progress) for index, local in zip(owned, found, strict=True)]
-
-    with world.timeline.phase("gather"):
-        classifications = [np.concatenate([seen, local.test]) for seen, local in zip(for_dnn, found, strict=True)]
-        gathered = world.gather(np.stack(classifications))  # (ranks, owned, S_dnn + S_test, K) on rank 0
-
-    with world.timeline.phase("dnn"):
-        if gathered is not None:
-            decide(job, gathered.reshape(-1, *gathered.shape[2:]).swapaxes(0, 1))
-        world.barrier()
-
+    if settings.needs("local"):
+        local_cnns, dnn = two_step(job)
+    if "coherent" in settings.methods:
+        fresh = [job.build_local(index, "coherent") for index in job.owned]
+        run_coherent(job, "coherent", fresh, new_dnn(job, fresh[0]))
+    if "transfer" in settings.methods:
+        with world.timeline.phase("transfer"):
+            warm = share_dnn(job, dnn, local_cnns[0])
+        run_coherent(job, "transfer", local_cnns, warm)
+    if "global" in settings.methods:
+        run_global(job)
     job.results.write(engine, len(dnn_samples.index))
+
+
+# Local CNNs, gather, one decision (arXiv 2302.06564)
 
 
 @dataclass(frozen=True)
 class LocalClassifier:
-    """A trained local CNN f_i and the p_i of the test samples, (S_test, K) float32."""
+    """What a trained local CNN f_i says.
 
-    network: torch.nn.Module
+    Attributes:
+        test: p_i of the test samples, (S_test, K).
+        handed_test: interface values of the same, (S_test, C).
+        handed: interface values of the DNN's training samples, (S_dnn, C).
+    """
+
     test: np.ndarray
+    handed_test: np.ndarray
+    handed: np.ndarray
 
 
-@dataclass(frozen=True)
-class LocalTraining:
-    """How the networks of one subdomain are made and trained."""
+def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
+    """Trains the parts one after the other: the rank's local CNNs, and on rank 0 the DNN, if a method needs it."""
+    world, settings = job.world, job.settings
+    with job.progress("local CNNs", settings.epochs * len(job.owned) * job.dnn_samples.networks) as progress:
+        with world.timeline.phase("local"):
+            networks = [obtain_local(job, index, progress) for index in job.owned]
+        with world.timeline.phase("folds" if job.dnn_samples.kind == "out-of-fold" else "local"):
+            found = [classify_local(job, index, network, progress) for index, network in zip(job.owned, networks, strict=True)]
 
-    make: Callable[[], torch.nn.Module]
-    recipe: Recipe
-    seeds: Seeds
-    about: dict[str, str | int | float | tuple[int, ...]]
+    with world.timeline.phase("gather"):
+        test = world.gather(np.stack([local.test for local in found]))  # (ranks, owned, S_test, K) on rank 0
+        handed = handed_test = None
+        if settings.needs("dnn"):
+            handed = world.gather(np.stack([local.handed for local in found]))  # (ranks, owned, S_dnn, C)
+            handed_test = test
+            if settings.interface != "probabilities":
+                handed_test = world.gather(np.stack([local.handed_test for local in found]))
 
-    @classmethod
-    def of(cls, job: Job, index: int) -> "LocalTraining":
-        settings, store = job.settings, job.store
-        divisor = settings.width_divisor or len(store.decomposition) ** 0.5
-        shape = Shape(store.decomposition.subdomains[index].subimage.shape, store.shape[-1], len(store.class_names))
-        recipe = Recipe(
-            settings.epochs, settings.batch_size, settings.optimizer, settings.lr, settings.weight_decay, settings.schedule,
-            settings.label_smoothing,
-        )  # fmt: skip
-        about = {
-            "architecture": settings.network, "width": settings.width, "divisor": divisor, "spatial": shape.spatial,
-            "channels": shape.channels, "classes": shape.classes, "subdomain": index,
-        }  # fmt: skip
-        return cls(partial(NETWORKS[settings.network], shape, settings.width, divisor), recipe, Seeds(settings.seed, "local", index), about)
-
-
-def load_training(job: Job, index: int) -> Subimages:
-    augmentation = Augmentation("flip" in job.settings.augment, job.settings.margin)
-    return Subimages.load(job.store, "train", index, job.engine.device, augmentation)
+    dnn = None
+    with world.timeline.phase("dnn"):
+        if test is not None:
+            decide(job, samples_first(test))
+        if handed is not None and handed_test is not None:
+            dnn = decide_by_dnn(job, samples_first(handed), samples_first(handed_test))
+        world.barrier()
+    return networks, dnn
 
 
-def train_subdomain(job: Job, index: int, progress: Progress) -> LocalClassifier:
-    """Local training of one subdomain, watched, and its parameters saved."""
-    settings, engine, local = job.settings, job.engine, LocalTraining.of(job, index)
-    every_test = torch.arange(job.store.test_samples)
+def samples_first(gathered: np.ndarray) -> np.ndarray:
+    """(ranks, owned, S, C) -> (S, N, C)."""
+    return gathered.reshape(-1, *gathered.shape[2:]).swapaxes(0, 1)
 
-    def after_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
+
+def obtain_local(job: Job, index: int, progress: Progress) -> nn.Module:
+    """The local CNN of a subdomain, trained and watched, or taken from another run; its parameters are saved."""
+    settings, engine = job.settings, job.engine
+
+    def after_epoch(network: nn.Module, epoch: Epoch) -> None:
         accuracy = None
-        if settings.evaluate_every and epoch.epoch % settings.evaluate_every == 0:
-            probabilities = classify(network, test, every_test, engine)
-            accuracy = float((probabilities.argmax(1).numpy() == job.labels["test"]).mean())
+        if job.evaluates(epoch):
+            probabilities = classify(network, test, job.every_test_sample, engine).numpy()
+            accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
+            job.results.local_classification(index, probabilities)
         job.results.epoch("local", index, epoch, accuracy)
-        progress.advance(f"subdomain {index}  {_state(epoch, settings.epochs)}")
+        progress.advance(f"subdomain {index}  {state_of(epoch, settings.epochs)}")
 
     with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
-        training, test = load_training(job, index), Subimages.load(job.store, "test", index, engine.device)
-        begin = time.perf_counter()
-        network = train_local(local.make, training, job.dnn_samples.for_cnn, local.recipe, engine, local.seeds, after_epoch)
+        begin, epochs = time.perf_counter(), settings.epochs
+        if settings.start_from:
+            network = job.build_local(index, "local")
+            path = settings.start_from / "checkpoints" / f"local-{index:04d}.h5"
+            epochs = int(checkpoint.load(path, network, job.about_local(index))["epochs"])
+        else:
+            training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
+            test = Subimages.load(job.store, "test", index, engine.device)
+            begin = time.perf_counter()
+            network = train_local(
+                job.make_local(index), training, job.dnn_samples.for_cnn, job.recipe(epochs), engine, job.seeds("local", index), after_epoch
+            )
         job.results.subdomain(index, network, time.perf_counter() - begin)
-        job.save(f"local-{index:04d}", network, **local.about)
-        return LocalClassifier(network, classify(network, test, every_test, engine).numpy())
+        job.save(f"local-{index:04d}", network, epochs=epochs, **job.about_local(index))
+        return network
 
 
-def classify_for_dnn(job: Job, index: int, network: torch.nn.Module, progress: Progress) -> np.ndarray:
-    """The p_i (S_dnn, K) of the training samples of the DNN, by the subdomain's local CNN or, out of fold, by those of the folds."""
-    samples, engine, local = job.dnn_samples, job.engine, LocalTraining.of(job, index)
+def classify_local(job: Job, index: int, network: nn.Module, progress: Progress) -> LocalClassifier:
+    """The p_i of the test samples, and what the DNN learns from: by the subdomain's local CNN or, out of fold, by those of the folds."""
+    settings, samples, engine = job.settings, job.dnn_samples, job.engine
 
-    def after_epoch(network: torch.nn.Module, epoch: Epoch) -> None:
-        progress.advance(f"subdomain {index}, folds  {_state(epoch, job.settings.epochs)}")
+    def after_epoch(network: nn.Module, epoch: Epoch) -> None:
+        progress.advance(f"subdomain {index}, folds  {state_of(epoch, settings.epochs)}")
 
     with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
-        training = load_training(job, index)
+        test = Subimages.load(job.store, "test", index, engine.device)
+        probabilities = classify(network, test, job.every_test_sample, engine).numpy()
+        if samples.kind == "none":
+            return LocalClassifier(probabilities, probabilities, probabilities[:0])
+        handed_test = probabilities
+        if settings.interface != "probabilities":
+            handed_test = hand_over(settings.interface, network, test, job.every_test_sample.numpy(), engine)
+        training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
         if samples.kind == "out-of-fold":
-            return classify_out_of_fold(local.make, training, samples.fold, local.recipe, engine, local.seeds, after_epoch)
-        return classify(network, training, torch.from_numpy(samples.index), engine).numpy()
+            recipe, seeds = job.recipe(settings.epochs), job.seeds("local", index)
+            make = job.make_local(index)
+            handed = hand_over_out_of_fold(make, settings.interface, training, samples.fold, recipe, engine, seeds, after_epoch)
+        else:
+            handed = hand_over(settings.interface, network, training, samples.index, engine)
+        return LocalClassifier(probabilities, handed_test, handed)
 
 
 def decide(job: Job, probabilities: np.ndarray) -> None:
-    """On rank 0: one decision out of the local classifications (S_dnn + S_test, N, K), by every method that was asked for."""
-    settings, results = job.settings, job.results
-    for_dnn, test = np.split(probabilities, [len(job.dnn_samples.index)])
-    results.local_classes = test.argmax(axis=2)
-    if "vote" in settings.methods:
-        results.method("vote", vote(test))
-    if "average" in settings.methods:
-        mean = average(test)
-        results.method("average", mean.argmax(axis=1), mean)
-    if "dnn" in settings.methods:
-        recipe = Recipe(settings.dnn_epochs, settings.batch_size, "adamw", settings.dnn_lr, 0.01, "one-cycle")
-        engine = replace(job.engine, precision="fp32")  # too small to gain from less
-        with job.world.timeline.span("compute"), failing_in("DNN"), job.progress("DNN", settings.dnn_epochs) as progress:
+    """On rank 0: vote and average out of the local classifications (S_test, N, K)."""
+    job.results.local_classes = probabilities.argmax(axis=2)
+    if "vote" in job.settings.methods:
+        job.results.method("vote", vote(probabilities))
+    if "average" in job.settings.methods:
+        mean = average(probabilities)
+        job.results.method("average", mean.argmax(axis=1), mean)
 
-            def after_epoch(epoch: Epoch) -> None:
-                results.epoch("dnn", None, epoch, None)
-                progress.advance(_state(epoch, settings.dnn_epochs))
 
+def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray) -> nn.Module:
+    """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S_test, N, C)."""
+    settings, results, engine, recipe = job.settings, job.results, job.small_engine, job.dnn_recipe
+    classes, seeds = len(job.store.class_names), job.seeds("dnn")
+    with job.world.timeline.span("compute"), failing_in("DNN"), job.progress("DNN", recipe.epochs) as progress:
+
+        def after_epoch(epoch: Epoch) -> None:
+            results.epoch("dnn", None, epoch, None)
+            progress.advance(state_of(epoch, recipe.epochs))
+
+        kept = settings.start_from / "checkpoints" / "dnn.h5" if settings.start_from else None
+        if kept and kept.is_file():
+            network = build_dnn(settings.interface, values.shape[1], values.shape[2], classes, engine, seeds)
+            checkpoint.load(kept, network, job.about_dnn())
+        else:
             labels = job.labels["train"][job.dnn_samples.index]
-            network = train_dnn(for_dnn, labels, recipe, engine, Seeds(settings.seed, "dnn"), after_epoch)
+            network = train_dnn(values, labels, settings.interface, classes, recipe, engine, seeds, after_epoch)
+        job.save("dnn", network, **job.about_dnn())
+        if "dnn" in settings.methods:
             found = classify(network, dnn_rows(test, job.labels["test"], engine), torch.arange(len(test)), engine).numpy()
-        results.method("dnn", found.argmax(axis=1), found, network)
-        job.save("dnn", network, subdomains=test.shape[1], classes=test.shape[2])
+            results.method("dnn", found.argmax(axis=1), found, network)
+        return network
 
 
-def _state(epoch: Epoch, epochs: int) -> str:
-    return f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
+# All as one network (arXiv 2408.14442), and the baseline
 
 
-@contextmanager
-def failing_in(what: str) -> Iterator[None]:
-    """Names the subdomain or network in the message of whatever fails."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(what)
-        raise
+def new_dnn(job: Job, local_cnn: nn.Module) -> nn.Module:
+    values = values_per_subdomain(job.settings.interface, local_cnn)
+    subdomains, classes = len(job.store.decomposition), len(job.store.class_names)
+    return build_dnn(job.settings.interface, subdomains, values, classes, job.small_engine, job.seeds("coherent dnn"))
+
+
+def share_dnn(job: Job, dnn: nn.Module | None, local_cnn: nn.Module) -> nn.Module:
+    """Rank 0's DNN, on all ranks."""
+    network = dnn or new_dnn(job, local_cnn)
+    for tensor in network.state_dict().values():
+        values = tensor.cpu().numpy()
+        job.world.share(values)
+        tensor.copy_(torch.from_numpy(values))
+    return network
+
+
+def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
+    """Trains the coherent network from what it is given, watched; its parts are saved."""
+    settings, world, engine, results = job.settings, job.world, job.engine, job.results
+    frozen = None
+    if method == "transfer":
+        recipe = job.recipe(settings.transfer_epochs, settings.transfer_lr or settings.lr / 5)
+        frozen = job.recipe(settings.frozen_epochs, recipe.lr) if settings.frozen_epochs else None
+    else:
+        recipe = job.recipe(settings.coherent_epochs or settings.total_epochs, settings.coherent_lr)
+    epochs = recipe.epochs + (frozen.epochs if frozen else 0)
+    network = CoherentNetwork(world, settings.interface, local_cnns, dnn)
+
+    def after_epoch(epoch: Epoch) -> None:
+        accuracy = None
+        if job.evaluates(epoch) and epoch.epoch < epochs:
+            probabilities = classify(network, test, job.every_test_sample, engine).numpy()
+            accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
+        results.epoch(method, None, epoch, accuracy)
+        progress.advance(state_of(epoch, epochs))
+
+    with (
+        failing_in(method), world.timeline.phase(method), world.timeline.span("compute"), job.progress(method, epochs) as progress
+    ):  # fmt: skip
+        training = OwnedSubimages.load(job.store, "train", job.owned, engine.device, job.augmentation)
+        test = OwnedSubimages.load(job.store, "test", job.owned, engine.device)
+        everything = np.arange(job.store.train_samples)
+        train_coherent(network, training, everything, recipe, engine, job.seeds(method), after_epoch, frozen)
+        found = classify(network, test, job.every_test_sample, engine).numpy()
+        for index, local_cnn in zip(job.owned, local_cnns, strict=True):
+            job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.about_local(index))
+            if not settings.needs("local"):
+                results.subdomain(index, local_cnn, float("nan"))
+        if world.rank == 0:
+            job.save(f"{method}-dnn", dnn, **job.about_dnn())
+            results.method(method, found.argmax(axis=1), found, dnn)
+
+
+def run_global(job: Job) -> None:
+    """Trains the undecomposed CNN, watched; its parameters are saved."""
+    settings, world, engine, results = job.settings, job.world, job.engine, job.results
+    recipe = job.recipe(settings.global_epochs or settings.total_epochs, settings.global_lr)
+
+    def after_epoch(network: nn.Module, epoch: Epoch) -> None:
+        accuracy = None
+        if job.evaluates(epoch) and epoch.epoch < recipe.epochs:
+            probabilities = classify_together(world, network, test, job.store.test_samples, engine)
+            if probabilities is not None:
+                accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
+        results.epoch("global", None, epoch, accuracy)
+        progress.advance(state_of(epoch, recipe.epochs))
+
+    with (
+        failing_in("global CNN"), world.timeline.phase("global"), world.timeline.span("compute"),
+        job.progress("global", recipe.epochs) as progress,
+    ):  # fmt: skip
+        training = Subimages.load_whole(job.store, "train", engine.device, job.augmentation)
+        test = Subimages.load_whole(job.store, "test", engine.device)
+        everything = np.arange(job.store.train_samples)
+        network = train_global(world, job.make_global(), training, everything, recipe, engine, job.seeds("global"), after_epoch)
+        found = classify_together(world, network, test, job.store.test_samples, engine)
+        if found is not None:
+            results.method("global", found.argmax(axis=1), found, network)
+            job.save("global", network, architecture=settings.network, width=settings.global_width or settings.width)

@@ -15,6 +15,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#999999"
+METHOD_COLOURS = {
+    "vote": "#CC79A7", "average": SKY, "dnn": BLUE, "coherent": ORANGE, "transfer": GREEN, "global": "black",
+}  # fmt: skip
 GAP = to_rgb("#FBE3B5")  # between subimages: no shade of grey, so that it is not taken for a part of them
 KIND_COLOURS = {"compute": BLUE, "communicate": ORANGE, "wait": "#D4D4D4"}
 MANY_CUTS = 64  # cores with bold lines between them
@@ -160,6 +163,28 @@ def local_accuracy(accuracies: np.ndarray, methods: dict[str, float]) -> Figure:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     right.suptitle("local CNNs and methods")
+    return figure
+
+
+def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
+    """Test accuracy over the wall time of each method: curves (points, 2) of seconds and accuracy, of one run or of several seeds."""
+    figure = Figure((9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in runs[0]:
+        colour = METHOD_COLOURS[name]
+        for seed, curves in enumerate(runs):
+            seconds, accuracy = curves[name].T
+            axes.plot(
+                seconds, 100 * accuracy, color=colour, lw=1.8, alpha=1 if len(runs) == 1 else 0.6, marker="o", markevery=[-1],
+                ms=7 if len(seconds) == 1 else 4, ls="none" if len(seconds) == 1 else "-", label="" if seed else name,
+            )  # fmt: skip
+    if "global" in runs[0]:
+        target = np.mean([100 * curves["global"][-1, 1] for curves in runs])
+        axes.axhline(target, color=METHOD_COLOURS["global"], ls=":", lw=1)
+    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 

@@ -6,11 +6,12 @@ it takes no core from a rank that computes. Data travel as buffers, never as pic
 
 import json
 import os
+import socket
 import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
 LONGEST_SLEEP = {"wait": 0.02, "communicate": 1e-4}  # seconds between two looks at a pending operation
+STEP_SLEEP = 2e-4  # the same where all ranks arrive in every step of training
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -106,12 +108,12 @@ class World:
 
     # Collectives
 
-    def _wait(self, request, kind: str = "wait") -> None:
-        pause = 1e-5
+    def _wait(self, request, kind: str = "wait", longest: float = 0.0) -> None:
+        pause, longest = 1e-5, longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
             while not request.Test():
                 time.sleep(pause)
-                pause = min(2 * pause, LONGEST_SLEEP[kind])
+                pause = min(2 * pause, longest)
 
     def barrier(self) -> None:
         self._wait(self.communicator.Ibarrier())
@@ -131,9 +133,33 @@ class World:
             piece = flat[begin : begin + step]
             arriving = np.empty((self.size, piece.size), dtype=part.dtype) if self.rank == 0 else None
             self._wait(self.communicator.Igather(piece, arriving, root=0), "communicate")
+            self.timeline.count(piece.nbytes if self.rank else 0)
             if everyone is not None:
                 everyone.reshape(self.size, -1)[:, begin : begin + piece.size] = arriving
         return everyone
+
+    def gather_to_all(self, part: np.ndarray) -> np.ndarray:
+        """``MPI_Allgather`` within a step of training: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on all."""
+        everyone = np.empty((self.size, *part.shape), dtype=part.dtype)
+        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # tells waiting for a slower rank from communicating
+        self._wait(self.communicator.Iallgather(np.ascontiguousarray(part), everyone), "communicate")
+        self.timeline.count((self.size - 1) * part.nbytes)
+        return everyone
+
+    def share(self, array: np.ndarray) -> None:
+        """``MPI_Bcast`` of rank 0's ``array`` (...) into the others' in place, in chunks."""
+        self.barrier()
+        flat = array.reshape(-1)
+        step = max(1, CHUNK_BYTES // array.itemsize)
+        for begin in range(0, flat.size, step):
+            self._wait(self.communicator.Ibcast(flat[begin : begin + step], root=0), "communicate")
+        self.timeline.count(0 if self.rank else (self.size - 1) * array.nbytes)
+
+    def mean(self, numbers: Sequence[float]) -> list[float]:
+        """The ranks' mean of each number, on all ranks."""
+        result = np.empty(len(numbers))
+        self._wait(self.communicator.Iallreduce(np.array(numbers, dtype=np.float64), result))
+        return (result / self.size).tolist()
 
     def gather_rows(self, rows: np.ndarray) -> list[np.ndarray] | None:
         """Gathers float64 arrays (rows, columns) whose number of rows differs from rank to rank: a list over ranks on rank 0."""
@@ -158,6 +184,21 @@ class World:
         for begin in range(0, buffer.size, CHUNK_BYTES):
             self._wait(self.communicator.Ibcast(buffer[begin : begin + CHUNK_BYTES], root=root))
         return json.loads(buffer.tobytes())
+
+    @contextmanager
+    def process_group(self, device) -> Iterator[None]:
+        """torch.distributed's process group of all ranks, for DistributedDataParallel; they find each other through MPI."""
+        from torch import distributed
+
+        host = "127.0.0.1" if self.local_size == self.size else socket.gethostname()
+        store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        host, port = self.broadcast([host, store.port if store else 0])
+        store = store or distributed.TCPStore(host, port, is_master=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        yield
+        self.barrier()  # rank 0's store must outlive the others' use of it
+        distributed.destroy_process_group()
 
     # Agreeing on errors
 

@@ -138,8 +138,19 @@ def check_output(settings: RunSettings) -> None:
         return
     if (output / "results.json").exists():
         raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
-    if any(output.iterdir()) and not (output / "checkpoints").is_dir():
+    if any(output.iterdir()) and not (output / "config.toml").is_file():
         raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
+
+
+def check_start(settings: RunSettings, store: PartitionedSet) -> None:
+    """Refuses a run to start from that does not have a local CNN for every subdomain."""
+    assert settings.start_from
+    for name in ("results.json", *(f"checkpoints/local-{subdomain.index:04d}.h5" for subdomain in store.decomposition.subdomains)):
+        if not (settings.start_from / name).is_file():
+            raise InputError(
+                f"--start-from {settings.start_from}: no {name}; give the folder of a finished run that has trained local CNNs "
+                "on the same --grid"
+            )
 
 
 def check_given(settings: RunSettings, store: PartitionedSet) -> None:

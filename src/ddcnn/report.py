@@ -19,6 +19,15 @@ MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "test loss", "parameters", "epochs")
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
 SETTINGS = ("network", "width", "epochs", "seed")  # those that the report tells
+METHODS_NOTE = (
+    "Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the ranks; `total` is the wall time "
+    "of the phases that a method needs; the last column says after how many of these seconds its curve reaches the final accuracy of "
+    "`global`."
+)
+CURVES_CAPTION = (
+    "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` is what "
+    "the local CNNs would say together if their training ended there, and a dot is a method that decides only at its end."
+)
 METRICS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy")
 
 
@@ -30,7 +39,7 @@ class FinishedRun:
         results, settings: of results.json and config.toml.
         epochs: the lines of metrics.jsonl.
         cores, subimages: (N, 2, d) start and stop of the boxes.
-        accuracies: (*grid) of the local CNNs.
+        accuracies: (*grid) of the local CNNs, None if none have been trained on their own.
         labels: (S,) of the test samples; ``classes``: (S,) per method, its decisions.
         class_names: K names.
         examples: (n, *spatial, C) test images.
@@ -43,7 +52,7 @@ class FinishedRun:
     epochs: list[dict[str, Any]]
     cores: np.ndarray
     subimages: np.ndarray
-    accuracies: np.ndarray
+    accuracies: np.ndarray | None
     labels: np.ndarray
     classes: dict[str, np.ndarray]
     class_names: list[str]
@@ -91,7 +100,8 @@ def load(run: Path) -> FinishedRun:
         values["results"] = results
         values["cores"] = np.array([[place["core_start"], place["core_stop"]] for place in subdomains], dtype=int)
         values["subimages"] = np.array([[place["start"], place["stop"]] for place in subdomains], dtype=int)
-        values["accuracies"] = np.array([place["test_accuracy"] for place in subdomains]).reshape(results["decomposition"]["grid"])
+        found = [place["test_accuracy"] for place in subdomains]
+        values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(results["decomposition"]["grid"])
     with reading(run / "config.toml"):
         settings = tomllib.loads((run / "config.toml").read_text())
         values["settings"] = {name: settings[name] for name in SETTINGS}
@@ -154,18 +164,28 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
         "decomposition": figures.decomposition(
             run.examples, [run.class_names[label] for label in run.labels[: len(run.examples)]], run.cores, run.subimages
         ),
-        "local_accuracy": figures.local_accuracy(run.accuracies, run.test_accuracy),
+        "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
         "learning_curves": figures.learning_curves(run.epochs, run.test_accuracy),
         "confusion": figures.confusion(shares, run.class_names, run.best),
         "timeline": figures.timeline(run.spans, run.phases, run.kinds),
     }
-    folder = run.folder / "figures"
+    if run.accuracies is not None:
+        drawn["local_accuracy"] = figures.local_accuracy(run.accuracies, run.test_accuracy)
+    save_figures(run.folder / "figures", drawn)
+    return {name: caption for name, caption in captions(run, shares).items() if name in drawn}
+
+
+def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
         with replacing(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150)
-    return captions(run, shares)
+
+
+def curves_of(results: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Per method (points, 2): seconds, test accuracy."""
+    return {name: np.array(method["curve"], dtype=float).reshape(-1, 2) for name, method in results["methods"].items()}
 
 
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
@@ -179,6 +199,7 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
         f"by the overlap) that the local CNNs see, each alone{slices}.",
         "local_accuracy": "On the left, each cell is a subdomain at its place in the image: the brighter, the more test samples its "
         "local CNN classifies correctly alone; on the right, what the methods make of them all.",
+        "accuracy_over_time": CURVES_CAPTION,
         "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
         "accuracy far above test accuracy means overfitting.",
         "confusion": f"Of the samples of a true class (row), the percentage that `{run.best}`, the most accurate method, puts into each "
@@ -210,7 +231,7 @@ All settings: [config.toml](config.toml); all numbers: [results.json](results.js
 
 {method_table(results["methods"])}
 
-`compute`, `communicate` and `wait` are means over the ranks; `total` is the wall time of the phases that a method needs.
+{METHODS_NOTE}
 
 ## Subdomains
 
@@ -238,8 +259,16 @@ def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def method_table(methods: dict[str, dict[str, Any]]) -> str:
-    header = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated")
-    return table(header, (method_row(name, method) for name, method in methods.items()))
+    header = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
+    target = methods["global"]["test_accuracy"] if "global" in methods else None
+    return table(header, ([*method_row(name, method), reached(method["curve"], target)] for name, method in methods.items()))
+
+
+def reached(curve: list[tuple[float, float]], target: float | None) -> str:
+    """Seconds until a curve reaches an accuracy."""
+    if target is None:
+        return "–"
+    return next((f"{seconds:.1f}" for seconds, accuracy in curve if accuracy >= target), "not reached")
 
 
 def method_row(name: str, method: dict[str, Any]) -> list[str]:
@@ -255,12 +284,12 @@ def subdomain_table(subdomains: list[dict[str, Any]]) -> str:
     note = ""
     if len(subdomains) > MANY_SUBDOMAINS:
         note = f"The 8 most and the 8 least accurate of {len(subdomains)} subdomains.\n\n"
-        ordered = sorted(subdomains, key=lambda place: -place["test_accuracy"])
+        ordered = sorted(subdomains, key=lambda place: -(place["test_accuracy"] or 0))
         subdomains = ordered[:8] + ordered[-8:]
     rows = (
         (
             place["index"], " × ".join(f"{a}:{b}" for a, b in zip(place["start"], place["stop"], strict=True)),
-            f"{place['parameters']:,}", f"{100 * place['test_accuracy']:.2f}", f"{place['seconds']:.2f}",
+            number(place["parameters"], "{:,}"), number(place["test_accuracy"], "{:.2%}").rstrip("%"), number(place["seconds"], "{:.2f}"),
         )
         for place in subdomains
     )  # fmt: skip
@@ -274,16 +303,25 @@ def phase_rows(phases: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def show_methods(run: FinishedRun) -> None:
     """Prints the table of methods."""
+    rows = [method_row(name, method) for name, method in run.results["methods"].items()]
+    show_table((*METHOD_COLUMNS[:4], "total s", "communicated"), [[*row[:4], *row[-2:]] for row in rows], run.best)
+
+
+def show_table(header: Iterable[str], rows: list[list[str]], bold: str | None) -> None:
+    """Prints a table; the row that begins with ``bold`` stands out."""
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(box=None, header_style="bold")
-    for name in (*METHOD_COLUMNS[:4], "total s", "communicated"):
+    for name in header:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for name, method in run.results["methods"].items():
-        row = method_row(name, method)
-        shown.add_row(*row[:4], *row[-2:], style="bold" if name == run.best else None)
+    for row in rows:
+        shown.add_row(*row, style="bold" if row[0] == bold else None)
     Console().print(shown)
+
+
+def number(value: float | None, pattern: str) -> str:
+    return "–" if value is None else pattern.format(value)
 
 
 def human(number: float) -> str:

@@ -8,18 +8,19 @@ import h5py
 import numpy as np
 from torch import nn
 
-from ddcnn.config import RunSettings
+from ddcnn.config import PHASES_OF, RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.info import versions
 from ddcnn.parallel import World
 from ddcnn.report import SCHEMA_VERSION, write_report
-from ddcnn.timeline import KINDS, PHASES
+from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.training import Engine, Epoch
 
-PHASES_OF = {"vote": ("local", "gather"), "average": ("local", "gather"), "dnn": ("local", "folds", "gather", "dnn")}
 COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
 EXAMPLES = 4
+KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
+POINTS = 200  # of a curve
 
 
 class Results:
@@ -27,23 +28,32 @@ class Results:
 
     Attributes:
         output: the run's folder.
-        local_classes: (S_test, N) arg max p_i, on rank 0.
+        local_classes: (S_test, N) arg max p_i, on rank 0, if local CNNs have been trained.
     """
 
-    local_classes: np.ndarray
+    local_classes: np.ndarray | None = None
 
     def __init__(self, world: World, settings: RunSettings, store: PartitionedSet, output: Path):
         self.world, self.settings, self.store, self.output = world, settings, store, output
         self._epochs: list[tuple[float, ...]] = []  # rows of COLUMNS; NaN for none
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, seconds)
+        self._moments: list[tuple[float, ...]] = []  # (index, time) of the classifications that follow
+        self._classifications: list[np.ndarray] = []  # each (S', K) float16
         self._methods: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, np.ndarray] = {}  # per method: (S_test,)
         self._labels = store.labels("test")
+        everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
+        self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
         if world.rank == 0:
             write_text(output / "metrics.jsonl", "")
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
-        """An epoch has ended. Rank 0 writes its own lines at once, for those who watch; the other ranks' lines join at the end."""
+        """An epoch has ended: of a subdomain, or on all ranks of a network of all (then rank 0's record is kept).
+
+        Rank 0 writes its own lines at once, for those who watch; the other ranks' lines join at the end.
+        """
+        if subdomain is None and self.world.rank:
+            return
         row = (
             PHASES.index(phase),
             subdomain,
@@ -59,12 +69,23 @@ class Results:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
                 file.write(_line(self._epochs[-1]))
 
+    def local_classification(self, index: int, probabilities: np.ndarray) -> None:
+        """p_i (S_test, K) after an epoch of local training, for the curve of the average; nothing is sent before the end."""
+        self._moments.append((index, self.world.timeline.now()))
+        self._classifications.append(probabilities[:: self._stride].astype(np.float16))
+
     def subdomain(self, index: int, network: nn.Module, seconds: float) -> None:
-        """A local CNN has been trained in this time."""
+        """A local CNN has been trained in this time (not a number if only as a part of the coherent network)."""
         self._subdomains.append((index, _parameters(network), seconds))
 
     def method(self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None) -> None:
         """A method's decisions (S_test,), its probabilities (S_test, K) if it has any, and its network beside the local CNNs."""
+        settings = self.settings
+        epochs = {
+            "coherent": settings.coherent_epochs or settings.total_epochs,
+            "transfer": settings.total_epochs,
+            "global": settings.global_epochs or settings.total_epochs,
+        }
         self._classes[name] = classes
         loss = None
         if probabilities is not None:
@@ -74,41 +95,76 @@ class Results:
             "test_accuracy": float((classes == self._labels).mean()),
             "test_loss": loss,
             "parameters": _parameters(network) if network else 0,
-            "epochs": self.settings.epochs + (self.settings.dnn_epochs if name == "dnn" else 0),
+            "epochs": epochs.get(name, settings.epochs),
         }
 
     def write(self, engine: Engine, dnn_samples: int) -> None:
         """All ranks: gathers what they have collected; rank 0 writes the files and the report."""
+        sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 3))
+        moments = self.world.gather(np.array(self._moments).reshape(-1, 2))
+        kept = self.world.gather(np.stack(self._classifications)) if self._classifications else None
 
         def write() -> None:
-            assert spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
+            assert sent is not None and spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
             rows = np.concatenate(epochs)
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
             write_text(self.output / "metrics.jsonl", "".join(map(_line, rows.tolist())))
             self._write_details(spans)
-            write_json(self.output / "results.json", self._document(engine, dnn_samples, spans, np.concatenate(subdomains)))
+            for name, method in self._methods.items():
+                intervals = windows(spans, PHASES_OF[name])
+                method["seconds"] = {kind: float(np.mean(seconds_of(spans, PHASES_OF[name], kind))) for kind in KINDS}
+                method["seconds"]["total"] = wall(intervals)
+                method["bytes_communicated"] = self._bytes(name, sent, dnn_samples)
+                method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in _curve(rows, PHASES_OF[name][-1])]
+                if name == "average" and moments is not None and kept is not None:
+                    found = self._anytime(np.concatenate(moments), np.concatenate(kept))
+                    method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in found]
+                method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
+            write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains)))
             write_report(self.output, show=self.settings.progress != "none")
 
         self.world.on_root(write)
 
-    def _document(self, engine: Engine, dnn_samples: int, spans: list[np.ndarray], subdomains: np.ndarray) -> dict[str, Any]:
+    def _bytes(self, name: str, sent: np.ndarray, dnn_samples: int) -> int:
+        """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
+        if name in ("vote", "average"):
+            row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (self.world.size - 1) // self.world.size
+            return row * self.store.test_samples
+        return int(sum(sent[:, PHASES.index(phase)].sum() for phase in PHASES_OF[name]))
+
+    def _anytime(self, moments: np.ndarray, kept: np.ndarray) -> list[tuple[float, float]]:
+        """(time, accuracy) of the average of the latest p_i that there are: out of (events, 2) and (events, S', K)."""
+        latest: dict[float, np.ndarray] = {}
+        labels, found = self._labels[:: self._stride], []
+        order = np.argsort(moments[:, 1])
+        shown = set(np.linspace(0, len(order) - 1, min(POINTS, len(order))).astype(int).tolist())
+        for number, event in enumerate(order):
+            latest[moments[event, 0]] = kept[event]
+            if number in shown:
+                mean = np.mean(list(latest.values()), axis=0, dtype=np.float32)
+                found.append((float(moments[event, 1]), float((mean.argmax(1) == labels).mean())))
+        return found
+
+    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray) -> dict[str, Any]:
         store, world, settings = self.store, self.world, self.settings
+        trained = {int(index): (int(parameters), seconds) for index, parameters, seconds in subdomains}
         local = []
-        for place, (_, parameters, seconds) in zip(store.decomposition.subdomains, subdomains, strict=True):
+        for place in store.decomposition.subdomains:
+            parameters, seconds = trained.get(place.index, (None, np.nan))
+            accuracy = None
+            if self.local_classes is not None:
+                accuracy = float((self.local_classes[:, place.index] == self._labels).mean())
             local.append({
                 "index": place.index, "start": place.subimage.start, "stop": place.subimage.stop,
-                "core_start": place.core.start, "core_stop": place.core.stop, "parameters": int(parameters),
-                "test_accuracy": float((self.local_classes[:, place.index] == self._labels).mean()), "seconds": seconds,
+                "core_start": place.core.start, "core_stop": place.core.stop, "parameters": parameters,
+                "test_accuracy": accuracy, "seconds": None if np.isnan(seconds) else seconds,
             })  # fmt: skip
-        phases = {phase: _phase(spans, phase) for phase in PHASES[1:] if len(_of(np.concatenate(spans), (phase,)))}
-        row = 4 * len(store.class_names) * len(store.decomposition) * (world.size - 1) // world.size  # bytes per gathered sample
         for name, method in self._methods.items():
-            method["parameters"] += sum(subdomain["parameters"] for subdomain in local)
-            method["seconds"] = _seconds(spans, PHASES_OF[name]) | {"total": _wall(spans, PHASES_OF[name])}
-            method["bytes_communicated"] = row * (store.test_samples + (dnn_samples if name == "dnn" else 0))
+            if name != "global":
+                method["parameters"] += sum(parameters for parameters, _ in trained.values())
         return {
             "schema_version": SCHEMA_VERSION,
             "data": {
@@ -117,7 +173,7 @@ class Results:
             },
             "decomposition": {"grid": store.grid, "overlap": store.overlap, "subdomains": local},
             "methods": {name: self._methods[name] for name in settings.methods},
-            "phases": phases,
+            "phases": phases_of(spans),
             "environment": {
                 "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // world.size,
                 "threads_per_rank": world.threads(settings.threads), "device": str(engine.device), "precision": engine.precision,
@@ -129,7 +185,8 @@ class Results:
         """details.h5, from which the figures are drawn: decisions, a few images, and the timeline."""
         with replacing(self.output / "details.h5") as temporary, h5py.File(temporary, "w") as file:
             file["labels"] = self._labels
-            file["local_classes"] = self.local_classes
+            if self.local_classes is not None:
+                file["local_classes"] = self.local_classes
             for name, classes in self._classes.items():
                 file[f"classes/{name}"] = classes
             file["examples"] = self.store.whole("test", min(EXAMPLES, self.store.test_samples))
@@ -150,35 +207,8 @@ def _line(row: tuple[float, ...]) -> str:
     return json.dumps(values) + "\n"
 
 
-def _of(part: np.ndarray, phases: tuple[str, ...]) -> np.ndarray:
-    return part[np.isin(part[:, 0], [PHASES.index(phase) for phase in phases])]
-
-
-def _wall(spans: list[np.ndarray], phases: tuple[str, ...]) -> float:
-    """Seconds that lie between the first rank's start and the last one's end of any of the phases.
-
-    Phases may overlap, since a rank waits in the next one for the others; such seconds count once.
-    """
-    found = [_of(np.concatenate(spans), (phase,)) for phase in phases]
-    windows = sorted((float(part[:, 2].min()), float(part[:, 3].max())) for part in found if len(part))
-    seconds, end = 0.0, 0.0
-    for start, stop in windows:
-        seconds += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return seconds
-
-
-def _phase(spans: list[np.ndarray], phase: str) -> dict[str, float]:
-    """Wall seconds from the first rank's start to the last one's end, waiting included; seconds of computing: the busiest rank's, mean."""
-    parts = [_of(part, (phase,)) for part in spans]
-    busy = [float((part[:, 3] - part[:, 2])[part[:, 1] == KINDS.index("compute")].sum()) for part in parts]
-    return {"seconds": _wall(spans, (phase,)), "max_rank_seconds": max(busy), "mean_rank_seconds": sum(busy) / len(busy)}
-
-
-def _seconds(spans: list[np.ndarray], phases: tuple[str, ...]) -> dict[str, float]:
-    """Seconds of each kind in these phases, mean over the ranks."""
-    parts = [_of(part, phases) for part in spans]
-    return {
-        kind: sum(float((part[:, 3] - part[:, 2])[part[:, 1] == number].sum()) for part in parts) / len(parts)
-        for number, kind in enumerate(KINDS)
-    }
+def _curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:
+    """(time, test accuracy) after the epochs of a phase of all subdomains together."""
+    test, time = rows[:, COLUMNS.index("test_accuracy")], rows[:, COLUMNS.index("time")]
+    chosen = (rows[:, 0] == PHASES.index(phase)) & ~np.isnan(test) & np.isnan(rows[:, COLUMNS.index("subdomain")])
+    return list(zip(time[chosen].tolist(), test[chosen].tolist(), strict=True))

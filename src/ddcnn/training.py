@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -116,12 +117,13 @@ def train(
         draw = torch.Generator().manual_seed(seeds.at("augmentation", epoch))
         loss_sum = torch.zeros((), device=engine.device)
         correct = torch.zeros((), dtype=torch.int64, device=engine.device)
+        seen = 0
         network.train()
         for step in range(steps):
             index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            labels = samples.labels[index]
+            inputs, labels = samples.batch(index, draw)
             with engine.autocast():
-                logits = network(samples.batch(index, draw)).float()
+                logits = at_least_single(network(inputs))
             loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -130,36 +132,53 @@ def train(
             schedule.step()
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == labels).sum()
+            seen += len(labels)
         loss_mean = loss_sum.item() / steps
-        seen = min(steps * recipe.batch_size, len(chosen))
         if not math.isfinite(loss_mean):
             raise FloatingPointError(f"the loss is {loss_mean} in epoch {epoch}: try a smaller --lr")
         after_epoch(Epoch(epoch, loss_mean, correct.item() / seen, time.perf_counter() - begin))
 
 
-@torch.inference_mode()
-def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine, batch_size: int = 512) -> torch.Tensor:
+def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine) -> torch.Tensor:
     """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU.
 
     Raises:
         FloatingPointError: the last step of training has spoilt the parameters.
     """
+    return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, engine)
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    function: Callable[[Any], torch.Tensor],
+    samples: Samples,
+    chosen: torch.Tensor,
+    engine: Engine,
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """A function of the network, in its evaluation mode, of the samples ``chosen`` (S,): (S, ...) on the CPU."""
     network.eval()
     found = []
     for index in chosen.to(engine.device).split(batch_size):
         with engine.autocast():
-            logits = network(samples.batch(index))
-        found.append(logits.float().softmax(1))
-    probabilities = torch.cat(found).cpu()
-    if not probabilities.isfinite().all():
+            found.append(function(samples.batch(index)[0]))
+    values = torch.cat(found).cpu()
+    if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
-    return probabilities
+    return values
+
+
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """Out of the half precision of an autocast region; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.SGD(learning, recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(learning, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -90,3 +90,29 @@ def test_waiting_and_communicating_are_recorded_apart(world):
     spans = world.timeline.array()
     assert {1, 2} == set(spans[:, 1])
     assert (spans[:, 3] >= spans[:, 2]).all()
+
+
+def test_gather_to_all_brings_every_part_to_every_rank(world):
+    found = world.gather_to_all(part_of(world.rank, (2, 5), "float64"))
+    np.testing.assert_array_equal(found, [part_of(rank, (2, 5), "float64") for rank in range(world.size)])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (0,), ()])
+def test_share_brings_rank_0s_array_to_all(world, shape):
+    array = part_of(world.rank, shape, "float32")
+    world.share(array)
+    np.testing.assert_array_equal(array, part_of(0, shape, "float32"))
+
+
+def test_mean_is_over_the_ranks(world):
+    assert world.mean([world.rank, 1]) == pytest.approx([(world.size - 1) / 2, 1])
+
+
+def test_bytes_sent_are_counted_in_their_phase(world):
+    world.timeline.begin()
+    with world.timeline.phase("gather"):
+        world.gather(np.zeros(10))
+    with world.timeline.phase("coherent"):
+        world.gather_to_all(np.zeros(10, np.float32))
+    assert world.timeline.sent["gather"] == (80 if world.rank else 0)
+    assert world.timeline.sent["coherent"] == 40 * (world.size - 1)

@@ -8,9 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launching import launch
+from launching import launch, refusal
 
-QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--network", "vgg3", "--threads", "1", "--progress", "none")
+DECOMPOSED = "vote,average,dnn,coherent,transfer"
+METHODS = [*DECOMPOSED.split(","), "global"]
+QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--transfer-epochs", "1", "--network", "vgg3", "--threads", "1", "--progress", "none")
 
 
 def run(ranks: int, folder: Path, *options: str) -> dict:
@@ -32,18 +34,26 @@ def without_times(results: dict) -> dict:
     """What must not depend on the number of ranks."""
     for method in results["methods"].values():
         del method["seconds"], method["bytes_communicated"]
+        method["curve"] = [accuracy for _, accuracy in method["curve"][-2:]]
     for subdomain in results["decomposition"]["subdomains"]:
         del subdomain["seconds"]
     return {name: results[name] for name in ("data", "decomposition", "methods")}
 
 
-@pytest.mark.parametrize("options", [(), ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift", "--shift", "1")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--interface", "features"),
+        ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift", "--shift", "1"),
+        ("--interface", "logits", "--precision", "bf16", "--frozen-epochs", "1", "--methods", "transfer"),
+    ],
+)
 def test_1_2_and_4_ranks_give_the_same_weights_bit_for_bit(tmp_path, options):
     found = {}
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        found[ranks] = (without_times(run(ranks, folder, "--train-samples", "300", *options)), parameters(folder))
+        found[ranks] = (without_times(run(ranks, folder, "--train-samples", "300", "--methods", DECOMPOSED, *options)), parameters(folder))
     assert len(found[1][1]) > 5
     for ranks in (2, 4):
         assert found[ranks][0] == found[1][0]
@@ -68,7 +78,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     assert results["data"] == {"source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360}
     assert results["decomposition"]["grid"] == [2, 2]
     assert results["decomposition"]["subdomains"][3]["start"] == [3, 3]
-    assert set(results["methods"]) == {"vote", "average", "dnn"}
+    assert list(results["methods"]) == METHODS
     assert results["methods"]["vote"]["test_loss"] is None
     local = sum(subdomain["parameters"] for subdomain in results["decomposition"]["subdomains"])
     assert results["methods"]["average"]["parameters"] == local < results["methods"]["dnn"]["parameters"]
@@ -76,7 +86,16 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
         assert set(method["seconds"]) == {"compute", "communicate", "wait", "total"}
     # one rank of two sends the classifications of two subdomains, 4 bytes for each of 10 classes
     assert results["methods"]["vote"]["bytes_communicated"] == 360 * 2 * 10 * 4
-    assert set(results["phases"]) == {"partition", "local", "gather", "dnn"}
+    assert {name: method["epochs"] for name, method in results["methods"].items()} == {
+        "vote": 2, "average": 2, "dnn": 2, "coherent": 3, "transfer": 3, "global": 3,
+    }  # fmt: skip
+    for method in results["methods"].values():
+        seconds, accuracies = zip(*method["curve"], strict=True)
+        assert list(seconds) == sorted(seconds)
+        assert (seconds[-1], accuracies[-1]) == (method["seconds"]["total"], method["test_accuracy"])
+    assert len(results["methods"]["average"]["curve"]) == 4 * 2 + 1
+    assert len(results["methods"]["global"]["curve"]) == 3
+    assert set(results["phases"]) == {"partition", "local", "gather", "dnn", "coherent", "transfer", "global"}
     for phase in results["phases"].values():
         assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds"}
     environment = results["environment"]
@@ -85,6 +104,9 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     assert [(line["phase"], line["subdomain"], line["epoch"]) for line in lines] == [
         *(("local", subdomain, epoch) for subdomain in range(4) for epoch in (1, 2)),
         *(("dnn", None, epoch) for epoch in (1, 2, 3)),
+        *(("coherent", None, epoch) for epoch in (1, 2, 3)),
+        ("transfer", None, 1),
+        *(("global", None, epoch) for epoch in (1, 2, 3)),
     ]
     assert (tmp_path / "run" / "report.md").is_file()
     assert len(list((tmp_path / "run" / "figures").glob("*.png"))) >= 5
@@ -159,3 +181,56 @@ def test_real_images_train(tmp_path, data, shape):
     results = run(2, tmp_path, "--data", data, "--train-samples", "2000", "--test-samples", "500", "--epochs", "3")
     assert results["data"]["shape"] == shape
     assert results["methods"]["average"]["test_accuracy"] > 0.25
+
+
+@pytest.mark.parametrize("methods", ["coherent", "global", "transfer", "vote", "global,average", "dnn,coherent"])
+def test_methods_run_in_any_combination(tmp_path, methods):
+    results = run(2, tmp_path, "--train-samples", "200", "--methods", methods)
+    assert list(results["methods"]) == methods.split(",")
+    local = [subdomain["test_accuracy"] for subdomain in results["decomposition"]["subdomains"]]
+    assert (None in local) == (methods in ("coherent", "global"))
+    assert all(method["parameters"] > 1000 for method in results["methods"].values())
+
+
+def test_seeds_give_a_run_each_and_their_mean_and_spread(tmp_path):
+    results = run(2, tmp_path, "--train-samples", "200", "--seeds", "2", "--seed", "5")
+    each = [json.loads((tmp_path / "run" / f"seed-{seed}" / "results.json").read_text()) for seed in (5, 6)]
+    assert results["seeds"] == [5, 6]
+    for name, method in results["methods"].items():
+        accuracies = [document["methods"][name]["test_accuracy"] for document in each]
+        assert method["test_accuracy"] == pytest.approx(np.mean(accuracies))
+        assert method["spread"]["test_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (tmp_path / "run" / "report.md").read_text().count("±") >= 2 * len(METHODS)
+    (tmp_path / "alone").mkdir()
+    alone = run(2, tmp_path / "alone", "--train-samples", "200", "--seed", "6")
+    for name in DECOMPOSED.split(","):
+        assert alone["methods"][name]["test_accuracy"] == each[1]["methods"][name]["test_accuracy"]
+
+
+def test_transfer_starts_from_a_finished_run_as_it_does_in_one_run(tmp_path):
+    for name in ("whole", "parts", "rest"):
+        (tmp_path / name).mkdir()
+    options = ("--train-samples", "200", "--interface", "features")
+    whole = run(2, tmp_path / "whole", *options, "--methods", "dnn,transfer")
+    run(4, tmp_path / "parts", *options, "--methods", "dnn")
+    rest = run(1, tmp_path / "rest", *options, "--methods", "dnn,transfer", "--start-from", str(tmp_path / "parts" / "run"))
+    for name in ("dnn", "transfer"):
+        assert rest["methods"][name]["test_loss"] == whole["methods"][name]["test_loss"]
+    found, expected = parameters(tmp_path / "rest"), parameters(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+def test_a_run_to_start_from_must_fit(tmp_path):
+    run(2, tmp_path, "--train-samples", "200", "--methods", "dnn")
+    for options, words in (
+        (("--start-from", "nowhere"), ("nowhere", "finished run")),
+        (("--start-from", "run", "--width", "16"), ("width 32", "16")),
+        (("--start-from", "run", "--overlap", "1"), ("spatial",)),
+        (("--start-from", "run", "--interface", "logits"), ("interface", "logits")),
+        (("--start-from", "run", "--grid", "2x4"), ("local-0004.h5",)),
+    ):
+        finished = launch(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
+        message = refusal(finished)
+        assert all(word in message for word in words), message

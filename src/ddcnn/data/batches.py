@@ -1,7 +1,8 @@
 """Batches: samples resident on the device in the source's own type, turned into network input when they are used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,23 +13,34 @@ from ddcnn.data.store import PartitionedSet
 class Samples(Protocol):
     """What the training loop needs of a set of samples."""
 
-    @property
-    def labels(self) -> torch.Tensor:
-        """(S,) int64, on the device."""
-
-    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
-        """Network input of the samples ``index`` (B,), on the device; augmented if ``draw`` is given."""
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
+        """Network input and labels (B,) int64 of the samples ``index`` (B,), on the device; augmented if ``draw`` is given."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples whose input is ready as it lies: ``inputs`` (S, features) float32."""
+    """Samples whose input is ready as it lies: ``inputs`` (S, features) float32, ``labels`` (S,) int64."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
 
-    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
-        return self.inputs[index]
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The augmentation of one batch: ``flips`` (B,) bool, ``offsets`` (d, B) int64 pixels per axis; None for none."""
+
+    flips: torch.Tensor | None
+    offsets: torch.Tensor | None
+
+    def part(self, chosen: slice) -> "Draws":
+        """Of these images of the batch."""
+        return Draws(
+            None if self.flips is None else self.flips[chosen],
+            None if self.offsets is None else self.offsets[:, chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,14 @@ class Augmentation:
 
     flip: bool = False
     shift: int = 0
+
+    def draw(self, images: int, axes: int, draw: torch.Generator | None) -> Draws:
+        """Drawn per image of a batch, not per subimage: the subimages of one image are all flipped and shifted alike."""
+        if draw is None:
+            return Draws(None, None)
+        flips = torch.rand(images, generator=draw) < 0.5 if self.flip else None
+        offsets = torch.randint(-self.shift, self.shift + 1, (axes, images), generator=draw) if self.shift else None
+        return Draws(flips, offsets)
 
 
 @dataclass(frozen=True)
@@ -69,50 +89,106 @@ class Subimages:
         cls, store: PartitionedSet, split: str, subdomain: int, device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
         """Reads one subdomain of one split onto the device; for flips also its mirror subdomain."""
-        place = store.decomposition.subdomains[subdomain]
-        lower = [a - b for a, b in zip(place.subimage.start, place.stored.start, strict=True)]
-        upper = [b - a for a, b in zip(place.subimage.stop, place.stored.stop, strict=True)]
-        mirrored = None
-        if augmentation.flip:
-            mirrored = _tensor(store.read(split, store.decomposition.mirror(subdomain))).to(device)
-        return cls(
-            images=_tensor(store.read(split, subdomain)).to(device),
-            labels=torch.from_numpy(store.labels(split)).to(device),
-            mean=torch.tensor(store.mean, dtype=torch.float32, device=device),
-            scale=1 / torch.tensor(store.std, dtype=torch.float32, device=device),
-            window=tuple(slice(a, a + n) for a, n in zip(lower, place.subimage.shape, strict=True)),
-            padding=tuple((store.margin - a, store.margin - b) for a, b in zip(lower, upper, strict=True)),
-            augmentation=augmentation,
-            mirrored=mirrored,
-        )
+        return OwnedSubimages.load(store, split, [subdomain], device, augmentation).parts[0]
 
-    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
-        """(B,) -> (B, C, *subimage) float32."""
+    @classmethod
+    def load_whole(
+        cls, store: PartitionedSet, split: str, device: torch.device, augmentation: Augmentation = Augmentation()
+    ) -> "Subimages":
+        """Reads the whole images of one split onto the device: the undecomposed image as a single subdomain."""
+        images = _tensor(store.whole(split, len(store.labels(split)))).to(device)
+        window = tuple(slice(0, n) for n in store.shape[:-1])
+        padding = ((store.margin, store.margin),) * len(window)
+        mirrored = images if augmentation.flip else None
+        return cls(images, _labels(store, split, device), *_normalisation(store, device), window, padding, augmentation, mirrored)
+
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) -> (B, C, *subimage) float32, labels (B,)."""
+        return self.augmented(index, self.augmentation.draw(len(index), len(self.window), draw)), self.labels[index]
+
+    def augmented(self, index: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """(B,) -> (B, C, *subimage) float32, flipped and shifted as drawn."""
         images = self.images[index]
-        if draw is not None and self.mirrored is not None:
-            flips = (torch.rand(len(index), generator=draw) < 0.5).to(images.device)
-            flips = flips.reshape(-1, *[1] * (images.ndim - 1))
+        if draws.flips is not None and self.mirrored is not None:
+            flips = draws.flips.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
             images = torch.where(flips, self.mirrored[index].flip(-2), images)
         images = (images.float() - self.mean) * self.scale
-        if draw is not None and self.augmentation.shift:
-            images = self._shifted(images, draw)
+        if draws.offsets is not None:
+            images = self._shifted(images, draws.offsets.to(images.device))
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):
             images = images[(slice(None), *self.window)].contiguous()
         return images.movedim(-1, 1)
 
-    def _shifted(self, images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-        """(B, *stored, C) -> (B, *subimage, C), every image at an offset of its own."""
+    def _shifted(self, images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """(B, *stored, C) -> (B, *subimage, C), every image at an offset (d, B) of its own."""
         zeros = [width for pair in reversed(self.padding) for width in pair]
         images = torch.nn.functional.pad(images, [0, 0, *zeros])
-        axes, batch, shift = len(self.window), len(images), self.augmentation.shift
-        margin = self.padding[0][0] + self.window[0].start
-        offsets = torch.randint(margin - shift, margin + shift + 1, (axes, batch), generator=draw).to(images.device)
+        axes, batch = len(self.window), len(images)
         places = [torch.arange(batch, device=images.device).reshape(-1, *[1] * axes)]
         for axis, side in enumerate(self.window):
-            size = side.stop - side.start
-            pixels = offsets[axis][:, None] + torch.arange(size, device=images.device)  # (B, size)
+            size, margin = side.stop - side.start, self.padding[axis][0] + side.start
+            pixels = margin + offsets[axis][:, None] + torch.arange(size, device=images.device)  # (B, size)
             places.append(pixels.reshape(batch, *(size if axis == other else 1 for other in range(axes))))
         return images[tuple(places)]
+
+
+@dataclass(frozen=True)
+class OwnedSubimages:
+    """The subimages of all subdomains of a rank, for a network that needs them at once: one augmentation for all."""
+
+    parts: Sequence[Subimages]
+
+    @classmethod
+    def load(
+        cls, store: PartitionedSet, split: str, subdomains: Sequence[int], device: torch.device, augmentation: Augmentation = Augmentation()
+    ) -> "OwnedSubimages":
+        """Reads the subdomains, and for flips their mirror subdomains, each once."""
+        mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]
+        images = {i: _tensor(store.read(split, i)).to(device) for i in {*subdomains, *mirrors}}
+        labels, normalisation = _labels(store, split, device), _normalisation(store, device)
+        parts = []
+        for i, mirror in zip(subdomains, mirrors, strict=True):
+            place = store.decomposition.subdomains[i]
+            lower = [a - b for a, b in zip(place.subimage.start, place.stored.start, strict=True)]
+            upper = [b - a for a, b in zip(place.subimage.stop, place.stored.stop, strict=True)]
+            window = tuple(slice(a, a + n) for a, n in zip(lower, place.subimage.shape, strict=True))
+            padding = tuple((store.margin - a, store.margin - b) for a, b in zip(lower, upper, strict=True))
+            mirrored = images[mirror] if augmentation.flip else None
+            parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored))
+        return cls(parts)
+
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,)."""
+        first = self.parts[0]
+        draws = first.augmentation.draw(len(index), len(first.window), draw)
+        return [part.augmented(index, draws) for part in self.parts], first.labels[index]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's share of every batch: each ``ranks``-th sample, augmented as one process would augment the whole batch."""
+
+    images: Subimages
+    rank: int
+    ranks: int
+
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
+        draws = self.images.augmentation.draw(len(index), len(self.images.window), draw)
+        own = slice(self.rank, None, self.ranks)
+        return self.images.augmented(index[own], draws.part(own)), self.images.labels[index[own]]
+
+
+def _labels(store: PartitionedSet, split: str, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(store.labels(split)).to(device)
+
+
+def _normalisation(store: PartitionedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scale of the channels."""
+    return (
+        torch.tensor(store.mean, dtype=torch.float32, device=device),
+        1 / torch.tensor(store.std, dtype=torch.float32, device=device),
+    )
 
 
 def _tensor(images: np.ndarray) -> torch.Tensor:

@@ -32,22 +32,26 @@ def average(probabilities: np.ndarray) -> np.ndarray:
 
 
 def train_dnn(
-    probabilities: np.ndarray,
+    values: np.ndarray,
     labels: np.ndarray,
+    interface: str,
+    classes: int,
     recipe: Recipe,
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> nn.Module:
-    """Trains the DNN on gathered local classifications (S, N, K) and their labels (S,)."""
-    _, subdomains, classes = probabilities.shape
-    network = build(lambda: DenseNetwork(subdomains, classes), seeds, engine)
-    samples = dnn_rows(probabilities, labels, engine)
-    train(network, samples, torch.arange(len(labels)), recipe, engine, seeds, after_epoch)
+    """Trains the DNN on gathered interface values (S, N, C), in the papers the p_i, and their labels (S,)."""
+    network = build_dnn(interface, values.shape[1], values.shape[2], classes, engine, seeds)
+    train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch)
     return network
 
 
-def dnn_rows(probabilities: np.ndarray, labels: np.ndarray, engine: Engine) -> Rows:
-    """The DNN's samples: (S, N, K) -> inputs (S, N·K)."""
-    inputs = torch.from_numpy(probabilities.reshape(len(labels), -1)).to(engine.device)
+def build_dnn(interface: str, subdomains: int, values: int, classes: int, engine: Engine, seeds: Seeds) -> nn.Module:
+    return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, engine)
+
+
+def dnn_rows(values: np.ndarray, labels: np.ndarray, engine: Engine) -> Rows:
+    """The DNN's samples: (S, N, C) -> inputs (S, N·C)."""
+    inputs = torch.from_numpy(values.reshape(len(labels), -1)).to(engine.device)
     return Rows(inputs, torch.from_numpy(labels).to(engine.device))

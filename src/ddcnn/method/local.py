@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
+from ddcnn.method.interface import handed_over
 from ddcnn.seeding import Seeds, numpy_generator
-from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
+from ddcnn.training import Engine, Epoch, Recipe, build, evaluate, train
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def train_local(
     return network
 
 
-def classify_out_of_fold(
+def hand_over_out_of_fold(
     make: Callable[[], nn.Module],
+    interface: str,
     training: Samples,
     fold: np.ndarray,
     recipe: Recipe,
@@ -80,10 +83,15 @@ def classify_out_of_fold(
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
 ) -> np.ndarray:
-    """Local classifications (S, K) of the training samples, each by a CNN that was trained on the folds that it is not in."""
+    """Interface values (S, C) of the training samples, each by a CNN that was trained on the folds that it is not in."""
     unseen = []
     for k in range(int(fold.max()) + 1):
         own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
         network = train_local(make, training, np.flatnonzero(fold != k), recipe, engine, own, after_epoch)
-        unseen.append(classify(network, training, torch.from_numpy(np.flatnonzero(fold == k)), engine).numpy())
+        unseen.append(hand_over(interface, network, training, np.flatnonzero(fold == k), engine))
     return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
+
+
+def hand_over(interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine) -> np.ndarray:
+    """Interface values (S, C) float32 of the samples ``chosen`` (S,)."""
+    return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(chosen), engine).numpy()

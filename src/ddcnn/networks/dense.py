@@ -7,29 +7,35 @@ SMALLEST_PROBABILITY = 1e-6
 
 
 class DenseNetwork(nn.Module):
-    """Hidden dense layers on the logarithms of the local classifications, as a correction of their mean.
+    """Hidden dense layers on what the local CNNs hand over, as a correction of a simple decision.
 
-    Before training, the decision is that of the (normalised) geometric mean of the p_i; the hidden layers learn what to add.
+    The simple decision is, on probabilities, their (normalised) geometric mean; on logits, the same as their mean; on features,
+    one linear layer. The last layer starts at zero: before training, the decision is the simple one. A gradient that comes back
+    through the logarithm of a softmax is as strong as one through logits.
 
     Args:
-        subdomains, classes: N and K.
+        interface: "probabilities", "logits" or "features".
+        subdomains, values: N, and C values per subdomain: K, or F for features.
         hidden: neurons per hidden layer.
     """
 
-    def __init__(self, subdomains: int, classes: int, hidden: tuple[int, ...] = (128, 128)):
+    def __init__(self, interface: str, subdomains: int, values: int, classes: int, hidden: tuple[int, ...] = (128, 128)):
         super().__init__()
-        self.subdomains = subdomains
+        self.interface, self.subdomains = interface, subdomains
+        self.simple = nn.Linear(subdomains * values, classes) if interface == "features" else None
         layers: list[nn.Module] = []
-        width = subdomains * classes
+        inputs = subdomains * values
         for neurons in hidden:
-            layers += [nn.Linear(width, neurons), nn.ReLU(inplace=True)]
-            width = neurons
-        last = nn.Linear(width, classes)
+            layers += [nn.Linear(inputs, neurons), nn.ReLU(inplace=True)]
+            inputs = neurons
+        last = nn.Linear(inputs, classes)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """(B, N·K) -> logits (B, K)."""
-        logarithms = probabilities.clamp_min(SMALLEST_PROBABILITY).log()
-        return logarithms.unflatten(1, (self.subdomains, -1)).mean(1) + self.layers(logarithms)
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, N·C) -> logits (B, K)."""
+        if self.interface == "probabilities":
+            values = values.clamp_min(SMALLEST_PROBABILITY).log()
+        mean = self.simple(values) if self.simple else values.unflatten(1, (self.subdomains, -1)).mean(1)
+        return mean + self.layers(values)

@@ -18,11 +18,14 @@ class VGG(nn.Module):
         divisor: of the width rule; 1 for the global network.
         convolutions: layers per stage.
         dense_layers: hidden dense layers, each with 4 ``width`` neurons before the width rule.
+        features: neurons of the last hidden layer, if not as many.
 
     An axis is pooled only while at least 2 pixels are left of it, so that any subimage of 4 pixels a side and up will do.
     """
 
-    def __init__(self, shape: Shape, width: int, divisor: float = 1, *, convolutions: Sequence[int], dense_layers: int):
+    def __init__(
+        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, convolutions: Sequence[int], dense_layers: int
+    ):
         super().__init__()
         convolution, normalisation, pooling = (
             (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if len(shape.spatial) == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
@@ -39,18 +42,22 @@ class VGG(nn.Module):
                 layers.append(pooling(factors))
             size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.convolutions = nn.Sequential(*layers)
-        features = channels * int(torch.Size(size).numel())
+        inputs = channels * int(torch.Size(size).numel())
         hidden = scaled_width(4 * width, divisor)
         dense: list[nn.Module] = [nn.Flatten()]
-        for _ in range(dense_layers):
-            dense += [nn.Linear(features, hidden), nn.ReLU(inplace=True)]
-            features = hidden
+        for neurons in [hidden] * (dense_layers - 1) + [features or hidden]:
+            dense += [nn.Linear(inputs, neurons), nn.ReLU(inplace=True)]
+            inputs = neurons
         self.dense = nn.Sequential(*dense)
-        self.classifier = nn.Linear(features, shape.classes)
+        self.classifier = nn.Linear(inputs, shape.classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last hidden layer: (B, C, *spatial) -> (B, F)."""
+        return self.dense(self.convolutions(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
-        return self.classifier(self.dense(self.convolutions(images)))
+        return self.classifier(self.features(images))
 
 
 vgg3 = partial(VGG, convolutions=(1, 1, 1), dense_layers=1)

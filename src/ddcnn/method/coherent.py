@@ -1,0 +1,78 @@
+"""The local CNNs and the DNN as one coherent network over all ranks (arXiv 2408.14442, section 3), from scratch or by transfer.
+
+Every rank runs its own local CNNs forward and backward; per step only the interface values travel, once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddcnn.data.batches import Samples
+from ddcnn.method.interface import Collect, handed_over
+from ddcnn.parallel import World
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Epoch, Recipe, train
+
+
+class CoherentNetwork(nn.Module):
+    """A rank's view of the coherent network: its own n of the N local CNNs, and the DNN, which every rank holds.
+
+    The DNN's gradient is the same on all ranks, so its copies stay the same.
+    """
+
+    def __init__(self, world: World, interface: str, local_cnns: Sequence[nn.Module], dnn: nn.Module):
+        super().__init__()
+        self.world, self.interface = world, interface
+        self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
+
+    def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks."""
+        pairs = zip(self.local_cnns, subimages, strict=True)
+        values = torch.stack([handed_over(self.interface, network, images) for network, images in pairs])  # (n, B, C)
+        if self.world.size > 1:
+            values = Collect.apply(values, self.world)  # (N, B, C)
+        with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
+            return self.dnn(values.movedim(0, 1).flatten(1))
+
+    def freeze(self, frozen: bool) -> None:
+        """Frozen, only the DNN learns: the local CNNs' parameters and running statistics stay as they are."""
+        self.local_cnns.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> "CoherentNetwork":
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.local_cnns.parameters()):
+            self.local_cnns.eval()
+        return self
+
+
+def train_coherent(
+    network: CoherentNetwork,
+    training: Samples,
+    chosen: np.ndarray,
+    recipe: Recipe,
+    engine: Engine,
+    seeds: Seeds,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    frozen: Recipe | None = None,
+) -> None:
+    """Trains the coherent network in place, all ranks together.
+
+    Args:
+        training: the subimages of the rank's subdomains; every rank draws the same order and the same augmentation.
+        chosen: (S,) the samples that it learns from.
+        frozen: epochs before, in which only the DNN learns.
+    """
+    before = 0
+    if frozen:
+        before = frozen.epochs
+        network.freeze(True)
+        own = Seeds(seeds.seed, f"{seeds.role} frozen")
+        train(network, training, torch.from_numpy(chosen), frozen, engine, own, after_epoch)
+        network.freeze(False)
+    train(
+        network, training, torch.from_numpy(chosen), recipe, engine, seeds,
+        lambda epoch: after_epoch(replace(epoch, epoch=before + epoch.epoch)),
+    )  # fmt: skip

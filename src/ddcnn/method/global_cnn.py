@@ -1,0 +1,84 @@
+"""The baseline: the undecomposed CNN on whole images, data-parallel over all ranks with PyTorch's DistributedDataParallel.
+
+On one rank that is the plain CNN. The training loop, the order of the samples and the augmentation are those of the other methods.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddcnn.data.batches import Share, Subimages
+from ddcnn.parallel import World
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
+
+
+def train_global(
+    world: World,
+    make: Callable[[], nn.Module],
+    training: Subimages,
+    chosen: np.ndarray,
+    recipe: Recipe,
+    engine: Engine,
+    seeds: Seeds,
+    after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+) -> nn.Module:
+    """Trains the global CNN, all ranks together; each computes the gradient of its share of every batch.
+
+    Args:
+        make: a new network with initial parameters.
+        training: the whole images, resident on every rank as PyTorch's DistributedSampler would visit them.
+        chosen: (S,) which of them it learns from.
+        recipe: the batch size is that of all ranks together; it is made a multiple of their number, with at least 2 samples a rank.
+    """
+    network = build(make, seeds, engine)
+    share_size = max(2, min(recipe.batch_size, len(chosen)) // world.size)
+    recipe = replace(recipe, batch_size=share_size * world.size)
+    if world.size == 1:
+        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch))
+        return network
+    with world.process_group(engine.device):
+        parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
+        parallel.register_comm_hook(world, all_reduce)
+        buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
+
+        def over_all_ranks(epoch: Epoch) -> None:
+            loss, accuracy = world.mean([epoch.loss, epoch.accuracy])
+            world.timeline.count(0 if world.rank else (world.size - 1) * buffers * recipe.steps_per_epoch(len(chosen)))
+            after_epoch(network, replace(epoch, loss=loss, accuracy=accuracy))
+
+        share = Share(training, world.rank, world.size)
+        train(parallel, share, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
+    return network
+
+
+def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DistributedDataParallel's own reduction, a bucket while the next ones are computed; what is left after the last one is recorded.
+
+    Waiting for a slower rank cannot be told from communicating here; it counts as communicating.
+    """
+    gradient = bucket.buffer().div_(world.size)
+    work = distributed.all_reduce(gradient, async_op=True)
+    world.timeline.count(0 if world.rank else 2 * (world.size - 1) * gradient.nbytes)  # all ranks': reduce-scatter and all-gather
+    future = work.get_future().then(lambda done: done.value()[0])
+    if bucket.is_last():
+        with world.timeline.span("communicate"):
+            future.wait()
+    return future
+
+
+def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
+    """Bytes that all ranks together send in a step: a gradient in float32, reduced and returned, and the buffers of rank 0."""
+    return (ranks - 1) * (2 * 4 * parameters + buffers)
+
+
+def classify_together(world: World, network: nn.Module, images: Subimages, samples: int, engine: Engine) -> np.ndarray | None:
+    """Every rank classifies its share of the samples: probabilities (S, K) float32 on rank 0."""
+    each = -(-samples // world.size)
+    own = (torch.arange(each) * world.size + world.rank).clamp_max(samples - 1)
+    gathered = world.gather(classify(network, images, own, engine).numpy())  # (ranks, each, K)
+    return None if gathered is None else gathered.swapaxes(0, 1).reshape(each * world.size, -1)[:samples]

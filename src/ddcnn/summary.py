@@ -1,0 +1,108 @@
+"""Several seeds of one run, put together: mean and spread of every method."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ddcnn.files import write_json, write_text
+from ddcnn.report import (
+    CURVES_CAPTION,
+    METHOD_COLUMNS,
+    METHODS_NOTE,
+    TIME_COLUMNS,
+    FinishedRun,
+    curves_of,
+    human,
+    load,
+    reached,
+    save_figures,
+    show_table,
+    table,
+)
+
+
+def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
+    """Writes results.json (means over the runs, and ``seeds`` and ``spread``), report.md and a figure beside the runs' folders."""
+    from ddcnn import figures
+
+    runs = [load(folder) for folder in folders]
+    documents = [run.results for run in runs]
+    together = mean_of(documents)
+    together["seeds"] = [document["environment"]["seed"] for document in documents]
+    together["runs"] = [folder.name for folder in folders]
+    for name, method in together["methods"].items():
+        del method["curve"]  # every run has its own
+        method["spread"] = {
+            value: spread([document["methods"][name][value] for document in documents]) for value in ("test_accuracy", "test_loss")
+        }
+    save_figures(output / "figures", {"accuracy_over_time": figures.accuracy_over_time([curves_of(document) for document in documents])})
+    write_text(output / "report.md", text(runs))
+    write_json(output / "results.json", together)
+    if show:
+        rows = method_rows(runs)
+        show_table((*METHOD_COLUMNS[:4], "total s", "communicated"), [[*row[:4], row[-3], row[-2]] for row in rows], None)
+        print(f"report: {output / 'report.md'}")
+
+
+def mean_of(values: list[Any]) -> Any:
+    """Of documents of one form, number by number; what is no number, or the same everywhere, is taken as it is."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: mean_of([value[key] for value in values]) for key in first if all(key in value for value in values)}
+    if isinstance(first, list) and all(len(value) == len(first) for value in values):
+        return [mean_of(list(items)) for items in zip(*values, strict=True)]
+    if isinstance(first, (int, float)) and not isinstance(first, bool) and any(value != first for value in values):
+        return statistics.mean(values)
+    return first
+
+
+def spread(values: list[float | None]) -> float | None:
+    """Standard deviation of a sample."""
+    numbers = [value for value in values if value is not None]
+    return statistics.stdev(numbers) if len(numbers) > 1 else None
+
+
+def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
+    rows = []
+    for name in runs[0].results["methods"]:
+        methods = [run.results["methods"][name] for run in runs]
+
+        def both(values: list[float | None], pattern: str) -> str:
+            numbers = [value for value in values if value is not None]
+            return f"{pattern} ± {pattern}".format(statistics.mean(numbers), spread(values)) if numbers else "–"
+
+        times = [both([method["seconds"][kind] for method in methods], "{:.1f}") for kind in TIME_COLUMNS]
+        target = [run.test_accuracy.get("global") for run in runs]
+        when = [reached(method["curve"], accuracy) for method, accuracy in zip(methods, target, strict=True)]
+        rows.append([
+            name, both([100 * method["test_accuracy"] for method in methods], "{:.2f}"),
+            both([method["test_loss"] for method in methods], "{:.4f}"), f"{methods[0]['parameters']:,}", str(methods[0]["epochs"]),
+            *times, human(methods[0]["bytes_communicated"]), " / ".join(dict.fromkeys(when)),
+        ])  # fmt: skip
+    return rows
+
+
+def text(runs: list[FinishedRun]) -> str:
+    """report.md."""
+    first = runs[0].results
+    seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.name}/report.md)" for run in runs)
+    header = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
+    decomposition, environment = first["decomposition"], first["environment"]
+    return f"""# {first["data"]["source"]}, {"x".join(map(str, decomposition["grid"]))} subdomains, \
+overlap {decomposition["overlap"]}, {len(runs)} seeds
+
+Seeds {seeds}; {environment["ranks"]} ranks, {environment["threads_per_rank"]} threads a rank, {environment["device"]}, \
+{environment["precision"]}. Mean ± standard deviation; all settings: [config.toml](config.toml); all numbers: [results.json](results.json).
+
+## Methods
+
+{table(header, method_rows(runs))}
+
+{METHODS_NOTE}
+
+## Figure
+
+![accuracy over time](figures/accuracy_over_time.png)
+
+{CURVES_CAPTION} A curve a seed.
+"""

@@ -1,0 +1,188 @@
+"""The coherent network over the ranks against the same network in one process, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddcnn.data.batches import Augmentation, OwnedSubimages
+from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.store import PartitionedSet
+from ddcnn.decomposition import Decomposition
+from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.interface import Collect, bytes_per_sample
+from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.shape import Shape
+from ddcnn.networks.vgg import vgg3
+from ddcnn.partition import partition
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Recipe, train
+
+ENGINE = Engine(torch.device("cpu"), "fp32")
+INTERFACES = ("probabilities", "logits", "features")
+N, K, SAMPLES, BATCH, STEPS = 12, 3, 60, 12, 5
+VALUES = {"probabilities": K, "logits": K, "features": 8}
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 1, 5), (3, 7, 1)])
+def test_the_adjoint_of_collecting_is_restricting(world, shape):
+    """⟨E x, y⟩ = ⟨x, Eᵀ y⟩ for parts x of the ranks and one vector y that all of them hold."""
+    part = normal(*shape, seed=world.rank).requires_grad_()
+    everyone = normal(world.size * shape[0], *shape[1:], seed=99)
+    collected = Collect.apply(part, world)
+    assert torch.equal(collected, torch.cat([normal(*shape, seed=rank) for rank in range(world.size)]))
+    (restricted,) = torch.autograd.grad(collected, part, everyone)
+    left = (collected * everyone).sum().item()
+    right = world.size * world.mean([(part * restricted).sum().item()])[0]
+    assert left == pytest.approx(right, rel=1e-12)
+
+
+class Numbers:
+    """Subimages of the subdomains ``owned`` as float64, (S, 1, 4, 4) each."""
+
+    def __init__(self, owned):
+        self.images = [normal(SAMPLES, 1, 4, 4, seed=index) for index in owned]
+        self.labels = torch.arange(SAMPLES) % K
+
+    def batch(self, index, draw=None):
+        return [images[index] for images in self.images], self.labels[index]
+
+
+def parts(interface: str, owned) -> tuple[list[nn.Module], nn.Module]:
+    """Local CNNs of the subdomains and the DNN, each from a seed of its own; the last layer of the DNN is not zero."""
+    networks = []
+    for index in owned:
+        torch.manual_seed(index)
+        networks.append(vgg3(Shape((4, 4), 1, K), 4, 1, 8).double())
+    torch.manual_seed(1000)
+    dnn = DenseNetwork(interface, N, VALUES[interface], K, hidden=(16,)).double()
+    nn.init.normal_(dnn.layers[-1].weight)
+    return networks, dnn
+
+
+class OneProcess(nn.Module):
+    """The coherent network as one would write it down for one process: nothing of ddcnn's interface in it."""
+
+    def __init__(self, interface: str):
+        super().__init__()
+        networks, self.dnn = parts(interface, range(N))
+        self.local_cnns, self.interface = nn.ModuleList(networks), interface
+
+    def forward(self, subimages):
+        values = []
+        for network, images in zip(self.local_cnns, subimages, strict=True):
+            hidden = network.dense(network.convolutions(images))
+            logits = network.classifier(hidden)
+            values.append({"probabilities": torch.softmax(logits, 1), "logits": logits, "features": hidden}[self.interface])
+        return self.dnn(torch.cat(values, 1))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (found - expected).abs().max() / expected.abs().max()
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_loss_and_gradients_are_those_of_one_process(world, interface):
+    owned = world.owned(N)
+    networks, dnn = parts(interface, owned)
+    distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
+    losses = []
+    for network, samples in ((distributed, Numbers(owned)), (single, Numbers(range(N)))):
+        inputs, labels = samples.batch(torch.arange(BATCH))
+        loss = nn.functional.cross_entropy(network(inputs), labels)
+        loss.backward()
+        losses.append(loss.detach())
+    close(*losses)
+    for index, network in zip(owned, networks, strict=True):
+        for found, expected in zip(network.parameters(), single.local_cnns[index].parameters(), strict=True):
+            if expected.grad is None:  # the classifier, when features are handed over
+                assert found.grad is None
+            else:
+                close(found.grad, expected.grad)
+    for found, expected in zip(dnn.parameters(), single.dnn.parameters(), strict=True):
+        close(found.grad, expected.grad)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_five_steps_of_training_are_those_of_one_process(world, interface, optimizer):
+    owned, recipe = world.owned(N), Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle")
+    assert SAMPLES // BATCH == STEPS
+    networks, dnn = parts(interface, owned)
+    distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
+    found_epochs, epochs = [], []
+    train_coherent(distributed, Numbers(owned), np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), found_epochs.append)
+    train(single, Numbers(range(N)), torch.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), epochs.append)
+    assert found_epochs[0].loss == pytest.approx(epochs[0].loss, rel=1e-12)
+    assert found_epochs[0].accuracy == epochs[0].accuracy
+    expected = [
+        *(tensor for index in owned for tensor in single.local_cnns[index].state_dict().values()),
+        *single.dnn.state_dict().values(),
+    ]
+    found = [*(tensor for network in networks for tensor in network.state_dict().values()), *dnn.state_dict().values()]
+    for one, other in zip(found, expected, strict=True):
+        close(one.double(), other.double())
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interface):
+    owned = world.owned(N)
+    network = CoherentNetwork(world, interface, *parts(interface, owned)).float()
+    inputs, labels = Numbers(owned).batch(torch.arange(BATCH))
+    world.timeline.begin()
+    with world.timeline.phase("coherent"):
+        loss = nn.functional.cross_entropy(network([images.float() for images in inputs]), labels)
+        forward = dict(world.timeline.sent)
+        loss.backward()
+    assert world.timeline.sent == forward
+    assert world.size * forward["coherent"] == BATCH * bytes_per_sample(N, VALUES[interface], world.size)
+
+
+def test_in_frozen_epochs_only_the_dnn_learns(world):
+    networks, dnn = parts("features", world.owned(N))
+    before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (networks[0], dnn)]
+    network = CoherentNetwork(world, "features", networks, dnn)
+    changed = []
+
+    def after_epoch(epoch):
+        state = [part.state_dict() for part in (networks[0], dnn)]
+        changed.append([any(not torch.equal(now[name], then[name]) for name in then) for now, then in zip(state, before, strict=True)])
+
+    recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
+    samples = Numbers(world.owned(N))
+    train_coherent(network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "transfer"), after_epoch, frozen=recipe)
+    assert changed == [[False, True], [False, True], [True, True], [True, True]]
+
+
+def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world, shared_path):
+    """Against this rank alone with all subdomains: bit for bit, since every subdomain is trained by one rank."""
+    if world.rank == 0:
+        random = np.random.default_rng(0)
+        images, labels = random.integers(0, 255, (SAMPLES, 10, 12, 1), np.uint8), np.arange(SAMPLES) % K
+        np.savez(shared_path / "a.npz", x_train=images, y_train=labels, x_test=images[:5], y_test=labels[:5])
+    world.barrier()
+    source = open_source(SourceOptions(str(shared_path / "a.npz"), shared_path))
+    chosen = {name: np.arange(len(split)) for name, split in source.splits.items()}
+    store = partition(world, source, chosen, Decomposition((10, 12), (3, 4), 1, 1), shared_path / "set.h5")
+    store = PartitionedSet.open(shared_path / "set.h5")
+
+    def trained(ranks) -> tuple[list[nn.Module], nn.Module]:
+        owned = ranks.owned(N)
+        networks, dnn = [], parts("features", [])[1].float()
+        for index in owned:
+            torch.manual_seed(index)
+            networks.append(ENGINE.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
+        samples = OwnedSubimages.load(store, "train", owned, ENGINE.device, Augmentation(True, 1))
+        recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
+        train_coherent(CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "c"))
+        return networks, dnn
+
+    found, dnn = trained(world)
+    expected, single = trained(world.alone())
+    for one, other in [(dnn, single), *zip(found, [expected[index] for index in world.owned(N)], strict=True)]:
+        for tensor, wanted in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+            assert torch.equal(tensor, wanted)

@@ -1,0 +1,79 @@
+"""The baseline: DistributedDataParallel over the ranks against the plain CNN in one process."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddcnn.data.batches import Augmentation, Subimages
+from ddcnn.method.global_cnn import bytes_per_step, classify_together, train_global
+from ddcnn.seeding import Seeds
+from ddcnn.training import Engine, Recipe, classify
+
+ENGINE = Engine(torch.device("cpu"), "fp32")
+SAMPLES, BATCH = 72, 24
+
+
+def images(augmentation: Augmentation = Augmentation()) -> Subimages:
+    pixels = torch.randint(0, 255, (SAMPLES, 6, 6, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = (pixels[:, :3].float().mean((1, 2, 3)) > pixels[:, 3:].float().mean((1, 2, 3))).long()
+    window = (slice(0, 6), slice(0, 6))
+    mirrored = pixels if augmentation.flip else None
+    return Subimages(pixels, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
+
+
+def without_normalisation() -> nn.Module:
+    """Batch normalisation sees a rank's share alone; without it the ranks' number must not matter."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+def with_normalisation() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+def trained(world, make, samples: Subimages, epochs=2, watch=lambda network, epoch: None) -> nn.Module:
+    recipe = Recipe(epochs, BATCH, "sgd", 0.05, 0.0, "one-cycle")
+    return train_global(world, make, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1)])
+def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation):
+    epochs, alone = [], []
+    found = trained(world, without_normalisation, images(augmentation), watch=lambda network, epoch: epochs.append(epoch))
+    expected = trained(world.alone(), without_normalisation, images(augmentation), watch=lambda network, epoch: alone.append(epoch))
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for one, other in zip(epochs, alone, strict=True):
+        assert (one.epoch, one.accuracy) == (other.epoch, pytest.approx(other.accuracy))
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+
+
+def test_the_ranks_end_with_the_same_network(world):
+    network = trained(world, with_normalisation, images())
+    gathered = world.gather(nn.utils.parameters_to_vector(network.parameters()).detach().numpy())
+    if gathered is not None:
+        assert (gathered == gathered[0]).all()
+
+
+def test_it_sends_a_gradient_a_step(world):
+    world.timeline.begin()
+    with world.timeline.phase("global"):
+        network = trained(world, with_normalisation, images(), epochs=1)
+    steps = SAMPLES // (BATCH // world.size * world.size)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    (sent,) = world.mean([world.timeline.sent["global"]])
+    assert world.size * sent == steps * bytes_per_step(parameters, buffers, world.size)
+
+
+@pytest.mark.parametrize("samples", [1, 7, SAMPLES])
+def test_all_ranks_together_classify_as_one_does(world, samples):
+    network, data = with_normalisation(), images()
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    found = classify_together(world, network, data, samples, ENGINE)
+    if world.rank:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, classify(network, data, torch.arange(samples), ENGINE), rtol=1e-5, atol=1e-7)

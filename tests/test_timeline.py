@@ -1,0 +1,98 @@
+"""Seconds out of the timelines of two ranks."""
+
+import numpy as np
+import pytest
+
+from ddcnn import timeline as module
+from ddcnn.timeline import KINDS, PHASES, Timeline, phases_of, seconds_of, wall, windows
+
+
+def timeline(*spans: tuple[str, str, float, float]) -> np.ndarray:
+    return np.array([(PHASES.index(phase), KINDS.index(kind), start, stop) for phase, kind, start, stop in spans])
+
+
+RANKS = [
+    timeline(("local", "compute", 1, 5), ("folds", "compute", 5, 9), ("gather", "wait", 9, 12), ("gather", "communicate", 12, 13)),
+    timeline(("local", "compute", 1, 7), ("folds", "compute", 7, 12), ("gather", "wait", 12, 12), ("gather", "communicate", 12, 13)),
+]
+
+
+def test_a_phase_lasts_from_its_first_start_to_its_last_stop_and_is_as_busy_as_its_ranks_compute():
+    assert phases_of(RANKS)["local"] == {"seconds": 6, "max_rank_seconds": 6, "mean_rank_seconds": 5}
+    assert phases_of(RANKS)["gather"]["max_rank_seconds"] == 0
+    assert "dnn" not in phases_of(RANKS)
+
+
+@pytest.mark.parametrize(
+    ("phases", "seconds"), [(("local",), 6), (("local", "gather"), 10), (("local", "folds", "gather"), 12), (("dnn",), 0)]
+)
+def test_overlapping_phases_count_once_and_a_phase_between_them_not_at_all(phases, seconds):
+    assert wall(windows(RANKS, phases)) == seconds
+
+
+@pytest.mark.parametrize(("until", "seconds"), [(0, 0), (3, 2), (7, 6), (11, 8), (99, 10)])
+def test_seconds_of_a_method_until_a_moment(until, seconds):
+    assert wall(windows(RANKS, ("local", "gather")), until) == seconds
+
+
+def test_seconds_of_a_kind_per_rank():
+    found = [seconds_of(RANKS, ("local", "gather"), kind) for kind in KINDS]
+    assert found == [[4, 6], [1, 1], [3, 0]]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def seconds(timeline: Timeline, kind: str) -> float:
+    return seconds_of([timeline.array()], PHASES, kind)[0]
+
+
+def test_a_span_inside_another_interrupts_it(clock):
+    found = Timeline()
+    with found.span("compute"):
+        clock.now = 1
+        with found.span("wait"):
+            clock.now = 3
+        with found.span("communicate"):
+            clock.now = 3.5
+        clock.now = 6
+    assert [seconds(found, kind) for kind in KINDS] == [3.5, 0.5, 2]
+    spans = found.array()
+    assert spans[0, 2] == 0 and spans[-1, 3] == 6
+    np.testing.assert_allclose(spans[1:, 2], spans[:-1, 3], atol=1e-12)  # no two at once, none missing
+
+
+def test_the_steps_of_a_long_run_leave_few_spans_and_every_second(clock):
+    found = Timeline()
+    with found.phase("coherent"), found.span("compute"):
+        for _ in range(100_000):
+            clock.now += 0.02
+            with found.span("wait"):
+                clock.now += 0.001
+            with found.span("communicate"):
+                clock.now += 0.002
+    assert len(found.array()) < 30_000
+    assert [seconds(found, kind) for kind in KINDS] == pytest.approx([2000, 200, 100])
+    assert wall(windows([found.array()], ("coherent",))) == pytest.approx(2300)
+
+
+def test_blocks_end_where_nothing_is_recorded_and_with_their_phase(clock):
+    found = Timeline()
+    for phase in ("local", "gather"):
+        with found.phase(phase):
+            for _ in range(2):
+                with found.span("compute"):
+                    clock.now += 0.01
+                clock.now += 0.5
+    spans = found.array()
+    np.testing.assert_allclose(spans[:, 2], [0, 0.51, 1.02, 1.53])
+    np.testing.assert_allclose(spans[:, 3] - spans[:, 2], 0.01)
+    assert [PHASES[int(row[0])] for row in spans] == ["local", "local", "gather", "gather"]
