@@ -40,11 +40,7 @@ def main() -> None:
     recipe = Recipe(1, asked.batch_size, "adamw", 0.005, 0.01, "one-cycle")
     network = build(lambda: NETWORKS[asked.network](Shape((asked.side,) * 2, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), engine)
     chosen = torch.arange(asked.images)
-    batches = [
-        (samples.batch(index.to(engine.device)), samples.labels[index.to(engine.device)])
-        for index in chosen.split(asked.batch_size)
-        if len(index) == asked.batch_size
-    ]
+    batches = [samples.batch(index.to(engine.device)) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
     measured: dict[str, list[float]] = {"ddcnn": [], "bare": []}
     for turn in range(asked.rounds + 1):
         for side, work in (("ddcnn", lambda: train(network, samples, chosen, recipe, engine, Seeds(0, "benchmark"))),

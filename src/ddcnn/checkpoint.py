@@ -10,8 +10,10 @@ from torch import nn
 from ddcnn.errors import InputError
 from ddcnn.files import replacing
 
+Attribute = str | int | float | tuple[int, ...]
 
-def save(path: Path, network: nn.Module, attributes: dict[str, str | int | float | tuple[int, ...]]) -> None:
+
+def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> None:
     """Writes parameters and buffers of a network, and attributes that say which network it is."""
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for name, tensor in network.state_dict().items():
@@ -20,7 +22,7 @@ def save(path: Path, network: nn.Module, attributes: dict[str, str | int | float
             file.attrs[key] = value
 
 
-def load(path: Path, network: nn.Module, attributes: dict[str, str | int | float | tuple[int, ...]]) -> dict[str, Any]:
+def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> dict[str, Any]:
     """Reads parameters and buffers into a network in place; all attributes of the file.
 
     Raises:

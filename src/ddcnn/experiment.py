@@ -12,18 +12,16 @@ import torch
 import torch._dynamo  # torch's optimizers import it at their first step, a second that is none of the training
 from torch import nn
 
-from ddcnn import checkpoint
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
-from ddcnn.job import Job, failing_in, state_of
-from ddcnn.method.aggregate import average, build_dnn, dnn_rows, train_dnn, vote
+from ddcnn.job import Job, Networks, failing_in, state_of
+from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.global_cnn import classify_together, train_global
-from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.parallel import World
-from ddcnn.plan import check_start, prepare_output
+from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.summary import write_summary
@@ -35,21 +33,30 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
+        seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from:
-            check_start(settings, store)
+            for own in seeds:
+                check_start(Networks(own, store, engine), world.owned(len(store.decomposition)))
     output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
     if settings.seeds == 1:
         run_seed(world, settings, store, engine, output)
         return
-    folders = [output / f"seed-{settings.seed + k}" for k in range(settings.seeds)]
-    for k, folder in enumerate(folders):
-        if k:
+    folders = [output / f"seed-{own.seed}" for own in seeds]
+    for own, folder in zip(seeds, folders, strict=True):
+        if folder != folders[0]:
             world.barrier()
             world.timeline.begin()
-        own = settings.model_copy(update={"seed": settings.seed + k, "seeds": 1, "output": folder})
+        own = own.model_copy(update={"output": folder})
         world.on_root(lambda own=own: str(prepare_output(own, store)))
         run_seed(world, own, store, engine, folder)
     world.on_root(lambda: write_summary(output, folders, show=settings.progress != "none"))
+
+
+def check_start(networks: Networks, owned: range) -> None:
+    """Refuses a run to start from whose parts are missing or of another kind."""
+    for index in owned:
+        networks.kept_local(index)
+    networks.kept_dnn()
 
 
 def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:
@@ -61,11 +68,11 @@ def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine:
     if settings.needs("local"):
         local_cnns, dnn = two_step(job)
     if "coherent" in settings.methods:
-        fresh = [job.build_local(index, "coherent") for index in job.owned]
-        run_coherent(job, "coherent", fresh, new_dnn(job, fresh[0]))
+        fresh = [job.networks.new_local(index, "coherent") for index in job.owned]
+        run_coherent(job, "coherent", fresh, job.networks.new_dnn("coherent dnn"))
     if "transfer" in settings.methods:
         with world.timeline.phase("transfer"):
-            warm = share_dnn(job, dnn, local_cnns[0])
+            warm = share_dnn(job, dnn)
         run_coherent(job, "transfer", local_cnns, warm)
     if "global" in settings.methods:
         run_global(job)
@@ -139,18 +146,15 @@ def obtain_local(job: Job, index: int, progress: Progress) -> nn.Module:
     with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
         begin, epochs = time.perf_counter(), settings.epochs
         if settings.start_from:
-            network = job.build_local(index, "local")
-            path = settings.start_from / "checkpoints" / f"local-{index:04d}.h5"
-            epochs = int(checkpoint.load(path, network, job.about_local(index))["epochs"])
+            network, epochs = job.networks.kept_local(index)
         else:
             training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
             test = Subimages.load(job.store, "test", index, engine.device)
             begin = time.perf_counter()
-            network = train_local(
-                job.make_local(index), training, job.dnn_samples.for_cnn, job.recipe(epochs), engine, job.seeds("local", index), after_epoch
-            )
+            make, seeds = job.networks.make_local(index), job.networks.seeds("local", index)
+            network = train_local(make, training, job.dnn_samples.for_cnn, job.recipe(epochs), engine, seeds, after_epoch)
         job.results.subdomain(index, network, time.perf_counter() - begin)
-        job.save(f"local-{index:04d}", network, epochs=epochs, **job.about_local(index))
+        job.save(f"local-{index:04d}", network, epochs=epochs, **job.networks.about_local(index))
         return network
 
 
@@ -171,8 +175,8 @@ def classify_local(job: Job, index: int, network: nn.Module, progress: Progress)
             handed_test = hand_over(settings.interface, network, test, job.every_test_sample.numpy(), engine)
         training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
         if samples.kind == "out-of-fold":
-            recipe, seeds = job.recipe(settings.epochs), job.seeds("local", index)
-            make = job.make_local(index)
+            recipe, seeds = job.recipe(settings.epochs), job.networks.seeds("local", index)
+            make = job.networks.make_local(index)
             handed = hand_over_out_of_fold(make, settings.interface, training, samples.fold, recipe, engine, seeds, after_epoch)
         else:
             handed = hand_over(settings.interface, network, training, samples.index, engine)
@@ -191,22 +195,18 @@ def decide(job: Job, probabilities: np.ndarray) -> None:
 
 def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray) -> nn.Module:
     """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S_test, N, C)."""
-    settings, results, engine, recipe = job.settings, job.results, job.small_engine, job.dnn_recipe
-    classes, seeds = len(job.store.class_names), job.seeds("dnn")
+    settings, results, engine, recipe = job.settings, job.results, job.networks.small_engine, job.dnn_recipe
     with job.world.timeline.span("compute"), failing_in("DNN"), job.progress("DNN", recipe.epochs) as progress:
 
         def after_epoch(epoch: Epoch) -> None:
             results.epoch("dnn", None, epoch, None)
             progress.advance(state_of(epoch, recipe.epochs))
 
-        kept = settings.start_from / "checkpoints" / "dnn.h5" if settings.start_from else None
-        if kept and kept.is_file():
-            network = build_dnn(settings.interface, values.shape[1], values.shape[2], classes, engine, seeds)
-            checkpoint.load(kept, network, job.about_dnn())
-        else:
-            labels = job.labels["train"][job.dnn_samples.index]
-            network = train_dnn(values, labels, settings.interface, classes, recipe, engine, seeds, after_epoch)
-        job.save("dnn", network, **job.about_dnn())
+        network = job.networks.kept_dnn() if settings.start_from else None
+        if network is None:
+            labels, seeds = job.labels["train"][job.dnn_samples.index], job.networks.seeds("dnn")
+            network = train_dnn(values, labels, settings.interface, job.networks.classes, recipe, engine, seeds, after_epoch)
+        job.save("dnn", network, **job.networks.about_dnn())
         if "dnn" in settings.methods:
             found = classify(network, dnn_rows(test, job.labels["test"], engine), torch.arange(len(test)), engine).numpy()
             results.method("dnn", found.argmax(axis=1), found, network)
@@ -216,15 +216,9 @@ def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray) -> nn.Module:
 # All as one network (arXiv 2408.14442), and the baseline
 
 
-def new_dnn(job: Job, local_cnn: nn.Module) -> nn.Module:
-    values = values_per_subdomain(job.settings.interface, local_cnn)
-    subdomains, classes = len(job.store.decomposition), len(job.store.class_names)
-    return build_dnn(job.settings.interface, subdomains, values, classes, job.small_engine, job.seeds("coherent dnn"))
-
-
-def share_dnn(job: Job, dnn: nn.Module | None, local_cnn: nn.Module) -> nn.Module:
+def share_dnn(job: Job, dnn: nn.Module | None) -> nn.Module:
     """Rank 0's DNN, on all ranks."""
-    network = dnn or new_dnn(job, local_cnn)
+    network = dnn or job.networks.new_dnn("dnn")
     for tensor in network.state_dict().values():
         values = tensor.cpu().numpy()
         job.world.share(values)
@@ -258,14 +252,14 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
         training = OwnedSubimages.load(job.store, "train", job.owned, engine.device, job.augmentation)
         test = OwnedSubimages.load(job.store, "test", job.owned, engine.device)
         everything = np.arange(job.store.train_samples)
-        train_coherent(network, training, everything, recipe, engine, job.seeds(method), after_epoch, frozen)
+        train_coherent(network, training, everything, recipe, engine, job.networks.seeds(method), after_epoch, frozen)
         found = classify(network, test, job.every_test_sample, engine).numpy()
         for index, local_cnn in zip(job.owned, local_cnns, strict=True):
-            job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.about_local(index))
+            job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.networks.about_local(index))
             if not settings.needs("local"):
                 results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0:
-            job.save(f"{method}-dnn", dnn, **job.about_dnn())
+            job.save(f"{method}-dnn", dnn, **job.networks.about_dnn())
             results.method(method, found.argmax(axis=1), found, dnn)
 
 
@@ -290,7 +284,9 @@ def run_global(job: Job) -> None:
         training = Subimages.load_whole(job.store, "train", engine.device, job.augmentation)
         test = Subimages.load_whole(job.store, "test", engine.device)
         everything = np.arange(job.store.train_samples)
-        network = train_global(world, job.make_global(), training, everything, recipe, engine, job.seeds("global"), after_epoch)
+        network = train_global(
+            world, job.networks.make_global(), training, everything, recipe, engine, job.networks.seeds("global"), after_epoch
+        )
         found = classify_together(world, network, test, job.store.test_samples, engine)
         if found is not None:
             results.method("global", found.argmax(axis=1), found, network)

@@ -1,18 +1,22 @@
-"""What every step of a run needs: ranks, settings, data, networks and recipes."""
+"""What every step of a run needs: its networks, ranks, settings, data and recipes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from ddcnn import checkpoint
+from ddcnn.checkpoint import Attribute
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation
 from ddcnn.data.store import PartitionedSet
+from ddcnn.method.aggregate import build_dnn
+from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks.registry import NETWORKS
 from ddcnn.networks.shape import Shape
@@ -21,6 +25,95 @@ from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, build
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that a run's settings and data ask for; they differ from seed to seed."""
+
+    settings: RunSettings
+    store: PartitionedSet
+    engine: Engine
+
+    @property
+    def subdomains(self) -> int:
+        return len(self.store.decomposition)
+
+    @property
+    def classes(self) -> int:
+        return len(self.store.class_names)
+
+    @property
+    def small_engine(self) -> Engine:
+        """For the DNN, which is too small to gain from half precision."""
+        return replace(self.engine, precision="fp32")
+
+    def seeds(self, role: str, subdomain: int = 0) -> Seeds:
+        return Seeds(self.settings.seed, role, subdomain)
+
+    def make_local(self, index: int) -> Callable[[], nn.Module]:
+        settings = self.settings
+        return partial(NETWORKS[settings.network], self._local_shape(index), settings.width, self._divisor, settings.features)
+
+    def make_global(self) -> Callable[[], nn.Module]:
+        shape = self._shape(self.store.shape[:-1])
+        return partial(NETWORKS[self.settings.network], shape, self.settings.global_width or self.settings.width)
+
+    def new_local(self, index: int, role: str) -> nn.Module:
+        return build(self.make_local(index), self.seeds(role, index), self.engine)
+
+    def new_dnn(self, role: str) -> nn.Module:
+        values = values_per_subdomain(self.settings.interface, self.make_local(0)())
+        return build_dnn(self.settings.interface, self.subdomains, values, self.classes, self.small_engine, self.seeds(role))
+
+    # Of the run that this one starts from
+
+    def kept_local(self, index: int) -> tuple[nn.Module, int]:
+        """A local CNN, and the epochs that it has been trained for.
+
+        Raises:
+            InputError: there is none, or one of another kind.
+        """
+        network = self.new_local(index, "local")
+        attributes = checkpoint.load(self._kept / f"local-{index:04d}.h5", network, self.about_local(index))
+        return network, int(attributes["epochs"])
+
+    def kept_dnn(self) -> nn.Module | None:
+        """The DNN, if that run has trained one."""
+        if not (self._kept / "dnn.h5").is_file():
+            return None
+        network = self.new_dnn("dnn")
+        checkpoint.load(self._kept / "dnn.h5", network, self.about_dnn())
+        return network
+
+    @property
+    def _kept(self) -> Path:
+        assert self.settings.start_from
+        of_seed = self.settings.start_from / f"seed-{self.settings.seed}"
+        return (of_seed if of_seed.is_dir() else self.settings.start_from) / "checkpoints"
+
+    # Attributes of checkpoints
+
+    def about_local(self, index: int) -> dict[str, Attribute]:
+        shape = self._local_shape(index)
+        return {
+            "architecture": self.settings.network, "width": self.settings.width, "divisor": self._divisor, "spatial": shape.spatial,
+            "channels": shape.channels, "classes": shape.classes, "subdomain": index,
+        }  # fmt: skip
+
+    def about_dnn(self) -> dict[str, Attribute]:
+        return {"interface": self.settings.interface, "subdomains": self.subdomains, "classes": self.classes}
+
+    @property
+    def _divisor(self) -> float:
+        """Of the width rule."""
+        return self.settings.width_divisor or self.subdomains**0.5
+
+    def _local_shape(self, index: int) -> Shape:
+        return self._shape(self.store.decomposition.subdomains[index].subimage.shape)
+
+    def _shape(self, spatial: tuple[int, ...]) -> Shape:
+        return Shape(spatial, self.store.shape[-1], self.classes)
 
 
 @dataclass(frozen=True)
@@ -45,9 +138,8 @@ class Job:
         return self.world.owned(len(self.store.decomposition))
 
     @property
-    def divisor(self) -> float:
-        """Of the width rule."""
-        return self.settings.width_divisor or len(self.store.decomposition) ** 0.5
+    def networks(self) -> Networks:
+        return Networks(self.settings, self.store, self.engine)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -56,30 +148,6 @@ class Job:
     @property
     def every_test_sample(self) -> torch.Tensor:
         return torch.arange(self.store.test_samples)
-
-    @property
-    def small_engine(self) -> Engine:
-        """For the DNN, which is too small to gain from half precision."""
-        return replace(self.engine, precision="fp32")
-
-    # Networks
-
-    def make_local(self, index: int) -> Callable[[], nn.Module]:
-        shape = self._shape(self.store.decomposition.subdomains[index].subimage.shape)
-        return partial(NETWORKS[self.settings.network], shape, self.settings.width, self.divisor, self.settings.features)
-
-    def make_global(self) -> Callable[[], nn.Module]:
-        shape = self._shape(self.store.shape[:-1])
-        return partial(NETWORKS[self.settings.network], shape, self.settings.global_width or self.settings.width, 1, None)
-
-    def seeds(self, role: str, subdomain: int = 0) -> Seeds:
-        return Seeds(self.settings.seed, role, subdomain)
-
-    def build_local(self, index: int, role: str) -> nn.Module:
-        return build(self.make_local(index), self.seeds(role, index), self.engine)
-
-    def _shape(self, spatial: tuple[int, ...]) -> Shape:
-        return Shape(spatial, self.store.shape[-1], len(self.store.class_names))
 
     # Recipes
 
@@ -104,22 +172,7 @@ class Job:
         """Whether the test images are classified after this epoch."""
         return bool(self.settings.evaluate_every) and epoch.epoch % self.settings.evaluate_every == 0
 
-    def about_local(self, index: int) -> dict[str, str | int | float | tuple[int, ...]]:
-        """Attributes of a local CNN's checkpoint."""
-        shape = self._shape(self.store.decomposition.subdomains[index].subimage.shape)
-        return {
-            "architecture": self.settings.network, "width": self.settings.width, "divisor": self.divisor, "spatial": shape.spatial,
-            "channels": shape.channels, "classes": shape.classes, "subdomain": index,
-        }  # fmt: skip
-
-    def about_dnn(self) -> dict[str, str | int | float | tuple[int, ...]]:
-        return {
-            "interface": self.settings.interface,
-            "subdomains": len(self.store.decomposition),
-            "classes": len(self.store.class_names),
-        }
-
-    def save(self, name: str, network: nn.Module, **attributes: str | int | float | tuple[int, ...]) -> None:
+    def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
         checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
 
 

@@ -142,17 +142,6 @@ def check_output(settings: RunSettings) -> None:
         raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
 
 
-def check_start(settings: RunSettings, store: PartitionedSet) -> None:
-    """Refuses a run to start from that does not have a local CNN for every subdomain."""
-    assert settings.start_from
-    for name in ("results.json", *(f"checkpoints/local-{subdomain.index:04d}.h5" for subdomain in store.decomposition.subdomains)):
-        if not (settings.start_from / name).is_file():
-            raise InputError(
-                f"--start-from {settings.start_from}: no {name}; give the folder of a finished run that has trained local CNNs "
-                "on the same --grid"
-            )
-
-
 def check_given(settings: RunSettings, store: PartitionedSet) -> None:
     """Refuses options that a set which is already partitioned cannot follow."""
     for name in ("grid", "overlap"):

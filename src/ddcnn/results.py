@@ -122,6 +122,8 @@ class Results:
                 if name == "average" and moments is not None and kept is not None:
                     found = self._anytime(np.concatenate(moments), np.concatenate(kept))
                     method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in found]
+                if name == "transfer" and "dnn" in self._methods:  # where it starts from
+                    method["curve"].insert(0, self._methods["dnn"]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
             write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains)))
             write_report(self.output, show=self.settings.progress != "none")

@@ -1,0 +1,159 @@
+"""What a step of coherent training costs, and where its DNN should lie.
+
+    mpirun -n 2 python benchmarks/coherent_step.py [--grid 2x2] [--size 32] [--overlap 0] [--batch-size 256] [--rounds 7]
+
+Interleaves, on random images, steps of: the coherent network with the DNN on every rank (one allgather, as ddcnn does it); the same
+with the DNN on rank 0 (gather, and scatter of the gradient); the undecomposed CNN under DistributedDataParallel. Prints JSON and a
+table: medians over the rounds, of the slowest rank.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.method.aggregate import build_dnn
+from ddcnn.method.coherent import CoherentNetwork
+from ddcnn.method.global_cnn import all_reduce, bytes_per_step
+from ddcnn.method.interface import bytes_per_sample, handed_over, values_per_subdomain
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.shape import Shape
+from ddcnn.parallel import STEP_SLEEP, World
+from ddcnn.seeding import Seeds
+from ddcnn.timeline import KINDS, seconds_of
+from ddcnn.training import Engine, build
+
+CLASSES = 10
+
+
+class OnRoot(torch.autograd.Function):
+    """Forward: gather to rank 0, (n, B, C) -> (N, B, C), elsewhere nothing. Adjoint: scatter from rank 0."""
+
+    @staticmethod
+    def forward(ctx, part, world):
+        ctx.world, ctx.shape = world, part.shape
+        everyone = np.empty((world.size if world.rank == 0 else 0, *part.shape), np.float32)
+        world._wait(world.communicator.Ibarrier(), longest=STEP_SLEEP)
+        world._wait(world.communicator.Igather(part.detach().numpy(), everyone), "communicate")
+        return torch.from_numpy(everyone).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        own, world = np.empty(ctx.shape, np.float32), ctx.world
+        world._wait(world.communicator.Ibarrier(), longest=STEP_SLEEP)
+        world._wait(world.communicator.Iscatter(cotangent.contiguous().numpy(), own), "communicate")
+        return torch.from_numpy(own), None
+
+
+class CoherentOnRoot(CoherentNetwork):
+    """The coherent network with the DNN on rank 0 alone."""
+
+    def forward(self, subimages):
+        values = torch.stack([handed_over(self.interface, *pair) for pair in zip(self.local_cnns, subimages, strict=True)])
+        values = OnRoot.apply(values, self.world)
+        return self.dnn(values.movedim(0, 1).flatten(1)) if self.world.rank == 0 else values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", default="2x2")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--overlap", type=int, default=0)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--width-divisor", type=float)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--interface", default="probabilities", choices=("probabilities", "logits", "features"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=7)
+    asked = parser.parse_args()
+    world = World()
+    torch.set_num_threads(world.threads(None))
+    engine = Engine(torch.device("cpu"), asked.precision)
+    decomposition = Decomposition((asked.size, asked.size), tuple(map(int, asked.grid.split("x"))), asked.overlap)
+    world.check_fits(decomposition)
+    with world.process_group(engine.device):
+        steps, facts = variants(world, engine, decomposition, asked)
+        found = {name: [] for name in steps}
+        for turn in range(asked.rounds + 1):
+            for name, step in steps.items():
+                seconds = measure(world, step, asked.steps)
+                if turn:  # the first one warms up
+                    found[name].append(seconds)
+    if world.rank == 0:
+        rows = [
+            {"variant": name, "step_ms": 1e3 * statistics.median(row[0] for row in rounds)}
+            | {f"{kind}_share": statistics.median(row[1 + k] for row in rounds) for k, kind in enumerate(KINDS)}
+            | facts[name]
+            for name, rounds in found.items()
+        ]
+        print(json.dumps({"benchmark": "coherent_step", "ranks": world.size, "options": vars(asked), "results": rows}, indent=1))
+        print("\n| variant | step ms | communicate | wait | bytes a step |\n| :-- | --: | --: | --: | --: |")
+        for row in rows:
+            shares = f"{row['communicate_share']:.1%} | {row['wait_share']:.1%}"
+            print(f"| {row['variant']} | {row['step_ms']:.1f} | {shares} | {row['bytes_per_step']:,} |")
+
+
+def variants(world, engine, decomposition, asked):
+    divisor = asked.width_divisor or len(decomposition) ** 0.5
+    owned, labels = world.owned(len(decomposition)), torch.arange(asked.batch_size) % CLASSES
+    shapes = [Shape(decomposition.subdomains[index].subimage.shape, 3, CLASSES) for index in owned]
+    batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
+
+    def coherent(kind):
+        local = [build(lambda shape=shape: NETWORKS["vgg9"](shape, asked.width, divisor), Seeds(0, "b"), engine) for shape in shapes]
+        values = values_per_subdomain(asked.interface, local[0])
+        dnn = build_dnn(asked.interface, len(decomposition), values, CLASSES, engine, Seeds(0, "dnn"))
+        return kind(world, asked.interface, local, dnn), values
+
+    redundant, values = coherent(CoherentNetwork)
+    on_root, _ = coherent(CoherentOnRoot)
+    whole = build(lambda: NETWORKS["vgg9"](Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), engine)
+    ddp = nn.parallel.DistributedDataParallel(whole)
+    ddp.register_comm_hook(world, all_reduce)
+    share = torch.randn(asked.batch_size // world.size, 3, *decomposition.shape).to(memory_format=torch.channels_last)
+
+    def step_of(network, images, of_labels):
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
+
+        def step():
+            with engine.autocast():
+                logits = network(images)
+            loss = nn.functional.cross_entropy(logits.float(), of_labels) if len(logits) == len(of_labels) else logits.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    sent = asked.batch_size * bytes_per_sample(len(decomposition), values, world.size)
+    parameters, buffers = sum(p.numel() for p in whole.parameters()), sum(b.nbytes for b in whole.buffers())
+    steps = {
+        "coherent, DNN on every rank": step_of(redundant, batch, labels),
+        "coherent, DNN on rank 0": step_of(on_root, batch, labels),
+        "global, DistributedDataParallel": step_of(ddp, share, labels[: len(share)]),
+    }
+    bytes_of = [sent, 2 * sent // world.size, bytes_per_step(parameters, buffers, world.size)]
+    return steps, {name: {"bytes_per_step": number} for name, number in zip(steps, bytes_of, strict=True)}
+
+
+def measure(world, step, steps: int) -> list[float]:
+    """Seconds of a step of the slowest rank, and the shares of the kinds, mean over the ranks."""
+    world.barrier()
+    world.timeline.begin()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        with world.timeline.span("compute"):
+            step()
+    seconds = (time.perf_counter() - begin) / steps
+    kinds = [seconds_of([world.timeline.array()], ("start",), kind)[0] / steps / seconds for kind in KINDS]
+    return [world.largest(int(1e9 * seconds)) / 1e9, *world.mean(kinds)]
+
+
+if __name__ == "__main__":
+    main()
