@@ -229,7 +229,7 @@ def test_a_run_to_start_from_must_fit(tmp_path):
         (("--start-from", "run", "--width", "16"), ("width 32", "16")),
         (("--start-from", "run", "--overlap", "1"), ("spatial",)),
         (("--start-from", "run", "--interface", "logits"), ("interface", "logits")),
-        (("--start-from", "run", "--grid", "2x1"), ("spatial",)),
+        (("--start-from", "run", "--grid", "2x1"), ("divisor",)),
     ):
         finished = launch(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
         message = refusal(finished)
