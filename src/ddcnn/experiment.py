@@ -17,7 +17,7 @@ from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.job import Job, Networks, failing_in, state_of
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
-from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.coherent import CoherentNetwork, share, train_coherent
 from ddcnn.method.global_cnn import classify_together, train_global
 from ddcnn.method.local import DnnSamples, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.parallel import World
@@ -72,7 +72,8 @@ def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine:
         run_coherent(job, "coherent", fresh, job.networks.new_dnn("coherent dnn"))
     if "transfer" in settings.methods:
         with world.timeline.phase("transfer"):
-            warm = share_dnn(job, dnn)
+            warm = dnn or job.networks.new_dnn("dnn")  # rank 0 has trained it
+            share(world, warm)
         run_coherent(job, "transfer", local_cnns, warm)
     if "global" in settings.methods:
         run_global(job)
@@ -214,16 +215,6 @@ def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray) -> nn.Module:
 
 
 # All as one network (arXiv 2408.14442), and the baseline
-
-
-def share_dnn(job: Job, dnn: nn.Module | None) -> nn.Module:
-    """Rank 0's DNN, on all ranks."""
-    network = dnn or job.networks.new_dnn("dnn")
-    for tensor in network.state_dict().values():
-        values = tensor.cpu().numpy()
-        job.world.share(values)
-        tensor.copy_(torch.from_numpy(values))
-    return network
 
 
 def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Module) -> None:

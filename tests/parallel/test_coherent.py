@@ -142,6 +142,19 @@ def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interf
     assert world.size * forward["coherent"] == BATCH * bytes_per_sample(N, VALUES[interface], world.size)
 
 
+def test_copies_of_the_dnn_that_have_drifted_apart_become_rank_0s(world):
+    networks, dnn = parts("logits", world.owned(N))
+    network = CoherentNetwork(world, "logits", networks, dnn)
+    expected = [tensor.clone() for tensor in dnn.state_dict().values()]
+    world.timeline.begin()
+    network.agree()
+    assert not any(world.timeline.sent.values())  # they are the same
+    with torch.no_grad():
+        dnn.layers[0].bias += 1e-15 * world.rank
+    network.agree()
+    assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(dnn.state_dict().values(), expected, strict=True))
+
+
 def test_in_frozen_epochs_only_the_dnn_learns(world):
     networks, dnn = parts("features", world.owned(N))
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (networks[0], dnn)]

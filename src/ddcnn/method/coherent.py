@@ -3,6 +3,7 @@
 Every rank runs its own local CNNs forward and backward; per step only the interface values travel, once.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from ddcnn.training import Engine, Epoch, Recipe, train
 class CoherentNetwork(nn.Module):
     """A rank's view of the coherent network: its own n of the N local CNNs, and the DNN, which every rank holds.
 
-    The DNN's gradient is the same on all ranks, so its copies stay the same.
+    The DNN's gradient is the same on all ranks, so its copies stay the same; ``agree`` sees to it on unlike devices.
     """
 
     def __init__(self, world: World, interface: str, local_cnns: Sequence[nn.Module], dnn: nn.Module):
@@ -47,6 +48,20 @@ class CoherentNetwork(nn.Module):
             self.local_cnns.eval()
         return self
 
+    def agree(self) -> None:
+        """All ranks: copies of the DNN that other rounding has driven apart become rank 0's."""
+        checksum = zlib.crc32(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes())
+        if self.world.largest(checksum) != -self.world.largest(-checksum):
+            share(self.world, self.dnn)
+
+
+def share(world: World, network: nn.Module) -> None:
+    """All ranks: the parameters of rank 0's network, into the others' in place."""
+    for tensor in network.state_dict().values():
+        values = tensor.cpu().numpy()
+        world.share(values)
+        tensor.copy_(torch.from_numpy(values))
+
 
 def train_coherent(
     network: CoherentNetwork,
@@ -65,14 +80,17 @@ def train_coherent(
         chosen: (S,) the samples that it learns from.
         frozen: epochs before, in which only the DNN learns.
     """
-    before = 0
+    before = frozen.epochs if frozen else 0
+
+    def after(epoch: Epoch) -> None:
+        network.agree()
+        after_epoch(epoch)
+
     if frozen:
-        before = frozen.epochs
         network.freeze(True)
-        own = Seeds(seeds.seed, f"{seeds.role} frozen")
-        train(network, training, torch.from_numpy(chosen), frozen, engine, own, after_epoch)
+        train(network, training, torch.from_numpy(chosen), frozen, engine, Seeds(seeds.seed, f"{seeds.role} frozen"), after)
         network.freeze(False)
     train(
         network, training, torch.from_numpy(chosen), recipe, engine, seeds,
-        lambda epoch: after_epoch(replace(epoch, epoch=before + epoch.epoch)),
+        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)),
     )  # fmt: skip
