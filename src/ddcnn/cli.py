@@ -60,10 +60,10 @@ def _alone(arguments: list[str]) -> int:
         arguments = ["run", *arguments]
     parsed = _parser().parse_args(arguments)
     if parsed.command == "report":
-        from ddcnn.report import write_report
+        from ddcnn.summary import write_reports
 
         for run in parsed.runs:
-            write_report(run)
+            write_reports(run)
     elif parsed.command == "info":
         from ddcnn.info import show_info
 

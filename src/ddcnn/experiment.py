@@ -24,7 +24,7 @@ from ddcnn.parallel import World
 from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
 from ddcnn.results import Results
-from ddcnn.summary import write_summary
+from ddcnn.summary import seed_name, write_summary
 from ddcnn.training import Engine, Epoch, classify
 
 
@@ -41,7 +41,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     if settings.seeds == 1:
         run_seed(world, settings, store, engine, output)
         return
-    folders = [output / f"seed-{own.seed}" for own in seeds]
+    folders = [output / seed_name(own.seed) for own in seeds]
     for own, folder in zip(seeds, folders, strict=True):
         if folder != folders[0]:
             world.barrier()

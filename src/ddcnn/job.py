@@ -24,6 +24,7 @@ from ddcnn.parallel import World
 from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds
+from ddcnn.summary import seed_name
 from ddcnn.training import Engine, Epoch, Recipe, build
 
 
@@ -89,7 +90,7 @@ class Networks:
     @property
     def _kept(self) -> Path:
         assert self.settings.start_from
-        of_seed = self.settings.start_from / f"seed-{self.settings.seed}"
+        of_seed = self.settings.start_from / seed_name(self.settings.seed)
         return (of_seed if of_seed.is_dir() else self.settings.start_from) / "checkpoints"
 
     # Attributes of checkpoints

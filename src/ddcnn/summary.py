@@ -1,6 +1,7 @@
 """Several seeds of one run, put together: mean and spread of every method."""
 
 import statistics
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,41 @@ from ddcnn.report import (
     human,
     load,
     reached,
+    reading,
     save_figures,
     show_table,
     table,
+    write_report,
 )
+
+
+def write_reports(output: Path) -> None:
+    """The report of a finished run made anew or, if it has had several seeds, that of each and of all.
+
+    Raises:
+        InputError: as ``report.write_report``.
+    """
+    folders = [output / name for name in seed_names(output)]
+    if not folders:
+        write_report(output)
+        return
+    for folder in folders:
+        write_report(folder, show=False)
+    write_summary(output, folders)
+
+
+def seed_names(output: Path) -> list[str]:
+    """Folders of the single seeds, if the run has had several."""
+    if not (output / "config.toml").is_file():
+        return []
+    with reading(output / "config.toml"):
+        settings = tomllib.loads((output / "config.toml").read_text())
+        first, seeds = int(settings["seed"]), int(settings.get("seeds", 1))
+    return [seed_name(first + k) for k in range(seeds)] if seeds > 1 else []
+
+
+def seed_name(seed: int) -> str:
+    return f"seed-{seed}"
 
 
 def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:

@@ -201,6 +201,13 @@ def test_seeds_give_a_run_each_and_their_mean_and_spread(tmp_path):
         assert method["test_accuracy"] == pytest.approx(np.mean(accuracies))
         assert method["spread"]["test_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
     assert (tmp_path / "run" / "report.md").read_text().count("±") >= 2 * len(METHODS)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("report.md")}
+    assert len(before) == 3
+    for path in before:
+        path.unlink()
+    again = launch(1, "report", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in before} == before
     (tmp_path / "alone").mkdir()
     alone = run(2, tmp_path / "alone", "--train-samples", "200", "--seed", "6")
     for name in DECOMPOSED.split(","):
