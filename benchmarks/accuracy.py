@@ -47,19 +47,8 @@ def run(asked: argparse.Namespace, name: str, choice: str, seed: int) -> dict:
     folder = asked.output / "-".join([name, choice, str(seed), *(word.strip("-") for word in asked.further)])
     if not (folder / "results.json").is_file():
         command = ["mpirun", "-n", str(asked.ranks), sys.executable, "-m", "ddcnn", "run", "--data", name, "--data-root", asked.data_root]
-        command += [
-            *OPTIONS[name],
-            "--dnn-data",
-            choice,
-            "--seed",
-            str(seed),
-            "--threads",
-            "1",
-            "--output",
-            str(folder),
-            "--progress",
-            "none",
-        ]
+        command += [*OPTIONS[name], "--methods", "vote,average,dnn", "--dnn-data", choice, "--seed", str(seed)]
+        command += ["--threads", "1", "--output", str(folder), "--progress", "none"]
         subprocess.run(command + asked.further, check=True, stdout=sys.stderr)
     return json.loads((folder / "results.json").read_text())
 

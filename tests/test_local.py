@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.method.local import DnnSamples, hand_over_out_of_fold, train_local
+from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Recipe
+from ddcnn.training import Engine, Recipe, classify
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 LABELS = np.repeat(np.arange(3), 20)
@@ -81,3 +83,14 @@ def test_folds_are_balanced_over_the_classes_and_a_function_of_the_seed():
         assert np.bincount(fold[label == LABELS]).tolist() == [4] * 5
     np.testing.assert_array_equal(fold, DnnSamples.choose("train", LABELS, 5, seed=3).fold)
     assert (fold != DnnSamples.choose("holdout", LABELS, 5, seed=4).fold).any()
+
+
+@pytest.mark.parametrize("interface", ["probabilities", "logits", "features"])
+def test_what_is_handed_over_gives_the_local_classification(interface):
+    torch.manual_seed(0)
+    network = NETWORKS["vgg3"](Shape((4, 4), 1, 3), 4)
+    samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
+    values = hand_over(interface, network, samples, np.arange(60), ENGINE)
+    assert values.shape == (60, 16 if interface == "features" else 3)
+    expected = classify(network, samples, torch.arange(60), ENGINE).numpy()
+    np.testing.assert_allclose(classify_handed(interface, network, values, ENGINE), expected, rtol=1e-4, atol=1e-7)

@@ -17,14 +17,16 @@ from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.job import Job, Networks, failing_in, state_of
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
-from ddcnn.method.coherent import CoherentNetwork, share, train_coherent
+from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.global_cnn import classify_together, train_global
-from ddcnn.method.local import DnnSamples, hand_over, hand_over_out_of_fold, train_local
+from ddcnn.method.interface import share
+from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.parallel import World
 from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
 from ddcnn.results import Results
-from ddcnn.summary import seed_name, write_summary
+from ddcnn.seeding import seed_name
+from ddcnn.summary import write_summary
 from ddcnn.training import Engine, Epoch, classify
 
 
@@ -34,12 +36,11 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
-        if settings.start_from:
-            for own in seeds:
-                check_start(Networks(own, store, engine), world.owned(len(store.decomposition)))
+        if settings.start_from and settings.needs("local"):
+            seeds = [check_start(Networks(own, store, engine), world.owned(len(store.decomposition))) for own in seeds]
     output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
     if settings.seeds == 1:
-        run_seed(world, settings, store, engine, output)
+        run_seed(world, seeds[0], store, engine, output)
         return
     folders = [output / seed_name(own.seed) for own in seeds]
     for own, folder in zip(seeds, folders, strict=True):
@@ -52,16 +53,22 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
     world.on_root(lambda: write_summary(output, folders, show=settings.progress != "none"))
 
 
-def check_start(networks: Networks, owned: range) -> None:
-    """Refuses a run to start from whose parts are missing or of another kind."""
-    for index in owned:
-        networks.kept_local(index)
+def check_start(networks: Networks, owned: range) -> RunSettings:
+    """The settings of a run that starts from another one's local CNNs: with the epochs that these have been trained for.
+
+    Raises:
+        InputError: a part is missing or of another kind.
+    """
+    epochs = {networks.kept_local(index)[1] for index in owned}
     networks.kept_dnn()
+    return networks.settings.model_copy(update={"epochs": max(epochs)})
 
 
 def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:
     labels = {split: store.labels(split) for split in SPLITS}
-    kind = settings.dnn_data if settings.needs("dnn") else "none"
+    networks = Networks(settings, store, engine)
+    trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
+    kind = settings.dnn_data if trains_dnn else "none"
     dnn_samples = DnnSamples.choose(kind, labels["train"], settings.folds, settings.seed)
     job = Job(world, settings, store, engine, labels, dnn_samples, Results(world, settings, store, output))
 
@@ -73,11 +80,11 @@ def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine:
     if "transfer" in settings.methods:
         with world.timeline.phase("transfer"):
             warm = dnn or job.networks.new_dnn("dnn")  # rank 0 has trained it
-            share(world, warm)
+            share(world, warm.parameters())
         run_coherent(job, "transfer", local_cnns, warm)
     if "global" in settings.methods:
         run_global(job)
-    job.results.write(engine, len(dnn_samples.index))
+    job.results.write(engine)
 
 
 # Local CNNs, gather, one decision (arXiv 2302.06564)
@@ -111,7 +118,7 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
         test = world.gather(np.stack([local.test for local in found]))  # (ranks, owned, S_test, K) on rank 0
         handed = handed_test = None
         if settings.needs("dnn"):
-            handed = world.gather(np.stack([local.handed for local in found]))  # (ranks, owned, S_dnn, C)
+            handed = world.gather(np.stack([local.handed for local in found]))  # (ranks, owned, S_dnn, C); nothing for a DNN that is there
             handed_test = test
             if settings.interface != "probabilities":
                 handed_test = world.gather(np.stack([local.handed_test for local in found]))
@@ -128,7 +135,7 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
 
 def samples_first(gathered: np.ndarray) -> np.ndarray:
     """(ranks, owned, S, C) -> (S, N, C)."""
-    return gathered.reshape(-1, *gathered.shape[2:]).swapaxes(0, 1)
+    return np.concatenate(gathered).swapaxes(0, 1)
 
 
 def obtain_local(job: Job, index: int, progress: Progress) -> nn.Module:
@@ -168,12 +175,10 @@ def classify_local(job: Job, index: int, network: nn.Module, progress: Progress)
 
     with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
         test = Subimages.load(job.store, "test", index, engine.device)
-        probabilities = classify(network, test, job.every_test_sample, engine).numpy()
+        handed_test = hand_over(settings.interface, network, test, job.every_test_sample.numpy(), engine)
+        probabilities = classify_handed(settings.interface, network, handed_test, engine)
         if samples.kind == "none":
-            return LocalClassifier(probabilities, probabilities, probabilities[:0])
-        handed_test = probabilities
-        if settings.interface != "probabilities":
-            handed_test = hand_over(settings.interface, network, test, job.every_test_sample.numpy(), engine)
+            return LocalClassifier(probabilities, handed_test, handed_test[:0])
         training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
         if samples.kind == "out-of-fold":
             recipe, seeds = job.recipe(settings.epochs), job.networks.seeds("local", index)

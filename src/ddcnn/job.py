@@ -15,6 +15,7 @@ from ddcnn.checkpoint import Attribute
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation
 from ddcnn.data.store import PartitionedSet
+from ddcnn.errors import InputError
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
@@ -23,8 +24,7 @@ from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
 from ddcnn.results import Results
-from ddcnn.seeding import Seeds
-from ddcnn.summary import seed_name
+from ddcnn.seeding import Seeds, seed_name, seed_names
 from ddcnn.training import Engine, Epoch, Recipe, build
 
 
@@ -76,12 +76,19 @@ class Networks:
             InputError: there is none, or one of another kind.
         """
         network = self.new_local(index, "local")
-        attributes = checkpoint.load(self._kept / f"local-{index:04d}.h5", network, self.about_local(index))
+        path = self._kept / f"local-{index:04d}.h5"
+        attributes = checkpoint.load(path, network, self.about_local(index))
+        if "epochs" not in attributes:
+            raise InputError(f"{path}: does not say for how many epochs it has been trained; it is of an older version of ddcnn")
         return network, int(attributes["epochs"])
 
+    @property
+    def has_dnn(self) -> bool:
+        """Whether that run has trained a DNN."""
+        return (self._kept / "dnn.h5").is_file()
+
     def kept_dnn(self) -> nn.Module | None:
-        """The DNN, if that run has trained one."""
-        if not (self._kept / "dnn.h5").is_file():
+        if not self.has_dnn:
             return None
         network = self.new_dnn("dnn")
         checkpoint.load(self._kept / "dnn.h5", network, self.about_dnn())
@@ -89,16 +96,19 @@ class Networks:
 
     @property
     def _kept(self) -> Path:
-        assert self.settings.start_from
-        of_seed = self.settings.start_from / seed_name(self.settings.seed)
-        return (of_seed if of_seed.is_dir() else self.settings.start_from) / "checkpoints"
+        start = self.settings.start_from
+        assert start
+        return (start / seed_name(self.settings.seed) if seed_names(start) else start) / "checkpoints"
 
     # Attributes of checkpoints
 
     def about_local(self, index: int) -> dict[str, Attribute]:
-        shape = self._local_shape(index)
+        settings, shape = self.settings, self._local_shape(index)
+        held_out = settings.dnn_data == "holdout" and settings.needs("dnn")
         return {
-            "architecture": self.settings.network, "width": self.settings.width, "divisor": self._divisor, "spatial": shape.spatial,
+            "data": self.store.source_sha256,
+            "samples": f"all but fold 0 of {settings.folds}, seed {settings.seed}" if held_out else "all",
+            "architecture": settings.network, "width": settings.width, "divisor": self._divisor, "spatial": shape.spatial,
             "channels": shape.channels, "classes": shape.classes, "subdomain": index,
         }  # fmt: skip
 

@@ -194,11 +194,18 @@ class World:
         store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         host, port = self.broadcast([host, store.port if store else 0])
         store = store or distributed.TCPStore(host, port, is_master=False)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "nccl" if device.type == "cuda" and self._own_devices(device) else "gloo"
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
         yield
         self.barrier()  # rank 0's store must outlive the others' use of it
         distributed.destroy_process_group()
+
+    def _own_devices(self, device) -> bool:
+        """Whether no two ranks share a GPU, which NCCL cannot do."""
+        import torch
+
+        own = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
+        return len(np.unique(self.gather_to_all(np.array([own])))) == self.size
 
     # Agreeing on errors
 

@@ -22,6 +22,9 @@ from ddcnn.files import disk_errors, write_text
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.partition import partition
+from ddcnn.seeding import seed_name, seed_names
+
+LEFT_BY_A_RUN = ("results.json", "details.h5", "metrics.jsonl", "report.md", "config.toml")
 
 
 def partition_command(world: World, settings: PartitionSettings) -> None:
@@ -66,9 +69,11 @@ def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
     with disk_errors(output):
         if settings.output is None and output.exists():  # of another run that was started in the same second
             output = output.with_name(f"{output.name}-{os.getpid()}")
+        for folder in (output, *output.glob("seed-*")):
+            for left in (*LEFT_BY_A_RUN, "checkpoints/*.h5", "figures/*.png"):
+                for old in folder.glob(left):
+                    old.unlink()
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for old in (output / "results.json", output / "details.h5", *(output / "checkpoints").glob("*.h5")):
-            old.unlink(missing_ok=True)
     resolved = settings.model_copy(update={"output": output, "grid": store.grid, "overlap": store.overlap})
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
@@ -108,6 +113,7 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
     def plan() -> tuple[str, bool]:
         """Everything that can be refused is refused here, before any rank works."""
         check_output(settings)
+        check_methods(world, settings)
         given = Path(settings.data)
         if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
             store = PartitionedSet.open(given)
@@ -134,12 +140,33 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
 def check_output(settings: RunSettings) -> None:
     """Refuses an output folder that holds a finished run, or something else."""
     output = settings.output
-    if output is None or settings.overwrite or not output.is_dir():
+    if output is None or not output.is_dir():
         return
-    if (output / "results.json").exists():
+    start = settings.start_from.resolve() if settings.start_from else None
+    if start and (output.resolve() in (start, *start.parents) or start in output.resolve().parents):
+        raise InputError(f"--output {output}: --start-from reads from there; name another folder")
+    if settings.overwrite:
+        return
+    if any(output.glob("results.json")) or any(output.glob("seed-*/results.json")):
         raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
     if any(output.iterdir()) and not (output / "config.toml").is_file():
         raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
+
+
+def check_methods(world: World, settings: RunSettings) -> None:
+    """Refuses what a method cannot do."""
+    if settings.precision == "fp16" and {"coherent", "transfer"} & set(settings.methods):
+        raise InputError(
+            "--precision fp16 is for networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
+            "or leave coherent and transfer out of --methods"
+        )
+    if settings.start_from and settings.needs("local"):
+        kept = seed_names(settings.start_from)
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            if kept and seed_name(seed) not in kept:
+                raise InputError(f"--start-from {settings.start_from}: has no {seed_name(seed)}; take the seeds of that run")
+        if not kept and settings.seeds > 1:
+            raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
 
 
 def check_given(settings: RunSettings, store: PartitionedSet) -> None:
@@ -160,6 +187,10 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
     """Refuses too few samples, subimages that are too small for the network, and ranks that do not fit the subdomains."""
     if samples < max(2, settings.folds):
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
+    if "global" in settings.methods and samples < 2 * world.size:
+        raise InputError(
+            f"{samples} training samples are fewer than two a rank, which the method global needs: give more, or take fewer ranks"
+        )
     for subdomain in decomposition.subdomains:
         Shape(subdomain.subimage.shape, channels, classes).check(settings.network)
     if "flip" in settings.augment:

@@ -12,6 +12,7 @@ from ddcnn.config import PHASES_OF, RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.info import versions
+from ddcnn.method.global_cnn import batch_of_all
 from ddcnn.parallel import World
 from ddcnn.report import SCHEMA_VERSION, write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
@@ -36,7 +37,7 @@ class Results:
     def __init__(self, world: World, settings: RunSettings, store: PartitionedSet, output: Path):
         self.world, self.settings, self.store, self.output = world, settings, store, output
         self._epochs: list[tuple[float, ...]] = []  # rows of COLUMNS; NaN for none
-        self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, seconds)
+        self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
         self._moments: list[tuple[float, ...]] = []  # (index, time) of the classifications that follow
         self._classifications: list[np.ndarray] = []  # each (S', K) float16
         self._methods: dict[str, dict[str, Any]] = {}
@@ -74,9 +75,11 @@ class Results:
         self._moments.append((index, self.world.timeline.now()))
         self._classifications.append(probabilities[:: self._stride].astype(np.float16))
 
-    def subdomain(self, index: int, network: nn.Module, seconds: float) -> None:
+    def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in this time (not a number if only as a part of the coherent network)."""
-        self._subdomains.append((index, _parameters(network), seconds))
+        parameters = _parameters(network)
+        unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
+        self._subdomains.append((index, parameters, parameters - unused, seconds))
 
     def method(self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None) -> None:
         """A method's decisions (S_test,), its probabilities (S_test, K) if it has any, and its network beside the local CNNs."""
@@ -96,14 +99,18 @@ class Results:
             "test_loss": loss,
             "parameters": _parameters(network) if network else 0,
             "epochs": epochs.get(name, settings.epochs),
+            "batch_size": settings.batch_size,
         }
+        if name == "global":
+            batch = batch_of_all(settings.batch_size, self.store.train_samples, self.world.size)
+            self._methods[name]["batch_size"] = batch
 
-    def write(self, engine: Engine, dnn_samples: int) -> None:
+    def write(self, engine: Engine) -> None:
         """All ranks: gathers what they have collected; rank 0 writes the files and the report."""
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
-        subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 3))
+        subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
         moments = self.world.gather(np.array(self._moments).reshape(-1, 2))
         kept = self.world.gather(np.stack(self._classifications)) if self._classifications else None
 
@@ -117,7 +124,7 @@ class Results:
                 intervals = windows(spans, PHASES_OF[name])
                 method["seconds"] = {kind: float(np.mean(seconds_of(spans, PHASES_OF[name], kind))) for kind in KINDS}
                 method["seconds"]["total"] = wall(intervals)
-                method["bytes_communicated"] = self._bytes(name, sent, dnn_samples)
+                method["bytes_communicated"] = self._bytes(name, sent)
                 method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in _curve(rows, PHASES_OF[name][-1])]
                 if name == "average" and moments is not None and kept is not None:
                     found = self._anytime(np.concatenate(moments), np.concatenate(kept))
@@ -130,7 +137,7 @@ class Results:
 
         self.world.on_root(write)
 
-    def _bytes(self, name: str, sent: np.ndarray, dnn_samples: int) -> int:
+    def _bytes(self, name: str, sent: np.ndarray) -> int:
         """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
         if name in ("vote", "average"):
             row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (self.world.size - 1) // self.world.size
@@ -152,7 +159,7 @@ class Results:
 
     def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray) -> dict[str, Any]:
         store, world, settings = self.store, self.world, self.settings
-        trained = {int(index): (int(parameters), seconds) for index, parameters, seconds in subdomains}
+        trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in subdomains}
         local = []
         for place in store.decomposition.subdomains:
             parameters, seconds = trained.get(place.index, (None, np.nan))
@@ -166,7 +173,7 @@ class Results:
             })  # fmt: skip
         for name, method in self._methods.items():
             if name != "global":
-                method["parameters"] += sum(parameters for parameters, _ in trained.values())
+                method["parameters"] += int(subdomains[:, 1 if name in ("vote", "average") else 2].sum())
         return {
             "schema_version": SCHEMA_VERSION,
             "data": {

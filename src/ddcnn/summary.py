@@ -1,7 +1,6 @@
 """Several seeds of one run, put together: mean and spread of every method."""
 
 import statistics
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from ddcnn.report import (
     human,
     load,
     reached,
-    reading,
     save_figures,
     show_table,
     table,
     write_report,
 )
+from ddcnn.seeding import seed_names
 
 
 def write_reports(output: Path) -> None:
@@ -39,20 +38,6 @@ def write_reports(output: Path) -> None:
     write_summary(output, folders)
 
 
-def seed_names(output: Path) -> list[str]:
-    """Folders of the single seeds, if the run has had several."""
-    if not (output / "config.toml").is_file():
-        return []
-    with reading(output / "config.toml"):
-        settings = tomllib.loads((output / "config.toml").read_text())
-        first, seeds = int(settings["seed"]), int(settings.get("seeds", 1))
-    return [seed_name(first + k) for k in range(seeds)] if seeds > 1 else []
-
-
-def seed_name(seed: int) -> str:
-    return f"seed-{seed}"
-
-
 def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
     """Writes results.json (means over the runs, and ``seeds`` and ``spread``), report.md and a figure beside the runs' folders."""
     from ddcnn import figures
@@ -61,7 +46,7 @@ def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
     documents = [run.results for run in runs]
     together = mean_of(documents)
     together["seeds"] = [document["environment"]["seed"] for document in documents]
-    together["runs"] = [folder.name for folder in folders]
+    together["environment"]["seed"] = together["seeds"][0]
     for name, method in together["methods"].items():
         del method["curve"]  # every run has its own
         method["spread"] = {
@@ -109,7 +94,7 @@ def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
         rows.append([
             name, both([100 * method["test_accuracy"] for method in methods], "{:.2f}"),
             both([method["test_loss"] for method in methods], "{:.4f}"), f"{methods[0]['parameters']:,}", str(methods[0]["epochs"]),
-            *times, human(methods[0]["bytes_communicated"]), " / ".join(dict.fromkeys(when)),
+            *times, human(methods[0]["bytes_communicated"]), when[0] if len(set(when)) == 1 else " / ".join(when),
         ])  # fmt: skip
     return rows
 

@@ -50,7 +50,8 @@ def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation):
 
 def test_the_ranks_end_with_the_same_network(world):
     network = trained(world, with_normalisation, images())
-    gathered = world.gather(nn.utils.parameters_to_vector(network.parameters()).detach().numpy())
+    state = torch.cat([tensor.double().flatten() for tensor in network.state_dict().values()])  # also of the batch normalisation
+    gathered = world.gather(state.numpy())
     if gathered is not None:
         assert (gathered == gathered[0]).all()
 
@@ -63,7 +64,8 @@ def test_it_sends_a_gradient_a_step(world):
     parameters = sum(parameter.numel() for parameter in network.parameters())
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     (sent,) = world.mean([world.timeline.sent["global"]])
-    assert world.size * sent == steps * bytes_per_step(parameters, buffers, world.size)
+    at_the_end = (world.size - 1) * buffers  # of an epoch, they become rank 0's
+    assert world.size * sent == steps * bytes_per_step(parameters, buffers, world.size) + at_the_end
 
 
 @pytest.mark.parametrize("samples", [1, 7, SAMPLES])

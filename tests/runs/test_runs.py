@@ -229,6 +229,47 @@ def test_transfer_starts_from_a_finished_run_as_it_does_in_one_run(tmp_path):
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
 
 
+def test_what_is_left_of_a_run_is_kept_or_goes_as_a_whole(tmp_path):
+    small = ("--train-samples", "100", "--epochs", "1", "--methods", "dnn")
+    run(1, tmp_path, *small, "--seeds", "2")
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been stopped before its summary
+    assert "finished run" in refusal(launch(1, "run", *QUICK, *small, "--output", "run", cwd=tmp_path))
+    for start in ("run", "run/seed-0"):
+        options = (*small, "--start-from", start, "--output", "run", "--overwrite")
+        assert "--start-from reads from there" in refusal(launch(1, "run", *QUICK, *options, cwd=tmp_path))
+    assert (tmp_path / "run" / "seed-1" / "results.json").is_file()
+    run(1, tmp_path, *small, "--overwrite")
+    assert not any((tmp_path / "run").rglob("seed-*/**/*.*"))
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 5
+
+
+def test_the_decision_alone_starts_from_a_finished_run(tmp_path):
+    for name in ("parts", "votes", "three"):
+        (tmp_path / name).mkdir()
+    small = ("--train-samples", "100", "--test-samples", "60")
+    parts = run(2, tmp_path / "parts", *small, "--epochs", "3", "--methods", "vote,average,dnn", "--seeds", "2", "--seed", "4")
+    start = ("--start-from", str(tmp_path / "parts" / "run"))
+    votes = run(2, tmp_path / "votes", *small, *start, "--methods", "vote,average,dnn,global", "--seeds", "2", "--seed", "4")
+    for name in ("vote", "average", "dnn"):
+        assert votes["methods"][name]["test_accuracy"] == parts["methods"][name]["test_accuracy"]
+        assert votes["methods"][name]["epochs"] == 3
+    assert votes["methods"]["global"]["epochs"] == 4
+    assert "taken from" in (tmp_path / "votes" / "run" / "seed-4" / "report.md").read_text()
+    for options, words in ((("--seed", "3"), "has no seed-3"), (("--seed", "4", "--data", "other.npz"), "data")):
+        random = np.random.default_rng(0)
+        images, labels = random.integers(0, 16, (160, 8, 8)).astype(np.uint8), np.arange(160) % 10
+        np.savez(tmp_path / "three" / "other.npz", x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
+        finished = launch(2, "run", *QUICK, *small, *start, *options, "--methods", "vote", "--output", "o", cwd=tmp_path / "three")
+        assert words in refusal(finished)
+
+
+def test_held_out_samples_stay_held_out(tmp_path):
+    small = ("--train-samples", "100", "--test-samples", "60", "--epochs", "1", "--methods", "dnn")
+    run(2, tmp_path, *small)
+    options = (*small, "--start-from", "run", "--dnn-data", "holdout", "--output", "other")
+    assert "all but fold 0" in refusal(launch(2, "run", *QUICK, *options, cwd=tmp_path))
+
+
 def test_a_run_to_start_from_must_fit(tmp_path):
     run(2, tmp_path, "--train-samples", "200", "--methods", "dnn")
     for options, words in (

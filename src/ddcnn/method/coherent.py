@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
-from ddcnn.method.interface import Collect, handed_over
+from ddcnn.method.interface import Collect, handed_over, share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, train
@@ -52,15 +52,7 @@ class CoherentNetwork(nn.Module):
         """All ranks: copies of the DNN that other rounding has driven apart become rank 0's."""
         checksum = zlib.crc32(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes())
         if self.world.largest(checksum) != -self.world.largest(-checksum):
-            share(self.world, self.dnn)
-
-
-def share(world: World, network: nn.Module) -> None:
-    """All ranks: the parameters of rank 0's network, into the others' in place."""
-    for tensor in network.state_dict().values():
-        values = tensor.cpu().numpy()
-        world.share(values)
-        tensor.copy_(torch.from_numpy(values))
+            share(self.world, self.dnn.parameters())
 
 
 def train_coherent(

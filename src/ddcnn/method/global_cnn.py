@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Share, Subimages
+from ddcnn.method.interface import share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
@@ -33,11 +34,10 @@ def train_global(
         make: a new network with initial parameters.
         training: the whole images, resident on every rank as PyTorch's DistributedSampler would visit them.
         chosen: (S,) which of them it learns from.
-        recipe: the batch size is that of all ranks together; it is made a multiple of their number, with at least 2 samples a rank.
+        recipe: the batch size is that of all ranks together (see ``batch_of_all``).
     """
     network = build(make, seeds, engine)
-    share_size = max(2, min(recipe.batch_size, len(chosen)) // world.size)
-    recipe = replace(recipe, batch_size=share_size * world.size)
+    recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, len(chosen), world.size))
     if world.size == 1:
         train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch))
         return network
@@ -47,13 +47,19 @@ def train_global(
         buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
 
         def over_all_ranks(epoch: Epoch) -> None:
+            share(world, network.buffers())  # its averages over a rank's shares have gone on since the last step
             loss, accuracy = world.mean([epoch.loss, epoch.accuracy])
             world.timeline.count(0 if world.rank else (world.size - 1) * buffers * recipe.steps_per_epoch(len(chosen)))
             after_epoch(network, replace(epoch, loss=loss, accuracy=accuracy))
 
-        share = Share(training, world.rank, world.size)
-        train(parallel, share, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
+        own = Share(training, world.rank, world.size)
+        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
     return network
+
+
+def batch_of_all(batch_size: int, samples: int, ranks: int) -> int:
+    """The batch that is made of equal shares, of at least 2 samples each for the batch normalisation."""
+    return ranks * max(2, min(batch_size, samples) // ranks) if ranks > 1 else batch_size
 
 
 def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -4,6 +4,7 @@ The papers' interface are the probabilities p_i = softmax of f_i(R_i x), K numbe
 are K numbers as well; the features are the last hidden layer of f_i, F numbers.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,6 +44,15 @@ class Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
         return cotangents[0][ctx.own].contiguous(), None
+
+
+@torch.no_grad()
+def share(world: World, tensors: Iterable[torch.Tensor]) -> None:
+    """All ranks: rank 0's tensors, into the others' in place."""
+    for tensor in tensors:
+        values = tensor.cpu().numpy()
+        world.share(values)
+        tensor.copy_(torch.from_numpy(values))
 
 
 def bytes_per_sample(subdomains: int, values: int, ranks: int) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,3 +96,14 @@ def hand_over_out_of_fold(
 def hand_over(interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine) -> np.ndarray:
     """Interface values (S, C) float32 of the samples ``chosen`` (S,)."""
     return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(chosen), engine).numpy()
+
+
+@torch.inference_mode()
+def classify_handed(interface: str, network: Any, values: np.ndarray, engine: Engine) -> np.ndarray:
+    """The p_i (S, K) float32 out of interface values (S, C), without another pass through the convolutions."""
+    if interface == "probabilities":
+        return values
+    logits = torch.from_numpy(values).to(engine.device)
+    if interface == "features":
+        logits = network.classifier(logits)
+    return logits.softmax(1).cpu().numpy()
