@@ -22,19 +22,34 @@ def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> No
             file.attrs[key] = value
 
 
+def attributes_of(path: Path) -> dict[str, Any]:
+    """What a file says about its network.
+
+    Raises:
+        InputError: not an HDF5 file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in file.attrs.items()}
+    except OSError as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error})") from None
+
+
 def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> dict[str, Any]:
     """Reads parameters and buffers into a network in place; all attributes of the file.
 
     Raises:
         InputError: no such file, or it holds another network than ``attributes`` and the shapes of ``network`` say.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the folder of a finished run with the same --grid")
+    found = attributes_of(path)
     try:
+        for key, wanted in attributes.items():
+            there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
+            if there != wanted:
+                raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
         with h5py.File(path, "r") as file:
-            found = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in file.attrs.items()}
-            for key, wanted in attributes.items():
-                there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
-                if there != wanted:
-                    raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
             state = network.state_dict()
             if set(file["parameters"]) != set(state):
                 raise InputError(f"{path}: parameters of another network; train anew without --start-from")
@@ -45,8 +60,6 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
                 if dataset.shape != tuple(tensor.shape):
                     raise InputError(f"{path}: {name} has shape {dataset.shape}, where this run's network has {tuple(tensor.shape)}")
                 tensor.copy_(torch.from_numpy(dataset[...]))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the folder of a finished run with the same --grid") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     return found

@@ -84,8 +84,9 @@ class Networks:
 
     @property
     def has_dnn(self) -> bool:
-        """Whether that run has trained a DNN."""
-        return (self._kept / "dnn.h5").is_file()
+        """Whether that run has trained a DNN for the same interface."""
+        path = self._kept / "dnn.h5"
+        return path.is_file() and checkpoint.attributes_of(path).get("interface") == self.settings.interface
 
     def kept_dnn(self) -> nn.Module | None:
         if not self.has_dnn:

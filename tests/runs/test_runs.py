@@ -30,6 +30,11 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def learnt(folder: Path) -> set[str]:
+    """The phases in which something has been trained."""
+    return {json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+
+
 def without_times(results: dict) -> dict:
     """What must not depend on the number of ranks."""
     for method in results["methods"].values():
@@ -254,6 +259,11 @@ def test_the_decision_alone_starts_from_a_finished_run(tmp_path):
         assert votes["methods"][name]["test_accuracy"] == parts["methods"][name]["test_accuracy"]
         assert votes["methods"][name]["epochs"] == 3
     assert votes["methods"]["global"]["epochs"] == 4
+    (tmp_path / "other").mkdir()
+    seed_4 = ("--start-from", str(tmp_path / "parts" / "run" / "seed-4"), "--seed", "4")
+    assert learnt(tmp_path / "votes" / "run" / "seed-4") == {"global"}
+    run(2, tmp_path / "other", *small, *seed_4, "--interface", "logits")
+    assert "dnn" in learnt(tmp_path / "other" / "run")  # a DNN for another interface is trained anew
     assert "taken from" in (tmp_path / "votes" / "run" / "seed-4" / "report.md").read_text()
     for options, words in ((("--seed", "3"), "has no seed-3"), (("--seed", "4", "--data", "other.npz"), "data")):
         random = np.random.default_rng(0)
@@ -276,7 +286,6 @@ def test_a_run_to_start_from_must_fit(tmp_path):
         (("--start-from", "nowhere"), ("nowhere", "finished run")),
         (("--start-from", "run", "--width", "16"), ("width 32", "16")),
         (("--start-from", "run", "--overlap", "1"), ("spatial",)),
-        (("--start-from", "run", "--interface", "logits"), ("interface", "logits")),
         (("--start-from", "run", "--grid", "2x1"), ("divisor",)),
     ):
         finished = launch(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
