@@ -11,10 +11,11 @@ from torch import nn
 from ddcnn.config import PHASES_OF, RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
+from ddcnn.finished import SCHEMA_VERSION
 from ddcnn.info import versions
 from ddcnn.method.global_cnn import batch_of_all
 from ddcnn.parallel import World
-from ddcnn.report import SCHEMA_VERSION, write_report
+from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.training import Engine, Epoch
 

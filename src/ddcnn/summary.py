@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn.files import write_json, write_text
+from ddcnn.finished import FinishedRun, curves_of, load
 from ddcnn.report import (
     CURVES_CAPTION,
     METHOD_COLUMNS,
     METHODS_NOTE,
     TIME_COLUMNS,
-    FinishedRun,
-    curves_of,
     human,
-    load,
     reached,
     save_figures,
     show_table,
