@@ -123,6 +123,9 @@ class RunSettings(DataSettings):
     global_width: int | None = option(None, "channels of the first stage of the baseline (default: --width)", "CHANNELS", ge=4)
     weight_decay: float = option(0.01, "of all CNNs (default: 0.01, with sgd 0.0005)", "W", ge=0)
     schedule: Literal["one-cycle", "cosine", "constant"] = option("one-cycle", "of the learning rate")
+    transfer_schedule: Literal["one-cycle", "cosine", "constant"] = option(
+        "cosine", "of the learning rate of transfer; a warm-up would first spoil what has been learnt"
+    )
     label_smoothing: float = option(0.0, "of all CNNs", "E", ge=0, lt=1)
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         "train", "samples whose local classifications train the DNN: those of the local CNNs, some held out, all out of fold"

@@ -227,8 +227,9 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
     settings, world, engine, results = job.settings, job.world, job.engine, job.results
     frozen = None
     if method == "transfer":
-        recipe = job.recipe(settings.transfer_epochs, settings.transfer_lr or settings.lr / 5)
-        frozen = job.recipe(settings.frozen_epochs, recipe.lr) if settings.frozen_epochs else None
+        lr, schedule = settings.transfer_lr or settings.lr / 5, settings.transfer_schedule
+        recipe = job.recipe(settings.transfer_epochs, lr, schedule)
+        frozen = job.recipe(settings.frozen_epochs, lr, schedule) if settings.frozen_epochs else None
     else:
         recipe = job.recipe(settings.coherent_epochs or settings.total_epochs, settings.coherent_lr)
     epochs = recipe.epochs + (frozen.epochs if frozen else 0)

@@ -163,11 +163,11 @@ class Job:
 
     # Recipes
 
-    def recipe(self, epochs: int, lr: float | None = None) -> Recipe:
-        """Of a CNN; the learning rate is that of local training if none is given."""
+    def recipe(self, epochs: int, lr: float | None = None, schedule: str | None = None) -> Recipe:
+        """Of a CNN; learning rate and schedule are those of local training if none are given."""
         settings = self.settings
         return Recipe(
-            epochs, settings.batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, settings.schedule,
+            epochs, settings.batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, schedule or settings.schedule,
             settings.label_smoothing,
         )  # fmt: skip
 
