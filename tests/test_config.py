@@ -34,7 +34,9 @@ VALUES = {
         "evaluate_every": (0, 0), "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "progress": ("none", "none"), "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
-        "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48), "transfer_schedule": ("constant", "constant"), "seeds": (3, 3),
+        "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
+        "transfer_schedule": ("constant", "constant"),
+        "seeds": (3, 3),
     },
 }  # fmt: skip
 REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
