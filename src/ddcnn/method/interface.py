@@ -50,7 +50,7 @@ class Collect(torch.autograd.Function):
 def share(world: World, tensors: Iterable[torch.Tensor]) -> None:
     """All ranks: rank 0's tensors, into the others' in place."""
     for tensor in tensors:
-        values = tensor.cpu().numpy()
+        values = tensor.detach().cpu().numpy()
         world.share(values)
         tensor.copy_(torch.from_numpy(values))
 
