@@ -1,0 +1,128 @@
+"""What a finished run has left in its folder, read again and checked: results.json, config.toml, metrics.jsonl, details.h5."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddcnn.errors import InputError
+
+SCHEMA_VERSION = 1  # of results.json
+SETTINGS = ("network", "width", "interface", "seed")  # those that the report tells
+METRICS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run has left in its folder.
+
+    Attributes:
+        results, settings: of results.json and config.toml.
+        epochs: the lines of metrics.jsonl.
+        cores, subimages: (N, 2, d) start and stop of the boxes.
+        accuracies: (*grid) of the local CNNs, None if none have been trained on their own.
+        labels: (S,) of the test samples; ``classes``: (S,) per method, its decisions.
+        class_names: K names.
+        examples: (n, *spatial, C) test images.
+        spans: (spans, 5) rank, phase, kind, start, stop; ``phases`` and ``kinds`` are the names of their numbers.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    settings: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    cores: np.ndarray
+    subimages: np.ndarray
+    accuracies: np.ndarray | None
+    labels: np.ndarray
+    classes: dict[str, np.ndarray]
+    class_names: list[str]
+    examples: np.ndarray
+    spans: np.ndarray
+    phases: list[str]
+    kinds: list[str]
+
+    @property
+    def test_accuracy(self) -> dict[str, float]:
+        return {name: method["test_accuracy"] for name, method in self.results["methods"].items()}
+
+    @property
+    def best(self) -> str:
+        return max(self.test_accuracy, key=lambda name: self.test_accuracy[name])
+
+
+def load(run: Path) -> FinishedRun:
+    """Reads the files of a run's folder."""
+    if not (run / "results.json").is_file():
+        raise InputError(f"{run}: no results.json: not a finished run of ddcnn; give the folder that a run has named as its --output")
+    values: dict[str, Any] = {"folder": run}
+    with reading(run / "results.json"):
+        results = json.loads((run / "results.json").read_text())
+        if results["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {results['schema_version']}, where this program reads {SCHEMA_VERSION}")
+        subdomains = results["decomposition"]["subdomains"]
+        values["results"] = results
+        values["cores"] = np.array([[place["core_start"], place["core_stop"]] for place in subdomains], dtype=int)
+        values["subimages"] = np.array([[place["start"], place["stop"]] for place in subdomains], dtype=int)
+        found = [place["test_accuracy"] for place in subdomains]
+        values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(results["decomposition"]["grid"])
+    with reading(run / "config.toml"):
+        settings = tomllib.loads((run / "config.toml").read_text())
+        values["settings"] = {name: settings[name] for name in SETTINGS} | {"start-from": settings.get("start-from")}
+    with reading(run / "metrics.jsonl"):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        values["epochs"] = [{name: line[name] for name in METRICS} for line in lines]
+    with reading(run / "details.h5"), h5py.File(run / "details.h5", "r") as file:
+        values["labels"] = _dataset(file, "labels")[...]
+        values["classes"] = {name: _dataset(file, f"classes/{name}")[...] for name in results["methods"]}
+        examples = _dataset(file, "examples")
+        values["examples"] = examples[:1] if examples.ndim == 5 else examples[...]  # one volume is enough, and may be large
+        timeline = _dataset(file, "timeline")
+        values["spans"] = timeline[...]
+        values["phases"], values["kinds"] = timeline.attrs["phases"].split(), timeline.attrs["kinds"].split()
+        values["class_names"] = json.loads(file.attrs["class_names"])
+        _check_shapes(values)
+    return FinishedRun(**values)
+
+
+def _check_shapes(values: dict[str, Any]) -> None:
+    """The figures take it for granted that these files belong to one run."""
+    data, samples = values["results"]["data"], values["labels"].shape
+    if (
+        samples != (data["test_samples"],)
+        or any(classes.shape != samples for classes in values["classes"].values())
+        or values["examples"].shape[1:] != tuple(data["shape"])
+        or len(values["class_names"]) != data["classes"]
+        or values["spans"].shape[1:] != (5,)
+        or len(values["spans"]) == 0
+    ):
+        raise ValueError("its arrays do not fit results.json")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what a missing or damaged file leads to into an InputError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path.parent}: {path.name} is missing, damaged or foreign ({what}); bring it back, or run again") from None
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset that lies in this very file: links and virtual sources could show any other file in the report."""
+    dataset = file[name]
+    if dataset.file.filename != file.filename or dataset.is_virtual or dataset.external:
+        raise ValueError(f"{name} lies in another file, which is not followed")
+    return dataset
+
+
+def curves_of(results: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Per method (points, 2): seconds, test accuracy."""
+    return {name: np.array(method["curve"], dtype=float).reshape(-1, 2) for name, method in results["methods"].items()}
