@@ -97,7 +97,9 @@ class RunSettings(DataSettings):
     output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(False, "replace the finished run in --output")
     start_from: Path | None = option(
-        None, "take the local CNNs (and the DNN, if its interface is the same) of this finished run instead of training them", "RUN"
+        None,
+        "take the local CNNs (and the DNN, if its interface is the same) of this finished run (of --seed), instead of training them",
+        "RUN",
     )
     network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs and of the global CNN")
     width: int = option(32, "channels of the first stage of the global network", "CHANNELS", ge=4)

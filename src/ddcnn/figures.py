@@ -181,7 +181,8 @@ def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
     if "global" in runs[0]:
         target = np.mean([100 * curves["global"][-1, 1] for curves in runs])
         axes.axhline(target, color=METHOD_COLOURS["global"], ls=":", lw=1)
-    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None))
+    lowest = min(100 * curve[-1, 1] for curves in runs for curve in curves.values())
+    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None), ylim=(max(0, lowest - 20), None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)

@@ -161,6 +161,8 @@ def check_methods(world: World, settings: RunSettings) -> None:
             "or leave coherent and transfer out of --methods"
         )
     if settings.start_from and settings.needs("local"):
+        if not (settings.start_from / "results.json").is_file():
+            raise InputError(f"--start-from {settings.start_from}: no results.json there; give the folder of a finished run")
         kept = seed_names(settings.start_from)
         for seed in range(settings.seed, settings.seed + settings.seeds):
             if kept and seed_name(seed) not in kept:

@@ -19,7 +19,8 @@ METHODS_NOTE = (
 )
 CURVES_CAPTION = (
     "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` is what "
-    "the local CNNs would say together if their training ended there, and a dot is a method that decides only at its end."
+    "those local CNNs that have begun would say together if their training ended there; a dot without a line is a method that decides only "
+    "at its end, and the dotted line is where `global` ends."
 )
 
 
@@ -142,7 +143,11 @@ def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 def start_note(settings: dict[str, Any]) -> str:
     start = settings["start-from"]
-    return f"The local CNNs (and the DNN) are taken from {start}: their training is not in the seconds and bytes below. " if start else ""
+    return (
+        f"The local CNNs (and a DNN for the same interface) are taken from {start}: seconds and bytes are without their training. "
+        if start
+        else ""
+    )
 
 
 def method_table(methods: dict[str, dict[str, Any]], start: str | None = None) -> str:

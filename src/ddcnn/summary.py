@@ -55,7 +55,11 @@ def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
     write_json(output / "results.json", together)
     if show:
         rows = method_rows(runs)
-        show_table((*METHOD_COLUMNS[:4], "total s", "communicated"), [[*row[:4], row[-3], row[-2]] for row in rows], None)
+        show_table(
+            ("method", "test accuracy in %", "parameters", "total s", "communicated"),
+            [[*row[:2], row[3], *row[-3:-1]] for row in rows],
+            None,
+        )
         print(f"report: {output / 'report.md'}")
 
 
