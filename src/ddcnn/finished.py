@@ -78,6 +78,8 @@ def load(run: Path) -> FinishedRun:
     with reading(run / "metrics.jsonl"):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         values["epochs"] = [{name: line[name] for name in METRICS} for line in lines]
+        if not lines and not values["settings"]["start-from"]:
+            raise ValueError("no epochs")
     with reading(run / "details.h5"), h5py.File(run / "details.h5", "r") as file:
         values["labels"] = _dataset(file, "labels")[...]
         values["classes"] = {name: _dataset(file, f"classes/{name}")[...] for name in results["methods"]}
