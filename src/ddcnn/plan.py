@@ -157,7 +157,7 @@ def check_methods(world: World, settings: RunSettings) -> None:
     """Refuses what a method cannot do."""
     if settings.precision == "fp16" and {"coherent", "transfer"} & set(settings.methods):
         raise InputError(
-            "--precision fp16 is for networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
+            "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
             "or leave coherent and transfer out of --methods"
         )
     if settings.start_from and settings.needs("local"):
