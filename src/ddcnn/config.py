@@ -147,10 +147,11 @@ class RunSettings(DataSettings):
         """Whether a method that was asked for needs this phase."""
         return any(phase in PHASES_OF[name] for name in self.methods)
 
-    @property
-    def total_epochs(self) -> int:
-        """Passes over the training images that end in the transferred network."""
-        return self.epochs + self.frozen_epochs + self.transfer_epochs
+    def epochs_of(self, method: str) -> int:
+        """Passes over the training images that end in a method's network; by default the last three make as many."""
+        in_all = self.epochs + self.frozen_epochs + self.transfer_epochs
+        whole = {"coherent": self.coherent_epochs or in_all, "global": self.global_epochs or in_all, "transfer": in_all}
+        return whole.get(method, self.epochs)
 
     @model_validator(mode="before")
     @classmethod

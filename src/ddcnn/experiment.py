@@ -5,6 +5,7 @@ Module ``plan`` has partitioned the images.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def obtain_local(job: Job, index: int, progress: Progress) -> nn.Module:
         accuracy = None
         if job.evaluates(epoch):
             probabilities = classify(network, test, job.every_test_sample, engine).numpy()
-            accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
+            accuracy = job.test_accuracy(probabilities)
             job.results.local_classification(index, probabilities)
         job.results.epoch("local", index, epoch, accuracy)
         progress.advance(f"subdomain {index}  {state_of(epoch, settings.epochs)}")
@@ -231,17 +232,12 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
         recipe = job.recipe(settings.transfer_epochs, lr, schedule)
         frozen = job.recipe(settings.frozen_epochs, lr, schedule) if settings.frozen_epochs else None
     else:
-        recipe = job.recipe(settings.coherent_epochs or settings.total_epochs, settings.coherent_lr)
+        recipe = job.recipe(settings.epochs_of(method), settings.coherent_lr)
     epochs = recipe.epochs + (frozen.epochs if frozen else 0)
     network = CoherentNetwork(world, settings.interface, local_cnns, dnn)
 
     def after_epoch(epoch: Epoch) -> None:
-        accuracy = None
-        if job.evaluates(epoch) and epoch.epoch < epochs:
-            probabilities = classify(network, test, job.every_test_sample, engine).numpy()
-            accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
-        results.epoch(method, None, epoch, accuracy)
-        progress.advance(state_of(epoch, epochs))
+        job.watch(method, epoch, epochs, progress, lambda: classify(network, test, job.every_test_sample, engine).numpy())
 
     with (
         failing_in(method), world.timeline.phase(method), world.timeline.span("compute"), job.progress(method, epochs) as progress
@@ -263,16 +259,11 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
 def run_global(job: Job) -> None:
     """Trains the undecomposed CNN, watched; its parameters are saved."""
     settings, world, engine, results = job.settings, job.world, job.engine, job.results
-    recipe = job.recipe(settings.global_epochs or settings.total_epochs, settings.global_lr)
+    recipe = job.recipe(settings.epochs_of("global"), settings.global_lr)
 
     def after_epoch(network: nn.Module, epoch: Epoch) -> None:
-        accuracy = None
-        if job.evaluates(epoch) and epoch.epoch < recipe.epochs:
-            probabilities = classify_together(world, network, test, job.store.test_samples, engine)
-            if probabilities is not None:
-                accuracy = float((probabilities.argmax(1) == job.labels["test"]).mean())
-        results.epoch("global", None, epoch, accuracy)
-        progress.advance(state_of(epoch, recipe.epochs))
+        classified = partial(classify_together, world, network, test, job.store.test_samples, engine)
+        job.watch("global", epoch, recipe.epochs, progress, classified)
 
     with (
         failing_in("global CNN"), world.timeline.phase("global"), world.timeline.span("compute"),

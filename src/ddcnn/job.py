@@ -184,6 +184,16 @@ class Job:
         """Whether the test images are classified after this epoch."""
         return bool(self.settings.evaluate_every) and epoch.epoch % self.settings.evaluate_every == 0
 
+    def test_accuracy(self, probabilities: np.ndarray) -> float:
+        """Of probabilities (S_test, K)."""
+        return float((probabilities.argmax(1) == self.labels["test"]).mean())
+
+    def watch(self, phase: str, epoch: Epoch, epochs: int, progress: Progress, classified: Callable[[], np.ndarray | None]) -> None:
+        """Records an epoch of a network of all subdomains; the last one's test accuracy is that of the method."""
+        probabilities = classified() if self.evaluates(epoch) and epoch.epoch < epochs else None
+        self.results.epoch(phase, None, epoch, None if probabilities is None else self.test_accuracy(probabilities))
+        progress.advance(state_of(epoch, epochs))
+
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
         checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
 

@@ -17,6 +17,7 @@ METHODS_NOTE = (
     "of the phases that a method needs; the last column says after how many of these seconds its curve reaches the final accuracy of "
     "`global`."
 )
+METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
 CURVES_CAPTION = (
     "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` is what "
     "those local CNNs that have begun would say together if their training ended there; a dot without a line is a method that decides only "
@@ -151,12 +152,11 @@ def start_note(settings: dict[str, Any]) -> str:
 
 
 def method_table(methods: dict[str, dict[str, Any]], start: str | None = None) -> str:
-    header = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
     target = methods["global"]["test_accuracy"] if "global" in methods else None
     rows = [[*method_row(name, method), reached(method["curve"], target)] for name, method in methods.items()]
     if start:
         rows = [row if row[0] in ("coherent", "global") else [*row[:-1], "–"] for row in rows]
-    return table(header, rows)
+    return table(METHODS_HEADER, rows)
 
 
 def reached(curve: list[tuple[float, float]], target: float | None) -> str:

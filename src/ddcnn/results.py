@@ -84,12 +84,6 @@ class Results:
 
     def method(self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None) -> None:
         """A method's decisions (S_test,), its probabilities (S_test, K) if it has any, and its network beside the local CNNs."""
-        settings = self.settings
-        epochs = {
-            "coherent": settings.coherent_epochs or settings.total_epochs,
-            "transfer": settings.total_epochs,
-            "global": settings.global_epochs or settings.total_epochs,
-        }
         self._classes[name] = classes
         loss = None
         if probabilities is not None:
@@ -99,11 +93,11 @@ class Results:
             "test_accuracy": float((classes == self._labels).mean()),
             "test_loss": loss,
             "parameters": _parameters(network) if network else 0,
-            "epochs": epochs.get(name, settings.epochs),
-            "batch_size": settings.batch_size,
+            "epochs": self.settings.epochs_of(name),
+            "batch_size": self.settings.batch_size,
         }
         if name == "global":
-            batch = batch_of_all(settings.batch_size, self.store.train_samples, self.world.size)
+            batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
 
     def write(self, engine: Engine) -> None:

@@ -8,7 +8,7 @@ from ddcnn.files import write_json, write_text
 from ddcnn.finished import FinishedRun, curves_of, load
 from ddcnn.report import (
     CURVES_CAPTION,
-    METHOD_COLUMNS,
+    METHODS_HEADER,
     METHODS_NOTE,
     TIME_COLUMNS,
     human,
@@ -105,7 +105,6 @@ def text(runs: list[FinishedRun]) -> str:
     """report.md."""
     first = runs[0].results
     seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.name}/report.md)" for run in runs)
-    header = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
     decomposition, environment = first["decomposition"], first["environment"]
     return f"""# {first["data"]["source"]}, {"x".join(map(str, decomposition["grid"]))} subdomains, \
 overlap {decomposition["overlap"]}, {len(runs)} seeds
@@ -115,7 +114,7 @@ Seeds {seeds}; {environment["ranks"]} ranks, {environment["threads_per_rank"]} t
 
 ## Methods
 
-{table(header, method_rows(runs))}
+{table(METHODS_HEADER, method_rows(runs))}
 
 {METHODS_NOTE}
 

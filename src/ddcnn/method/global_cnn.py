@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Share, Subimages
 from ddcnn.method.interface import share
+from ddcnn.method.local import train_local
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
@@ -36,11 +37,10 @@ def train_global(
         chosen: (S,) which of them it learns from.
         recipe: the batch size is that of all ranks together (see ``batch_of_all``).
     """
+    if world.size == 1:
+        return train_local(make, training, chosen, recipe, engine, seeds, after_epoch)
     network = build(make, seeds, engine)
     recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, len(chosen), world.size))
-    if world.size == 1:
-        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch))
-        return network
     with world.process_group(engine.device):
         parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
         parallel.register_comm_hook(world, all_reduce)

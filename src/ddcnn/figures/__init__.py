@@ -1,0 +1,6 @@
+"""The figures of a report, one function each: arrays in, a figure out. N subdomains, K classes, S samples, d = 2 or 3 dimensions."""
+
+from ddcnn.figures.charts import accuracy_over_time, confusion, learning_curves, local_accuracy, timeline
+from ddcnn.figures.images import decomposition
+
+__all__ = ["accuracy_over_time", "confusion", "decomposition", "learning_curves", "local_accuracy", "timeline"]
