@@ -21,7 +21,7 @@ from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.global_cnn import all_reduce, bytes_per_step
 from ddcnn.method.interface import bytes_per_sample, handed_over, values_per_subdomain
-from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import STEP_SLEEP, World
 from ddcnn.seeding import Seeds
@@ -106,14 +106,14 @@ def variants(world, engine, decomposition, asked):
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
     def coherent(kind):
-        local = [build(lambda shape=shape: NETWORKS["vgg9"](shape, asked.width, divisor), Seeds(0, "b"), engine) for shape in shapes]
+        local = [build(lambda shape=shape: make("vgg9", shape, asked.width, divisor), Seeds(0, "b"), engine) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
         dnn = build_dnn(asked.interface, len(decomposition), values, CLASSES, engine, Seeds(0, "dnn"))
         return kind(world, asked.interface, local, dnn), values
 
     redundant, values = coherent(CoherentNetwork)
     on_root, _ = coherent(CoherentOnRoot)
-    whole = build(lambda: NETWORKS["vgg9"](Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), engine)
+    whole = build(lambda: make("vgg9", Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), engine)
     ddp = nn.parallel.DistributedDataParallel(whole)
     ddp.register_comm_hook(world, all_reduce)
     share = torch.randn(asked.batch_size // world.size, 3, *decomposition.shape).to(memory_format=torch.channels_last)

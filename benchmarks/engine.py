@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
-from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Recipe, build, train
@@ -38,7 +38,7 @@ def main() -> None:
     engine = Engine.choose(torch.device(asked.device), asked.precision)
     samples = random_subimages(asked.images, asked.side, engine.device)
     recipe = Recipe(1, asked.batch_size, "adamw", 0.005, 0.01, "one-cycle")
-    network = build(lambda: NETWORKS[asked.network](Shape((asked.side,) * 2, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), engine)
+    network = build(lambda: make(asked.network, Shape((asked.side,) * 2, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), engine)
     chosen = torch.arange(asked.images)
     batches = [samples.batch(index.to(engine.device)) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
     measured: dict[str, list[float]] = {"ddcnn": [], "bare": []}

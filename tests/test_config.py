@@ -21,7 +21,10 @@ COMMANDS = ("run", "partition", "report", "info")
 DATA_VALUES = {
     "data_root": ("sets", Path("sets")), "download": (True, True), "volumes": (True, True), "grid": ("3x1", (3, 1)),
     "overlap": (3, 3), "augment": ("flip+shift", "flip+shift"), "shift": (2, 2), "train_samples": (100, 100),
-    "test_samples": (50, 50), "subset_seed": (9, 9),
+    "test_samples": (50, 50), "subset_seed": (9, 9), "image_size": ("64x48", (64, 48)), "image_transform": ("resize", "resize"),
+    "interpolation": ("bicubic", "bicubic"), "volume_size": ("8x9x10", (8, 9, 10)), "window": ([-160, 240], (-160, 240)),
+    "test_fraction": (0.25, 0.25), "skip_damaged": (True, True), "progress": ("none", "none"),
+    "decomposition": ("width", "width"),
 }  # fmt: skip
 VALUES = {
     PartitionSettings: DATA_VALUES | {"source": ("cifar10", "cifar10"), "output": ("set.h5", Path("set.h5"))},
@@ -32,11 +35,11 @@ VALUES = {
         "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
         "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
         "evaluate_every": (0, 0), "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
-        "progress": ("none", "none"), "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
+        "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
         "transfer_schedule": ("constant", "constant"),
-        "seeds": (3, 3),
+        "seeds": (3, 3), "class_weights": ("balanced", "balanced"),
     },
 }  # fmt: skip
 REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
@@ -74,7 +77,7 @@ def test_every_option_can_come_from_a_file_and_the_command_line_wins(toml, kind,
 @pytest.mark.parametrize(("kind", "name"), OPTIONS)
 def test_every_option_can_come_from_the_command_line_as_text(kind, name):
     written, expected = VALUES[kind][name]
-    text = written if isinstance(written, bool) else str(written)
+    text = written if isinstance(written, bool) else [*map(str, written)] if isinstance(written, list) else str(written)
     assert getattr(load(kind, REQUIRED[kind] | {name: text}), name) == expected
 
 
@@ -106,7 +109,8 @@ BAD = [
     ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),
     ("lr", "nan", "finite number"), ("lr", "inf", "finite number"), ("width_divisor", "0.5", "greater than or equal to 1"),
     ("label_smoothing", "1", "less than 1"), ("overlap", "-1", "greater than or equal to 0"), ("seed", "-1", "greater than or equal to 0"),
-    ("optimizer", "adam", "'adamw' or 'sgd'"), ("network", "vgg", "'vgg3' or 'vgg9'"), ("methods", "vote,mean", "'average'"),
+    ("optimizer", "adam", "'adamw' or 'sgd'"), ("image_size", "64x64x64", "64x64"), ("volume_size", "a", "2x2x2"),
+    ("methods", "vote,mean", "'average'"),
     ("methods", "", "'average'"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
     ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
     ("threads", "0", "greater than or equal to 1"),
@@ -155,7 +159,7 @@ def store(world, write_arrays, random_arrays, tmp_path_factory):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
-    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap"}))),
+    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap", "decomposition"}))),
     methods=st.lists(st.sampled_from(["vote", "average", "dnn"]), min_size=1, unique=True),
     lr=st.floats(1e-300, 1e300),
 )
@@ -214,6 +218,10 @@ def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
         (("run", "--config", "nowhere.toml"), ("nowhere.toml",)),
         (("partition",), ("SOURCE", "required")),
         (("train",), ("train", "run")),
+        (("partition", "digits", "--output", "a.h5", "--window", "3", "-1"), ("--window 3 -1", "the lower bound comes first")),
+        (("run", "--decomposition", "width", "--overlap", "2"), ("--overlap", "--decomposition image")),
+        (("run", "--progress", "none", "--network", "resnet21"), ("--network resnet21", "resnet20")),
+        (("run", "--progress", "none", "--data", "cifr10"), ("--data cifr10", "cifar10")),
     ],
 )
 def test_bad_usage_ends_with_code_2_and_one_line(ddcnn, arguments, words):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ddcnn.data.batches import Rows
 from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
-from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Recipe, classify
@@ -88,7 +88,7 @@ def test_folds_are_balanced_over_the_classes_and_a_function_of_the_seed():
 @pytest.mark.parametrize("interface", ["probabilities", "logits", "features"])
 def test_what_is_handed_over_gives_the_local_classification(interface):
     torch.manual_seed(0)
-    network = NETWORKS["vgg3"](Shape((4, 4), 1, 3), 4)
+    network = make("vgg3", Shape((4, 4), 1, 3), 4)
     samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
     values = hand_over(interface, network, samples, np.arange(60), ENGINE)
     assert values.shape == (60, 16 if interface == "features" else 3)

@@ -1,6 +1,9 @@
 """Where images come from: files of arrays, named sets, subsets; and what is refused."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -8,9 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
 
-from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
+from ddcnn.data.sources import DamagedSample, SourceOptions, balanced_subset, open_source
 from ddcnn.errors import InputError
+from ddcnn.vision import import_torchvision
 
 DATA_ROOT = os.environ.get("DDCNN_DATA_ROOT")
 needs_data = pytest.mark.skipif(not DATA_ROOT, reason="DDCNN_DATA_ROOT names no folder of data sets")
@@ -20,6 +26,10 @@ OTHER_NAMES = {"x_train": "train_images", "y_train": "train_labels", "x_test": "
 
 def opened(path, **options):
     return open_source(SourceOptions(str(path), Path(DATA_ROOT or "data"), **options))
+
+
+def everything(split):
+    return split.read(np.arange(len(split)))
 
 
 @pytest.fixture
@@ -44,8 +54,11 @@ def check(source, arrays, shape):
         assert found.dtype == images.dtype
         assert found.labels.dtype == np.int64
         assert found.labels.tolist() == labels.reshape(-1).tolist()
-        for start, stop in ((0, 2), (2, len(images)), (1, 3), (0, len(images))):  # ahead, and back again
-            assert np.array_equal(found.read(start, stop), images[start:stop].reshape(-1, *shape))
+        for indices in ([0, 1], range(2, len(images)), [1, 2], [0, 3, 4], [], range(len(images))):  # ahead, back again, with gaps
+            rows = np.array(indices, np.int64)
+            read = found.read(rows)
+            assert read.dtype == images.dtype
+            assert np.array_equal(read, images[rows].reshape(len(rows), *shape))
     assert source.shape == shape
 
 
@@ -203,7 +216,7 @@ def test_a_damaged_archive_is_refused_wherever_the_damage_lies(write_arrays, ran
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             source = opened(path)
-            found = {split: source.splits[split].read(0, len(source.splits[split])) for split in ("train", "test")}
+            found = {split: everything(source.splits[split]) for split in ("train", "test")}
         except InputError:
             continue
         for split, images in found.items():
@@ -221,7 +234,7 @@ def test_a_damaged_hdf5_file_is_refused_by_its_name(random_arrays, tmp_path):
     path.write_bytes(data)
     source = opened(path)
     with pytest.raises(InputError, match=path.name):
-        source.splits["train"].read(0, 10)
+        everything(source.splits["train"])
 
 
 def test_hdf5_links_to_other_files_are_not_followed(write_arrays, random_arrays, tmp_path):
@@ -264,18 +277,164 @@ def test_a_set_that_is_not_in_the_data_root_is_refused_with_what_to_do(tmp_path,
     assert all(word in str(error.value) for word in (name, str(tmp_path), "--data-root", "--download"))
 
 
+def write_idx(path, values):
+    """The file format of MNIST."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes())
+
+
+def test_a_torchvision_set_is_opened_by_its_class_name(tmp_path):
+    random, arrays = np.random.default_rng(0), {}
+    for split, name in (("train", "train"), ("test", "t10k")):
+        arrays[split] = random.integers(0, 256, (20, 28, 28), np.uint8)
+        write_idx(tmp_path / "KMNIST" / "raw" / f"{name}-images-idx3-ubyte", arrays[split])
+        write_idx(tmp_path / "KMNIST" / "raw" / f"{name}-labels-idx1-ubyte", np.arange(20, dtype=np.uint8) % 10)
+    source = open_source(SourceOptions("KMNIST", tmp_path))
+    assert source.in_memory
+    assert source.class_names[:2] == ("o", "ki")
+    for split, images in arrays.items():
+        assert np.array_equal(everything(source.splits[split]), images[..., None])
+        assert source.splits[split].labels.tolist() == list(range(10)) * 2
+    small = open_source(SourceOptions("KMNIST", tmp_path, image_size=(14, 14))).splits["test"]
+    expected = [np.asarray(Image.fromarray(image).resize((14, 14), Image.Resampling.BILINEAR)) for image in arrays["test"]]
+    assert np.array_equal(everything(small)[..., 0], expected)
+
+
+def test_channels_first_and_splits_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_torchvision().datasets.SVHN, "_check_integrity", lambda self: True)
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 12), np.uint8)
+    for split in ("train", "test"):
+        savemat(tmp_path / f"{split}_32x32.mat", {"X": images, "y": 1 + np.arange(12, dtype=np.uint8)[:, None] % 10})
+    source = open_source(SourceOptions("SVHN", tmp_path))
+    assert source.splits["test"].shape == (12, 32, 32, 3)
+    assert np.array_equal(everything(source.splits["test"]), images.transpose(3, 0, 1, 2))
+    assert source.splits["test"].labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert source.class_names == tuple("0123456789")
+
+
+def test_a_torchvision_set_of_files_without_splits(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (10, 40, 30, 3), np.uint8)
+    for k in range(10):
+        path = tmp_path / "eurosat" / "2750" / ("Forest", "River")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[k]).save(path)
+    source = open_source(SourceOptions("EuroSAT", tmp_path))
+    assert not source.in_memory
+    assert source.class_names == ("Forest", "River")
+    assert {split: np.bincount(found.labels).tolist() for split, found in source.splits.items()} == {"train": [4, 4], "test": [1, 1]}
+    read = {
+        pixels.tobytes(): label for found in source.splits.values() for pixels, label in zip(everything(found), found.labels, strict=True)
+    }
+    assert read == {image[k].tobytes(): k % 2 for k in range(10)}
+    other = open_source(SourceOptions("EuroSAT", tmp_path, seed=1))
+    assert other.fingerprint != source.fingerprint
+    assert open_source(SourceOptions("EuroSAT", tmp_path)).fingerprint == source.fingerprint
+    resized = open_source(SourceOptions("EuroSAT", tmp_path, image_size=(20, 15))).splits["test"]
+    half = Image.fromarray(everything(source.splits["test"])[0]).resize((15, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(everything(resized)[0], np.asarray(half))
+    Image.fromarray(image[0][:30]).save(tmp_path / "eurosat" / "2750" / "Forest" / "0.png")
+    with pytest.raises(InputError, match=r"30x30.*--image-size"):
+        open_source(SourceOptions("EuroSAT", tmp_path))
+    path = tmp_path / "eurosat" / "2750" / "Forest" / "0.png"
+    Image.fromarray(image[0]).save(path)
+    source = open_source(SourceOptions("EuroSAT", tmp_path))
+    for path in (tmp_path / "eurosat").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DamagedSample, match=r"EuroSAT sample \d+: cannot be read .* add --skip-damaged$"):
+        everything(source.splits["train"])
+
+
+def test_validation_stands_in_for_a_test_split_without_labels(tmp_path):
+    base = tmp_path / "clevr" / "CLEVR_v1.0"
+    (base / "scenes").mkdir(parents=True)
+    for split, offset in (("train", 0), ("val", 100), ("test", 200)):
+        (base / "images" / split).mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(np.full((6, 6, 3), offset + k, np.uint8)).save(base / "images" / split / f"{k}.png")
+        scenes = [{"image_filename": f"{k}.png", "objects": [0] * (k % 2)} for k in range(4)]
+        (base / "scenes" / f"CLEVR_{split}_scenes.json").write_text(json.dumps({"scenes": scenes}))
+    test = open_source(SourceOptions("CLEVRClassification", tmp_path)).splits["test"]
+    assert test.labels.tolist() == [0, 1, 0, 1]
+    assert everything(test)[:, 0, 0, 0].tolist() == [100, 101, 102, 103]
+
+
+def test_a_set_that_is_neither_stored_nor_split(tmp_path):
+    source = open_source(SourceOptions("FakeData", tmp_path, image_size=(8, 12)))
+    assert source.shape == (8, 12, 3)
+    assert len(source.class_names) == 10
+    assert sum(map(len, source.splits.values())) == 1000
+    pixels = source.splits["test"].read(np.array([0, 5]))
+    assert pixels.std() > 1
+    assert np.array_equal(source.splits["test"].read(np.array([5])), pixels[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("EMNIST", "Valid values"),
+        ("VOCDetection", "no class per image"),
+        ("MovingMNIST", "no class per image"),
+        ("FlyingChairs", "no class per image"),
+        ("LSUNClass", "no class per image"),
+        ("ImageFolder", "name the folder itself"),
+        ("LFWPairs", "--data-root"),
+        ("QMNIST", "--download"),  # which it passes on to its base
+        ("Food101", "--download"),
+    ],
+)
+def test_torchvision_sets_that_cannot_be_made_are_refused_with_the_reason(tmp_path, name, words):
+    with pytest.raises(InputError, match=words) as error:
+        open_source(SourceOptions(name, tmp_path))
+    assert f"--data {name}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [("digit", "digits"), ("cifar-10", "cifar10"), ("KMINST", "KMNIST"), ("eurosat", "EuroSAT"), ("fashionmnist", "FashionMNIST")],
+)
+def test_near_misses_are_guessed(name, guess):
+    with pytest.raises(InputError, match=rf"did you mean .*{guess}"):
+        opened(name)
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "brain.nii.gz", "table.csv"])
+def test_a_file_of_another_kind_is_refused_with_what_is_read(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"not a file ending in \.npz or \.h5; images lie in class folders, volumes in .* labels\.csv"):
+        opened(tmp_path / name)
+
+
+def test_refusals_need_no_torch():
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from ddcnn.data.sources import SourceOptions, open_source
+        from ddcnn.errors import InputError
+        for name in ("KMNISTT", "synthetic:3x3", "nowhere.npz"):
+            try:
+                open_source(SourceOptions(name, Path("data")))
+            except InputError:
+                continue
+            sys.exit("opened " + name)
+        slow = {"torch", "torchvision", "scipy", "nibabel", "sklearn"} & set(sys.modules)
+        sys.exit(f"imported {slow}" if slow else 0)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_digits_are_split_once_and_for_all():
     source, again = opened("digits"), opened("digits")
     train, test = source.splits["train"], source.splits["test"]
     assert (train.shape, test.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
     assert train.dtype == np.uint8
     assert source.class_names == tuple("0123456789")
-    assert train.read(0, 1437).max() == 16
+    assert everything(train).max() == 16
     assert again.fingerprint == source.fingerprint
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    both = np.concatenate([train.read(0, 1437), test.read(0, 360)]).reshape(1797, -1)
+    both = np.concatenate([everything(train), everything(test)]).reshape(1797, -1)
     labelled = np.column_stack([both, np.concatenate([train.labels, test.labels])])
     expected = np.column_stack([digits.data, digits.target])
     assert sorted(map(tuple, labelled.astype(int).tolist())) == sorted(map(tuple, expected.astype(int).tolist()))
@@ -300,6 +459,66 @@ def test_torchvision_sets(name, train, test, first_train, first_test, class_name
     assert source.class_names[0] == class_name
     subset = balanced_subset(found["train"].labels, 1000, 0, "train")
     assert np.bincount(found["train"].labels[subset]).tolist() == [100] * 10
+
+
+# Sizes and intensities of arrays
+
+
+@both_formats
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("method", ["resize", "center-crop", "resize+center-crop"])
+def test_images_of_bytes_are_resized_as_pillow_images(write_arrays, random_arrays, tmp_path, suffix, channels, method):
+    arrays = random_arrays((12, 20, *channels))
+    path = write_arrays(tmp_path / f"set{suffix}", **arrays)
+    split = opened(path, image_size=(6, 6), image_transform=method, interpolation="bicubic").splits["test"]
+    assert split.shape == (5, 6, 6, *(channels or (1,)))
+    read = split.read(np.array([0, 4]))
+    for row, i in enumerate((0, 4)):
+        image = Image.fromarray(arrays["x_test"][i])
+        expected = {
+            "resize": lambda image: image.resize((6, 6), Image.Resampling.BICUBIC),
+            "center-crop": lambda image: image.crop((7, 3, 13, 9)),
+            "resize+center-crop": lambda image: image.resize((10, 6), Image.Resampling.BICUBIC).crop((2, 0, 8, 6)),
+        }[method](image)
+        assert np.array_equal(read[row], np.asarray(expected).reshape(6, 6, -1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "int32", "float32", "float64"])
+def test_pixels_of_any_type_keep_it_when_they_are_resized(write_arrays, random_arrays, tmp_path, dtype):
+    arrays = random_arrays((9, 7, 2), dtype)
+    if np.dtype(dtype).itemsize > 2 and np.dtype(dtype).kind == "i":
+        arrays |= {name: arrays[name] // 1000 for name in ("x_train", "x_test")}
+    path = write_arrays(tmp_path / "set.h5", **arrays)
+    split = opened(path, image_size=(18, 14), interpolation="bicubic").splits["train"]
+    read = everything(split)
+    assert read.dtype == split.dtype == np.dtype(dtype)
+    assert read.shape == (10, 18, 14, 2)
+    channel = arrays["x_train"][3][..., 1].astype(np.float32)
+    expected = np.asarray(Image.fromarray(channel).resize((14, 18), Image.Resampling.BICUBIC)).astype(np.float64)
+    if np.dtype(dtype).kind in "ui":
+        limits = np.iinfo(dtype)
+        expected = np.rint(expected).clip(limits.min, limits.max)
+    assert np.allclose(read[3, ..., 1], expected, rtol=1e-6)
+    same = opened(path, image_size=(9, 7)).splits["train"]
+    assert np.array_equal(everything(same), arrays["x_train"])
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("uint8", 51, 100), ("int16", 51, 100), ("float32", 50.5, 100.5)])
+def test_intensities_are_clipped_to_the_window(write_arrays, random_arrays, tmp_path, dtype, low, high):
+    arrays = random_arrays((4, 4), dtype)
+    read = everything(opened(write_arrays(tmp_path / "set.npz", **arrays), window=(50.5, 100.5)).splits["train"])
+    assert read.dtype == dtype
+    assert np.array_equal(read[..., 0], np.clip(arrays["x_train"], low, high))
+
+
+def test_a_size_of_the_other_dimension_is_refused(write_arrays, random_arrays, tmp_path):
+    path = write_arrays(tmp_path / "set.npz", **random_arrays((4, 4, 3)))
+    with pytest.raises(InputError, match=r"--volume-size.*--volumes"):
+        opened(path, volume_size=(4, 4, 4))
+    with pytest.raises(InputError, match=r"--image-size.*--volume-size"):
+        opened(path, volumes=True, image_size=(4, 4))
+    with pytest.raises(InputError, match="--volume-size"):
+        opened("digits", volume_size=(4, 4, 4))
 
 
 # Subsets

@@ -119,6 +119,8 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> N
             keywords["metavar"] = "|".join(get_args(field.annotation))
         else:
             keywords["metavar"] = extra.get("metavar")
+            if isinstance(keywords["metavar"], tuple):
+                keywords["nargs"] = len(keywords["metavar"])
         if name == "source":
             parser.add_argument(name, **keywords)
         else:

@@ -3,21 +3,42 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from ddcnn.errors import InputError
+from ddcnn.networks.registry import NETWORKS, default_width
 
 
-def _grid(value: Any) -> Any:
+def _sizes(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = tuple(int(part) for part in value.lower().split("x"))
         except ValueError:
             raise ValueError("write it as rows x columns, such as 2x2, or depth x rows x columns, such as 2x2x2") from None
     return value
+
+
+def _along(axes: int) -> Callable[[Any], Any]:
+    """Reads pixels per axis; one number is that of all axes."""
+
+    def read(value: Any) -> Any:
+        sizes = (value,) if isinstance(value, int) else _sizes(value)
+        if isinstance(sizes, (tuple, list)) and len(sizes) not in (1, axes):
+            raise ValueError(f"write one number of pixels, or {axes} such as {'x'.join(['64'] * axes)}")
+        return tuple(sizes) * axes if isinstance(sizes, (tuple, list)) and len(sizes) == 1 else sizes
+
+    return read
+
+
+def _ordered(window: tuple[float, float]) -> tuple[float, float]:
+    if window[0] >= window[1]:
+        raise ValueError("the lower bound comes first")
+    return window
 
 
 def _methods(value: Any) -> Any:
@@ -34,11 +55,12 @@ PHASES_OF = {
 }  # the phases whose seconds and bytes a method needs
 METHODS = tuple(PHASES_OF)
 
-Grid = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...],
-    BeforeValidator(_grid),
-    PlainSerializer(lambda grid: "x".join(map(str, grid))),
-]
+Positive = Annotated[int, Field(ge=1)]
+as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
+Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
+ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_text]
+VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]
+Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Methods = Annotated[
     tuple[Literal["vote", "average", "dnn", "coherent", "transfer", "global"], ...],
     BeforeValidator(_methods),
@@ -47,9 +69,10 @@ Methods = Annotated[
 ]
 
 
-def option(default: Any, help: str, metavar: str | None = None, **bounds: Any) -> Any:
-    """A field with its help text, the name of its value in the usage line, and bounds as in pydantic's ``Field``."""
-    return Field(default, description=help, json_schema_extra={"metavar": metavar}, **bounds)
+def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, **bounds: Any) -> Any:
+    """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
+    extra: dict[str, Any] = {"metavar": metavar}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class DataSettings(BaseModel):
@@ -62,37 +85,63 @@ class DataSettings(BaseModel):
     )
     download: bool = option(False, "let torchvision fetch a missing set into --data-root")
     volumes: bool = option(False, "the arrays are volumes (n, depth, rows, columns)")
-    grid: Grid = option("2x2", "subdomains per axis", "2x2", validate_default=True)
+    image_size: ImageSize | None = option(None, "size that images are brought to, rows x columns (default: their own)", "P|HxW")
+    image_transform: Literal["resize", "resize+center-crop", "center-crop"] = option(
+        "resize+center-crop", "how: torchvision's Resize of both sides; Resize of the shorter side and CenterCrop; CenterCrop alone"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = option("bilinear", "of Resize, as torchvision names it")
+    volume_size: VolumeSize | None = option(None, "size that volumes are resampled to, depth x rows x columns", "P|DxHxW")
+    window: Window | None = option(None, "intensities are clipped to this range", ("LOW", "HIGH"))
+    test_fraction: float = option(
+        0.2, "share of the images of every class for testing, of a source without test images; --subset-seed says which", "F", gt=0, lt=1
+    )
+    skip_damaged: bool = option(False, "leave damaged files out, and count them, instead of refusing the set")
+    decomposition: Literal["image", "width"] = option(
+        "image", "what is decomposed: the image into subimages, or the network in width into thin networks that see the whole image"
+    )
+    grid: Grid = option("2x2", "subdomains per axis; of a decomposition in width, the product counts", "2x2", validate_default=True)
     overlap: int = option(0, "pixels by which a subimage extends into its neighbours", "PIXELS", ge=0)
     augment: Literal["none", "flip", "shift", "flip+shift"] = option("none", "what is done to training images")
     shift: int = option(4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
     train_samples: int | None = option(None, "class-balanced subset of the training images", "S", ge=1)
     test_samples: int | None = option(None, "class-balanced subset of the test images", "S", ge=1)
     subset_seed: int = option(0, "seed of the subsets, so that runs of different --seed see the same images", "S", ge=0)
+    progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
 
     @property
     def margin(self) -> int:
         return self.shift if "shift" in self.augment else 0
 
     @property
-    def grid_text(self) -> str:
-        return "x".join(map(str, self.grid))
+    def thin(self) -> int:
+        """Thin networks per subdomain: 1, or N where the network is decomposed in width and the image is the only subdomain."""
+        return prod(self.grid) if self.decomposition == "width" else 1
+
+    @model_validator(mode="after")
+    def _suit_the_decomposition(self) -> Self:
+        if self.decomposition == "width" and self.overlap:
+            raise ValueError("--overlap belongs to --decomposition image: networks that are decomposed in width see the whole image")
+        return self
 
 
 Settings = TypeVar("Settings", bound=DataSettings)
+SOURCES = (
+    "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 of arrays; a folder of class folders, or of NIfTI "
+    "volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
+)
 
 
 class PartitionSettings(DataSettings):
     """Settings of ``ddcnn partition``."""
 
-    source: str = option(..., "digits, cifar10, fashion-mnist, or an .npz or .h5 file of arrays", "SOURCE")
+    source: str = option(..., SOURCES, "SOURCE")
     output: Path = option(..., "the partitioned file to write", "FILE.h5")
 
 
 class RunSettings(DataSettings):
     """Settings of ``ddcnn run``."""
 
-    data: str = option("digits", "digits, cifar10, fashion-mnist, an .npz or .h5 file of arrays, or a partitioned .h5", "SOURCE")
+    data: str = option("digits", f"{SOURCES}; or a partitioned .h5", "SOURCE")
     partitions: Path = option(Path("runs/partitions"), "folder where partitioned sets are kept and found again", "DIR")
     output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(False, "replace the finished run in --output")
@@ -101,9 +150,15 @@ class RunSettings(DataSettings):
         "take the local CNNs (and the DNN, if its interface is the same) of this finished run (of --seed), instead of training them",
         "RUN",
     )
-    network: Literal["vgg3", "vgg9"] = option("vgg9", "architecture of the local CNNs and of the global CNN")
-    width: int = option(32, "channels of the first stage of the global network", "CHANNELS", ge=4)
-    width_divisor: float | None = option(None, "local widths are the global ones divided by D (default: the square root of N)", "D", ge=1)
+    network: str = option(
+        "vgg9",
+        f"of the local CNNs and of the global CNN: {', '.join(NETWORKS)}, one of torchvision's, or your own, package.module:factory",
+        "NAME",
+    )
+    width: int | None = option(None, "channels of the first stage of the global network (default: the network's own)", "CHANNELS", ge=4)
+    width_divisor: float | None = option(
+        None, "local widths are the global ones divided by D (default: the square root of N; decomposed in width: N)", "D", ge=1
+    )
     methods: Methods = option(",".join(METHODS), f"what to compare, of {', '.join(METHODS)} (default: all)", "LIST", validate_default=True)
     interface: Literal["probabilities", "logits", "features"] = option(
         "probabilities", "what a local CNN hands to the DNN; features: its last hidden layer"
@@ -129,6 +184,9 @@ class RunSettings(DataSettings):
         "cosine", "of the learning rate of transfer; a warm-up would first spoil what has been learnt"
     )
     label_smoothing: float = option(0.0, "of all CNNs", "E", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "of the loss; balanced: every class counts as much as any other, however rare it is"
+    )
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         "train", "samples whose local classifications train the DNN: those of the local CNNs, some held out, all out of fold"
     )
@@ -141,11 +199,18 @@ class RunSettings(DataSettings):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs, fp32 on CPUs")
     threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
-    progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+
+    def phases_of(self, method: str) -> tuple[str, ...]:
+        """The phases whose seconds and bytes a method needs; thin networks are composed without a DNN."""
+        return ("local", "transfer") if self.decomposition == "width" and method == "transfer" else PHASES_OF[method]
 
     def needs(self, phase: str) -> bool:
         """Whether a method that was asked for needs this phase."""
-        return any(phase in PHASES_OF[name] for name in self.methods)
+        return any(phase in self.phases_of(name) for name in self.methods)
+
+    def divisor(self, subdomains: int) -> float:
+        """Of the width rule, for N subdomains; N thin networks, side by side, are as wide as the global one."""
+        return self.width_divisor or (subdomains if self.decomposition == "width" else subdomains**0.5)
 
     def epochs_of(self, method: str) -> int:
         """Passes over the training images that end in a method's network; by default the last three make as many."""
@@ -155,8 +220,11 @@ class RunSettings(DataSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _suit_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {"lr": 0.1, "weight_decay": 5e-4} | values if values.get("optimizer") == "sgd" else values
+    def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Those that depend on other options."""
+        width = default_width(str(values.get("network", cls.model_fields["network"].default)))
+        own = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
+        return own | ({"width": width} if width else {}) | values
 
 
 def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None) -> Settings:
@@ -201,9 +269,12 @@ def suggest(key: str, kind: type[DataSettings]) -> str:
 
 def _explain(error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
     first = error.errors()[0]
+    if not first["loc"]:  # of several options together
+        return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "missing":
         return f"--{name} is required"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
+    given = " ".join(map(str, given)) if isinstance(given, list) else given
     return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"

@@ -4,8 +4,7 @@ Module ``plan`` has partitioned the images.
 """
 
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.job import Job, Networks, failing_in, state_of
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.composition import check_composes, compose
 from ddcnn.method.global_cnn import classify_together, train_global
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
@@ -28,7 +28,7 @@ from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary
-from ddcnn.training import Engine, Epoch, classify
+from ddcnn.training import START, Engine, Epoch, build, classify
 
 
 def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
@@ -39,6 +39,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
             seeds = [check_start(Networks(own, store, engine), world.owned(len(store.decomposition))) for own in seeds]
+        if settings.decomposition == "width" and "transfer" in settings.methods:
+            check_composition(world.alone(), Networks(settings, store, engine))
     output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
     if settings.seeds == 1:
         run_seed(world, seeds[0], store, engine, output)
@@ -65,6 +67,14 @@ def check_start(networks: Networks, owned: range) -> RunSettings:
     return networks.settings.model_copy(update={"epochs": max(epochs)})
 
 
+def check_composition(alone: World, networks: Networks) -> None:
+    """Refuses a network that thin networks cannot be composed to."""
+    settings, shape = networks.settings, networks.store.shape
+    images = torch.randn(2, shape[-1], *shape[:-1], generator=torch.Generator().manual_seed(0))
+    make_wide = networks.make_global(settings.width)
+    check_composes(alone, settings.network, networks.make_local(0), make_wide, networks.subdomains, images)
+
+
 def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:
     labels = {split: store.labels(split) for split in SPLITS}
     networks = Networks(settings, store, engine)
@@ -78,14 +88,16 @@ def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine:
     if "coherent" in settings.methods:
         fresh = [job.networks.new_local(index, "coherent") for index in job.owned]
         run_coherent(job, "coherent", fresh, job.networks.new_dnn("coherent dnn"))
-    if "transfer" in settings.methods:
+    if "transfer" in settings.methods and settings.decomposition == "width":
+        run_global(job, "transfer", local_cnns)
+    elif "transfer" in settings.methods:
         with world.timeline.phase("transfer"):
             warm = dnn or job.networks.new_dnn("dnn")  # rank 0 has trained it
             share(world, warm.parameters())
         run_coherent(job, "transfer", local_cnns, warm)
     if "global" in settings.methods:
-        run_global(job)
-    job.results.write(engine)
+        run_global(job, "global")
+    job.results.write(engine, networks.global_parameters)
 
 
 # Local CNNs, gather, one decision (arXiv 2302.06564)
@@ -228,9 +240,8 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
     settings, world, engine, results = job.settings, job.world, job.engine, job.results
     frozen = None
     if method == "transfer":
-        lr, schedule = settings.transfer_lr or settings.lr / 5, settings.transfer_schedule
-        recipe = job.recipe(settings.transfer_epochs, lr, schedule)
-        frozen = job.recipe(settings.frozen_epochs, lr, schedule) if settings.frozen_epochs else None
+        recipe = job.transfer_recipe
+        frozen = replace(recipe, epochs=settings.frozen_epochs) if settings.frozen_epochs else None
     else:
         recipe = job.recipe(settings.epochs_of(method), settings.coherent_lr)
     epochs = recipe.epochs + (frozen.epochs if frozen else 0)
@@ -256,26 +267,31 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
             results.method(method, found.argmax(axis=1), found, dnn)
 
 
-def run_global(job: Job) -> None:
-    """Trains the undecomposed CNN, watched; its parameters are saved."""
+def run_global(job: Job, method: str, thin: list[nn.Module] | None = None) -> None:
+    """Trains the undecomposed CNN, watched, from scratch or composed of thin networks; its parameters are saved."""
     settings, world, engine, results = job.settings, job.world, job.engine, job.results
-    recipe = job.recipe(settings.epochs_of("global"), settings.global_lr)
+    width = settings.width if thin else settings.global_width or settings.width
+    recipe = job.transfer_recipe if thin else job.recipe(settings.epochs_of(method), settings.global_lr)
 
-    def after_epoch(network: nn.Module, epoch: Epoch) -> None:
-        classified = partial(classify_together, world, network, test, job.store.test_samples, engine)
-        job.watch("global", epoch, recipe.epochs, progress, classified)
+    def classified() -> np.ndarray | None:
+        return classify_together(world, network, test, job.store.test_samples, engine)
 
     with (
-        failing_in("global CNN"), world.timeline.phase("global"), world.timeline.span("compute"),
-        job.progress("global", recipe.epochs) as progress,
+        failing_in(f"{method} CNN"), world.timeline.phase(method), world.timeline.span("compute"),
+        job.progress(method, recipe.epochs) as progress,
     ):  # fmt: skip
         training = Subimages.load_whole(job.store, "train", engine.device, job.augmentation)
         test = Subimages.load_whole(job.store, "test", engine.device)
-        everything = np.arange(job.store.train_samples)
-        network = train_global(
-            world, job.networks.make_global(), training, everything, recipe, engine, job.networks.seeds("global"), after_epoch
-        )
-        found = classify_together(world, network, test, job.store.test_samples, engine)
+        seeds = job.networks.seeds(method)
+        network = build(job.networks.make_global(width), seeds, engine)
+        if thin:
+            compose(world, thin, network)
+            results.epoch(method, None, START, job.test_accuracy(classified()))
+        train_global(
+            world, network, training, np.arange(job.store.train_samples), recipe, engine, seeds,
+            lambda epoch: job.watch(method, epoch, recipe.epochs, progress, classified),
+        )  # fmt: skip
+        found = classified()
         if found is not None:
-            results.method("global", found.argmax(axis=1), found, network)
-            job.save("global", network, architecture=settings.network, width=settings.global_width or settings.width)
+            results.method(method, found.argmax(axis=1), found, network)
+            job.save(method, network, architecture=settings.network, width=width or 0)

@@ -14,7 +14,7 @@ import numpy as np
 from ddcnn.errors import InputError
 
 SCHEMA_VERSION = 1  # of results.json
-SETTINGS = ("network", "width", "interface", "seed")  # those that the report tells
+SETTINGS = ("network", "interface", "seed")  # those that the report tells
 METRICS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy")
 
 
@@ -71,10 +71,12 @@ def load(run: Path) -> FinishedRun:
         values["cores"] = np.array([[place["core_start"], place["core_stop"]] for place in subdomains], dtype=int)
         values["subimages"] = np.array([[place["start"], place["stop"]] for place in subdomains], dtype=int)
         found = [place["test_accuracy"] for place in subdomains]
-        values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(results["decomposition"]["grid"])
+        grid = results["decomposition"]["grid"] if results["decomposition"]["kind"] == "image" else (1, len(found))  # thin networks: a row
+        values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(grid)
     with reading(run / "config.toml"):
         settings = tomllib.loads((run / "config.toml").read_text())
-        values["settings"] = {name: settings[name] for name in SETTINGS} | {"start-from": settings.get("start-from")}
+        optional = {name: settings.get(name) for name in ("width", "start-from")}
+        values["settings"] = {name: settings[name] for name in SETTINGS} | optional
     with reading(run / "metrics.jsonl"):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         values["epochs"] = [{name: line[name] for name in METRICS} for line in lines]

@@ -19,7 +19,7 @@ from ddcnn.errors import InputError
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
-from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
@@ -54,11 +54,19 @@ class Networks:
 
     def make_local(self, index: int) -> Callable[[], nn.Module]:
         settings = self.settings
-        return partial(NETWORKS[settings.network], self._local_shape(index), settings.width, self._divisor, settings.features)
+        return partial(
+            registry.make, settings.network, self._local_shape(index), settings.width, settings.divisor(self.subdomains), settings.features
+        )
 
-    def make_global(self) -> Callable[[], nn.Module]:
-        shape = self._shape(self.store.shape[:-1])
-        return partial(NETWORKS[self.settings.network], shape, self.settings.global_width or self.settings.width)
+    def make_global(self, width: int | None) -> Callable[[], nn.Module]:
+        """The undecomposed CNN."""
+        return partial(registry.make, self.settings.network, self._shape(self.store.shape[:-1]), width)
+
+    @property
+    def global_parameters(self) -> int:
+        """How many the global CNN of the same --width has; nothing is computed or stored for it."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
 
     def new_local(self, index: int, role: str) -> nn.Module:
         return build(self.make_local(index), self.seeds(role, index), self.engine)
@@ -109,17 +117,12 @@ class Networks:
         return {
             "data": self.store.source_sha256,
             "samples": f"all but fold 0 of {settings.folds}, seed {settings.seed}" if held_out else "all",
-            "architecture": settings.network, "width": settings.width, "divisor": self._divisor, "spatial": shape.spatial,
-            "channels": shape.channels, "classes": shape.classes, "subdomain": index,
+            "architecture": settings.network, "width": settings.width or 0, "divisor": settings.divisor(self.subdomains),
+            "spatial": shape.spatial, "channels": shape.channels, "classes": shape.classes, "subdomain": index,
         }  # fmt: skip
 
     def about_dnn(self) -> dict[str, Attribute]:
         return {"interface": self.settings.interface, "subdomains": self.subdomains, "classes": self.classes}
-
-    @property
-    def _divisor(self) -> float:
-        """Of the width rule."""
-        return self.settings.width_divisor or self.subdomains**0.5
 
     def _local_shape(self, index: int) -> Shape:
         return self._shape(self.store.decomposition.subdomains[index].subimage.shape)
@@ -168,12 +171,28 @@ class Job:
         settings = self.settings
         return Recipe(
             epochs, settings.batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, schedule or settings.schedule,
-            settings.label_smoothing,
+            settings.label_smoothing, self._class_weights,
         )  # fmt: skip
 
     @property
+    def transfer_recipe(self) -> Recipe:
+        settings = self.settings
+        return self.recipe(settings.transfer_epochs, settings.transfer_lr or settings.lr / 5, settings.transfer_schedule)
+
+    @property
     def dnn_recipe(self) -> Recipe:
-        return Recipe(self.settings.dnn_epochs, self.settings.batch_size, "adamw", self.settings.dnn_lr, 0.01, "one-cycle")
+        settings = self.settings
+        return Recipe(
+            settings.dnn_epochs, settings.batch_size, "adamw", settings.dnn_lr, 0.01, "one-cycle", class_weights=self._class_weights
+        )  # fmt: skip
+
+    @property
+    def _class_weights(self) -> tuple[float, ...] | None:
+        """(K,) by which every class counts as much as any other: S / (K · samples of the class)."""
+        if self.settings.class_weights == "none":
+            return None
+        counts = np.bincount(self.labels["train"], minlength=self.networks.classes)
+        return tuple((counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist())
 
     # Telling and keeping
 
@@ -184,14 +203,14 @@ class Job:
         """Whether the test images are classified after this epoch."""
         return bool(self.settings.evaluate_every) and epoch.epoch % self.settings.evaluate_every == 0
 
-    def test_accuracy(self, probabilities: np.ndarray) -> float:
-        """Of probabilities (S_test, K)."""
-        return float((probabilities.argmax(1) == self.labels["test"]).mean())
+    def test_accuracy(self, probabilities: np.ndarray | None) -> float | None:
+        """Of probabilities (S_test, K), which may be on rank 0 alone."""
+        return None if probabilities is None else float((probabilities.argmax(1) == self.labels["test"]).mean())
 
     def watch(self, phase: str, epoch: Epoch, epochs: int, progress: Progress, classified: Callable[[], np.ndarray | None]) -> None:
         """Records an epoch of a network of all subdomains; the last one's test accuracy is that of the method."""
         probabilities = classified() if self.evaluates(epoch) and epoch.epoch < epochs else None
-        self.results.epoch(phase, None, epoch, None if probabilities is None else self.test_accuracy(probabilities))
+        self.results.epoch(phase, None, epoch, self.test_accuracy(probabilities))
         progress.advance(state_of(epoch, epochs))
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:

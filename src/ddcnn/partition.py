@@ -2,25 +2,29 @@
 
 The samples are cut into blocks of a fixed size, whatever the number of ranks, and every rank works on a contiguous share of them;
 so the statistics and the digest do not depend on the number of ranks, and no rank holds more than a block. With parallel h5py all
-ranks write one file; with the ordinary wheel every rank writes a part, and virtual datasets join the parts.
+ranks write one file; with the ordinary wheel, or where damaged samples may be skipped, so that nobody knows in advance how many rows
+there will be, every rank writes a part, and virtual datasets join the parts.
 """
 
 import hashlib
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ddcnn.data.sources import Source, Split
+from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.data.store import SPLITS, PartitionedSet, images_name, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, put_in_place, sync
 from ddcnn.parallel import World
+from ddcnn.progress import Progress
 
 BLOCK_BYTES = 1 << 24
 CHUNK_BYTES = 1 << 20
@@ -29,11 +33,9 @@ PIECE = 1 << 16  # pixels that are summed at a time
 
 @dataclass(frozen=True)
 class Block:
-    """Samples start ... stop-1 of the source, of which ``chosen`` go to the rows from ``row`` on."""
+    """Ascending ``samples`` (n,) of the source, which lie near each other and go to the rows from ``row`` on."""
 
-    start: int
-    stop: int
-    chosen: np.ndarray
+    samples: np.ndarray
     row: int
 
 
@@ -43,55 +45,67 @@ def blocks(split: Split, selection: np.ndarray) -> list[Block]:
     size = max(1, BLOCK_BYTES // sample)
     bounds = range(0, len(split), size)
     rows = np.searchsorted(selection, [*bounds, len(split)])
-    return [
-        Block(start, min(start + size, len(split)), selection[a:b] - start, int(a))
-        for start, a, b in zip(bounds, rows, rows[1:], strict=False)
-        if b > a
-    ]
+    return [Block(selection[a:b], int(a)) for a, b in pairwise(rows) if b > a]
 
 
-def partition(world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path) -> PartitionedSet:
+def partition(
+    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
+    skip_damaged: bool = False, progress: str = "none",
+) -> PartitionedSet:  # fmt: skip
     """Writes ``path``, all ranks together.
 
     Args:
         selections: ascending indices of the samples of each split, (S,) int64.
         path: the file to write; parts lie in a folder beside it.
+        skip_damaged: leaves damaged samples out, and says so on stderr.
+        progress: style of rank 0's, which has read as much as the others, or nearly so.
 
     Raises:
-        InputError: a pixel that is no number, or a file system that refuses the files.
+        InputError: a damaged sample, a pixel that is no number, or a file system that refuses the files.
     """
-    parallel_file = h5py.get_config().mpi and world.size > 1
+    parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
     identity = world.on_root(lambda: os.urandom(4).hex())
     files = _Files(path, identity, world.rank, world.size, parallel_file)
     shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
     facts = _Facts(source.shape[-1])
+    kept: dict[str, np.ndarray] = {name: np.empty(0, np.int64) for name in SPLITS}
     with world.together(), disk_errors(path):
         files.prepare()
     try:
         with world.together(), disk_errors(path), world.timeline.span("compute"):
             if parallel_file or any(shares.values()):
-                with files.open(world) as file:  # with parallel h5py, opening, creating and closing are collective
-                    _create(file, source, rows, decomposition)
+                blocks_of_all = sum(map(len, shares.values()))
+                with (
+                    files.open(world) as file,  # with parallel h5py, opening, creating and closing are collective
+                    Progress("partition", blocks_of_all, progress if world.rank == 0 else "none", seconds=5) as told,
+                ):
+                    _create(file, source, rows, decomposition, skip_damaged)
                     for name in SPLITS:
-                        _write(file, source, name, shares[name], rows[name][0], decomposition, facts)
+                        kept[name] = _write(file, source, name, shares[name], rows[name][0], decomposition, facts, skip_damaged, told)
                 sync(files.written)
     except InputError:
         files.discard()
         raise
     mean, std, digest = facts.combine(world)
-    every_rows = {name: world.gather(np.array(_rows(shares[name]), dtype=np.int64)) for name in SPLITS}
+    every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
 
     def finish() -> None:
+        parts = {name: [part[:, 0].astype(np.int64) for part in every_kept[name] or ()] for name in SPLITS}
+        written = {name: np.concatenate(parts[name]) for name in SPLITS}
         content = hashlib.sha256(bytes.fromhex(digest))
         for name in SPLITS:
-            content.update(source.splits[name].labels[selections[name]].astype("<i8").data)
+            if not len(written[name]):
+                raise InputError(f"{source.name}: all of its {len(selections[name])} {name} samples are damaged")
+            content.update(source.splits[name].labels[written[name]].astype("<i8").data)
+        train, test = (len(written[name]) for name in SPLITS)
+        skipped = sum(map(len, selections.values())) - train - test
         described = PartitionedSet(
             str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
-            decomposition.overlap, decomposition.margin, source.class_names, mean, std, *(len(selections[s]) for s in SPLITS),
+            decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
         )  # fmt: skip
         with disk_errors(path):
-            files.finish(described, source, selections, every_rows)
+            files.finish(described, source, written, {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS})
 
     world.on_root(finish)
     with world.together():
@@ -99,15 +113,26 @@ def partition(world: World, source: Source, selections: dict[str, np.ndarray], d
 
 
 def _write(
-    file: h5py.File, source: Source, name: str, share: list[Block], first_row: int, decomposition: Decomposition, facts: "_Facts"
-) -> None:
-    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``."""
+    file: h5py.File, source: Source, name: str, share: list[Block], first_row: int, decomposition: Decomposition, facts: "_Facts",
+    skip_damaged: bool, progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``; the samples (S',) that it wrote."""
+    written = [np.empty(0, np.int64)]
     for block in share:
-        images = _read(source, name, block)
+        samples, images = _read(source, name, block.samples, skip_damaged)
+        progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
+        if not len(samples):
+            continue
         facts.add(name, block, images)
-        at = block.row - first_row
+        at = sum(map(len, written)) if skip_damaged else block.row - first_row
         for subdomain in decomposition.subdomains:
             file[images_name(name, subdomain.index)][at : at + len(images)] = images[(slice(None), *subdomain.stored.slices)]
+        written.append(samples)
+    everything = np.concatenate(written)
+    if skip_damaged and share:
+        for subdomain in decomposition.subdomains:
+            file[images_name(name, subdomain.index)].resize(len(everything), axis=0)
+    return everything
 
 
 def _share(all_blocks: list[Block], world: World) -> list[Block]:
@@ -116,22 +141,34 @@ def _share(all_blocks: list[Block], world: World) -> list[Block]:
 
 def _rows(share: list[Block]) -> tuple[int, int]:
     """First row and end of the rows of a share."""
-    return (share[0].row, share[-1].row + len(share[-1].chosen)) if share else (0, 0)
+    return (share[0].row, share[-1].row + len(share[-1].samples)) if share else (0, 0)
 
 
-def _read(source: Source, name: str, block: Block) -> np.ndarray:
-    """The selected images of a block: (rows, *spatial, C).
+def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The samples (n',) of a split, out of ``samples`` (n,), that are not damaged, and their images (n', *spatial, C).
 
     Raises:
-        InputError: a pixel is not a finite number.
+        DamagedSample: a sample cannot be read, or has a pixel that is not a finite number, and is not to be skipped.
     """
-    images = source.splits[name].read(block.start, block.stop)[block.chosen]
-    if images.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-        if bad.size:
-            sample = block.start + block.chosen[bad[0]]
-            raise InputError(f"{source.name}: {name} sample {sample} has a pixel that is NaN or infinite; mend or leave it out")
-    return images
+    split = source.splits[name]
+    try:
+        images = split.read(samples)
+        if images.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+            if bad.size:
+                raise DamagedSample(
+                    f"{source.name}: {name} sample {samples[bad[0]]} has a pixel that is NaN or infinite; mend it or leave it out, "
+                    "or add --skip-damaged"
+                )
+        return samples, images
+    except DamagedSample as damage:
+        if not skip_damaged:
+            raise
+        if len(samples) == 1:
+            print(f"ddcnn: skipped: {damage}", file=sys.stderr, flush=True)
+            return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
+    one_by_one = [_read(source, name, samples[k : k + 1], skip_damaged) for k in range(len(samples))]
+    return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])
 
 
 class _Facts:
@@ -212,17 +249,22 @@ class _Files:
             self.temporary.unlink(missing_ok=True)
             shutil.rmtree(self.parts, ignore_errors=True)
 
-    def finish(self, described: PartitionedSet, source: Source, selections: dict, every_rows: dict) -> None:
-        """Adds labels and attributes, joins the parts, and gives the file its name; the parts of an older file go."""
+    def finish(self, described: PartitionedSet, source: Source, written: dict[str, np.ndarray], bounds: dict[str, np.ndarray]) -> None:
+        """Adds labels and attributes, joins the parts, and gives the file its name; the parts of an older file go.
+
+        Args:
+            written: samples of each split, (S,) int64.
+            bounds: rows of each split at which the ranks' parts begin, and its end: (ranks + 1,).
+        """
         with h5py.File(self.temporary, "a") as file:
             for name in SPLITS:
                 group = file.require_group(name)
-                group["labels"] = source.splits[name].labels[selections[name]]
-                group["indices"] = selections[name]
+                group["labels"] = source.splits[name].labels[written[name]]
+                group["indices"] = written[name]
                 for subdomain in described.decomposition.subdomains:
                     images = images_name(name, subdomain.index)
                     if not self.one_file:
-                        layout = self._join(name, images, every_rows[name], described, len(selections[name]), subdomain.stored.shape)
+                        layout = self._join(images, bounds[name], described, subdomain.stored.shape)
                         file.create_virtual_dataset(images, layout)
                     for box in ("core", "subimage", "stored"):
                         file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
@@ -235,10 +277,10 @@ class _Files:
             if not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _join(self, name: str, images: str, rows: np.ndarray, described: PartitionedSet, samples: int, stored) -> h5py.VirtualLayout:
+    def _join(self, images: str, bounds: np.ndarray, described: PartitionedSet, stored: tuple[int, ...]) -> h5py.VirtualLayout:
         shape = (*stored, described.shape[-1])
-        layout = h5py.VirtualLayout((samples, *shape), described.dtype)
-        for rank, (start, stop) in enumerate(rows):
+        layout = h5py.VirtualLayout((bounds[-1], *shape), described.dtype)
+        for rank, (start, stop) in enumerate(pairwise(bounds)):
             if stop > start:
                 part = self.part(rank).relative_to(self.path.parent)
                 layout[start:stop] = h5py.VirtualSource(str(part), images, (stop - start, *shape))
@@ -256,10 +298,12 @@ def _parts_of(path: Path) -> set[Path]:
         return {path.parent / part.file_name for part in sources if own.fullmatch(part.file_name)}
 
 
-def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition) -> None:
+def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition, shrinking: bool) -> None:
     for name in SPLITS:
         samples = rows[name][1] - rows[name][0]
         for subdomain in decomposition.subdomains if samples else ():
             shape = (*subdomain.stored.shape, source.shape[-1])
             chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * source.splits[name].dtype.itemsize)))
-            file.create_dataset(images_name(name, subdomain.index), (samples, *shape), source.splits[name].dtype, chunks=(chunk, *shape))
+            most = (samples, *shape) if shrinking else None
+            name_of_images, dtype = images_name(name, subdomain.index), source.splits[name].dtype
+            file.create_dataset(name_of_images, (samples, *shape), dtype, chunks=(chunk, *shape), maxshape=most)

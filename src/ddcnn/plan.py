@@ -7,7 +7,9 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +21,19 @@ from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitio
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, write_text
+from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.partition import partition
 from ddcnn.seeding import seed_name, seed_names
 
+OF_A_SOURCE = ("train_samples", "test_samples", "image_size", "volume_size", "window", "test_fraction", "skip_damaged")
 LEFT_BY_A_RUN = ("results.json", "details.h5", "metrics.jsonl", "report.md", "config.toml")
 
 
 def partition_command(world: World, settings: PartitionSettings) -> None:
     """``ddcnn partition``."""
-    options = SourceOptions(settings.source, settings.data_root, settings.download, settings.volumes)
+    options = source_options(settings, settings.source)
     opened: list[Source] = []
 
     def check() -> None:
@@ -48,7 +52,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     if world.rank == 0:
         print(
             f"{settings.output}: {store.train_samples} + {store.test_samples} images of {_times(store.shape)}, "
-            f"{len(store.decomposition)} subdomains"
+            f"{len(store.decomposition)} subdomains{f'; {store.skipped} damaged ones skipped' if store.skipped else ''}"
         )
 
 
@@ -74,14 +78,24 @@ def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
                 for old in folder.glob(left):
                     old.unlink()
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    resolved = settings.model_copy(update={"output": output, "grid": store.grid, "overlap": store.overlap})
+    grid = store.grid if settings.decomposition == "image" else settings.grid
+    resolved = settings.model_copy(update={"output": output, "grid": grid, "overlap": store.overlap})
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
     return output
 
 
+def source_options(settings: DataSettings, name: str) -> SourceOptions:
+    return SourceOptions(
+        name, settings.data_root, settings.download, settings.volumes, settings.image_size, settings.image_transform,
+        settings.interpolation, settings.volume_size, settings.window, settings.test_fraction, settings.subset_seed,
+    )  # fmt: skip
+
+
 def decompose(settings: DataSettings, source: Source) -> Decomposition:
-    return Decomposition(source.shape[:-1], settings.grid, settings.overlap, settings.margin)
+    """Of the images; thin networks, of a decomposition in width, all see the whole image."""
+    grid = (1,) * (len(source.shape) - 1) if settings.decomposition == "width" else settings.grid
+    return Decomposition(source.shape[:-1], grid, settings.overlap, settings.margin, settings.thin)
 
 
 def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
@@ -93,7 +107,8 @@ def partition_source(world: World, settings: DataSettings, options: SourceOption
     """Writes the partitioned set of a source that rank 0 has ``opened`` and found in order."""
 
     def write(ranks: World, source: Source) -> PartitionedSet:
-        return partition(ranks, source, select(settings, source), decompose(settings, source), path)
+        boxes = replace(decompose(settings, source), thin=1)
+        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress)
 
     if world.broadcast(bool(opened and opened[0].in_memory)):
         world.on_root(lambda: write(world.alone(), opened[0]).path)
@@ -106,8 +121,7 @@ def partition_source(world: World, settings: DataSettings, options: SourceOption
 
 def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
     """The partitioned set of a run: as given, as found from an earlier run of the same content, or made now."""
-    options = SourceOptions(settings.data, settings.data_root, settings.download, settings.volumes)
-
+    options = source_options(settings, settings.data)
     opened: list[Source] = []
 
     def plan() -> tuple[str, bool]:
@@ -116,7 +130,7 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
         check_methods(world, settings)
         given = Path(settings.data)
         if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
-            store = PartitionedSet.open(given)
+            store = replace(PartitionedSet.open(given), thin=settings.thin)
             check_given(settings, store)
             check_fits(world, settings, store.decomposition, store.shape[-1], len(store.class_names), store.train_samples)
             return str(given), True
@@ -125,16 +139,19 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
         decomposition = decompose(settings, source)
         samples = len(select(settings, source)["train"])
         check_fits(world, settings, decomposition, source.shape[-1], len(source.class_names), samples)
-        content = settings.model_dump_json(include={"volumes", "grid", "overlap", "train_samples", "test_samples", "subset_seed"})
-        key = sha256(repr((source.name, source.fingerprint, content, settings.margin, SCHEMA_VERSION)).encode()).hexdigest()[:16]
-        path = settings.partitions / f"{_file_name(settings.data)}-{settings.grid_text}-{key}.h5"
+        content = (replace(options, download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
+        chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
+        key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
+        path = settings.partitions / f"{_file_name(settings.data)}-{_times(decomposition.grid)}-{key}.h5"
         return str(path), path.is_file()
 
     path, there = world.on_root(plan)
     if there:
         with world.together():
-            return PartitionedSet.open(Path(path))
-    return partition_source(world, settings, options, Path(path), opened)
+            store = PartitionedSet.open(Path(path))
+    else:
+        store = partition_source(world, settings, options, Path(path), opened)
+    return replace(store, thin=settings.thin)
 
 
 def check_output(settings: RunSettings) -> None:
@@ -160,6 +177,8 @@ def check_methods(world: World, settings: RunSettings) -> None:
             "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
             "or leave coherent and transfer out of --methods"
         )
+    if settings.decomposition == "width" and settings.frozen_epochs:
+        raise InputError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
     if settings.start_from and settings.needs("local"):
         if not (settings.start_from / "results.json").is_file():
             raise InputError(f"--start-from {settings.start_from}: no results.json there; give the folder of a finished run")
@@ -173,10 +192,12 @@ def check_methods(world: World, settings: RunSettings) -> None:
 
 def check_given(settings: RunSettings, store: PartitionedSet) -> None:
     """Refuses options that a set which is already partitioned cannot follow."""
-    for name in ("grid", "overlap"):
+    if settings.decomposition == "width" and prod(store.grid) > 1:
+        raise InputError(f"--decomposition width: {store.path} is partitioned with grid {_text(store.grid)}; partition with --grid 1x1")
+    for name in ("grid", "overlap") if settings.decomposition == "image" else ():
         if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
             raise InputError(f"--{name}: {store.path} is partitioned with {name} {_text(getattr(store, name))}; leave --{name} out")
-    for name in ("train_samples", "test_samples"):
+    for name in OF_A_SOURCE:
         if name in settings.model_fields_set:
             raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
     if settings.margin > store.margin:
@@ -193,12 +214,21 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
         raise InputError(
             f"{samples} training samples are fewer than two a rank, which the method global needs: give more, or take fewer ranks"
         )
-    for subdomain in decomposition.subdomains:
-        Shape(subdomain.subimage.shape, channels, classes).check(settings.network)
+    check_networks(settings, decomposition, channels, classes)
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)
     world.check_fits(decomposition)
+
+
+def check_networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
+    """Refuses a network that cannot be what is asked for: too small subimages, a width rule that it does not know, an unknown name."""
+    divisor = settings.divisor(len(decomposition))
+    if any(method != "global" for method in settings.methods):
+        for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
+            registry.check(settings.network, Shape(spatial, channels, classes), settings.width, divisor, settings.features)
+    if "global" in settings.methods:
+        registry.check(settings.network, Shape(decomposition.shape, channels, classes), settings.global_width or settings.width, 1, None)
 
 
 def _times(numbers: Iterable[int]) -> str:

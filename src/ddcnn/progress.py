@@ -9,13 +9,16 @@ LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "mpirun.openmpi", "orterun", 
 
 
 class Progress:
-    """Counts the epochs of one phase. Use it as a context manager."""
+    """Counts the epochs of one phase, or other work. Use it as a context manager.
 
-    def __init__(self, title: str, total: int, style: str):
-        self.title, self.total, self.done = title, total, 0
+    Of work that is cut into small pieces, a line tells only every few ``seconds``.
+    """
+
+    def __init__(self, title: str, total: int, style: str, seconds: float = 0):
+        self.title, self.total, self.done, self.seconds = title, total, 0, seconds
         self.width = terminal_width() if style in ("auto", "bar") else 0
         self.style = ("bar" if self.width else "lines") if style == "auto" else style
-        self.begin = time.perf_counter()
+        self.begin = self.told = time.perf_counter()
 
     def __enter__(self) -> "Progress":
         if self.style == "bar":
@@ -36,7 +39,8 @@ class Progress:
         self.done += 1
         if self.style == "bar":
             self.bar.update(self.task, completed=self.done, state=state)
-        elif self.style == "lines":
+        elif self.style == "lines" and time.perf_counter() - self.told >= self.seconds:
+            self.told = time.perf_counter()
             left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
             print(f"{self.title}  {self.done}/{self.total}  {state}  {left:.0f} s left", flush=True)
 

@@ -1,6 +1,6 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,17 @@ import numpy as np
 
 from ddcnn.files import disk_errors, replacing, write_text
 from ddcnn.finished import FinishedRun, curves_of, load, reading
+from ddcnn.metrics import confusion
 
 MANY_SUBDOMAINS = 64
-METHOD_COLUMNS = ("method", "test accuracy in %", "test loss", "parameters", "epochs")
+METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
+SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
 METHODS_NOTE = (
-    "Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the ranks; `total` is the wall time "
-    "of the phases that a method needs; the last column says after how many of these seconds its curve reaches the final accuracy of "
-    "`global`."
+    "`balanced` is the mean over the classes of the share that is found, AUC the area under the ROC curve (of more than two classes: the "
+    "mean over each against the rest). Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the "
+    "ranks; `total` is the wall time of the phases that a method needs; the last column says after how many of these seconds its curve "
+    "reaches the final accuracy of `global`."
 )
 METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
 CURVES_CAPTION = (
@@ -47,10 +50,10 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     from ddcnn import figures
 
     shares = confusion_shares(run)
+    different = slice(None) if run.results["decomposition"]["kind"] == "image" else slice(1)  # thin networks see the same
+    titles = [run.class_names[label] for label in run.labels[: len(run.examples)]]
     drawn = {
-        "decomposition": figures.decomposition(
-            run.examples, [run.class_names[label] for label in run.labels[: len(run.examples)]], run.cores, run.subimages
-        ),
+        "decomposition": figures.decomposition(run.examples, titles, run.cores[different], run.subimages[different]),
         "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
         "confusion": figures.confusion(shares, run.class_names, run.best),
         "timeline": figures.timeline(run.spans, run.phases, run.kinds),
@@ -94,8 +97,7 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
 
 def confusion_shares(run: FinishedRun) -> np.ndarray:
     """(K, K) share of the test samples of a class (row) that the best method puts into a class (column)."""
-    counts = np.zeros((len(run.class_names),) * 2)
-    np.add.at(counts, (run.labels, run.classes[run.best]), 1)
+    counts = confusion(run.labels, run.classes[run.best], len(run.class_names))
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -104,10 +106,11 @@ def report_text(run: FinishedRun) -> str:
     results, settings = run.results, run.settings
     data, decomposition = results["data"], results["decomposition"]
     environment = {name.replace("_", " "): value for name, value in results["environment"].items()}
-    return f"""# {data["source"]}, {"x".join(map(str, decomposition["grid"]))} subdomains, overlap {decomposition["overlap"]}
+    return f"""# {title(results)}
 
-{data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes; \
-network {settings["network"]}, width {settings["width"]}, interface {settings["interface"]}, seed {settings["seed"]}. \
+{data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes\
+{f" ({data['skipped']} damaged ones skipped)" if data["skipped"] else ""}; network {settings["network"]}, \
+{f"width {settings['width']}, " if settings["width"] else ""}interface {settings["interface"]}, seed {settings["seed"]}. \
 {start_note(settings)}\
 All settings: [config.toml](config.toml); all numbers: [results.json](results.json).
 
@@ -118,6 +121,8 @@ All settings: [config.toml](config.toml); all numbers: [results.json](results.js
 {METHODS_NOTE}
 
 ## Subdomains
+
+{parameters_note(decomposition)}
 
 {subdomain_table(decomposition["subdomains"])}
 
@@ -133,6 +138,23 @@ A rank is busy while it computes.
 
 ## Figures
 """
+
+
+def title(results: dict[str, Any]) -> str:
+    decomposition = results["decomposition"]
+    if decomposition["kind"] == "width":
+        return f"{results['data']['source']}, {len(decomposition['subdomains'])} thin networks"
+    return f"{results['data']['source']}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
+
+
+def parameters_note(decomposition: dict[str, Any]) -> str:
+    together, whole = decomposition["parameters"], decomposition["global_parameters"]
+    if not together:
+        return f"The global CNN has {whole:,} parameters; no local CNN has been trained."
+    return (
+        f"Together the local CNNs have {together:,} parameters, {together / whole:.2f} times as many as the global CNN ({whole:,}); "
+        f"width divisor {decomposition['width_divisor']:.3g}."
+    )
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
@@ -167,9 +189,9 @@ def reached(curve: list[tuple[float, float]], target: float | None) -> str:
 
 
 def method_row(name: str, method: dict[str, Any]) -> list[str]:
-    loss = "–" if method["test_loss"] is None else f"{method['test_loss']:.4f}"
     return [
-        name, f"{100 * method['test_accuracy']:.2f}", loss, f"{method['parameters']:,}", str(method["epochs"]),
+        name, f"{100 * method['test_accuracy']:.2f}", f"{100 * method['balanced_accuracy']:.2f}", number(method["auc"], "{:.4f}"),
+        number(method["test_loss"], "{:.4f}"), f"{method['parameters']:,}", str(method["epochs"]),
         *(f"{method['seconds'][kind]:.2f}" for kind in TIME_COLUMNS), human(method["bytes_communicated"]),
     ]  # fmt: skip
 
@@ -198,20 +220,19 @@ def phase_rows(phases: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def show_methods(run: FinishedRun) -> None:
     """Prints the table of methods."""
-    rows = [method_row(name, method) for name, method in run.results["methods"].items()]
-    show_table((*METHOD_COLUMNS[:4], "total s", "communicated"), [[*row[:4], *row[-2:]] for row in rows], run.best)
+    show_table(METHODS_HEADER[:-1], [method_row(name, method) for name, method in run.results["methods"].items()], run.best)
 
 
-def show_table(header: Iterable[str], rows: list[list[str]], bold: str | None) -> None:
-    """Prints a table; the row that begins with ``bold`` stands out."""
+def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None) -> None:
+    """Prints those columns that a terminal has room for; the row that begins with ``bold`` stands out."""
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(box=None, header_style="bold")
-    for name in header:
+    for name in SHOWN:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*row, style="bold" if row[0] == bold else None)
+        shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
     Console().print(shown)
 
 

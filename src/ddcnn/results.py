@@ -8,12 +8,13 @@ import h5py
 import numpy as np
 from torch import nn
 
-from ddcnn.config import PHASES_OF, RunSettings
+from ddcnn.config import RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.finished import SCHEMA_VERSION
 from ddcnn.info import versions
 from ddcnn.method.global_cnn import batch_of_all
+from ddcnn.metrics import scores
 from ddcnn.parallel import World
 from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
@@ -43,6 +44,7 @@ class Results:
         self._classifications: list[np.ndarray] = []  # each (S', K) float16
         self._methods: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, np.ndarray] = {}  # per method: (S_test,)
+        self._probabilities: dict[str, np.ndarray | None] = {}  # per method: (S_test, K)
         self._labels = store.labels("test")
         everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
@@ -84,14 +86,8 @@ class Results:
 
     def method(self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None) -> None:
         """A method's decisions (S_test,), its probabilities (S_test, K) if it has any, and its network beside the local CNNs."""
-        self._classes[name] = classes
-        loss = None
-        if probabilities is not None:
-            of_label = probabilities[np.arange(len(classes)), self._labels]
-            loss = float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
+        self._classes[name], self._probabilities[name] = classes, probabilities
         self._methods[name] = {
-            "test_accuracy": float((classes == self._labels).mean()),
-            "test_loss": loss,
             "parameters": _parameters(network) if network else 0,
             "epochs": self.settings.epochs_of(name),
             "batch_size": self.settings.batch_size,
@@ -100,8 +96,12 @@ class Results:
             batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
 
-    def write(self, engine: Engine) -> None:
-        """All ranks: gathers what they have collected; rank 0 writes the files and the report."""
+    def write(self, engine: Engine, global_parameters: int) -> None:
+        """All ranks: gathers what they have collected; rank 0 writes the files and the report.
+
+        Args:
+            global_parameters: of the undecomposed CNN of the same width, for comparison.
+        """
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
@@ -115,19 +115,22 @@ class Results:
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
             write_text(self.output / "metrics.jsonl", "".join(map(_line, rows.tolist())))
             self._write_details(spans)
-            for name, method in self._methods.items():
-                intervals = windows(spans, PHASES_OF[name])
-                method["seconds"] = {kind: float(np.mean(seconds_of(spans, PHASES_OF[name], kind))) for kind in KINDS}
+            for name, about in self._methods.items():
+                phases = self.settings.phases_of(name)
+                found = scores(self._labels, self._classes[name], self._probabilities[name], len(self.store.class_names))
+                method = self._methods[name] = found | about
+                intervals = windows(spans, phases)
+                method["seconds"] = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
                 method["seconds"]["total"] = wall(intervals)
                 method["bytes_communicated"] = self._bytes(name, sent)
-                method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in _curve(rows, PHASES_OF[name][-1])]
+                method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in _curve(rows, phases[-1])]
                 if name == "average" and moments is not None and kept is not None:
-                    found = self._anytime(np.concatenate(moments), np.concatenate(kept))
-                    method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in found]
-                if name == "transfer" and "dnn" in self._methods:  # where it starts from
+                    points = self._anytime(np.concatenate(moments), np.concatenate(kept))
+                    method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in points]
+                if "dnn" in phases and name == "transfer" and "dnn" in self._methods:  # where it starts from
                     method["curve"].insert(0, self._methods["dnn"]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
-            write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains)))
+            write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains), global_parameters))
             write_report(self.output, show=self.settings.progress != "none")
 
         self.world.on_root(write)
@@ -137,7 +140,7 @@ class Results:
         if name in ("vote", "average"):
             row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (self.world.size - 1) // self.world.size
             return row * self.store.test_samples
-        return int(sum(sent[:, PHASES.index(phase)].sum() for phase in PHASES_OF[name]))
+        return int(sum(sent[:, PHASES.index(phase)].sum() for phase in self.settings.phases_of(name)))
 
     def _anytime(self, moments: np.ndarray, kept: np.ndarray) -> list[tuple[float, float]]:
         """(time, accuracy) of the average of the latest p_i that there are: out of (events, 2) and (events, S', K)."""
@@ -152,7 +155,7 @@ class Results:
                 found.append((float(moments[event, 1]), float((mean.argmax(1) == labels).mean())))
         return found
 
-    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray) -> dict[str, Any]:
+    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray, global_parameters: int) -> dict[str, Any]:
         store, world, settings = self.store, self.world, self.settings
         trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in subdomains}
         local = []
@@ -167,15 +170,20 @@ class Results:
                 "test_accuracy": accuracy, "seconds": None if np.isnan(seconds) else seconds,
             })  # fmt: skip
         for name, method in self._methods.items():
-            if name != "global":
+            if name != "global" and not (name == "transfer" and settings.decomposition == "width"):  # these two are one network alone
                 method["parameters"] += int(subdomains[:, 1 if name in ("vote", "average") else 2].sum())
         return {
             "schema_version": SCHEMA_VERSION,
             "data": {
                 "source": store.source, "shape": store.shape, "classes": len(store.class_names),
-                "train_samples": store.train_samples, "test_samples": store.test_samples,
+                "train_samples": store.train_samples, "test_samples": store.test_samples, "skipped": store.skipped,
+                "class_names": store.class_names,
             },
-            "decomposition": {"grid": store.grid, "overlap": store.overlap, "subdomains": local},
+            "decomposition": {
+                "kind": settings.decomposition, "grid": store.grid, "overlap": store.overlap,
+                "width_divisor": settings.divisor(len(store.decomposition)), "parameters": int(subdomains[:, 1].sum()),
+                "global_parameters": global_parameters, "subdomains": local,
+            },
             "methods": {name: self._methods[name] for name in settings.methods},
             "phases": phases_of(spans),
             "environment": {

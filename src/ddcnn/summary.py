@@ -16,9 +16,12 @@ from ddcnn.report import (
     save_figures,
     show_table,
     table,
+    title,
     write_report,
 )
 from ddcnn.seeding import seed_names
+
+MEASURES = ("test_accuracy", "balanced_accuracy", "auc", "test_loss")
 
 
 def write_reports(output: Path) -> None:
@@ -47,19 +50,13 @@ def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
     together["environment"]["seed"] = together["seeds"][0]
     for name, method in together["methods"].items():
         del method["curve"]  # every run has its own
-        method["spread"] = {
-            value: spread([document["methods"][name][value] for document in documents]) for value in ("test_accuracy", "test_loss")
-        }
+        method["spread"] = {value: spread([document["methods"][name][value] for document in documents]) for value in MEASURES}
     save_figures(output / "figures", {"accuracy_over_time": figures.accuracy_over_time([curves_of(document) for document in documents])})
     write_text(output / "report.md", text(runs))
     write_json(output / "results.json", together)
     if show:
         rows = method_rows(runs)
-        show_table(
-            ("method", "test accuracy in %", "parameters", "total s", "communicated"),
-            [[*row[:2], row[3], *row[-3:-1]] for row in rows],
-            None,
-        )
+        show_table(METHODS_HEADER, rows, None)
         print(f"report: {output / 'report.md'}")
 
 
@@ -94,9 +91,10 @@ def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
         target = [run.test_accuracy.get("global") for run in runs]
         when = [reached(method["curve"], accuracy) for method, accuracy in zip(methods, target, strict=True)]
         rows.append([
-            name, both([100 * method["test_accuracy"] for method in methods], "{:.2f}"),
-            both([method["test_loss"] for method in methods], "{:.4f}"), f"{methods[0]['parameters']:,}", str(methods[0]["epochs"]),
-            *times, human(methods[0]["bytes_communicated"]), when[0] if len(set(when)) == 1 else " / ".join(when),
+            name, *(both([100 * method[value] for method in methods], "{:.2f}") for value in ("test_accuracy", "balanced_accuracy")),
+            *(both([method[value] for method in methods], "{:.4f}") for value in ("auc", "test_loss")),
+            f"{methods[0]['parameters']:,}", str(methods[0]["epochs"]), *times, human(methods[0]["bytes_communicated"]),
+            when[0] if len(set(when)) == 1 else " / ".join(when),
         ])  # fmt: skip
     return rows
 
@@ -105,9 +103,8 @@ def text(runs: list[FinishedRun]) -> str:
     """report.md."""
     first = runs[0].results
     seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.name}/report.md)" for run in runs)
-    decomposition, environment = first["decomposition"], first["environment"]
-    return f"""# {first["data"]["source"]}, {"x".join(map(str, decomposition["grid"]))} subdomains, \
-overlap {decomposition["overlap"]}, {len(runs)} seeds
+    environment = first["environment"]
+    return f"""# {title(first)}, {len(runs)} seeds
 
 Seeds {seeds}; {environment["ranks"]} ranks, {environment["threads_per_rank"]} threads a rank, {environment["device"]}, \
 {environment["precision"]}. Mean ± standard deviation; all settings: [config.toml](config.toml); all numbers: [results.json](results.json).

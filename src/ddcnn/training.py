@@ -23,6 +23,7 @@ class Recipe:
     Attributes:
         lr: the largest learning rate of the schedule.
         schedule: "one-cycle" (30 % of the steps up, the rest down), "cosine" (down only) or "constant".
+        class_weights: (K,) of the samples of each class in the loss, in the mean over the samples 1; None for all alike.
     """
 
     epochs: int
@@ -32,6 +33,7 @@ class Recipe:
     weight_decay: float
     schedule: str
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     def steps_per_epoch(self, samples: int) -> int:
         """Full batches; an incomplete one is left out (another sample every epoch) unless it is the only one."""
@@ -82,6 +84,9 @@ class Epoch:
     seconds: float
 
 
+START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network that has parts which are trained
+
+
 def build(make: Callable[[], nn.Module], seeds: Seeds, engine: Engine) -> nn.Module:
     """A network with initial parameters from its own seed, whatever has been drawn before."""
     with torch.random.fork_rng(devices=[]):
@@ -108,6 +113,7 @@ def train(
     steps = recipe.steps_per_epoch(len(chosen))
     optimizer = _optimizer(network, recipe)
     schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
+    weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=engine.device)
     scaler = torch.amp.GradScaler(engine.device.type, enabled=engine.precision == "fp16")
     for epoch in range(1, recipe.epochs + 1):
         begin = time.perf_counter()
@@ -124,7 +130,7 @@ def train(
             inputs, labels = samples.batch(index, draw)
             with engine.autocast():
                 logits = at_least_single(network(inputs))
-            loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            loss = cross_entropy(logits, labels, weights, recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -167,6 +173,16 @@ def evaluate(
     if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
     return values
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
+    """Mean over the samples of logits (B, K), labels (B,), and weights (K,) of the classes.
+
+    With weights too it is divided by B, not by the weights that a batch happens to have: so the ranks' mean is that of all.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return functional.cross_entropy(logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing).mean()
 
 
 def at_least_single(values: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from ddcnn.data.batches import Augmentation, Subimages
 from ddcnn.method.global_cnn import bytes_per_step, classify_together, train_global
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Recipe, classify
+from ddcnn.training import Engine, Recipe, build, classify
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 SAMPLES, BATCH = 72, 24
@@ -31,16 +31,20 @@ def with_normalisation() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 
 
-def trained(world, make, samples: Subimages, epochs=2, watch=lambda network, epoch: None) -> nn.Module:
-    recipe = Recipe(epochs, BATCH, "sgd", 0.05, 0.0, "one-cycle")
-    return train_global(world, make, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
+def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, class_weights=None) -> nn.Module:
+    recipe = Recipe(epochs, BATCH, "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
+    network = build(make, Seeds(0, "global"), ENGINE)
+    train_global(world, network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
+    return network
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1)])
-def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation):
+@pytest.mark.parametrize("class_weights", [None, (0.6, 1.9)])
+def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation, class_weights):
     epochs, alone = [], []
-    found = trained(world, without_normalisation, images(augmentation), watch=lambda network, epoch: epochs.append(epoch))
-    expected = trained(world.alone(), without_normalisation, images(augmentation), watch=lambda network, epoch: alone.append(epoch))
+    samples = images(augmentation)
+    found = trained(world, without_normalisation, samples, watch=epochs.append, class_weights=class_weights)
+    expected = trained(world.alone(), without_normalisation, samples, watch=alone.append, class_weights=class_weights)
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for one, other in zip(epochs, alone, strict=True):

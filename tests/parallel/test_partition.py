@@ -1,11 +1,13 @@
 """Partitioning by several ranks gives what one rank gives."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 
 from ddcnn import partition as partition_module
-from ddcnn.data.sources import Source, Split
+from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.parallel import World
@@ -16,10 +18,18 @@ SHAPE = (11, 9, 2)
 
 def source_of(images: dict[str, np.ndarray]) -> Source:
     splits = {
-        name: Split(values.shape, values.dtype, np.arange(len(values)) % 3, lambda start, stop, values=values: values[start:stop])
-        for name, values in images.items()
+        name: Split(values.shape, values.dtype, np.arange(len(values)) % 3, partial(read, name, values)) for name, values in images.items()
     }
     return Source("made up", splits, ("a", "b", "c"), "")
+
+
+def read(name: str, images: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """In a blank image, the file is damaged."""
+    assert (np.diff(samples) > 0).all()
+    blank = samples[~images[samples].reshape(len(samples), -1).any(axis=1)]
+    if blank.size:
+        raise DamagedSample(f"{name} file {blank[0]} is damaged")
+    return images[samples]
 
 
 @pytest.fixture(params=["uint8", "float32"])
@@ -69,3 +79,30 @@ def test_a_pixel_that_is_no_number_on_one_rank_is_refused_by_all_and_nothing_is_
         partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (2, 2)), shared_path / "set.h5")
     world.barrier()
     assert list(shared_path.iterdir()) == []
+
+
+def test_damaged_samples_are_refused_by_name_or_left_out_and_counted(world, shared_path, images):
+    damaged = {"train": [0, 7, 8, 30, 52], "test": [*range(6)]}
+    selections = {"train": np.flatnonzero(np.arange(53) % 4 != 1), "test": np.arange(7)}
+    for name, samples in damaged.items():
+        images[name][samples] = 0
+    decomposition, path = Decomposition(SHAPE[:2], (2, 3), 2, 1), shared_path / "set.h5"
+    with pytest.raises(InputError, match="train file 0 is damaged"):
+        partition(world, source_of(images), selections, decomposition, path)
+    store = partition(world, source_of(images), selections, decomposition, path, skip_damaged=True)
+    left = {name: np.setdiff1d(selection, damaged[name]) for name, selection in selections.items()}
+    assert store.skipped == 5 + 6
+    assert (store.train_samples, store.test_samples) == (len(left["train"]), 1)
+    for name, samples in left.items():
+        np.testing.assert_array_equal(store.labels(name), samples % 3)
+        for subdomain in decomposition.subdomains:
+            np.testing.assert_array_equal(store.read(name, subdomain.index), images[name][samples][(slice(None), *subdomain.stored.slices)])
+    clean = partition(world, source_of(images), left, decomposition, shared_path / "clean.h5")
+    np.testing.assert_allclose((store.mean, store.std), (clean.mean, clean.std), rtol=1e-12)
+
+
+def test_a_split_of_damaged_samples_alone_is_refused(world, shared_path, images):
+    images["test"][:] = 0
+    selections = {"train": np.arange(53), "test": np.arange(7)}
+    with pytest.raises(InputError, match="all of its 7 test samples are damaged"):
+        partition(world, source_of(images), selections, Decomposition(SHAPE[:2], (1, 1)), shared_path / "set.h5", skip_damaged=True)

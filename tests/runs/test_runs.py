@@ -9,10 +9,16 @@ import h5py
 import numpy as np
 import pytest
 from launching import launch, refusal
+from PIL import Image
+
+from ddcnn.networks import registry
 
 DECOMPOSED = "vote,average,dnn,coherent,transfer"
 METHODS = [*DECOMPOSED.split(","), "global"]
 QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--transfer-epochs", "1", "--network", "vgg3", "--threads", "1", "--progress", "none")
+
+
+EXAMPLE = registry.__doc__.split("``mine.py``::\n")[1].split("\nThe factory")[0].replace("\n    ", "\n")  # of a network of one's own
 
 
 def run(ranks: int, folder: Path, *options: str) -> dict:
@@ -80,8 +86,14 @@ def test_one_rank_a_subdomain_finishes_on_every_grid(tmp_path, ranks, grid, over
 def test_a_run_leaves_what_the_contract_says(tmp_path):
     results = run(2, tmp_path, "--overlap", "1", "--train-samples", "300", "--seed", "7")
     assert results["schema_version"] == 1
-    assert results["data"] == {"source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360}
-    assert results["decomposition"]["grid"] == [2, 2]
+    assert results["data"] == {
+        "source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360, "skipped": 0,
+        "class_names": [str(k) for k in range(10)],
+    }  # fmt: skip
+    decomposition = results["decomposition"]
+    assert (decomposition["kind"], decomposition["grid"], decomposition["width_divisor"]) == ("image", [2, 2], 2)
+    assert decomposition["global_parameters"] == results["methods"]["global"]["parameters"]
+    assert decomposition["parameters"] == results["methods"]["vote"]["parameters"]
     assert results["decomposition"]["subdomains"][3]["start"] == [3, 3]
     assert list(results["methods"]) == METHODS
     assert results["methods"]["vote"]["test_loss"] is None
@@ -115,6 +127,82 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     ]
     assert (tmp_path / "run" / "report.md").is_file()
     assert len(list((tmp_path / "run" / "figures").glob("*.png"))) >= 5
+
+
+def test_rare_classes_are_told_by_more_than_the_accuracy(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, samples in (("train", 240), ("test", 80)):
+        labels = (np.arange(samples) % 8 == 0).astype(int)
+        arrays |= {f"x_{split}": random.normal(0, 40, (samples, 8, 8)) + 25 * labels[:, None, None], f"y_{split}": labels}
+    np.savez(tmp_path / "rare.npz", **arrays)
+    found = {
+        weights: run(2, tmp_path, "--data", "rare.npz", "--epochs", "4", "--class-weights", weights, "--overwrite")["methods"]
+        for weights in ("none", "balanced")
+    }
+    for name, method in found["balanced"].items():
+        (right, wrong), (missed, rare) = method["confusion"]
+        assert right + wrong == 70
+        assert missed + rare == 10
+        assert method["test_accuracy"] == pytest.approx((right + rare) / 80)
+        assert method["balanced_accuracy"] == pytest.approx((right / 70 + rare / 10) / 2)
+        assert (method["auc"] is None) == (name == "vote")
+    # weights make the rare class be found more often
+    assert found["balanced"]["average"]["confusion"][1][1] > found["none"]["average"]["confusion"][1][1]
+    assert "AUC" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_thin_networks_are_trained_alone_and_composed_to_the_global_one_on_any_number_of_ranks(tmp_path):
+    found = {}
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        options = ("--decomposition", "width", "--network", "resnet20", "--width", "16", "--train-samples", "300", "--augment", "flip")
+        results = run(ranks, folder, *options)
+        methods = results["methods"]
+        assert list(methods) == METHODS
+        assert results["decomposition"]["kind"] == "width"
+        assert [place["stop"] for place in results["decomposition"]["subdomains"]] == [[8, 8]] * 4
+        assert methods["transfer"]["parameters"] == methods["global"]["parameters"] == results["decomposition"]["global_parameters"]
+        assert results["decomposition"]["parameters"] < methods["global"]["parameters"] / 2
+        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        transfer = [line for line in lines if line["phase"] == "transfer"]
+        assert [line["epoch"] for line in transfer] == [0, 1]  # as composed, and trained on
+        assert transfer[0]["loss"] is None
+        for name in ("vote", "average", "dnn", "coherent"):
+            del methods[name]["seconds"], methods[name]["bytes_communicated"], methods[name]["curve"]
+        kept = {name: tensor for name, tensor in parameters(folder).items() if not name.startswith(("transfer", "global"))}
+        found[ranks] = ({name: methods[name] for name in DECOMPOSED.split(",") if name != "transfer"}, kept, transfer[0]["test_accuracy"])
+    for ranks in (2, 4):
+        assert found[ranks][0] == found[1][0]
+        assert found[ranks][2] == pytest.approx(found[1][2], abs=1.5 / 360)
+        for name, tensor in found[1][1].items():
+            np.testing.assert_array_equal(found[ranks][1][name], tensor, err_msg=f"{name} at {ranks} ranks")
+
+
+def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(40):
+        name, shade = ("dark", 60) if number % 2 else ("light", 180)
+        pixels = random.normal(shade, 20, (20 + number % 7, 30 - number % 5, 3)).clip(0, 255).astype(np.uint8)
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "dark" / "broken.jpg").write_bytes((tmp_path / "photos" / "dark" / "1.jpg").read_bytes()[:300])
+    (tmp_path / "mine.py").write_text(EXAMPLE)
+    options = ("--data", "photos", "--image-size", "16x24", "--test-fraction", "0.25", "--network", "mine:small", "--overlap", "2")
+    refused = refusal(launch(2, "run", *QUICK, *options[:-4], cwd=tmp_path))
+    assert "broken.jpg" in refused
+    assert "--skip-damaged" in refused
+    results = run(2, tmp_path, *options, "--skip-damaged", "--epochs", "4", "--interface", "features")
+    assert results["data"]["class_names"] == ["dark", "light"]
+    assert results["data"]["shape"] == [16, 24, 3]
+    assert results["data"]["skipped"] == 1
+    assert results["data"]["train_samples"] + results["data"]["test_samples"] == 40
+    assert results["methods"]["average"]["test_accuracy"] > 0.8
+    assert "1 damaged ones skipped" in (tmp_path / "run" / "report.md").read_text()
+    again = run(2, tmp_path, *options, "--skip-damaged", "--overwrite")
+    assert again["data"] == results["data"]
+    assert len(list((tmp_path / "runs" / "partitions").glob("*.h5"))) == 1
 
 
 def test_the_decisions_on_disk_give_the_accuracies_of_the_results(tmp_path):
@@ -158,6 +246,21 @@ def test_a_partitioned_file_is_a_source(tmp_path):
     assert results["decomposition"]["grid"] == [1, 2]
     assert results["decomposition"]["overlap"] == 1
     assert results["data"]["train_samples"] == 200
+
+
+@pytest.mark.parametrize(
+    ("grid", "overlap", "options"),
+    [
+        ("4x4x1", 1, ("--augment", "flip+shift", "--shift", "1")), ("4x4x2", 2, ("--network", "resnet20")),
+        ("2x2x2", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "32")),
+    ],
+)  # fmt: skip
+def test_every_decomposition_of_volumes_finishes(tmp_path, grid, overlap, options):
+    options = ("--grid", grid, "--overlap", str(overlap), "--interface", "features", "--epochs", "1", *options)
+    results = run(2, tmp_path, "--data", "synthetic:16x16x8x4x40", "--volumes", *options)
+    assert list(results["methods"]) == METHODS
+    assert len(results["decomposition"]["subdomains"]) == np.prod([int(n) for n in grid.split("x")])
+    assert (tmp_path / "run" / "figures" / "decomposition.png").is_file()
 
 
 def test_volumes_are_decomposed_in_three_dimensions(tmp_path):

@@ -53,6 +53,8 @@ class PartitionedSet:
         class_names: K names.
         mean, std: per channel over the selected training images, in the source's units.
         train_samples, test_samples: S of each split.
+        skipped: samples that were damaged and left out.
+        thin: networks that a run trains per box of the grid (see ``Decomposition``); the file does not depend on it.
     """
 
     path: str
@@ -68,14 +70,16 @@ class PartitionedSet:
     std: tuple[float, ...]
     train_samples: int
     test_samples: int
+    skipped: int = 0
+    thin: int = 1
 
     @property
     def decomposition(self) -> Decomposition:
-        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin)
+        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin, self.thin)
 
     def write_attributes(self, file: h5py.File) -> None:
         attributes = asdict(self)
-        del attributes["path"]
+        del attributes["path"], attributes["thin"]
         attributes["class_names"] = json.dumps(self.class_names)
         for name, value in attributes.items():
             file.attrs[name] = value
@@ -113,11 +117,11 @@ class PartitionedSet:
                 f"{path}: schema version {attributes.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
                 "partition the source again"
             )
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"path": str(path)}
         for name, kind in cls.__annotations__.items():
-            if name == "path":
-                values[name] = str(path)
-            elif name == "class_names":
+            if name in ("path", "thin"):
+                continue
+            if name == "class_names":
                 values[name] = tuple(json.loads(attributes[name]))
             elif kind in (str, int):
                 values[name] = kind(attributes[name])
@@ -131,9 +135,9 @@ class PartitionedSet:
             return file[split]["labels"][...]
 
     def read(self, split: str, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Stored subimages of one subdomain: (stop - start, *stored, C) in the source's type."""
+        """Stored subimages of subdomain ``index``: (stop - start, *stored, C) in the source's type."""
         with h5py.File(self.path, "r") as file:
-            dataset = file[images_name(split, index)]
+            dataset = file[images_name(split, self.decomposition.subdomains[index].dataset)]
             images = dataset[start:stop]
             _check_parts(Path(self.path), dataset, set())  # afterwards: another run may have replaced the set meanwhile
             return images
@@ -141,7 +145,7 @@ class PartitionedSet:
     def whole(self, split: str, samples: int) -> np.ndarray:
         """The first images put together again from their cores: (samples, *spatial, C)."""
         images = np.empty((samples, *self.shape), dtype=self.dtype)
-        for subdomain in self.decomposition.subdomains:
+        for subdomain in self.decomposition.subdomains[:: self.thin]:
             offset = subdomain.stored.start
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))
             images[(slice(None), *subdomain.core.slices)] = self.read(split, subdomain.index, 0, samples)[(slice(None), *inside)]

@@ -13,33 +13,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Share, Subimages
 from ddcnn.method.interface import share
-from ddcnn.method.local import train_local
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Recipe, build, classify, train
+from ddcnn.training import Engine, Epoch, Recipe, classify, train
 
 
 def train_global(
     world: World,
-    make: Callable[[], nn.Module],
+    network: nn.Module,
     training: Subimages,
     chosen: np.ndarray,
     recipe: Recipe,
     engine: Engine,
     seeds: Seeds,
-    after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
-) -> nn.Module:
-    """Trains the global CNN, all ranks together; each computes the gradient of its share of every batch.
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> None:
+    """Trains the global CNN in place, all ranks together; each computes the gradient of its share of every batch.
 
     Args:
-        make: a new network with initial parameters.
+        network: with the same parameters on all ranks.
         training: the whole images, resident on every rank as PyTorch's DistributedSampler would visit them.
         chosen: (S,) which of them it learns from.
         recipe: the batch size is that of all ranks together (see ``batch_of_all``).
     """
     if world.size == 1:
-        return train_local(make, training, chosen, recipe, engine, seeds, after_epoch)
-    network = build(make, seeds, engine)
+        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch)
+        return
     recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, len(chosen), world.size))
     with world.process_group(engine.device):
         parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
@@ -50,11 +49,10 @@ def train_global(
             share(world, network.buffers())  # its averages over a rank's shares have gone on since the last step
             loss, accuracy = world.mean([epoch.loss, epoch.accuracy])
             world.timeline.count(0 if world.rank else (world.size - 1) * buffers * recipe.steps_per_epoch(len(chosen)))
-            after_epoch(network, replace(epoch, loss=loss, accuracy=accuracy))
+            after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
 
         own = Share(training, world.rank, world.size)
         train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
-    return network
 
 
 def batch_of_all(batch_size: int, samples: int, ranks: int) -> int:

@@ -3,31 +3,26 @@
 from dataclasses import dataclass
 from math import ceil
 
-from ddcnn.errors import InputError
-
-SMALLEST_SIDE = 4  # pixels
-
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network sees: ``channels`` images of ``spatial`` pixels in 2-D or 3-D, sorted into ``classes`` (K)."""
+    """What a network sees: images (B, channels, *spatial), to be sorted into classes.
+
+    Attributes:
+        spatial: pixels per axis, (rows, columns) in 2-D or (depth, rows, columns) in 3-D: of the subimage for a local CNN, of the
+            whole image for the global one.
+        channels: per pixel: 3 for colours, 1 for grey values.
+        classes: K.
+    """
 
     spatial: tuple[int, ...]
     channels: int
     classes: int
 
-    def check(self, network: str) -> None:
-        """Refuses images too small for a network.
-
-        Raises:
-            InputError: naming the network and the subimage.
-        """
-        if min(self.spatial) < SMALLEST_SIDE:
-            size = "x".join(map(str, self.spatial))
-            raise InputError(
-                f"--network {network} needs subimages of at least {SMALLEST_SIDE} pixels a side, but a subimage has {size}: "
-                "choose a coarser --grid or a larger --overlap"
-            )
+    @property
+    def size(self) -> str:
+        """``spatial`` as it stands in messages: rows x columns."""
+        return "x".join(map(str, self.spatial))
 
 
 def scaled_width(width: int, divisor: float) -> int:

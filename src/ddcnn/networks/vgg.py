@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION
 from ddcnn.networks.shape import Shape, scaled_width
 
 
@@ -27,9 +28,8 @@ class VGG(nn.Module):
         self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, convolutions: Sequence[int], dense_layers: int
     ):
         super().__init__()
-        convolution, normalisation, pooling = (
-            (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if len(shape.spatial) == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
-        )
+        dimensions = len(shape.spatial)
+        convolution, normalisation, pooling = CONVOLUTION[dimensions], NORMALISATION[dimensions], MAX_POOLING[dimensions]
         layers: list[nn.Module] = []
         channels, size = shape.channels, shape.spatial
         for stage, repeats in enumerate(convolutions):

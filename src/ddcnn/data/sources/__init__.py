@@ -1,0 +1,75 @@
+"""Sources: named sets, files and folders, all seen as two splits of labelled images that are read block by block.
+
+To add a source: write a module with a function ``(SourceOptions) -> Source`` and give it a line in one of the four tables below.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from ddcnn.data.arrays import open_h5, open_npz
+from ddcnn.data.sources.array_files import array_file
+from ddcnn.data.sources.base import DamagedSample, Source, SourceOptions, Split, balanced_subset, check
+from ddcnn.data.sources.digits import digits
+from ddcnn.data.sources.fitting import fitted
+from ddcnn.data.sources.folders import class_folders
+from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
+from ddcnn.data.sources.synthetic import synthetic
+from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
+from ddcnn.data.sources.volumes import TABLE, labelled_volumes
+from ddcnn.errors import InputError
+
+__all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "open_source"]
+
+Opener = Callable[[SourceOptions], Source]
+
+NAMED: dict[str, Opener] = {"digits": digits, "cifar10": torchvision_set("CIFAR10"), "fashion-mnist": torchvision_set("FashionMNIST")}
+PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
+FILES: dict[str, Opener] = {".npz": array_file(open_npz), ".h5": array_file(open_h5)}
+FOLDERS: dict[str, Opener] = {TABLE: labelled_volumes, "": class_folders}  # by a file that is in it; the last takes any
+
+
+def open_source(options: SourceOptions) -> Source:
+    """Opens what ``--data`` names; its images are clipped and resized as the options say.
+
+    Raises:
+        InputError: unknown name, missing or malformed files, labels out of range, splits whose images differ, options that do not fit.
+    """
+    try:
+        source = _opener(options.name)(options)
+    except OSError as error:  # a folder that may not be read, a file that goes away
+        raise InputError(f"--data {options.name}: {error}") from None
+    check(source)
+    return source if source.fitted else fitted(source, options)
+
+
+def _opener(name: str) -> Opener:
+    """What opens a name: known names first, so that a folder that happens to have one is given as ./NAME."""
+    if name in NAMED:
+        return NAMED[name]
+    for prefix, opener in PREFIXES.items():
+        if name.startswith(prefix):
+            return opener
+    if name in class_names():
+        return torchvision_set(name)
+    path = Path(name)
+    if path.is_dir():
+        return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
+    if path.suffix in FILES:
+        if not path.is_file():
+            raise InputError(f"--data {name}: no such file")
+        return FILES[path.suffix]
+    raise InputError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    if Path(name).is_file():
+        return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
+    names = {known.casefold(): known for known in (*NAMED, *class_names())}
+    close = [names[match] for match in get_close_matches(name.casefold(), names, n=3)]
+    guess = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return (
+        f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
+        f"torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), files ending in {' or '.join(FILES)}, "
+        f"folders of class folders, folders of NIfTI volumes with a {TABLE}"
+    )

@@ -1,0 +1,181 @@
+"""What is done to every image or volume before it is partitioned: intensities are clipped, then the size is changed.
+
+The resizing and cropping of images equal torchvision's ``Resize`` and ``CenterCrop`` on Pillow images.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from ddcnn.data.sources.base import DamagedSample, Source, SourceOptions, Split
+from ddcnn.errors import InputError
+
+INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+IMAGE_TRANSFORMS = ("resize+center-crop", "resize", "center-crop")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Clips a sample (*spatial, C) to the window and brings it to the size that is asked for; its type stays.
+
+    Raises:
+        InputError: options that do not fit images (dimension 2) or volumes (dimension 3), or whose values are none.
+    """
+
+    options: SourceOptions
+    dimension: int
+
+    def __post_init__(self) -> None:
+        options = self.options
+        if self.dimension == 3 and options.image_size:
+            raise InputError(f"--image-size: {options.name} holds volumes; give --volume-size depth, rows and columns")
+        if self.dimension == 2 and options.volume_size:
+            raise InputError(f"--volume-size: {options.name} holds images (volumes in arrays need --volumes); give --image-size")
+        if self.size and min(self.size) < 1:
+            raise InputError(f"--{'image' if self.dimension == 2 else 'volume'}-size {'x'.join(map(str, self.size))}: must be positive")
+        for name, value, allowed in (
+            ("image-transform", options.image_transform, IMAGE_TRANSFORMS),
+            ("interpolation", options.interpolation, INTERPOLATIONS),
+        ):
+            if value not in allowed:
+                raise InputError(f"--{name} {value}: not one of {', '.join(allowed)}")
+        if options.window and not options.window[0] < options.window[1]:
+            raise InputError(f"--window {options.window[0]} {options.window[1]}: the first must be below the second")
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        return self.options.image_size if self.dimension == 2 else self.options.volume_size
+
+    def bounds(self, dtype: np.dtype) -> tuple[np.generic, np.generic]:
+        """The window in a pixel type.
+
+        Raises:
+            InputError: no number of that type lies within the window.
+        """
+        assert self.options.window
+        low, high = self.options.window
+        if dtype.kind in "ui":
+            low, high = max(math.ceil(low), np.iinfo(dtype).min), min(math.floor(high), np.iinfo(dtype).max)
+            if low > high:
+                raise InputError(f"--window {self.options.window}: {self.options.name} has pixels of type {dtype}, and none lies within")
+        return dtype.type(low), dtype.type(high)
+
+    def __call__(self, sample: np.ndarray) -> np.ndarray:
+        """(*spatial, C) -> (*size, C), of the same type."""
+        if self.options.window:
+            sample = np.clip(sample, *self.bounds(sample.dtype)).astype(sample.dtype, copy=False)
+        if self.size is None or sample.shape[:-1] == self.size:
+            return sample
+        if self.dimension == 3:
+            return _by_channel(sample, lambda channel: resample(channel, self.size))
+        if sample.dtype == np.uint8 and sample.shape[-1] in (1, 3):
+            image = Image.fromarray(sample if sample.shape[-1] == 3 else sample[..., 0])
+            return np.asarray(self.image(image)).reshape(*self.size, -1)
+        return _by_channel(sample, lambda channel: np.asarray(self.image(Image.fromarray(channel))))
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """A Pillow image in the size that is asked for.
+
+        For ``resize+center-crop`` the shorter side becomes the smallest that leaves no border; for squares that is the square's side.
+        """
+        assert self.options.image_size
+        rows, columns = self.options.image_size
+        method = self.options.image_transform
+        if method == "resize":
+            size = (columns, rows)
+        elif method == "resize+center-crop":
+            width, height = image.size
+            short, long = min(width, height), max(width, height)
+            wanted_short, wanted_long = (columns, rows) if width <= height else (rows, columns)
+            shorter = max(wanted_short, -(-wanted_long * short // long))
+            longer = int(shorter * long / short)
+            size = (shorter, longer) if width <= height else (longer, shorter)
+        if method != "center-crop" and size != image.size:
+            image = image.resize(size, INTERPOLATIONS[self.options.interpolation])
+        return image if method == "resize" else center_crop(image, rows, columns)
+
+
+def center_crop(image: Image.Image, rows: int, columns: int) -> Image.Image:
+    """The middle of an image, with zeros around where it is too small; rounds as torchvision does."""
+    width, height = image.size
+    left = -((columns - width) // 2) if columns > width else round((width - columns) / 2)
+    top = -((rows - height) // 2) if rows > height else round((height - rows) / 2)
+    return image.crop((left, top, left + columns, top + rows))
+
+
+def resample(volume: np.ndarray, size: tuple[int, ...] | None) -> np.ndarray:
+    """Linear resampling of (depth, rows, columns) float32, smoothed where it shrinks, as scikit-image's ``resize`` does."""
+    from scipy import ndimage  # type: ignore[import-untyped]
+
+    assert size
+    factors = [old / new for old, new in zip(volume.shape, size, strict=True)]
+    smooth = ndimage.gaussian_filter(volume, [max(0.0, (factor - 1) / 2) for factor in factors], mode="mirror")
+    return ndimage.zoom(smooth, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True)
+
+
+def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Changes every channel as float32; integers are rounded and kept within their type."""
+    channels = [change(np.ascontiguousarray(sample[..., c], np.float32)) for c in range(sample.shape[-1])]
+    changed = np.stack(channels, axis=-1)
+    if sample.dtype.kind in "ui":
+        limits = np.iinfo(sample.dtype)
+        changed = np.clip(np.rint(changed.astype(np.float64)), limits.min, limits.max)
+    return changed.astype(sample.dtype)
+
+
+def fitted(source: Source, options: SourceOptions) -> Source:
+    """A source whose samples are all of one shape, clipped and resized as they are read."""
+    fit = Fit(options, len(source.shape) - 1)
+    if options.window:
+        fit.bounds(source.splits["train"].dtype)
+    if not options.window and fit.size in (None, source.shape[:-1]):
+        return source
+    shape = (*(fit.size or source.shape[:-1]), source.shape[-1])
+
+    def change(split: Split) -> Split:
+        def read(indices: np.ndarray) -> np.ndarray:
+            images = np.empty((len(indices), *shape), split.dtype)
+            for row, image in enumerate(split.read(indices)):
+                images[row] = fit(image)
+            return images
+
+        return replace(split, shape=(len(split), *shape), read=read)
+
+    return replace(source, splits={name: change(split) for name, split in source.splits.items()}, fitted=True)
+
+
+def sample_by_sample(
+    labels: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, fit: Fit, load: Callable[[int], np.ndarray], name: Callable[[int], object]
+) -> Split:
+    """A split whose samples are loaded one by one and may be of any size before they are fitted; InputError for an unusable window.
+
+    Args:
+        labels: (S,) int64.
+        shape: (*spatial, C) after fitting.
+        load: sample i as (*spatial, C); any exception means that it is damaged.
+        name: what sample i is called in messages.
+    """
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *shape), dtype)
+        for row, i in enumerate(map(int, indices)):
+            try:
+                sample = load(i)
+            except MemoryError:
+                raise
+            except Exception as error:  # the decoders of third parties raise anything
+                raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
+            sample = fit(sample)
+            if sample.shape != shape:  # its header could not be read when the sizes were compared
+                raise DamagedSample.of(name(i), f"its shape is {sample.shape}, that of others is {shape}")
+            images[row] = sample
+            if dtype.kind == "f" and not np.isfinite(images[row]).all():
+                raise DamagedSample.of(name(i), "it has a NaN or an infinite number")
+        return images
+
+    if fit.options.window:
+        fit.bounds(dtype)
+    return Split((len(labels), *shape), dtype, labels, read)

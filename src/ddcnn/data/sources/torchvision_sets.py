@@ -1,0 +1,203 @@
+"""Torchvision's classification sets by their class name."""
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
+from ddcnn.data.sources.decoding import format_of, to_array
+from ddcnn.data.sources.fitting import Fit, sample_by_sample
+from ddcnn.errors import InputError
+from ddcnn.vision import import_torchvision
+
+TRAIN_NAMES = ("train", "trainval")  # what sets call their splits, the first that there is
+TEST_NAMES = ("test", "val", "valid")
+LABELS = ("targets", "labels", "_labels", "y")
+PAIRS = ("_samples", "samples", "imgs")  # lists of (file, label)
+PROBES = 32  # samples of a split whose sizes are compared at the start
+# modules of torchvision.datasets whose sets have no class per image
+OTHER_TASKS = (
+    "_optical_flow", "_stereo_matching", "celeba", "cityscapes", "coco", "flickr", "hmdb51", "kinetics", "kitti", "lsun", "moving_mnist",
+    "phototour", "sbd", "sbu", "ucf101", "vision", "voc", "widerface",
+)  # fmt: skip
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """What ``torchvision.datasets`` holds, read out of its text: importing it takes seconds, and a refusal should not."""
+    found = find_spec("torchvision")
+    text = (Path(found.origin).parent / "datasets" / "__init__.py").read_text() if found and found.origin else ""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return tuple(name for name in ast.literal_eval(node.value) if name[0].isupper())
+    return ()
+
+
+def torchvision_set(class_name: str) -> Callable[[SourceOptions], Source]:
+    """A source out of a set's class name.
+
+    Raises (when it opens):
+        InputError: the set is not in the data root, it has no class per image, or its constructor wants more than is known.
+    """
+
+    def open_set(options: SourceOptions) -> Source:
+        try:
+            constructor = getattr(import_torchvision().datasets, class_name)
+        except ImportError as error:
+            raise InputError(f"--data {options.name}: needs torchvision, which cannot be imported ({error})") from None
+        return _open(options, class_name, constructor)
+
+    return open_set
+
+
+def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
+    """Parameters of a constructor, with those of its base that it passes on as keywords."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for kind in inspect.getmro(constructor):
+        own = inspect.signature(kind).parameters
+        parameters = {**own, **parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return parameters
+
+
+def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
+    parameters = _parameters(constructor)
+    if class_name in ("ImageFolder", "DatasetFolder"):
+        raise InputError(f"--data {options.name}: name the folder itself, as in --data {options.data_root}")
+    if constructor.__module__.rpartition(".")[2] in OTHER_TASKS:
+        raise InputError(f"--data {options.name}: torchvision's {class_name} has no class per image")
+    wanted = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    unknown = sorted(set(wanted) - {"root", "split", "train"})
+    if unknown:
+        raise InputError(f"--data {options.name}: torchvision's {class_name} needs {', '.join(unknown)}, which no option gives")
+
+    def make(**split):
+        arguments = {"root": str(options.data_root), "download": options.download} | split
+        try:
+            return constructor(**{name: value for name, value in arguments.items() if name in parameters or name in split})
+        except (RuntimeError, OSError) as error:
+            fetch = ", or fetch it with --download" if "download" in parameters else ""
+            raise InputError(
+                f"--data {options.name}: {options.data_root} does not hold {class_name} as torchvision stores it ({error}); "
+                f"name the folder with --data-root{fetch}"
+            ) from None
+        except ImportError as error:
+            raise InputError(f"--data {options.name}: torchvision's {class_name} needs a package that is missing ({error})") from None
+
+    if "train" in parameters and "split" not in wanted:
+        sets = {"train": make(train=True), "test": make(train=False)}
+        labels = {split: _labels(options, split, sets[split]) for split in SPLITS}
+    elif "split" in parameters:
+        sets, labels = {}, {}
+        for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES)):
+            sets[split], labels[split] = _first_usable(options, split, names, make)
+    else:
+        sets = {"all": make()}
+        labels = {"all": _labels(options, "all", sets["all"])}
+    return _source(options, sets, labels)
+
+
+def _first_usable(options: SourceOptions, split: str, names: tuple[str, ...], make: Callable):
+    """The set and labels of the first name of a split that exists and has labels."""
+    problem: Exception | None = None
+    for name in names:
+        try:
+            found = make(split=name)
+            return found, _labels(options, name, found)
+        except (ValueError, InputError) as error:  # torchvision raises ValueError for a split that the set does not have
+            if isinstance(error, InputError) and "no whole class number" not in str(error):
+                raise
+            problem = problem or error
+    raise InputError(f"--data {options.name}: no usable {split} split ({problem})")
+
+
+def _labels(options: SourceOptions, split: str, found) -> np.ndarray:
+    """(S,) int64: by the set's own list, otherwise sample by sample."""
+    for name in LABELS:
+        values = getattr(found, name, None)
+        if values is not None and np.shape(values) == (len(found),):
+            break
+    else:
+        pairs = next((pairs for name in PAIRS if (pairs := getattr(found, name, None)) and np.shape(pairs[0])[:1] == (2,)), None)
+        values = [pair[1] for pair in (pairs if pairs else (found[i] for i in range(len(found))))]
+    values = np.asarray(values)
+    if values.dtype.kind not in "ui" or values.shape != (len(found),):
+        raise InputError(f"--data {options.name}: the samples of its split {split} have no whole class number")
+    return values.astype(np.int64)
+
+
+def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -> Source:
+    first = next(iter(sets.values()))
+    known = max(int(values.max(initial=0)) for values in labels.values()) + 1
+    names = getattr(first, "classes", None) or ()
+    names = tuple(map(str, names if len(names) >= known else range(known)))
+    whole = {split: (images, labels[split]) for split, found in sets.items() if (images := _array(found)) is not None}
+    chosen = split_by_fraction(options, labels["all"]) if "all" in sets else None
+    if len(whole) == len(sets):
+        if chosen:
+            images, numbers = whole["all"]
+            whole = {split: (images[indices], numbers[indices]) for split, indices in chosen.items()}
+        return in_memory(options.name, whole, names)
+    splits, digest = {}, hashlib.sha256(repr((type(first).__name__, names)).encode())
+    shape_and_mode = None
+    for split in SPLITS:
+        part = "all" if chosen else split
+        indices = chosen[split] if chosen else np.arange(len(sets[part]))
+        shape_and_mode = _probe(options, sets[part], indices, digest, shape_and_mode)
+        splits[split] = _decoded(options, sets[part], labels[part], indices, shape_and_mode)
+        digest.update(indices.data)
+        digest.update(splits[split].labels.data)
+    return Source(options.name, splits, names, digest.hexdigest(), fitted=True)
+
+
+def _array(found) -> np.ndarray | None:
+    """All images (S, rows, columns[, C]), where the set holds them in one array."""
+    data = getattr(found, "data", None)
+    if data is None or isinstance(data, list) or len(np.shape(data)) not in (3, 4) or len(data) != len(found):
+        return None
+    images = np.asarray(data)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3):
+        images = np.moveaxis(images, 1, -1)  # SVHN and STL10 store channels first
+    return images
+
+
+def _probe(options: SourceOptions, found, indices: np.ndarray, digest, expected):
+    """(rows, columns) and mode of a split's images, by some of them: to decode all only for their sizes would take as long as reading them.
+
+    Raises:
+        InputError: samples that are no images, images of different sizes without ``--image-size``.
+    """
+    for i in np.unique(np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)):
+        sample = found[int(indices[i])]
+        image = sample[0] if isinstance(sample, tuple) and len(sample) == 2 else None
+        if not isinstance(image, Image.Image):
+            raise InputError(f"--data {options.name}: its samples are not pairs of an image and a class")
+        pixels = to_array(image, format_of(image.mode))
+        digest.update(pixels.tobytes())
+        expected = expected or (pixels.shape[:2], format_of(image.mode))
+        if options.image_size is None and pixels.shape[:2] != expected[0]:
+            raise InputError(
+                f"--data {options.name}: sample 0 is {'x'.join(map(str, expected[0]))} and sample {indices[i]} is "
+                f"{'x'.join(map(str, pixels.shape[:2]))}: give one size for all with --image-size ROWSxCOLUMNS"
+            )
+    return expected
+
+
+def _decoded(options: SourceOptions, found, labels: np.ndarray, indices: np.ndarray, shape_and_mode) -> Split:
+    size, pixels = shape_and_mode
+    fit = Fit(options, 2)
+    shape = (*(fit.size or size), pixels.channels)
+    split = sample_by_sample(
+        labels[indices], shape, pixels.dtype, fit,
+        lambda i: to_array(found[int(indices[i])][0], pixels), lambda i: f"{options.name} sample {indices[i]}",
+    )  # fmt: skip
+    return replace(split, labels=labels[indices])

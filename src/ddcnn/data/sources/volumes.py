@@ -1,0 +1,188 @@
+"""A folder of NIfTI volumes with a ``labels.csv``: columns file, label and, if wanted, split."""
+
+import csv
+import gzip
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
+from ddcnn.data.sources.fitting import Fit, sample_by_sample
+from ddcnn.errors import InputError
+
+TABLE = "labels.csv"
+SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: where it is, what it names."""
+
+    where: str
+    path: Path
+    label: str
+    split: str | None
+
+
+def labelled_volumes(options: SourceOptions) -> Source:
+    """Opens a folder of NIfTI volumes.
+
+    Raises:
+        InputError: nibabel is not installed, a malformed table, missing files, different shapes without ``--volume-size``.
+    """
+    root = Path(options.name)
+    fit = Fit(options, 3)
+    _nibabel(root)
+    rows = _table(root)
+    class_names = _class_names(rows)
+    number = {name: k for k, name in enumerate(class_names)}
+    labels = np.array([number[row.label] for row in rows], np.int64)
+    if rows[0].split is None:
+        chosen = split_by_fraction(options, labels)
+    else:
+        chosen = {split: np.flatnonzero([row.split == split for row in rows]) for split in SPLITS}
+        for split, indices in chosen.items():
+            if not indices.size:
+                raise InputError(f"{root / TABLE}: no line has the split {split}; leave the column out to split by --test-fraction")
+        for row in rows:
+            if number[row.label] not in labels[chosen["train"]]:
+                raise InputError(f"{row.where}: no training sample has the class {row.label}")
+    paths = [row.path for row in rows]
+    shape = _shape(paths, fit)
+    digest = hashlib.sha256()
+    for split, indices in chosen.items():
+        for i in indices:
+            status = paths[i].stat()
+            name = paths[i].relative_to(root)
+            digest.update(f"{split}\0{name}\0{class_names[labels[i]]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+
+    def volume_split(indices: np.ndarray):
+        return sample_by_sample(
+            labels[indices], shape, np.dtype(np.float32), fit, lambda i: load(paths[indices[i]]), lambda i: paths[indices[i]]
+        )
+
+    splits = {split: volume_split(indices) for split, indices in chosen.items()}
+    return Source(options.name, splits, tuple(class_names), digest.hexdigest(), fitted=True)
+
+
+def load(path: Path) -> np.ndarray:
+    """A volume as (depth, rows, columns, C) float32, scaled and in the orientation that is closest to canonical; raises anything."""
+    import nibabel
+
+    kind = type(_header(path))  # NIfTI-1 or -2
+    content = path.read_bytes()
+    if path.name.endswith(".gz"):
+        content = gzip.decompress(content)  # whole, because nibabel stops before the checksum
+    image = kind.from_bytes(content)
+    volume = nibabel.orientations.apply_orientation(image.get_fdata(dtype=np.float32), _orientation(image.affine))
+    volume = volume[..., None] if volume.ndim == 3 else volume
+    return np.ascontiguousarray(volume.transpose(2, 1, 0, 3))  # x, y, z are columns, rows, depth
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """(depth, rows, columns, C) of a volume by its header; raises anything if that is damaged."""
+    image = _header(path)
+    if len(image.shape) not in (3, 4):
+        raise ValueError(f"its shape is {image.shape}; expected (x, y, z) or (x, y, z, channels)")
+    turned = [0, 0, 0]
+    for axis, canonical in enumerate(_orientation(image.affine)[:, 0].astype(int)):
+        turned[canonical] = image.shape[axis]
+    return (*turned[::-1], *(image.shape[3:] or (1,)))
+
+
+def _header(path: Path):
+    import nibabel
+
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.nifti1.Nifti1Pair):
+        raise ValueError("not a NIfTI file")
+    return image
+
+
+def _orientation(affine: np.ndarray) -> np.ndarray:
+    import nibabel
+
+    orientation = nibabel.orientations.io_orientation(affine)
+    if not np.isfinite(orientation).all():
+        raise ValueError("its affine matrix is singular")
+    return orientation
+
+
+def _nibabel(root: Path) -> None:
+    """Refuses to go on without nibabel, and silences it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError(f"--data {root}: NIfTI volumes need nibabel; pip install nibabel") from None
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # not what it mends in headers
+
+
+def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
+    """(*spatial, C) of all volumes once they are fitted; a header that cannot be read is a damaged sample when its turn comes."""
+    shapes: dict[tuple[int, ...], Path] = {}
+    problem = ""
+    for path in paths:
+        try:
+            shape = shape_of(path)
+        except Exception as error:  # nibabel raises anything
+            problem = problem or str(DamagedSample.of(path, error))
+            continue
+        shapes.setdefault((*(fit.size or shape[:-1]), shape[-1]), path)
+    if not shapes:
+        raise InputError(f"no volume can be read; the first: {problem}")
+    if len(shapes) > 1:
+        (first, one), (second, other) = list(shapes.items())[:2]
+        advice = "all need the same number of channels" if fit.size else "give one size for all with --volume-size DEPTHxROWSxCOLUMNS"
+        raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
+    return next(iter(shapes))
+
+
+def _table(root: Path) -> list[Row]:
+    """The lines of the table, checked one by one."""
+    table = root / TABLE
+    rows: list[Row] = []
+    seen: dict[Path, str] = {}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
+            if not {"file", "label"} <= set(reader.fieldnames):
+                raise InputError(f"{table}: its first line must name the columns file,label or file,label,split")
+            for values in reader:
+                row = _row(root, f"{table} line {reader.line_num}", values)
+                if row.path in seen:
+                    raise InputError(f"{row.where}: {row.path.name} stands in {seen[row.path]} already")
+                seen[row.path] = row.where.removeprefix(f"{table} ")
+                rows.append(row)
+    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or a zero byte in a name
+        raise InputError(f"{table}: not a readable table in UTF-8 ({error})") from None
+    if not rows:
+        raise InputError(f"{table}: no lines below the column names")
+    return rows
+
+
+def _row(root: Path, where: str, values: dict) -> Row:
+    name, label, split = ((values.get(column) or "").strip() for column in ("file", "label", "split"))
+    if not name or not label:
+        raise InputError(f"{where}: no {'label' if name else 'file'}")
+    if not name.endswith(SUFFIXES):
+        raise InputError(f"{where}: {name} does not end in {' or '.join(SUFFIXES)}")
+    path = root / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{where}: {name} lies outside of {root}, where nothing is read")
+    if not path.is_file():
+        raise InputError(f"{where}: {path} is not there")
+    if "split" in values and split.casefold() not in SPLITS:
+        raise InputError(f"{where}: split {split!r}; expected train or test")
+    return Row(where, path, label, split.casefold() if "split" in values else None)
+
+
+def _class_names(rows: list[Row]) -> list[str]:
+    """Class names in the order of the class numbers: by number where all are whole numbers, by name otherwise."""
+    names = {row.label for row in rows}
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

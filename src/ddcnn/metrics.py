@@ -1,0 +1,48 @@
+"""How good decisions are: accuracy, and what tells more where classes are rare. scikit-learn computes them."""
+
+from typing import Any
+
+import numpy as np
+
+MANY_CLASSES = 100  # no confusion matrix in results.json beyond
+
+
+def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | None, number_of_classes: int) -> dict[str, Any]:
+    """Of the decisions ``classes`` (S,) and, if there are any, the probabilities (S, K), against ``labels`` (S,).
+
+    Returns:
+        ``test_accuracy``; ``balanced_accuracy``, the mean over the classes of the share that is found; ``auc``, the area under the ROC
+        curve, of more than two classes the mean over each against the rest (None without probabilities); ``test_loss``, the mean
+        cross entropy (None without probabilities); ``confusion``, counts (K, K), true classes in rows (None for many classes). Classes
+        without test samples do not count.
+    """
+    from sklearn.metrics import recall_score
+
+    present = np.unique(labels)
+    loss = None
+    if probabilities is not None:
+        of_label = probabilities[np.arange(len(labels)), labels]
+        loss = float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
+    return {
+        "test_accuracy": float((classes == labels).mean()),
+        "test_loss": loss,
+        "balanced_accuracy": float(recall_score(labels, classes, labels=present, average="macro", zero_division=0)),
+        "auc": None if probabilities is None else auc(labels, probabilities),
+        "confusion": confusion(labels, classes, number_of_classes).tolist() if number_of_classes <= MANY_CLASSES else None,
+    }
+
+
+def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Area under the ROC curve; None if all samples are of one class."""
+    from sklearn.metrics import roc_auc_score
+
+    tested = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    rates = [roc_auc_score(labels == k, probabilities[:, k]) for k in tested if 0 < (labels == k).sum() < len(labels)]
+    return float(np.mean(rates)) if rates else None
+
+
+def confusion(labels: np.ndarray, classes: np.ndarray, number_of_classes: int) -> np.ndarray:
+    """(K, K) samples of a class (row) that are put into a class (column)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, classes, labels=np.arange(number_of_classes))

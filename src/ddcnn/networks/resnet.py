@@ -1,0 +1,116 @@
+"""Residual networks (He, Zhang, Ren, Sun, arXiv 1512.03385): ResNet20 for small images, ResNet18 for large ones; 2-D or 3-D."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, MEAN_POOLING, NORMALISATION
+from ddcnn.networks.shape import Shape, scaled_width
+
+
+class ResNet(nn.Module):
+    """A stem, stages of basic blocks, the mean over all pixels, then the logits.
+
+    Args:
+        shape: what the network sees.
+        width: channels of stem and first stage of the *global* network; they double from stage to stage.
+        divisor: of the width rule; 1 for the global network.
+        features: neurons of a hidden dense layer with ReLU before the logits; without it, the channels of the last stage are the
+            last hidden layer.
+        blocks: per stage. From the second stage on, the first one halves the sides, rounding up.
+        large_images: ResNet18's stem, which makes a side a quarter as long, and shortcuts with weights (the paper's option B);
+            otherwise ResNet20's, a 3x3 convolution, and shortcuts without (option A).
+    """
+
+    def __init__(
+        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, blocks: Sequence[int], large_images: bool
+    ):
+        super().__init__()
+        dimensions = len(shape.spatial)
+        channels = scaled_width(width, divisor)
+        kernel, stride = (7, 2) if large_images else (3, 1)
+        stem: list[nn.Module] = [
+            CONVOLUTION[dimensions](shape.channels, channels, kernel, stride, padding=kernel // 2, bias=False),
+            NORMALISATION[dimensions](channels),
+            nn.ReLU(inplace=True),
+        ]
+        if large_images:
+            stem.append(MAX_POOLING[dimensions](3, 2, padding=1))
+        stages: list[nn.Module] = []
+        for stage, repeats in enumerate(blocks):
+            wanted = scaled_width(width << stage, divisor)
+            for block in range(repeats):
+                stages.append(BasicBlock(dimensions, channels, wanted, 2 if stage > 0 and block == 0 else 1, large_images))
+                channels = wanted
+        self.convolutions = nn.Sequential(*stem, *stages)
+        dense: list[nn.Module] = [MEAN_POOLING[dimensions](1), nn.Flatten()]
+        if features:
+            dense += [nn.Linear(channels, features), nn.ReLU(inplace=True)]
+        self.dense = nn.Sequential(*dense)
+        self.classifier = nn.Linear(features or channels, shape.classes)
+        for module in self.convolutions.modules():
+            if isinstance(module, CONVOLUTION[dimensions]):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last hidden layer: (B, C, *spatial) -> (B, F)."""
+        return self.dense(self.convolutions(images))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> logits (B, K)."""
+        return self.classifier(self.features(images))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (B, inputs, *spatial) -> (B, outputs, *spatial / stride); with stride 1 as many channels."""
+
+    def __init__(self, dimensions: int, inputs: int, outputs: int, stride: int, projection: bool):
+        super().__init__()
+        convolution, normalisation = CONVOLUTION[dimensions], NORMALISATION[dimensions]
+        self.residual = nn.Sequential(
+            convolution(inputs, outputs, 3, stride, padding=1, bias=False),
+            normalisation(outputs),
+            nn.ReLU(inplace=True),
+            convolution(outputs, outputs, 3, padding=1, bias=False),
+            normalisation(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = (
+                nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), normalisation(outputs))
+                if projection
+                else PaddedShortcut(inputs, outputs, stride)
+            )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return functional.relu(self.residual(images) + self.shortcut(images), inplace=True)
+
+
+class PaddedShortcut(nn.Module):
+    """The paper's option A, without parameters: every ``stride``-th pixel, in more channels, the new ones zero.
+
+    The paper leaves open which channels are the new ones. Here they are *interleaved*: with twice the channels, output channel 2j is
+    input channel j, and 2j + 1 is zero. Behind each other at the end, as usual, they would mix thin networks that are put side by
+    side. Interleaved, thin networks whose channels are concatenated (block-diagonal weights) are exactly the wide network.
+    """
+
+    places: torch.Tensor  # (inputs,) the output channels that input channels go to
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+        self.register_buffer("places", torch.arange(inputs) * outputs // inputs, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = (slice(None, None, self.stride),) * (images.ndim - 2)
+        kept = images[:, :, *pixels]
+        padded = kept.new_zeros(len(kept), self.outputs, *kept.shape[2:])
+        padded[:, self.places] = kept
+        return padded
+
+
+resnet20 = partial(ResNet, blocks=(3, 3, 3), large_images=False)
+resnet18 = partial(ResNet, blocks=(2, 2, 2, 2), large_images=True)

@@ -1,0 +1,82 @@
+"""torchvision's classification networks, by torchvision's names: untrained, for 2-D images of any number of channels and classes."""
+
+from typing import Any
+
+from torch import nn
+
+from ddcnn.errors import InputError
+from ddcnn.networks.refusals import did_you_mean, refusing
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.shape import Shape, scaled_width
+from ddcnn.vision import import_torchvision
+
+DENSENETS = {  # growth rate, layers per block, channels of the stem (Huang, Liu, van der Maaten, Weinberger, arXiv 1608.06993)
+    "densenet121": (32, (6, 12, 24, 16), 64),
+    "densenet161": (48, (6, 12, 36, 24), 96),
+    "densenet169": (32, (6, 12, 32, 32), 64),
+    "densenet201": (32, (6, 12, 48, 32), 64),
+}
+
+
+def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:
+    """The network ``name``, with K outputs.
+
+    Raises:
+        InputError: there is none, or it cannot be had for this shape, width or divisor.
+    """
+    built_in = list(NETWORKS)
+    models = _models(name)
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(
+            f"--network {name}: there is no such network{did_you_mean(name, [*built_in, *known])}; allowed: {', '.join(built_in)}, "
+            "or a classification network of torchvision, or your own as package.module:factory"
+        )
+    if len(shape.spatial) != 2:
+        raise InputError(f"--network {name} is for 2-D images, not for volumes of {shape.size}: take {' or '.join(built_in)}")
+    if width is not None:
+        raise InputError(f"--width {width}: --network {name} has widths of its own; leave --width and --global-width out")
+    with refusing(f"--network {name} cannot be made for images of {shape.size}"):
+        network = _make(models, name, shape, divisor)
+        if shape.channels != 3:
+            _replace_stem(network, shape.channels)
+    return network
+
+
+def _models(name: str) -> Any:
+    with refusing(f"--network {name} is none of ddcnn's own, and torchvision is not there", "; pip install torchvision"):
+        return import_torchvision().models
+
+
+def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
+    """With the width rule where the network has a parameter for its width."""
+    options: dict[str, Any] = {"num_classes": shape.classes}
+    if name in DENSENETS:
+        growth_rate, layers, stem = DENSENETS[name]
+        return models.DenseNet(scaled_width(growth_rate, divisor), layers, scaled_width(stem, divisor), **options)
+    if name.startswith("mnasnet"):
+        alpha = float(name.removeprefix("mnasnet").replace("_", "."))
+        return models.MNASNet(alpha / divisor, **options)
+    if name == "mobilenet_v2":
+        options |= {"width_mult": 1 / divisor}
+    elif divisor != 1:
+        raise InputError(f"--network {name}: its widths are fixed, local CNNs cannot be thinner: add --width-divisor 1")
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}  # with them, it returns more than logits in training
+    elif name.startswith("vit_"):
+        if shape.spatial[0] != shape.spatial[1]:
+            raise InputError(f"--network {name} takes square images only, not {shape.size}: choose a --grid of square subimages")
+        options["image_size"] = shape.spatial[0]
+    elif name.startswith("maxvit"):
+        options["input_size"] = shape.spatial
+    return models.get_model(name, weights=None, **options)
+
+
+def _replace_stem(network: nn.Module, channels: int) -> None:
+    """A first convolution for images of other than 3 channels; its initial weights have the deviation of the replaced ones."""
+    path, stem = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    fitting = nn.Conv2d(
+        channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None  # type: ignore[arg-type]
+    )  # fmt: skip
+    nn.init.normal_(fitting.weight, std=float(stem.weight.detach().std()))
+    network.set_submodule(path, fitting)

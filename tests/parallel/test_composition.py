@@ -1,0 +1,64 @@
+"""Thin networks of all ranks, composed to the undecomposed one (decomposition in width)."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddcnn.errors import InputError
+from ddcnn.method.composition import check_composes, compose
+from ddcnn.networks.registry import make
+from ddcnn.networks.shape import Shape
+
+EACH = 2  # thin networks of a rank
+CLASSES = 3
+
+
+def thin_networks(name: str, shape: Shape, n: int, width: int) -> list[nn.Module]:
+    """n of them, with running statistics and affine parameters that are no longer those of a new network."""
+    torch.manual_seed(1)
+    networks = [make(name, shape, width, n).double() for _ in range(n)]
+    for network in networks:
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(torch.rand_like(tensor))
+    return [network.eval() for network in networks]
+
+
+@pytest.mark.parametrize("name", ["vgg3", "vgg9", "resnet20", "resnet18"])
+@pytest.mark.parametrize("spatial", [(12, 9), (8, 6, 7)])
+def test_right_after_composition_the_logits_are_the_mean_of_those_of_the_thin_networks(world, name, spatial):
+    n = EACH * world.size
+    shape, width = Shape(spatial, 2, CLASSES), 4 * n
+    thin = thin_networks(name, shape, n, width)
+    wide = make(name, shape, width).double().eval()
+    compose(world, thin[world.rank * EACH : (world.rank + 1) * EACH], wide)
+    images = torch.randn(3, 2, *spatial, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = torch.stack([network(images) for network in thin]).mean(0)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(wide(images), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_cross_terms_are_zero_and_learn(world):
+    shape, n = Shape((8, 8), 1, CLASSES), EACH * world.size
+    wide = make("vgg3", shape, 4 * n)
+    compose(
+        world, thin_networks("vgg3", shape, EACH, 4 * EACH) if n == EACH else [make("vgg3", shape, 4 * n, n) for _ in range(EACH)], wide
+    )
+    weight = wide.get_parameter(next(name for name, p in wide.named_parameters() if p.ndim == 4 and p.shape[1] > 1))
+    rows, columns = weight.shape[0] // n, weight.shape[1] // n
+    assert not weight[:rows, columns:].any()
+    assert weight[:rows, :columns].any()
+    wide(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    assert weight.grad[:rows, columns:].any()
+
+
+@pytest.mark.parametrize(("features", "width"), [(12, 16), (None, 20)])
+def test_what_is_not_thin_networks_side_by_side_is_refused(world, features, width):
+    shape = Shape((8, 8), 1, CLASSES)
+    with pytest.raises(InputError, match="--network vgg3 is not composed of 4 thin networks"):
+        check_composes(
+            world.alone(), "vgg3", lambda: make("vgg3", shape, width, 4, features), lambda: make("vgg3", shape, width), 4,
+            torch.randn(2, 1, 8, 8),
+        )  # fmt: skip
+    check_composes(world.alone(), "vgg3", lambda: make("vgg3", shape, 16, 4), lambda: make("vgg3", shape, 16), 4, torch.randn(2, 1, 8, 8))
