@@ -1,13 +1,14 @@
 """Folders of class folders: layouts, splits, decoding, sizes, and files that are damaged."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ddcnn.data.sources import DamagedSample, SourceOptions, open_source
+from ddcnn.data.sources import DamagedSample, SourceOptions, folders, open_source
 from ddcnn.data.sources.fitting import Fit
 from ddcnn.errors import InputError
 from ddcnn.vision import import_torchvision
@@ -274,6 +275,18 @@ def test_deep_grey_among_others_is_refused_since_it_would_be_cut_off(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("different", [picture(), Image.fromarray(np.full((6, 8), 1000, np.uint16)), picture(9, 7, mode="L")])
+def test_an_image_unlike_those_that_were_looked_at_is_refused_by_name_and_not_skipped(tmp_path, monkeypatch, different):
+    monkeypatch.setattr(folders, "PROBES", 2)
+    fill(tmp_path, make=partial(picture, mode="L"))
+    save(different, tmp_path / "ant" / "1x.png")
+    source = opened(tmp_path)
+    with pytest.raises(InputError, match=r"ant/1x\.png (is in (colour|grey of more than 8 bits), other|has shape .*--image-size)") as error:
+        for split in source.splits.values():
+            everything(split)
+    assert not isinstance(error.value, DamagedSample)
+
+
 def test_a_float_image_with_nan_is_damaged(tmp_path):
     good, bad = np.zeros((2, 4, 4), np.float32)
     bad[1, 2] = np.nan
@@ -384,11 +397,12 @@ def test_a_truncated_file_is_a_damaged_sample_and_the_others_are_read(tmp_path, 
     assert message.endswith("mend or remove it, or add --skip-damaged")
 
 
-def test_a_file_that_turns_out_to_have_another_size_is_a_damaged_sample(tmp_path):
+def test_a_file_that_turns_out_to_have_another_size_is_refused(tmp_path):
     source = opened(fill(tmp_path))
     save(picture(1, 8), tmp_path / "ant" / "3.png")  # one row would fill six
-    (message,) = damage(source)
-    assert "3.png" in message
+    with pytest.raises(InputError, match=r"3\.png has shape \(1, 8, 3\).*--image-size"):
+        for split in source.splits.values():
+            everything(split)
 
 
 @pytest.mark.filterwarnings("error")

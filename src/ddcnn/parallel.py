@@ -21,7 +21,7 @@ from ddcnn.errors import InputError
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
-LONGEST_SLEEP = {"wait": 0.02, "communicate": 1e-4}  # seconds between two looks at a pending operation
+LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two looks at a pending operation
 STEP_SLEEP = 2e-4  # the same where all ranks arrive in every step of training
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -109,11 +109,11 @@ class World:
     # Collectives
 
     def _wait(self, request, kind: str = "wait", longest: float = 0.0) -> None:
-        pause, longest = 1e-5, longest or LONGEST_SLEEP[kind]
+        longest = longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
-            while not request.Test():
-                time.sleep(pause)
-                pause = min(2 * pause, longest)
+            begin = time.perf_counter()
+            while not request.Test():  # an operation moves on only here, so who has just come looks often
+                time.sleep(min(1e-5 + (time.perf_counter() - begin) / 8, longest))
 
     def barrier(self) -> None:
         self._wait(self.communicator.Ibarrier())

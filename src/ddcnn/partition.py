@@ -26,7 +26,7 @@ from ddcnn.files import disk_errors, put_in_place, sync
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22  # small enough for shares that are nearly equal
 CHUNK_BYTES = 1 << 20
 PIECE = 1 << 16  # pixels that are summed at a time
 
@@ -183,9 +183,9 @@ class _Facts:
         origin = pixels[0].astype(np.float64)  # differences to a pixel lose no digits where pixels are large and alike
         total, squares = np.zeros(self.channels), np.zeros(self.channels)
         for begin in range(0, len(pixels), PIECE):
-            piece = pixels[begin : begin + PIECE] - origin
-            total += piece.sum(axis=0)
-            squares += np.einsum("pc,pc->c", piece, piece)
+            piece = np.subtract(pixels[begin : begin + PIECE].T, origin[:, None], order="C")  # (C, P): summed along the memory
+            total += piece.sum(axis=1)
+            squares += np.einsum("cp,cp->c", piece, piece)
         digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images).data).digest(), dtype=np.uint8)
         facts = [[SPLITS.index(name), block.row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
         self.rows.append(np.concatenate(facts))

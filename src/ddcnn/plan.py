@@ -16,7 +16,7 @@ import numpy as np
 import tomli_w
 
 from ddcnn.config import DataSettings, PartitionSettings, RunSettings
-from ddcnn.data.sources import Source, SourceOptions, balanced_subset, open_source
+from ddcnn.data.sources import Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
@@ -43,11 +43,13 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
             raise InputError(f"{settings.source} is partitioned already; partition the source that it was made from")
         if settings.output.exists() and not (settings.output.is_file() and is_partitioned(settings.output)):
             raise InputError(f"--output {settings.output} is there and no partitioned set: it is not overwritten, name another file")
-        opened.append(open_source(options))
-        decompose(settings, opened[0])
-        select(settings, opened[0])
 
     world.on_root(check)
+    with world.together(), world.timeline.span("compute"):
+        if world.rank == 0 or not loads_whole(options.name):  # all at once: a folder of many files takes its time
+            opened.append(open_source(options))
+            decompose(settings, opened[0])
+            select(settings, opened[0])
     store = partition_source(world, settings, options, settings.output, opened)
     if world.rank == 0:
         print(

@@ -19,7 +19,7 @@ from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
 from ddcnn.data.sources.volumes import TABLE, labelled_volumes
 from ddcnn.errors import InputError
 
-__all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "open_source"]
+__all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
 
 Opener = Callable[[SourceOptions], Source]
 
@@ -41,6 +41,11 @@ def open_source(options: SourceOptions) -> Source:
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
     return source if source.fitted else fitted(source, options)
+
+
+def loads_whole(name: str) -> bool:
+    """Whether opening a source means to read all of it into memory, which one rank should do for all."""
+    return name in NAMED or name in class_names()
 
 
 def _opener(name: str) -> Opener:

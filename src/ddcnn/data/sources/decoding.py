@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddcnn.errors import InputError
+
 # as torchvision's ImageFolder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 GREY_MODES = ("1", "L")
@@ -56,8 +58,16 @@ def header(path: Path) -> tuple[PixelFormat, tuple[int, int]]:
 
 
 def decode(path: Path, pixels: PixelFormat) -> np.ndarray:
-    """The upright image of a file, (rows, columns, C); raises anything if it is damaged."""
+    """The upright image of a file, (rows, columns, C); raises anything if it is damaged.
+
+    Raises:
+        InputError: in this format, the image would lose colour or depth.
+    """
     with _opened(path) as image:
+        own = format_of(image.mode)
+        if own != pixels and not (own == GREY and pixels == COLOUR):
+            others = {GREY: "in grey", COLOUR: "in colour", DEEP: "in grey of more than 8 bits"}
+            raise InputError(f"{path} is {others[own]}, other images of the set are {others[pixels]}: convert all to one mode")
         return to_array(image, pixels)
 
 

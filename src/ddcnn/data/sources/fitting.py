@@ -13,6 +13,7 @@ from PIL import Image
 from ddcnn.data.sources.base import DamagedSample, Source, SourceOptions, Split
 from ddcnn.errors import InputError
 
+READ_BYTES = 1 << 24  # of samples before they are fitted, which may be much larger than afterwards
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 IMAGE_TRANSFORMS = ("resize+center-crop", "resize", "center-crop")
 
@@ -44,6 +45,10 @@ class Fit:
                 raise InputError(f"--{name} {value}: not one of {', '.join(allowed)}")
         if options.window and not options.window[0] < options.window[1]:
             raise InputError(f"--window {options.window[0]} {options.window[1]}: the first must be below the second")
+
+    @property
+    def option(self) -> str:
+        return "--image-size ROWSxCOLUMNS" if self.dimension == 2 else "--volume-size DEPTHxROWSxCOLUMNS"
 
     @property
     def size(self) -> tuple[int, ...] | None:
@@ -136,10 +141,13 @@ def fitted(source: Source, options: SourceOptions) -> Source:
     shape = (*(fit.size or source.shape[:-1]), source.shape[-1])
 
     def change(split: Split) -> Split:
+        step = max(1, READ_BYTES // (math.prod(split.shape[1:]) * split.dtype.itemsize))
+
         def read(indices: np.ndarray) -> np.ndarray:
             images = np.empty((len(indices), *shape), split.dtype)
-            for row, image in enumerate(split.read(indices)):
-                images[row] = fit(image)
+            for begin in range(0, len(indices), step):
+                for row, image in enumerate(split.read(indices[begin : begin + step]), begin):
+                    images[row] = fit(image)
             return images
 
         return replace(split, shape=(len(split), *shape), read=read)
@@ -164,13 +172,13 @@ def sample_by_sample(
         for row, i in enumerate(map(int, indices)):
             try:
                 sample = load(i)
-            except MemoryError:
+            except (MemoryError, InputError):
                 raise
             except Exception as error:  # the decoders of third parties raise anything
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
             sample = fit(sample)
-            if sample.shape != shape:  # its header could not be read when the sizes were compared
-                raise DamagedSample.of(name(i), f"its shape is {sample.shape}, that of others is {shape}")
+            if sample.shape != shape:  # not every header was read when the sizes were compared
+                raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")
             images[row] = sample
             if dtype.kind == "f" and not np.isfinite(images[row]).all():
                 raise DamagedSample.of(name(i), "it has a NaN or an infinite number")

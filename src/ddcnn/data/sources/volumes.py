@@ -135,7 +135,7 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
         raise InputError(f"no volume can be read; the first: {problem}")
     if len(shapes) > 1:
         (first, one), (second, other) = list(shapes.items())[:2]
-        advice = "all need the same number of channels" if fit.size else "give one size for all with --volume-size DEPTHxROWSxCOLUMNS"
+        advice = "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}"
         raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
     return next(iter(shapes))
 

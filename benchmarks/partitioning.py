@@ -1,0 +1,70 @@
+"""Partitioning by N ranks against one: whole processes, start included, and the memory of a rank.
+
+    python benchmarks/partitioning.py [--rounds 5] [--ranks 2] -- SOURCE [options of ddcnn partition]
+
+Starts ``ddcnn partition`` in turn, 1, N, 1, N …, and prints JSON: seconds, the median and spread of the pairwise ratios, and by how much
+the peak of a rank's resident memory exceeds what it has once Python, MPI and all libraries are loaded.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one-rank"]:
+        sys.exit(one_rank(sys.argv[2], sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("source", nargs="+", help="SOURCE and options of ddcnn partition, after --")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        pairs = [[partition(ranks, asked.source, Path(folder)) for ranks in (1, asked.ranks)] for _ in range(asked.rounds)]
+    ratios = [together["seconds"] / alone["seconds"] for alone, together in pairs]
+    print(json.dumps({
+        "benchmark": "partitioning", "ranks": asked.ranks, "source": " ".join(asked.source), "rounds": pairs,
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "mebibytes_above_start": max(run["mebibytes_above_start"] for pair in pairs for run in pair),
+    }, indent=1))  # fmt: skip
+
+
+def partition(ranks: int, source: list[str], folder: Path) -> dict[str, float]:
+    memory = folder / "memory"
+    command = ["mpirun", "-n", str(ranks), sys.executable, __file__, "--one-rank", str(memory)]
+    begin = time.perf_counter()
+    subprocess.run([*command, "partition", *source, "--output", str(folder / "set.h5"), "--progress", "none"], check=True)
+    seconds = time.perf_counter() - begin
+    above = max(int(path.read_text()) for path in folder.glob("memory.*"))
+    for path in folder.glob("memory.*"):
+        path.unlink()
+    return {"ranks": ranks, "seconds": round(seconds, 2), "mebibytes_above_start": above}
+
+
+def one_rank(memory: str, arguments: list[str]) -> int:
+    """A rank of ``ddcnn``, which writes down its memory at the end."""
+    import os
+
+    import ddcnn.plan
+    from ddcnn.__main__ import main as ddcnn
+
+    sys.argv = ["ddcnn", *arguments]
+    start = resident("VmRSS")
+    code = ddcnn()
+    Path(f"{memory}.{os.getpid()}").write_text(str(resident("VmHWM") - start))
+    return code
+
+
+def resident(what: str) -> int:
+    """Mebibytes, of Linux's own count."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) >> 10
+
+
+if __name__ == "__main__":
+    main()
