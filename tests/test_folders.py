@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ddcnn.data.sources import DamagedSample, SourceOptions, folders, open_source
+from ddcnn.data.sources import DamagedSample, SourceOptions, decoding, open_source
 from ddcnn.data.sources.fitting import Fit
 from ddcnn.errors import InputError
 from ddcnn.vision import import_torchvision
@@ -176,8 +176,9 @@ def test_one_class_is_refused(tmp_path):
 
 
 def test_volumes_in_class_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--volumes"):
-        opened(fill(tmp_path), volumes=True)
+    for options in ({"volumes": True}, {"volume_size": (4, 4, 4)}):
+        with pytest.raises(InputError, match=r"has no labels\.csv.*--volume-size"):
+            opened(fill(tmp_path), **options)
 
 
 def test_links_that_leave_the_folder_are_refused_and_those_within_it_are_read(tmp_path):
@@ -185,8 +186,10 @@ def test_links_that_leave_the_folder_are_refused_and_those_within_it_are_read(tm
     (root / "ant" / "link.png").symlink_to(root / "bee" / "0.png")
     assert sum(map(len, opened(root).splits.values())) == 11
     outside = save(picture(), tmp_path / "outside" / "0.png")
-    (root / "bee" / "deep").symlink_to(outside.parent)  # a folder within a class: not followed
-    assert sum(map(len, opened(root).splits.values())) == 11
+    (root / "bee" / "deep").symlink_to(outside.parent)  # a folder within a class
+    with pytest.raises(InputError, match="deep is a link to a folder"):
+        opened(root)
+    (root / "bee" / "deep").unlink()
     (root / "bee" / "link.png").symlink_to(outside)
     with pytest.raises(InputError, match=r"link\.png is a link to a file outside"):
         opened(root)
@@ -277,7 +280,7 @@ def test_deep_grey_among_others_is_refused_since_it_would_be_cut_off(tmp_path):
 
 @pytest.mark.parametrize("different", [picture(), Image.fromarray(np.full((6, 8), 1000, np.uint16)), picture(9, 7, mode="L")])
 def test_an_image_unlike_those_that_were_looked_at_is_refused_by_name_and_not_skipped(tmp_path, monkeypatch, different):
-    monkeypatch.setattr(folders, "PROBES", 2)
+    monkeypatch.setattr(decoding, "PROBES", 2)
     fill(tmp_path, make=partial(picture, mode="L"))
     save(different, tmp_path / "ant" / "1x.png")
     source = opened(tmp_path)
@@ -368,11 +371,8 @@ def test_the_window_clips_before_the_size_changes(tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("volume_size", (4, 4, 4), "--volume-size"),
-        ("image_transform", "stretch", "resize, center-crop"),
-        ("interpolation", "cubic", "nearest, bilinear, bicubic"),
-        ("image_size", (0, 4), "positive"),
-        ("window", (3, 3), "--window"),
+        ("image_transform", "resize", "give --image-size too"),
+        ("interpolation", "bicubic", "--interpolation bicubic is that of --image-size"),
         ("window", (300, 400), "uint8"),
         ("window", (1.2, 1.8), "uint8"),
     ],
@@ -406,13 +406,26 @@ def test_a_file_that_turns_out_to_have_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_decompression_bomb_is_a_damaged_sample(tmp_path, monkeypatch):
+def test_an_image_is_never_too_large(tmp_path):
     root = fill(tmp_path)
-    save(picture(60, 60), root / "bee" / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # twice that many pixels are an error, more than that many a warning
-    save(picture(40, 40), root / "bee" / "large.png")
-    (message,) = damage(opened(root, image_size=(6, 8)))
-    assert "bomb.png" in message
+    Image.fromarray(np.zeros((14000, 14000), np.uint8)).save(root / "bee" / "large.png")  # over Pillow's limit
+    assert sum(len(everything(split)) for split in opened(root, image_size=(6, 8)).splits.values()) == 11
+
+
+def test_only_image_files_are_decoded_whatever_they_are_called(tmp_path):
+    root = fill(tmp_path)
+    picture().save(root / "bee" / "e.eps")
+    (root / "bee" / "e.eps").rename(root / "bee" / "e.png")
+    (message,) = damage(opened(root))
+    assert "e.png" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_the_other_beside_more_folders_is_refused(tmp_path, split):
+    fill(tmp_path / split)
+    fill(tmp_path, classes=("unlabelled",))
+    with pytest.raises(InputError, match=f"{split} looks like a split"):
+        opened(tmp_path)
 
 
 def test_a_text_chunk_that_is_too_large_is_no_traceback(tmp_path):

@@ -80,12 +80,10 @@ def test_tables_tell_the_numbers_of_the_results(finished):
     assert set(methods) == set(results["methods"])
     for name, method in results["methods"].items():
         assert float(methods[name][0]) == pytest.approx(100 * method["test_accuracy"], abs=0.005)
-        assert float(methods[name][7]) == pytest.approx(method["seconds"]["total"], abs=0.005)
-        assert (
-            methods[name][1] == "–"
-            if method["test_loss"] is None
-            else float(methods[name][1]) == pytest.approx(method["test_loss"], abs=1e-4)
-        )
+        assert float(methods[name][1]) == pytest.approx(100 * method["balanced_accuracy"], abs=0.005)
+        assert float(methods[name][9]) == pytest.approx(method["seconds"]["total"], abs=0.005)
+        for column, value in ((2, method["auc"]), (3, method["test_loss"])):
+            assert methods[name][column] == "–" if value is None else float(methods[name][column]) == pytest.approx(value, abs=1e-4)
     for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):
         assert int(row[0]) == subdomain["index"]
         assert float(row[3]) == pytest.approx(100 * subdomain["test_accuracy"], abs=0.005)

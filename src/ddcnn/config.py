@@ -27,7 +27,7 @@ def _along(axes: int) -> Callable[[Any], Any]:
     """Reads pixels per axis; one number is that of all axes."""
 
     def read(value: Any) -> Any:
-        sizes = (value,) if isinstance(value, int) else _sizes(value)
+        sizes = (value,) if type(value) is int else _sizes(value)  # True is an int, too
         if isinstance(sizes, (tuple, list)) and len(sizes) not in (1, axes):
             raise ValueError(f"write one number of pixels, or {axes} such as {'x'.join(['64'] * axes)}")
         return tuple(sizes) * axes if isinstance(sizes, (tuple, list)) and len(sizes) == 1 else sizes

@@ -5,6 +5,7 @@ Module ``plan`` has partitioned the images.
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from ddcnn.method.composition import check_composes, compose
 from ddcnn.method.global_cnn import classify_together, train_global
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
+from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.registry import make as make_network
+from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
@@ -39,8 +43,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
             seeds = [check_start(Networks(own, store, engine), world.owned(len(store.decomposition))) for own in seeds]
-        if settings.decomposition == "width" and "transfer" in settings.methods:
-            check_composition(world.alone(), Networks(settings, store, engine))
+    if settings.decomposition == "width" and "transfer" in settings.methods:
+        world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
     if settings.seeds == 1:
         run_seed(world, seeds[0], store, engine, output)
@@ -69,10 +73,13 @@ def check_start(networks: Networks, owned: range) -> RunSettings:
 
 def check_composition(alone: World, networks: Networks) -> None:
     """Refuses a network that thin networks cannot be composed to."""
-    settings, shape = networks.settings, networks.store.shape
-    images = torch.randn(2, shape[-1], *shape[:-1], generator=torch.Generator().manual_seed(0))
-    make_wide = networks.make_global(settings.width)
-    check_composes(alone, settings.network, networks.make_local(0), make_wide, networks.subdomains, images)
+    settings, store, n = networks.settings, networks.store, networks.subdomains
+    *spatial, channels = store.shape
+    if settings.network in NETWORKS:  # whose structure does not depend on the size
+        spatial = [min(side, 32) for side in spatial]
+    make = partial(make_network, settings.network, Shape(tuple(spatial), channels, networks.classes), settings.width)
+    images = torch.randn(1, channels, *spatial, generator=torch.Generator().manual_seed(0))
+    check_composes(alone, settings.network, partial(make, settings.divisor(n), settings.features), make, n, images)
 
 
 def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:

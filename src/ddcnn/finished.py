@@ -29,7 +29,7 @@ class FinishedRun:
         accuracies: (*grid) of the local CNNs, None if none have been trained on their own.
         labels: (S,) of the test samples; ``classes``: (S,) per method, its decisions.
         class_names: K names.
-        examples: (n, *spatial, C) test images.
+        examples: (n, *spatial, C) test images, and their rows (n,) in the test set.
         spans: (spans, 5) rank, phase, kind, start, stop; ``phases`` and ``kinds`` are the names of their numbers.
     """
 
@@ -44,6 +44,7 @@ class FinishedRun:
     classes: dict[str, np.ndarray]
     class_names: list[str]
     examples: np.ndarray
+    example_rows: np.ndarray
     spans: np.ndarray
     phases: list[str]
     kinds: list[str]
@@ -71,7 +72,7 @@ def load(run: Path) -> FinishedRun:
         values["cores"] = np.array([[place["core_start"], place["core_stop"]] for place in subdomains], dtype=int)
         values["subimages"] = np.array([[place["start"], place["stop"]] for place in subdomains], dtype=int)
         found = [place["test_accuracy"] for place in subdomains]
-        grid = results["decomposition"]["grid"] if results["decomposition"]["kind"] == "image" else (1, len(found))  # thin networks: a row
+        grid = results["decomposition"]["grid"] if results["decomposition"]["kind"] == "image" else (1, -1)  # thin networks: a row
         values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(grid)
     with reading(run / "config.toml"):
         settings = tomllib.loads((run / "config.toml").read_text())
@@ -87,6 +88,7 @@ def load(run: Path) -> FinishedRun:
         values["classes"] = {name: _dataset(file, f"classes/{name}")[...] for name in results["methods"]}
         examples = _dataset(file, "examples")
         values["examples"] = examples[:1] if examples.ndim == 5 else examples[...]  # one volume is enough, and may be large
+        values["example_rows"] = np.asarray(examples.attrs["rows"], dtype=int)[: len(values["examples"])]
         timeline = _dataset(file, "timeline")
         values["spans"] = timeline[...]
         values["phases"], values["kinds"] = timeline.attrs["phases"].split(), timeline.attrs["kinds"].split()
@@ -102,6 +104,8 @@ def _check_shapes(values: dict[str, Any]) -> None:
         samples != (data["test_samples"],)
         or any(classes.shape != samples for classes in values["classes"].values())
         or values["examples"].shape[1:] != tuple(data["shape"])
+        or values["example_rows"].shape != values["examples"].shape[:1]
+        or not set(values["example_rows"]) <= set(range(data["test_samples"]))
         or len(values["class_names"]) != data["classes"]
         or values["spans"].shape[1:] != (5,)
         or len(values["spans"]) == 0

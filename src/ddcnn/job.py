@@ -63,10 +63,13 @@ class Networks:
         return partial(registry.make, self.settings.network, self._shape(self.store.shape[:-1]), width)
 
     @property
-    def global_parameters(self) -> int:
-        """How many the global CNN of the same --width has; nothing is computed or stored for it."""
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
+    def global_parameters(self) -> int | None:
+        """How many the global CNN of the same --width has; None if such a network cannot be made for whole images."""
+        try:
+            with torch.device("meta"):  # nothing is stored or computed
+                return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
+        except Exception:  # a network of others' may compute while it is made; its number is no reason to fail
+            return None
 
     def new_local(self, index: int, role: str) -> nn.Module:
         return build(self.make_local(index), self.seeds(role, index), self.engine)
@@ -188,11 +191,11 @@ class Job:
 
     @property
     def _class_weights(self) -> tuple[float, ...] | None:
-        """(K,) by which every class counts as much as any other: S / (K · samples of the class)."""
+        """(K,) by which every class counts as much as any other: S / (K · samples of the class), K the classes that have samples."""
         if self.settings.class_weights == "none":
             return None
         counts = np.bincount(self.labels["train"], minlength=self.networks.classes)
-        return tuple((counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist())
+        return tuple((counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1))).tolist())
 
     # Telling and keeping
 

@@ -92,10 +92,9 @@ class World:
         if subdomains % self.size:
             fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
             choice = f"{', '.join(fitting[:-1])} or {fitting[-1]} ranks" if len(fitting) > 1 else "1 rank"
-            raise InputError(
-                f"{self.size} ranks do not fit {subdomains} subdomains (--grid {'x'.join(map(str, decomposition.grid))}): "
-                f"start {choice} with mpirun -n"
-            )
+            grid = "x".join(map(str, decomposition.grid))
+            parts = f"{subdomains} subdomains (--grid {grid})" if decomposition.thin == 1 else f"{subdomains} thin networks"
+            raise InputError(f"{self.size} ranks do not fit {parts}: start {choice} with mpirun -n")
 
     def owned(self, subdomains: int) -> range:
         """The subdomains of this rank, as many on every rank."""
@@ -175,6 +174,11 @@ class World:
         self._wait(self.communicator.Iallreduce(np.array([number], dtype=np.int64), result, op=self._mpi.MAX))
         return int(result[0])
 
+    def agree(self, data: bytes) -> bool:
+        """Whether all ranks have the same data."""
+        checksum = zlib.crc32(data)
+        return self.largest(checksum) == -self.largest(-checksum)
+
     def broadcast(self, value, root: int = 0):
         """A JSON-serialisable value from ``root`` to all ranks."""
         data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8) if self.rank == root else np.empty(0, dtype=np.uint8)
@@ -208,6 +212,27 @@ class World:
         return len(np.unique(self.gather_to_all(np.array([own])))) == self.size
 
     # Agreeing on errors
+
+    @contextmanager
+    def stopping_together(self, work: int) -> Iterator[Callable[[], bool]]:
+        """Around long work that may refuse its input, on all ranks: yields whether another rank has, so that going on would be in vain.
+
+        Args:
+            work: a number below 2¹⁵, another one every time.
+        """
+        error, told = None, []
+        try:
+            yield lambda: self.communicator.Iprobe(tag=work)
+        except InputError as refusal:
+            error = refusal
+            others = set(range(self.size)) - {self.rank}
+            told = [self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others]
+        refusing = round(self.size * self.mean([error is not None])[0])
+        for _ in range(refusing - (error is not None)):
+            self.communicator.Recv(np.empty(0, dtype=np.uint8), tag=work)
+        self._mpi.Request.Waitall(told)
+        if error:
+            raise error
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import h5py
@@ -64,31 +65,21 @@ def partition(
         InputError: a damaged sample, a pixel that is no number, or a file system that refuses the files.
     """
     parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
-    identity = world.on_root(lambda: os.urandom(4).hex())
-    files = _Files(path, identity, world.rank, world.size, parallel_file)
+    number = world.on_root(lambda: int.from_bytes(os.urandom(4)))
+    files = _Files(path, f"{number:08x}", world.rank, world.size, parallel_file)
     shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
     facts = _Facts(source.shape[-1])
     kept: dict[str, np.ndarray] = {name: np.empty(0, np.int64) for name in SPLITS}
-    with world.together(), disk_errors(path):
-        files.prepare()
-    try:
-        with world.together(), disk_errors(path), world.timeline.span("compute"):
-            if parallel_file or any(shares.values()):
-                blocks_of_all = sum(map(len, shares.values()))
-                with (
-                    files.open(world) as file,  # with parallel h5py, opening, creating and closing are collective
-                    Progress("partition", blocks_of_all, progress if world.rank == 0 else "none", seconds=5) as told,
-                ):
-                    _create(file, source, rows, decomposition, skip_damaged)
-                    for name in SPLITS:
-                        kept[name] = _write(file, source, name, shares[name], rows[name][0], decomposition, facts, skip_damaged, told)
-                sync(files.written)
-    except InputError:
-        files.discard()
-        raise
-    mean, std, digest = facts.combine(world)
-    every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
+
+    def write(stopped: Callable[[], bool]) -> None:
+        told = Progress("partition", sum(map(len, shares.values())), progress if world.rank == 0 else "none", seconds=5)
+        with files.open(world) as file, told:  # with parallel h5py, opening, creating and closing are collective
+            _create(file, source, rows, decomposition, skip_damaged)
+            for name in SPLITS:
+                share = takewhile(lambda block: not stopped(), shares[name])
+                kept[name] = _write(file, source, name, share, rows[name][0], decomposition, facts, skip_damaged, told)
+        sync(files.written)
 
     def finish() -> None:
         parts = {name: [part[:, 0].astype(np.int64) for part in every_kept[name] or ()] for name in SPLITS}
@@ -107,13 +98,27 @@ def partition(
         with disk_errors(path):
             files.finish(described, source, written, {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS})
 
-    world.on_root(finish)
+    with world.together(), disk_errors(path):
+        files.prepare()
+    try:
+        with (
+            world.together(), world.stopping_together(number % 2**15) as stopped,
+            disk_errors(path), world.timeline.span("compute"),
+        ):  # fmt: skip
+            if parallel_file or any(shares.values()):
+                write(stopped)
+        mean, std, digest = facts.combine(world)
+        every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
+        world.on_root(finish)
+    except InputError:
+        files.discard()
+        raise
     with world.together():
         return PartitionedSet.open(path)
 
 
 def _write(
-    file: h5py.File, source: Source, name: str, share: list[Block], first_row: int, decomposition: Decomposition, facts: "_Facts",
+    file: h5py.File, source: Source, name: str, share: Iterable[Block], first_row: int, decomposition: Decomposition, facts: "_Facts",
     skip_damaged: bool, progress: Progress,
 ) -> np.ndarray:  # fmt: skip
     """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``; the samples (S',) that it wrote."""
@@ -129,8 +134,8 @@ def _write(
             file[images_name(name, subdomain.index)][at : at + len(images)] = images[(slice(None), *subdomain.stored.slices)]
         written.append(samples)
     everything = np.concatenate(written)
-    if skip_damaged and share:
-        for subdomain in decomposition.subdomains:
+    for subdomain in decomposition.subdomains if skip_damaged else ():
+        if images_name(name, subdomain.index) in file:
             file[images_name(name, subdomain.index)].resize(len(everything), axis=0)
     return everything
 
@@ -165,7 +170,7 @@ def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) ->
         if not skip_damaged:
             raise
         if len(samples) == 1:
-            print(f"ddcnn: skipped: {damage}", file=sys.stderr, flush=True)
+            print(f"ddcnn: skipped: {str(damage).partition('; mend')[0]}", file=sys.stderr, flush=True)
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
     one_by_one = [_read(source, name, samples[k : k + 1], skip_damaged) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])

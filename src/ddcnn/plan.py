@@ -27,7 +27,10 @@ from ddcnn.parallel import World
 from ddcnn.partition import partition
 from ddcnn.seeding import seed_name, seed_names
 
-OF_A_SOURCE = ("train_samples", "test_samples", "image_size", "volume_size", "window", "test_fraction", "skip_damaged")
+OF_A_SOURCE = (
+    "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
+    "skip_damaged",
+)  # fmt: skip
 LEFT_BY_A_RUN = ("results.json", "details.h5", "metrics.jsonl", "report.md", "config.toml")
 
 
@@ -47,7 +50,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     world.on_root(check)
     with world.together(), world.timeline.span("compute"):
         if world.rank == 0 or not loads_whole(options.name):  # all at once: a folder of many files takes its time
-            opened.append(open_source(options))
+            opened.append(open_source(options if world.rank == 0 else replace(options, download=False)))
             decompose(settings, opened[0])
             select(settings, opened[0])
     store = partition_source(world, settings, options, settings.output, opened)
@@ -80,8 +83,8 @@ def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
                 for old in folder.glob(left):
                     old.unlink()
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    grid = store.grid if settings.decomposition == "image" else settings.grid
-    resolved = settings.model_copy(update={"output": output, "grid": grid, "overlap": store.overlap})
+    boxes = {"grid": store.grid, "overlap": store.overlap} if settings.decomposition == "image" else {}
+    resolved = settings.model_copy(update={"output": output} | boxes)
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
     return output
@@ -117,7 +120,9 @@ def partition_source(world: World, settings: DataSettings, options: SourceOption
         with world.together():
             return PartitionedSet.open(path)
     with world.together(), world.timeline.span("compute"):
-        source = opened[0] if opened else open_source(options)
+        source = opened[0] if opened else open_source(replace(options, download=False))
+    if not world.agree(source.fingerprint.encode()):
+        raise InputError(f"--data {options.name}: its files changed while they were looked at; start again", agreed=True)
     return write(world, source)
 
 
@@ -174,12 +179,13 @@ def check_output(settings: RunSettings) -> None:
 
 def check_methods(world: World, settings: RunSettings) -> None:
     """Refuses what a method cannot do."""
-    if settings.precision == "fp16" and {"coherent", "transfer"} & set(settings.methods):
+    coherent = {"coherent"} if settings.decomposition == "width" else {"coherent", "transfer"}
+    if settings.precision == "fp16" and coherent & set(settings.methods):
         raise InputError(
             "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
-            "or leave coherent and transfer out of --methods"
+            f"or leave {' and '.join(sorted(coherent))} out of --methods"
         )
-    if settings.decomposition == "width" and settings.frozen_epochs:
+    if settings.decomposition == "width" and settings.frozen_epochs and "transfer" in settings.methods:
         raise InputError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
     if settings.start_from and settings.needs("local"):
         if not (settings.start_from / "results.json").is_file():
@@ -200,7 +206,7 @@ def check_given(settings: RunSettings, store: PartitionedSet) -> None:
         if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
             raise InputError(f"--{name}: {store.path} is partitioned with {name} {_text(getattr(store, name))}; leave --{name} out")
     for name in OF_A_SOURCE:
-        if name in settings.model_fields_set:
+        if getattr(settings, name) != RunSettings.model_fields[name].default:
             raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
     if settings.margin > store.margin:
         raise InputError(

@@ -51,7 +51,7 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     shares = confusion_shares(run)
     different = slice(None) if run.results["decomposition"]["kind"] == "image" else slice(1)  # thin networks see the same
-    titles = [run.class_names[label] for label in run.labels[: len(run.examples)]]
+    titles = [run.class_names[label] for label in run.labels[run.example_rows]]
     drawn = {
         "decomposition": figures.decomposition(run.examples, titles, run.cores[different], run.subimages[different]),
         "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
@@ -80,11 +80,17 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     names = run.class_names
     often = f"; most often, {names[true]} is taken for {names[found]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.examples.ndim == 5 else ""
+    shown = (
+        "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended by the overlap) "
+        f"that the local CNNs see, each alone{slices}."
+    )
+    cell = "a subdomain at its place in the image"
+    if run.results["decomposition"]["kind"] == "width":
+        shown, cell = f"Test images, which all thin networks see whole{slices}.", "a thin network"
     return {
-        "decomposition": "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended "
-        f"by the overlap) that the local CNNs see, each alone{slices}.",
-        "local_accuracy": "On the left, each cell is a subdomain at its place in the image: the brighter, the more test samples its "
-        "local CNN classifies correctly alone; on the right, what the methods make of them all.",
+        "decomposition": shown,
+        "local_accuracy": f"On the left, each cell is {cell}: the brighter, the more test samples its local CNN classifies correctly "
+        "alone; on the right, what the methods make of them all.",
         "accuracy_over_time": CURVES_CAPTION,
         "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
         "accuracy far above test accuracy means overfitting.",
@@ -109,7 +115,7 @@ def report_text(run: FinishedRun) -> str:
     return f"""# {title(results)}
 
 {data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes\
-{f" ({data['skipped']} damaged ones skipped)" if data["skipped"] else ""}; network {settings["network"]}, \
+{f" (damaged and left out: {data['skipped']})" if data["skipped"] else ""}; network {settings["network"]}, \
 {f"width {settings['width']}, " if settings["width"] else ""}interface {settings["interface"]}, seed {settings["seed"]}. \
 {start_note(settings)}\
 All settings: [config.toml](config.toml); all numbers: [results.json](results.json).
@@ -150,11 +156,9 @@ def title(results: dict[str, Any]) -> str:
 def parameters_note(decomposition: dict[str, Any]) -> str:
     together, whole = decomposition["parameters"], decomposition["global_parameters"]
     if not together:
-        return f"The global CNN has {whole:,} parameters; no local CNN has been trained."
-    return (
-        f"Together the local CNNs have {together:,} parameters, {together / whole:.2f} times as many as the global CNN ({whole:,}); "
-        f"width divisor {decomposition['width_divisor']:.3g}."
-    )
+        return "No local CNN has been trained."
+    ratio = f", {together / whole:.2f} times as many as the global CNN ({whole:,})" if whole else ""
+    return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition['width_divisor']:.3g}."
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:

@@ -92,15 +92,18 @@ class Results:
             "epochs": self.settings.epochs_of(name),
             "batch_size": self.settings.batch_size,
         }
-        if name == "global":
+        if name == "global" or self._composed(name):
             batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
 
-    def write(self, engine: Engine, global_parameters: int) -> None:
+    def _composed(self, method: str) -> bool:
+        return method == "transfer" and self.settings.decomposition == "width"
+
+    def write(self, engine: Engine, global_parameters: int | None) -> None:
         """All ranks: gathers what they have collected; rank 0 writes the files and the report.
 
         Args:
-            global_parameters: of the undecomposed CNN of the same width, for comparison.
+            global_parameters: of the undecomposed CNN of the same width, for comparison, if there can be one.
         """
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
@@ -155,7 +158,7 @@ class Results:
                 found.append((float(moments[event, 1]), float((mean.argmax(1) == labels).mean())))
         return found
 
-    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray, global_parameters: int) -> dict[str, Any]:
+    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray, global_parameters: int | None) -> dict[str, Any]:
         store, world, settings = self.store, self.world, self.settings
         trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in subdomains}
         local = []
@@ -170,7 +173,7 @@ class Results:
                 "test_accuracy": accuracy, "seconds": None if np.isnan(seconds) else seconds,
             })  # fmt: skip
         for name, method in self._methods.items():
-            if name != "global" and not (name == "transfer" and settings.decomposition == "width"):  # these two are one network alone
+            if name != "global" and not self._composed(name):  # these are one network alone
                 method["parameters"] += int(subdomains[:, 1 if name in ("vote", "average") else 2].sum())
         return {
             "schema_version": SCHEMA_VERSION,
@@ -180,7 +183,8 @@ class Results:
                 "class_names": store.class_names,
             },
             "decomposition": {
-                "kind": settings.decomposition, "grid": store.grid, "overlap": store.overlap,
+                "kind": settings.decomposition, "grid": settings.grid if settings.decomposition == "width" else store.grid,
+                "overlap": store.overlap,
                 "width_divisor": settings.divisor(len(store.decomposition)), "parameters": int(subdomains[:, 1].sum()),
                 "global_parameters": global_parameters, "subdomains": local,
             },
@@ -201,7 +205,9 @@ class Results:
                 file["local_classes"] = self.local_classes
             for name, classes in self._classes.items():
                 file[f"classes/{name}"] = classes
-            file["examples"] = self.store.whole("test", min(EXAMPLES, self.store.test_samples))
+            rows = np.sort(np.unique(self._labels, return_index=True)[1][:EXAMPLES])  # one of each class
+            file["examples"] = self.store.whole("test", rows)
+            file["examples"].attrs["rows"] = rows
             file["timeline"] = np.concatenate([np.insert(part, 0, rank, axis=1) for rank, part in enumerate(spans)])
             file["timeline"].attrs["columns"] = "rank, phase, kind, start, stop"
             file["timeline"].attrs["phases"], file["timeline"].attrs["kinds"] = " ".join(PHASES), " ".join(KINDS)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ddcnn.errors import InputError
 from ddcnn.method.composition import check_composes, compose
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import NETWORKS, make
 from ddcnn.networks.shape import Shape
 
 EACH = 2  # thin networks of a rank
@@ -24,7 +24,7 @@ def thin_networks(name: str, shape: Shape, n: int, width: int) -> list[nn.Module
     return [network.eval() for network in networks]
 
 
-@pytest.mark.parametrize("name", ["vgg3", "vgg9", "resnet20", "resnet18"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("spatial", [(12, 9), (8, 6, 7)])
 def test_right_after_composition_the_logits_are_the_mean_of_those_of_the_thin_networks(world, name, spatial):
     n = EACH * world.size
@@ -56,7 +56,7 @@ def test_the_cross_terms_are_zero_and_learn(world):
 @pytest.mark.parametrize(("features", "width"), [(12, 16), (None, 20)])
 def test_what_is_not_thin_networks_side_by_side_is_refused(world, features, width):
     shape = Shape((8, 8), 1, CLASSES)
-    with pytest.raises(InputError, match="--network vgg3 is not composed of 4 thin networks"):
+    with pytest.raises(InputError, match="4 thin networks side by side are not --network vgg3"):
         check_composes(
             world.alone(), "vgg3", lambda: make("vgg3", shape, width, 4, features), lambda: make("vgg3", shape, width), 4,
             torch.randn(2, 1, 8, 8),

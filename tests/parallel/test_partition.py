@@ -1,5 +1,7 @@
 """Partitioning by several ranks gives what one rank gives."""
 
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -101,8 +103,30 @@ def test_damaged_samples_are_refused_by_name_or_left_out_and_counted(world, shar
     np.testing.assert_allclose((store.mean, store.std), (clean.mean, clean.std), rtol=1e-12)
 
 
+def test_ranks_stop_soon_after_one_has_met_a_damaged_sample(world, shared_path, images, monkeypatch):
+    monkeypatch.setattr(partition_module, "BLOCK_BYTES", 1)
+    images["train"][0] = 0  # of rank 0's first block
+    source, blocks = source_of(images), []
+
+    def slowly(samples: np.ndarray) -> np.ndarray:
+        blocks.append(len(samples))
+        if world.rank:
+            time.sleep(0.05)
+        return read("train", images["train"], samples)
+
+    source.splits["train"] = replace(source.splits["train"], read=slowly)
+    with pytest.raises(InputError, match="train file 0 is damaged"):
+        everything = {"train": np.arange(53), "test": np.arange(7)}
+        partition(world, source, everything, Decomposition(SHAPE[:2], (1, 1)), shared_path / "set.h5")
+    assert len(blocks) < 53 / world.size / 2
+    world.barrier()
+    assert list(shared_path.iterdir()) == []
+
+
 def test_a_split_of_damaged_samples_alone_is_refused(world, shared_path, images):
     images["test"][:] = 0
     selections = {"train": np.arange(53), "test": np.arange(7)}
     with pytest.raises(InputError, match="all of its 7 test samples are damaged"):
         partition(world, source_of(images), selections, Decomposition(SHAPE[:2], (1, 1)), shared_path / "set.h5", skip_damaged=True)
+    world.barrier()
+    assert list(shared_path.iterdir()) == []

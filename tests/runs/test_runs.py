@@ -199,7 +199,7 @@ def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
     assert results["data"]["skipped"] == 1
     assert results["data"]["train_samples"] + results["data"]["test_samples"] == 40
     assert results["methods"]["average"]["test_accuracy"] > 0.8
-    assert "1 damaged ones skipped" in (tmp_path / "run" / "report.md").read_text()
+    assert "damaged and left out: 1" in (tmp_path / "run" / "report.md").read_text()
     again = run(2, tmp_path, *options, "--skip-damaged", "--overwrite")
     assert again["data"] == results["data"]
     assert len(list((tmp_path / "runs" / "partitions").glob("*.h5"))) == 1
@@ -223,6 +223,27 @@ def test_config_toml_repeats_the_run(tmp_path):
     finished = launch(2, "run", "--config", "again.toml", "--output", "again", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
+
+
+@pytest.mark.parametrize("decomposition", [("--grid", "2x1", "--overlap", "1"), ("--decomposition", "width")])
+def test_config_toml_of_a_run_on_a_partitioned_file_repeats_it_too(tmp_path, decomposition):
+    grid = decomposition if "width" not in decomposition else ("--grid", "1x1", "--overlap", "2")
+    assert launch(1, "partition", "digits", "--train-samples", "200", *grid, "--output", "set.h5", cwd=tmp_path).returncode == 0
+    first = run(1, tmp_path, "--data", "set.h5", "--methods", "average,transfer", *decomposition[-2:])
+    finished = launch(1, "run", "--config", "run/config.toml", "--output", "again", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
+
+
+def test_a_network_that_exists_for_subimages_only_is_no_obstacle_to_the_methods_that_need_no_more(tmp_path):
+    square = EXAMPLE.replace("    channels =", "    assert shape.spatial[0] == shape.spatial[1]\n    channels =", 1)
+    (tmp_path / "mine.py").write_text(square)
+    options = ("--data", "synthetic:8x16x4x60", "--grid", "1x2", "--network", "mine:small")
+    results = run(2, tmp_path, *options, "--methods", "vote,transfer")
+    assert results["decomposition"]["global_parameters"] is None
+    refused = refusal(launch(2, "run", *QUICK, *options, cwd=tmp_path))
+    assert "8x16" in refused
+    assert "AssertionError" in refused
 
 
 def test_a_second_run_finds_the_partitioned_set_again_and_another_content_does_not(tmp_path):

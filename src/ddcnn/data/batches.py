@@ -96,7 +96,7 @@ class Subimages:
         cls, store: PartitionedSet, split: str, device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
         """Reads the whole images of one split onto the device: the undecomposed image as a single subdomain."""
-        images = _tensor(store.whole(split, len(store.labels(split)))).to(device)
+        images = _tensor(store.whole(split)).to(device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)
         mirrored = images if augmentation.flip else None

@@ -134,21 +134,24 @@ class PartitionedSet:
         with h5py.File(self.path, "r") as file:
             return file[split]["labels"][...]
 
-    def read(self, split: str, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Stored subimages of subdomain ``index``: (stop - start, *stored, C) in the source's type."""
+    def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Stored subimages of subdomain ``index``, of all samples or some ascending ``rows``: (rows, *stored, C) in the source's type."""
         with h5py.File(self.path, "r") as file:
             dataset = file[images_name(split, self.decomposition.subdomains[index].dataset)]
-            images = dataset[start:stop]
+            images = dataset[rows]
             _check_parts(Path(self.path), dataset, set())  # afterwards: another run may have replaced the set meanwhile
             return images
 
-    def whole(self, split: str, samples: int) -> np.ndarray:
-        """The first images put together again from their cores: (samples, *spatial, C)."""
-        images = np.empty((samples, *self.shape), dtype=self.dtype)
+    def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Images put together again from their cores: (rows, *spatial, C)."""
+        images = None
         for subdomain in self.decomposition.subdomains[:: self.thin]:
+            stored = self.read(split, subdomain.index, rows)
             offset = subdomain.stored.start
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))
-            images[(slice(None), *subdomain.core.slices)] = self.read(split, subdomain.index, 0, samples)[(slice(None), *inside)]
+            images = np.empty((len(stored), *self.shape), dtype=self.dtype) if images is None else images
+            images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *inside)]
+        assert images is not None
         return images
 
 

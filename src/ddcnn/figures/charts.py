@@ -42,8 +42,10 @@ def local_accuracy(accuracies: np.ndarray, methods: dict[str, float]) -> Figure:
         if len(layers) > 1:
             axes.set_title(f"depth {depth}")
         if axes.get_subplotspec().is_last_row():
-            axes.set_xlabel("column of the grid")
-        if axes.get_subplotspec().is_first_col():
+            axes.set_xlabel("column of the grid" if rows > 1 else "number")
+        if rows == 1:
+            axes.set_yticks([])
+        elif axes.get_subplotspec().is_first_col():
             axes.set_ylabel("row of the grid")
     left.colorbar(shown, ax=grid, label="test accuracy in percent", shrink=0.9)
     left.suptitle("local CNNs")
@@ -93,12 +95,14 @@ def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float
         _curves(loss, rows, "loss", 1, BLUE, "training")
         loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, None))
         _curves(accuracy, rows, "accuracy", 100, BLUE, "training")
+        if phase in test_accuracy:  # the last epoch is judged by the method's own decisions
+            last = max(row["epoch"] for row in rows)
+            rows = [row if row["epoch"] < last else row | {"test_accuracy": test_accuracy[phase]} for row in rows]
         _curves(accuracy, rows, "test_accuracy", 100, ORANGE, "test")
-        if phase in test_accuracy:
-            accuracy.axhline(100 * test_accuracy[phase], color=ORANGE, ls=":", lw=2, label="test, at the end")
         accuracy.set(title=f"{name}: accuracy in percent", xlabel="epoch", ylim=(0, None))
         for axes in (loss, accuracy):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(ylim=(0, 1.06 * axes.get_ylim()[1]), xlim=(min(0.5, axes.get_xlim()[0]), max(1.5, axes.get_xlim()[1])))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.3)
             axes.legend(loc="best", frameon=False, fontsize=9)

@@ -3,7 +3,6 @@
 Every rank runs its own local CNNs forward and backward; per step only the interface values travel, once.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -50,8 +49,7 @@ class CoherentNetwork(nn.Module):
 
     def agree(self) -> None:
         """All ranks: copies of the DNN that other rounding has driven apart become rank 0's."""
-        checksum = zlib.crc32(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes())
-        if self.world.largest(checksum) != -self.world.largest(-checksum):
+        if not self.world.agree(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes()):
             share(self.world, self.dnn.parameters())
 
 

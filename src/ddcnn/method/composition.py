@@ -75,6 +75,6 @@ def check_composes(alone: World, name: str, make_thin: Callable[[], nn.Module], 
 
 def _refusal(name: str, n: int, reason: str) -> str:
     return (
-        f"--decomposition width: --network {name} is not composed of {n} thin networks side by side ({reason}): take vgg3, vgg9, resnet20 "
-        "or resnet18 without --features, --width-divisor, and a --width that is a multiple of 4 N; or leave transfer out of --methods"
+        f"--decomposition width: {n} thin networks side by side are not --network {name} ({reason}): for transfer, take a built-in "
+        "network and a --width that is a multiple of 4 N, without --features and --width-divisor; or leave transfer out of --methods"
     )

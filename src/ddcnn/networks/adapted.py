@@ -33,7 +33,7 @@ class Adapted(nn.Module):
         heads = [(path, module) for path, module in layers if module.out_features == shape.classes]
         if not heads:
             there = f"; its last one has {layers[-1][1].out_features}" if layers else ""
-            raise InputError(f"--network {name} has no nn.Linear with {shape.classes} outputs, one a class{there}")
+            raise InputError(f"--network {name} must end in an nn.Linear with {shape.classes} outputs, one a class{there}")
         self.name = name
         self.head, head = heads[-1]
         self.set_submodule(self.head, nn.Identity())
@@ -48,14 +48,16 @@ class Adapted(nn.Module):
         """(B, C, *spatial) -> logits (B, K)."""
         return self.classifier(self.features(images))
 
-    @torch.no_grad()
     def probe(self, shape: Shape) -> None:
-        """Passes two empty images in training mode.
+        """Passes two empty images forward and backward as training does: in training mode, channels last in memory.
 
         Raises:
-            InputError: the head is not the end of the network, so that this one does not compute what the network did.
+            InputError: the head is not the end of the network, so that this one does not compute what the network did, or a parameter
+                gets no gradient.
             Exception: whatever the network raises.
         """
+        images = torch.zeros(2, *shape.spatial, shape.channels).movedim(-1, 1)
+        self.to(memory_format=torch.channels_last if len(shape.spatial) == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
         given: list[torch.Size] = []
         marks: list[torch.Tensor] = []
 
@@ -66,7 +68,7 @@ class Adapted(nn.Module):
 
         handle = self.get_submodule(self.head).register_forward_hook(mark)
         try:
-            found = self.train().backbone(torch.zeros(2, shape.channels, *shape.spatial))
+            found = self.train().backbone(images)
         finally:
             handle.remove()
         if not (len(marks) == 1 and isinstance(found, torch.Tensor) and found.ndim == 2 and torch.equal(found, marks[0])):
@@ -74,4 +76,7 @@ class Adapted(nn.Module):
                 f"--network {self.name}: its output has to be that of its last nn.Linear with {shape.classes} outputs, applied once to a "
                 "matrix (images x neurons): flatten or pool before it, and leave a softmax out"
             )
-        self(torch.zeros(2, shape.channels, *shape.spatial))
+        self(images).sum().backward()
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise InputError(f"--network {self.name}: its parameter {name.removeprefix('backbone.')} is not used; take it out")

@@ -73,10 +73,10 @@ def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
 
 
 def _replace_stem(network: nn.Module, channels: int) -> None:
-    """A first convolution for images of other than 3 channels; its initial weights have the deviation of the replaced ones."""
+    """A first convolution for images of other than 3 channels."""
     path, stem = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     fitting = nn.Conv2d(
         channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None  # type: ignore[arg-type]
     )  # fmt: skip
-    nn.init.normal_(fitting.weight, std=float(stem.weight.detach().std()))
+    nn.init.kaiming_normal_(fitting.weight, mode="fan_out", nonlinearity="relu")
     network.set_submodule(path, fitting)

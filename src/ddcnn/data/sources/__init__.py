@@ -23,10 +23,22 @@ __all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset
 
 Opener = Callable[[SourceOptions], Source]
 
-NAMED: dict[str, Opener] = {"digits": digits, "cifar10": torchvision_set("CIFAR10"), "fashion-mnist": torchvision_set("FashionMNIST")}
-PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
-FILES: dict[str, Opener] = {".npz": array_file(open_npz), ".h5": array_file(open_h5)}
-FOLDERS: dict[str, Opener] = {TABLE: labelled_volumes, "": class_folders}  # by a file that is in it; the last takes any
+NAMED: dict[str, Opener] = {
+    "digits": digits,
+    "cifar10": torchvision_set("CIFAR10"),
+    "fashion-mnist": torchvision_set("FashionMNIST"),
+}
+PREFIXES: dict[str, Opener] = {
+    SYNTHETIC: synthetic,
+}
+FILES: dict[str, Opener] = {
+    ".npz": array_file(open_npz),
+    ".h5": array_file(open_h5),
+}
+FOLDERS: dict[str, Opener] = {  # by a file that is in it; the last takes any
+    TABLE: labelled_volumes,
+    "": class_folders,
+}
 
 
 def open_source(options: SourceOptions) -> Source:
@@ -58,7 +70,7 @@ def _opener(name: str) -> Opener:
     if name in class_names():
         return torchvision_set(name)
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
     if path.suffix in FILES:
         if not path.is_file():

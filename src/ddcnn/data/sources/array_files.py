@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from ddcnn.data.arrays import Array
-from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split
+from ddcnn.data.sources.base import READ_BYTES, SPLITS, Source, SourceOptions, Split
 from ddcnn.errors import InputError
 
 
@@ -42,12 +43,14 @@ def _split(options: SourceOptions, arrays: dict[str, Array], split: str) -> Spli
 
 
 def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
-    """Reads from the first to the last index at once: streams and chunks are read in order, and blocks are small."""
-    if not len(indices):
-        return np.empty((0, *shape), images.dtype)
-    first, stop = int(indices[0]), int(indices[-1]) + 1
-    rows = images.read(first, stop).reshape(-1, *shape)
-    return rows if len(indices) == len(rows) else rows[indices - first]
+    """Reads stretches of the file that hold the indices, in order, as streams and chunks like it, and each of bounded size."""
+    found = np.empty((len(indices), *shape), images.dtype)
+    span = max(1, READ_BYTES // max(1, found[:1].nbytes))  # samples
+    for begin, end in pairwise(np.searchsorted(indices, np.arange(indices[0], indices[-1] + span + 1, span)) if len(indices) else ()):
+        if end > begin:
+            first = int(indices[begin])
+            found[begin:end] = images.read(first, int(indices[end - 1]) + 1).reshape(-1, *shape)[indices[begin:end] - first]
+    return found
 
 
 def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ddcnn.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # unsigned and signed integers, floats
 SPLITS = ("train", "test")
+READ_BYTES = 1 << 24  # of samples that are in memory at a time before they are fitted, which may be much larger than afterwards
 
 
 class DamagedSample(InputError):
@@ -124,11 +126,10 @@ def split_by_fraction(options: SourceOptions, labels: np.ndarray) -> dict[str, n
     if not 0 < fraction < 1:
         raise InputError(f"--test-fraction {fraction}: must lie between 0 and 1")
     order = numpy_generator(options.seed, "test fraction").permutation(len(labels))
-    chosen = [np.empty(0, np.int64)]
-    for k in np.unique(labels):
-        of_class = order[labels[order] == k]
-        chosen.append(of_class[: min(len(of_class) - 1, max(1, round(fraction * len(of_class))))])
-    test = np.sort(np.concatenate(chosen))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled within
+    ends = np.cumsum(np.unique(labels, return_counts=True)[1])
+    parts = np.split(order, ends[:-1])
+    test = np.sort(np.concatenate([part[: min(len(part) - 1, max(1, round(fraction * len(part))))] for part in parts]))
     if not test.size:
         raise InputError(f"{options.name}: no class has a sample to spare for a test split; give every class two or more")
     return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
@@ -162,6 +163,8 @@ def check(source: Source) -> None:
         raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits")
     if 0 in train.shape[1:]:
         raise InputError(f"{source.name}: images of shape {train.shape[1:]} have no pixels")
+    if math.prod(train.shape[1:]) * train.dtype.itemsize > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4:
+        raise InputError(f"{source.name}: one image of shape {train.shape[1:]} {train.dtype} takes over a quarter of this machine's memory")
     for name, split in source.splits.items():
         if len(split) == 0 or len(split) != len(split.labels):
             raise InputError(f"{source.name}: {name} has {len(split)} images and {len(split.labels)} labels")

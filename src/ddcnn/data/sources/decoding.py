@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from ddcnn.errors import InputError
 
 # as torchvision's ImageFolder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+Image.MAX_IMAGE_PIXELS = None  # the files are the user's own, and large images are what decomposition is for
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # grey of 16 or 32 bits
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # others, such as EPS, would start other programs
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image by a quarter
 SWAPPED = (5, 6, 7, 8)
+PROBES = 256  # images of a set that are looked at before it is read
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,48 @@ def format_of(mode: str) -> PixelFormat:
     return GREY if mode in GREY_MODES else DEEP if mode in DEEP_MODES else COLOUR
 
 
+@dataclass(frozen=True)
+class Headers:
+    """What some images of a set say before it is read: formats and (rows, columns), each with the name of the first one that has it."""
+
+    formats: dict[PixelFormat, object] = field(default_factory=dict)
+    sizes: dict[tuple[int, ...], object] = field(default_factory=dict)
+
+    def add(self, name: object, pixels: PixelFormat, size: tuple[int, int]) -> None:
+        self.formats.setdefault(pixels, name)
+        self.sizes.setdefault(size, name)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What all images are converted to: their own format if they share it, otherwise colour.
+
+        Raises:
+            InputError: grey images of more than 8 bits among others, whose values would be cut off.
+        """
+        if len(self.formats) > 1 and DEEP in self.formats:
+            other = next(name for pixels, name in self.formats.items() if pixels != DEEP)
+            raise InputError(f"{self.formats[DEEP]} has more than 8 bits a pixel and {other} has 8: convert all to one depth")
+        return next(iter(self.formats)) if len(self.formats) == 1 else COLOUR
+
+    def common_size(self, option: str) -> tuple[int, ...]:
+        """Raises InputError if sizes differ, and names the option that makes them alike."""
+        if len(self.sizes) > 1:
+            (first, one), (second, other) = ((name, "x".join(map(str, size))) for size, name in list(self.sizes.items())[:2])
+            raise InputError(f"{first} is {one} and {second} is {other}: give one size for all with {option}")
+        return next(iter(self.sizes))
+
+
+def probes(images: int) -> list[int]:
+    """Those of a set that are looked at before it is read, spread over it: a look at each would take long."""
+    return np.unique(np.linspace(0, images - 1, min(PROBES, images)).astype(int)).tolist()
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file without Pillow's warnings, which are about metadata and the size of images."""
+    """An image file without Pillow's warnings, which are about metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
 
 
@@ -58,21 +97,21 @@ def header(path: Path) -> tuple[PixelFormat, tuple[int, int]]:
 
 
 def decode(path: Path, pixels: PixelFormat) -> np.ndarray:
-    """The upright image of a file, (rows, columns, C); raises anything if it is damaged.
+    """The upright image of a file, (rows, columns, C); raises anything if it is damaged, InputError as ``to_array``."""
+    with _opened(path) as image:
+        return to_array(image, pixels, path)
+
+
+def to_array(image: Image.Image, pixels: PixelFormat, name: object) -> np.ndarray:
+    """A Pillow image, turned upright and converted, (rows, columns, C).
 
     Raises:
         InputError: in this format, the image would lose colour or depth.
     """
-    with _opened(path) as image:
-        own = format_of(image.mode)
-        if own != pixels and not (own == GREY and pixels == COLOUR):
-            others = {GREY: "in grey", COLOUR: "in colour", DEEP: "in grey of more than 8 bits"}
-            raise InputError(f"{path} is {others[own]}, other images of the set are {others[pixels]}: convert all to one mode")
-        return to_array(image, pixels)
-
-
-def to_array(image: Image.Image, pixels: PixelFormat) -> np.ndarray:
-    """A Pillow image, turned upright and converted, (rows, columns, C)."""
+    own = format_of(image.mode)
+    if own != pixels and not (own == GREY and pixels == COLOUR):
+        what = {GREY: "in grey", COLOUR: "in colour", DEEP: "in grey of more than 8 bits"}
+        raise InputError(f"{name} is {what[own]}, other images of the set are {what[pixels]}: convert all to one mode")
     upright = ImageOps.exif_transpose(image)
     converted = upright if upright.mode == pixels.mode else upright.convert(pixels.mode)
     return np.asarray(converted, pixels.dtype).reshape(converted.height, converted.width, pixels.channels)

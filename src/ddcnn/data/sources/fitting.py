@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ddcnn.data.sources.base import DamagedSample, Source, SourceOptions, Split
+from ddcnn.data.sources.base import READ_BYTES, DamagedSample, Source, SourceOptions, Split
 from ddcnn.errors import InputError
 
-READ_BYTES = 1 << 24  # of samples before they are fitted, which may be much larger than afterwards
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-IMAGE_TRANSFORMS = ("resize+center-crop", "resize", "center-crop")
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Fit:
     """Clips a sample (*spatial, C) to the window and brings it to the size that is asked for; its type stays.
 
     Raises:
-        InputError: options that do not fit images (dimension 2) or volumes (dimension 3), or whose values are none.
+        InputError: options that do not fit images (dimension 2) or volumes (dimension 3).
     """
 
     options: SourceOptions
@@ -32,19 +30,13 @@ class Fit:
     def __post_init__(self) -> None:
         options = self.options
         if self.dimension == 3 and options.image_size:
-            raise InputError(f"--image-size: {options.name} holds volumes; give --volume-size depth, rows and columns")
+            raise InputError(f"--image-size: {options.name} holds volumes; give --volume-size DEPTHxROWSxCOLUMNS")
         if self.dimension == 2 and options.volume_size:
             raise InputError(f"--volume-size: {options.name} holds images (volumes in arrays need --volumes); give --image-size")
-        if self.size and min(self.size) < 1:
-            raise InputError(f"--{'image' if self.dimension == 2 else 'volume'}-size {'x'.join(map(str, self.size))}: must be positive")
-        for name, value, allowed in (
-            ("image-transform", options.image_transform, IMAGE_TRANSFORMS),
-            ("interpolation", options.interpolation, INTERPOLATIONS),
-        ):
-            if value not in allowed:
-                raise InputError(f"--{name} {value}: not one of {', '.join(allowed)}")
-        if options.window and not options.window[0] < options.window[1]:
-            raise InputError(f"--window {options.window[0]} {options.window[1]}: the first must be below the second")
+        if options.image_transform != "resize+center-crop" and not options.image_size:
+            raise InputError(f"--image-transform {options.image_transform}: to which size? give --image-size too")
+        if options.interpolation != "bilinear" and not options.image_size:
+            raise InputError(f"--interpolation {options.interpolation} is that of --image-size; volumes are resampled linearly")
 
     @property
     def option(self) -> str:
@@ -176,12 +168,12 @@ def sample_by_sample(
                 raise
             except Exception as error:  # the decoders of third parties raise anything
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
+            if sample.dtype.kind == "f" and not np.isfinite(sample).all():
+                raise DamagedSample.of(name(i), "it has a NaN or an infinite number")
             sample = fit(sample)
             if sample.shape != shape:  # not every header was read when the sizes were compared
                 raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")
             images[row] = sample
-            if dtype.kind == "f" and not np.isfinite(images[row]).all():
-                raise DamagedSample.of(name(i), "it has a NaN or an infinite number")
         return images
 
     if fit.options.window:

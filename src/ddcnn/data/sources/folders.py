@@ -4,18 +4,16 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
-from ddcnn.data.sources.decoding import COLOUR, DEEP, SUFFIXES, PixelFormat, decode, header
+from ddcnn.data.sources.decoding import SUFFIXES, Headers, PixelFormat, decode, header, probes
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
 
 TRAIN = ("train", "training")
-PROBES = 256  # files, spread over the set, whose headers are looked at before the set is read: a look at each would take long
 TEST = ("test", "testing", "val", "validation", "valid")  # the first that is there is the test split
 
 
@@ -29,33 +27,6 @@ class ImageFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class Headers:
-    """What the headers of some files say, those that are readable: formats and (rows, columns), each with its first file."""
-
-    formats: dict[PixelFormat, Path]
-    sizes: dict[tuple[int, ...], Path]
-
-    @cached_property
-    def pixels(self) -> PixelFormat:
-        """What all images are converted to: their own format if they share it, otherwise colour.
-
-        Raises:
-            InputError: grey images of more than 8 bits among others, whose values would be cut off.
-        """
-        if len(self.formats) > 1 and DEEP in self.formats:
-            other = next(path for pixels, path in self.formats.items() if pixels != DEEP)
-            raise InputError(f"{self.formats[DEEP]} has more than 8 bits a pixel and {other} has 8: convert all to one depth")
-        return next(iter(self.formats)) if len(self.formats) == 1 else COLOUR
-
-    def common_size(self, option: str) -> tuple[int, ...]:
-        """Raises InputError if sizes differ, and names the option that makes them alike."""
-        if len(self.sizes) > 1:
-            (first, one), (second, other) = list(self.sizes.items())[:2]
-            raise InputError(f"{one} is {_times(first)} and {other} is {_times(second)}: give one size for all with {option}")
-        return next(iter(self.sizes))
-
-
 def class_folders(options: SourceOptions) -> Source:
     """Opens a folder of class folders.
 
@@ -64,9 +35,9 @@ def class_folders(options: SourceOptions) -> Source:
             without ``--image-size``.
     """
     root = Path(options.name)
+    if options.volumes or options.volume_size:
+        raise InputError(f"--data {root}: has no labels.csv, which a folder of volumes needs; without volumes, leave --volume-size out")
     fit = Fit(options, 2)
-    if options.volumes:
-        raise InputError(f"--volumes: {root} holds class folders of images; volumes lie in .npz, .h5 or a folder with labels.csv")
     split_folders = _split_folders(root)
     class_names = [name for name, _ in _subfolders(split_folders["train"])]
     if not class_names:
@@ -103,7 +74,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
     test = next((by_name[name] for name in TEST if name in by_name), None)
     if train and test:
         return {"train": train, "test": test}
-    return {"train": train if train and len(folders) == 1 else root}
+    split = train or test
+    if split and len(folders) > 1:
+        raise InputError(f"{split} looks like a split, but {root} has no other: give train and test, or class folders alone")
+    return {"train": split or root}
 
 
 def _subfolders(folder: Path) -> list[tuple[str, Path]]:
@@ -117,16 +91,22 @@ def _subfolders(folder: Path) -> list[tuple[str, Path]]:
         for entry in entries:
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
-            if entry.is_symlink():
-                raise InputError(f"{entry.path} is a link to a folder, and links are not followed; put the folder itself there")
+            _refuse_link(entry)
             found.append((entry.name, Path(entry.path)))
     return sorted(found)
 
 
+def _refuse_link(folder: os.DirEntry) -> None:
+    """A link to a folder is not followed, and would be missed."""
+    if folder.is_symlink():
+        raise InputError(f"{folder.path} is a link to a folder, and links are not followed; put the folder itself there")
+
+
 def _files(root: Path, folder: Path, class_names: list[str]) -> Iterator[ImageFile]:
     """The image files of all classes, class by class, sorted by path."""
+    number = {name: k for k, name in enumerate(class_names)}
     for name, class_folder in _subfolders(folder):
-        if name not in class_names:
+        if name not in number:
             raise InputError(f"{class_folder}: the training split has no class of that name")
         entries = sorted(_walk(class_folder), key=lambda entry: entry.path)
         if not entries:
@@ -136,16 +116,17 @@ def _files(root: Path, folder: Path, class_names: list[str]) -> Iterator[ImageFi
             if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
                 raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
             status = entry.stat()
-            yield ImageFile(path, class_names.index(name), status.st_size, status.st_mtime_ns)
+            yield ImageFile(path, number[name], status.st_size, status.st_mtime_ns)
 
 
 def _walk(folder: Path) -> Iterator[os.DirEntry]:
-    """Image files in a folder and those below it, without following links to folders; hidden ones are left out."""
+    """Image files in a folder and those below it; hidden ones are left out."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir():
+                _refuse_link(entry)
                 yield from _walk(Path(entry.path))
             elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
                 yield entry
@@ -157,19 +138,14 @@ def _scan(paths: list[Path]) -> Headers:
     Raises:
         InputError: no file has a readable header.
     """
-    headers, problem = Headers({}, {}), ""
-    for path in (paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(PROBES, len(paths))).astype(int))):
+    headers, problem = Headers(), ""
+    for path in (paths[i] for i in probes(len(paths))):
         try:
             pixels, size = header(path)
         except Exception as error:  # the decoders of third parties raise anything
             problem = problem or f"{path}: {error}"
             continue
-        headers.formats.setdefault(pixels, path)
-        headers.sizes.setdefault(size, path)
+        headers.add(path, pixels, size)
     if not headers.sizes:
         raise InputError(f"no image can be read, the first because of {problem}")
     return headers
-
-
-def _times(numbers: tuple[int, ...]) -> str:
-    return "x".join(map(str, numbers))

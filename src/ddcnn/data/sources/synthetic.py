@@ -2,7 +2,8 @@
 
 With b the smallest integer whose square is at least K, class y = d0·b + d1. The image is cut at its middle along every axis, and each
 orthant shows one digit as a plane wave of that digit's wave vector, under noise: d0 where the orthant's indices add up to an even
-number, d1 where they are odd. A subdomain of an even grid can know one digit at best; together they know the class.
+number, d1 where they are odd. Of four classes or more, a subdomain of an even grid can know one digit at best; together they know the
+class.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from ddcnn.seeding import numpy_generator, seed_for
 PREFIX = "synthetic:"
 VERSION = 1  # of the images: a new one makes partitioned sets of the old one stale
 SMALLEST_SIDE = 4
+MOST_SAMPLES = 10**9  # whose labels fit into memory
 CHUNK_PIXELS = 1 << 18  # numbers that are made at a time
 GREY_LEVEL, AMPLITUDE, NOISE = 128, 40, 80  # wave and uniform noise stay within 8 ... 248
 LOWEST, MIDDLE, HIGHEST = 1 / 8, 1 / 4, 3 / 8  # frequencies in cycles per pixel
@@ -43,6 +45,8 @@ def synthetic(options: SourceOptions) -> Source:
     shape = shape if len(shape) > dimension else [*shape, 1]
     if min(shape[:-1]) < SMALLEST_SIDE or shape[-1] < 1:
         raise InputError(f"--data {options.name}: sides are {SMALLEST_SIDE} pixels or more, channels 1 or more ({pattern}{hint})")
+    if samples > MOST_SAMPLES:
+        raise InputError(f"--data {options.name}: {samples} samples are more than {MOST_SAMPLES}")
     if not 2 <= classes <= samples:
         raise InputError(f"--data {options.name}: two classes or more, and a sample or more of each ({pattern}{hint})")
     counts = {"train": samples, "test": max(classes, math.ceil(samples / 5))}

@@ -3,17 +3,17 @@
 import ast
 import hashlib
 import inspect
+import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
-from ddcnn.data.sources.decoding import format_of, to_array
+from ddcnn.data.sources.decoding import Headers, format_of, probes, to_array
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
 from ddcnn.vision import import_torchvision
@@ -22,7 +22,6 @@ TRAIN_NAMES = ("train", "trainval")  # what sets call their splits, the first th
 TEST_NAMES = ("test", "val", "valid")
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples", "imgs")  # lists of (file, label)
-PROBES = 32  # samples of a split whose sizes are compared at the start
 # modules of torchvision.datasets whose sets have no class per image
 OTHER_TASKS = (
     "_optical_flow", "_stereo_matching", "celeba", "cityscapes", "coco", "flickr", "hmdb51", "kinetics", "kitti", "lsun", "moving_mnist",
@@ -84,14 +83,18 @@ def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
         arguments = {"root": str(options.data_root), "download": options.download} | split
         try:
             return constructor(**{name: value for name, value in arguments.items() if name in parameters or name in split})
-        except (RuntimeError, OSError) as error:
+        except ImportError as error:
+            raise InputError(f"--data {options.name}: torchvision's {class_name} needs a package that is missing ({error})") from None
+        except Exception as error:  # torchvision raises anything over a damaged folder
+            if isinstance(error, ValueError) and split:  # there is no such split
+                raise
+            if options.download:
+                raise InputError(f"--data {options.name}: {class_name} cannot be fetched into {options.data_root} ({error})") from None
             fetch = ", or fetch it with --download" if "download" in parameters else ""
             raise InputError(
                 f"--data {options.name}: {options.data_root} does not hold {class_name} as torchvision stores it ({error}); "
                 f"name the folder with --data-root{fetch}"
             ) from None
-        except ImportError as error:
-            raise InputError(f"--data {options.name}: torchvision's {class_name} needs a package that is missing ({error})") from None
 
     if "train" in parameters and "split" not in wanted:
         sets = {"train": make(train=True), "test": make(train=False)}
@@ -147,16 +150,23 @@ def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -
             images, numbers = whole["all"]
             whole = {split: (images[indices], numbers[indices]) for split, indices in chosen.items()}
         return in_memory(options.name, whole, names)
-    splits, digest = {}, hashlib.sha256(repr((type(first).__name__, names)).encode())
-    shape_and_mode = None
-    for split in SPLITS:
-        part = "all" if chosen else split
-        indices = chosen[split] if chosen else np.arange(len(sets[part]))
-        shape_and_mode = _probe(options, sets[part], indices, digest, shape_and_mode)
-        splits[split] = _decoded(options, sets[part], labels[part], indices, shape_and_mode)
+    # which of the images belong to which split
+    parts = {split: ("all", chosen[split]) if chosen else (split, np.arange(len(sets[split]))) for split in SPLITS}
+    headers = Headers()
+    for part, indices in parts.values():
+        _probe(options, sets[part], indices, headers)
+    digest = hashlib.sha256(repr((type(first).__name__, names, _files(options.data_root))).encode())
+    splits = {split: _decoded(options, sets[part], labels[part], indices, headers) for split, (part, indices) in parts.items()}
+    for split, (_, indices) in parts.items():
         digest.update(indices.data)
         digest.update(splits[split].labels.data)
     return Source(options.name, splits, names, digest.hexdigest(), fitted=True)
+
+
+def _files(root: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of all files below the data root: which of them a set reads is its own affair."""
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    return [(str(path.relative_to(root)), status.st_size, status.st_mtime_ns) for path in files for status in [path.lstat()]]
 
 
 def _array(found) -> np.ndarray | None:
@@ -170,34 +180,34 @@ def _array(found) -> np.ndarray | None:
     return images
 
 
-def _probe(options: SourceOptions, found, indices: np.ndarray, digest, expected):
-    """(rows, columns) and mode of a split's images, by some of them: to decode all only for their sizes would take as long as reading them.
+def _probe(options: SourceOptions, found, indices: np.ndarray, headers: Headers) -> None:
+    """Looks at some images of a split; one that cannot be read is a damaged sample when its turn comes.
 
     Raises:
-        InputError: samples that are no images, images of different sizes without ``--image-size``.
+        InputError: samples that are no images.
     """
-    for i in np.unique(np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)):
-        sample = found[int(indices[i])]
+    for i in indices[probes(len(indices))].tolist():
+        try:
+            sample = found[i]
+        except Exception:  # the decoders of third parties raise anything
+            continue
         image = sample[0] if isinstance(sample, tuple) and len(sample) == 2 else None
         if not isinstance(image, Image.Image):
             raise InputError(f"--data {options.name}: its samples are not pairs of an image and a class")
-        pixels = to_array(image, format_of(image.mode))
-        digest.update(pixels.tobytes())
-        expected = expected or (pixels.shape[:2], format_of(image.mode))
-        if options.image_size is None and pixels.shape[:2] != expected[0]:
-            raise InputError(
-                f"--data {options.name}: sample 0 is {'x'.join(map(str, expected[0]))} and sample {indices[i]} is "
-                f"{'x'.join(map(str, pixels.shape[:2]))}: give one size for all with --image-size ROWSxCOLUMNS"
-            )
-    return expected
+        upright = ImageOps.exif_transpose(image)
+        headers.add(f"{options.name} sample {i}", format_of(image.mode), (upright.height, upright.width))
 
 
-def _decoded(options: SourceOptions, found, labels: np.ndarray, indices: np.ndarray, shape_and_mode) -> Split:
-    size, pixels = shape_and_mode
+def _decoded(options: SourceOptions, found, labels: np.ndarray, indices: np.ndarray, headers: Headers) -> Split:
     fit = Fit(options, 2)
-    shape = (*(fit.size or size), pixels.channels)
-    split = sample_by_sample(
-        labels[indices], shape, pixels.dtype, fit,
-        lambda i: to_array(found[int(indices[i])][0], pixels), lambda i: f"{options.name} sample {indices[i]}",
+    if not headers.sizes:
+        raise InputError(f"--data {options.name}: no image can be read")
+    pixels = headers.pixels
+    shape = (*(fit.size or headers.common_size(fit.option)), pixels.channels)
+
+    def name(i: int) -> str:
+        return f"{options.name} sample {indices[i]}"
+
+    return sample_by_sample(
+        labels[indices], shape, pixels.dtype, fit, lambda i: to_array(found[int(indices[i])][0], pixels, name(i)), name
     )  # fmt: skip
-    return replace(split, labels=labels[indices])

@@ -47,8 +47,9 @@ def labelled_volumes(options: SourceOptions) -> Source:
         for split, indices in chosen.items():
             if not indices.size:
                 raise InputError(f"{root / TABLE}: no line has the split {split}; leave the column out to split by --test-fraction")
+        trained = set(labels[chosen["train"]].tolist())
         for row in rows:
-            if number[row.label] not in labels[chosen["train"]]:
+            if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
     paths = [row.path for row in rows]
     shape = _shape(paths, fit)
@@ -169,7 +170,9 @@ def _row(root: Path, where: str, values: dict) -> Row:
     if not name or not label:
         raise InputError(f"{where}: no {'label' if name else 'file'}")
     if not name.endswith(SUFFIXES):
-        raise InputError(f"{where}: {name} does not end in {' or '.join(SUFFIXES)}")
+        raise InputError(
+            f"{where}: {name} does not end in {' or '.join(SUFFIXES)}; if these are class folders of images, move {TABLE} out of the folder"
+        )
     path = root / name
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where nothing is read")
