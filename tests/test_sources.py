@@ -70,7 +70,7 @@ def check(source, arrays, shape):
 @pytest.mark.parametrize("column", [False, True])
 @pytest.mark.parametrize(
     ("shape", "volumes", "seen"),
-    [((4, 5), False, (4, 5, 1)), ((4, 5, 3), False, (4, 5, 3)), ((4, 5, 3), True, (4, 5, 3, 1)), ((4, 5, 3, 2), True, (4, 5, 3, 2))],
+    [((4, 5), False, (4, 5, 1)), ((4, 5, 3), False, (4, 5, 3)), ((4, 5, 6), True, (4, 5, 6, 1)), ((4, 5, 3, 2), True, (4, 5, 3, 2))],
 )
 def test_arrays_are_read_under_both_namings_in_every_shape(
     write_arrays, random_arrays, tmp_path, suffix, names, column, shape, volumes, seen
@@ -82,6 +82,12 @@ def test_arrays_are_read_under_both_namings_in_every_shape(
     source = opened(path, volumes=volumes)
     check(source, arrays, seen)
     assert source.class_names == ("0", "1", "2")
+
+
+def test_colour_images_are_not_taken_for_volumes(write_arrays, random_arrays, tmp_path):
+    path = write_arrays(tmp_path / "set.npz", **random_arrays((4, 5, 3)))
+    with pytest.raises(InputError, match="leave --volumes out"):
+        opened(path, volumes=True)
 
 
 @both_formats
@@ -512,7 +518,7 @@ def test_intensities_are_clipped_to_the_window(write_arrays, random_arrays, tmp_
 
 
 def test_a_size_of_the_other_dimension_is_refused(write_arrays, random_arrays, tmp_path):
-    path = write_arrays(tmp_path / "set.npz", **random_arrays((4, 4, 3)))
+    path = write_arrays(tmp_path / "set.npz", **random_arrays((4, 4, 4)))
     with pytest.raises(InputError, match=r"--volume-size.*--volumes"):
         opened(path, volume_size=(4, 4, 4))
     with pytest.raises(InputError, match=r"--image-size.*--volume-size"):

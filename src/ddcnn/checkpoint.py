@@ -47,6 +47,8 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
     try:
         for key, wanted in attributes.items():
             there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
+            if there != wanted and key == "data":
+                raise InputError(f"{path}: trained on other images than this run's; give the same --data, with the same options")
             if there != wanted:
                 raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
         with h5py.File(path, "r") as file:

@@ -55,6 +55,8 @@ def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndar
 
 def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
     spatial = 3 if volumes else 2
+    if volumes and len(shape) == 4 and shape[-1] < 4:
+        raise InputError(f"{what} has shape {shape}, which looks like images with channels, not volumes: leave --volumes out")
     if len(shape) == spatial + 1:
         return (*shape, 1)
     if len(shape) == spatial + 2:
