@@ -5,7 +5,6 @@ Module ``plan`` has partitioned the images.
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,17 @@ import torch
 import torch._dynamo  # torch's optimizers import it at their first step, a second that is none of the training
 from torch import nn
 
+from ddcnn.checks import check_composition, check_start
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.job import Job, Networks, failing_in, state_of
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
-from ddcnn.method.composition import check_composes, compose
+from ddcnn.method.composition import compose
 from ddcnn.method.global_cnn import classify_together, train_global
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
-from ddcnn.networks.registry import NETWORKS
-from ddcnn.networks.registry import make as make_network
-from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
 from ddcnn.plan import prepare_output
 from ddcnn.progress import Progress
@@ -58,28 +55,6 @@ def run(world: World, settings: RunSettings, store: PartitionedSet) -> None:
         world.on_root(lambda own=own: str(prepare_output(own, store)))
         run_seed(world, own, store, engine, folder)
     world.on_root(lambda: write_summary(output, folders, show=settings.progress != "none"))
-
-
-def check_start(networks: Networks, owned: range) -> RunSettings:
-    """The settings of a run that starts from another one's local CNNs: with the epochs that these have been trained for.
-
-    Raises:
-        InputError: a part is missing or of another kind.
-    """
-    epochs = {networks.kept_local(index)[1] for index in owned}
-    networks.kept_dnn()
-    return networks.settings.model_copy(update={"epochs": max(epochs)})
-
-
-def check_composition(alone: World, networks: Networks) -> None:
-    """Refuses a network that thin networks cannot be composed to."""
-    settings, store, n = networks.settings, networks.store, networks.subdomains
-    *spatial, channels = store.shape
-    if settings.network in NETWORKS:  # whose structure does not depend on the size
-        spatial = [min(side, 32) for side in spatial]
-    make = partial(make_network, settings.network, Shape(tuple(spatial), channels, networks.classes), settings.width)
-    images = torch.randn(1, channels, *spatial, generator=torch.Generator().manual_seed(0))
-    check_composes(alone, settings.network, partial(make, settings.divisor(n), settings.features), make, n, images)
 
 
 def run_seed(world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path) -> None:

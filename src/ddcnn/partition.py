@@ -23,13 +23,13 @@ from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.data.store import SPLITS, PartitionedSet, images_name, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.facts import Facts
 from ddcnn.files import disk_errors, put_in_place, sync
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
 
 BLOCK_BYTES = 1 << 22  # small enough for shares that are nearly equal
 CHUNK_BYTES = 1 << 20
-PIECE = 1 << 16  # pixels that are summed at a time
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def partition(
     files = _Files(path, f"{number:08x}", world.rank, world.size, parallel_file)
     shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
-    facts = _Facts(source.shape[-1])
+    facts = Facts(source.shape[-1])
     kept: dict[str, np.ndarray] = {name: np.empty(0, np.int64) for name in SPLITS}
 
     def write(stopped: Callable[[], bool]) -> None:
@@ -118,7 +118,7 @@ def partition(
 
 
 def _write(
-    file: h5py.File, source: Source, name: str, share: Iterable[Block], first_row: int, decomposition: Decomposition, facts: "_Facts",
+    file: h5py.File, source: Source, name: str, share: Iterable[Block], first_row: int, decomposition: Decomposition, facts: "Facts",
     skip_damaged: bool, progress: Progress,
 ) -> np.ndarray:  # fmt: skip
     """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``; the samples (S',) that it wrote."""
@@ -128,7 +128,7 @@ def _write(
         progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
         if not len(samples):
             continue
-        facts.add(name, block, images)
+        facts.add(name, block.row, images)
         at = sum(map(len, written)) if skip_damaged else block.row - first_row
         for subdomain in decomposition.subdomains:
             file[images_name(name, subdomain.index)][at : at + len(images)] = images[(slice(None), *subdomain.stored.slices)]
@@ -174,40 +174,6 @@ def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) ->
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
     one_by_one = [_read(source, name, samples[k : k + 1], skip_damaged) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])
-
-
-class _Facts:
-    """What is summed over the samples, a row per block, so that it adds up alike on any number of ranks."""
-
-    def __init__(self, channels: int):
-        self.channels = channels
-        self.rows: list[np.ndarray] = []  # (split, row, pixels, C means, C sums of squared deviations, 32 bytes of SHA-256)
-
-    def add(self, name: str, block: Block, images: np.ndarray) -> None:
-        pixels = images.reshape(-1, self.channels)
-        origin = pixels[0].astype(np.float64)  # differences to a pixel lose no digits where pixels are large and alike
-        total, squares = np.zeros(self.channels), np.zeros(self.channels)
-        for begin in range(0, len(pixels), PIECE):
-            piece = np.subtract(pixels[begin : begin + PIECE].T, origin[:, None], order="C")  # (C, P): summed along the memory
-            total += piece.sum(axis=1)
-            squares += np.einsum("cp,cp->c", piece, piece)
-        digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images).data).digest(), dtype=np.uint8)
-        facts = [[SPLITS.index(name), block.row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
-        self.rows.append(np.concatenate(facts))
-
-    def combine(self, world: World) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-        """On rank 0: mean and standard deviation per channel over the training images, SHA-256 over the blocks' SHA-256."""
-        gathered = world.gather_rows(np.array(self.rows).reshape(-1, 3 + 2 * self.channels + 32))
-        if gathered is None:
-            return (), (), ""
-        rows = np.concatenate(gathered)
-        rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-        pixels, means, deviations = np.split(rows[rows[:, 0] == 0, 2:-32], [1, 1 + self.channels], axis=1)
-        mean = means[0] + (pixels * (means - means[0])).sum(axis=0) / pixels.sum()
-        std = np.sqrt(np.maximum(deviations + pixels * (means - mean) ** 2, 0).sum(axis=0) / pixels.sum())
-        std[std == 0] = 1  # a constant channel
-        digest = hashlib.sha256(rows[:, -32:].astype(np.uint8).tobytes()).hexdigest()
-        return tuple(mean.tolist()), tuple(std.tolist()), digest
 
 
 @dataclass(frozen=True)
