@@ -85,7 +85,7 @@ def test_arrays_are_read_under_both_namings_in_every_shape(
 
 
 def test_colour_images_are_not_taken_for_volumes(write_arrays, random_arrays, tmp_path):
-    path = write_arrays(tmp_path / "set.npz", **random_arrays((4, 5, 3)))
+    path = write_arrays(tmp_path / "set.npz", **random_arrays((8, 9, 3)))
     with pytest.raises(InputError, match="leave --volumes out"):
         opened(path, volumes=True)
 

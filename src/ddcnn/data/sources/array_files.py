@@ -55,7 +55,7 @@ def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndar
 
 def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
     spatial = 3 if volumes else 2
-    if volumes and len(shape) == 4 and shape[-1] < 4:
+    if volumes and len(shape) == 4 and shape[-1] == 3 and min(shape[1:3]) >= 8:
         raise InputError(f"{what} has shape {shape}, which looks like images with channels, not volumes: leave --volumes out")
     if len(shape) == spatial + 1:
         return (*shape, 1)
