@@ -1,6 +1,5 @@
 """Settings: one frozen class a command. A field is an option of the command line and a key of the TOML file, with the same name."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.registry import NETWORKS, default_width
 
 
@@ -263,8 +262,8 @@ def option_names(kind: type[DataSettings]) -> list[str]:
 
 
 def suggest(key: str, kind: type[DataSettings]) -> str:
-    close = difflib.get_close_matches(key.replace("_", "-"), option_names(kind), n=1)
-    return f" (did you mean {'--' if key.startswith('--') else ''}{close[0]}?)" if close else ""
+    dashes = "--" if key.startswith("--") else ""
+    return did_you_mean(key.replace("_", "-"), [dashes + name for name in option_names(kind)])
 
 
 def _explain(error: ValidationError, options: dict[str, Any], file: Path | None) -> str:

@@ -1,4 +1,7 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and what was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(Exception):
@@ -10,3 +13,10 @@ class InputError(Exception):
     def __init__(self, message: str, *, agreed: bool = False):
         super().__init__(" ".join(message.split()))
         self.agreed = agreed
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """A remark on the known names that are closest, in either case, or nothing."""
+    names = {one.casefold(): one for one in known}
+    close = [names[match] for match in get_close_matches(name.casefold(), names, n=most)]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

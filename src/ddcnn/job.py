@@ -68,8 +68,10 @@ class Networks:
         try:
             with torch.device("meta"):  # nothing is stored or computed
                 return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
-        except Exception:  # a network of others' may compute while it is made; its number is no reason to fail
-            return None
+        except Exception:
+            if self.settings.network in registry.NETWORKS:
+                raise
+            return None  # a network of others' may compute while it is made, or not be made for whole images
 
     def new_local(self, index: int, role: str) -> nn.Module:
         return build(self.make_local(index), self.seeds(role, index), self.engine)

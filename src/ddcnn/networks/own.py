@@ -5,8 +5,8 @@ import inspect
 
 from torch import nn
 
-from ddcnn.errors import InputError
-from ddcnn.networks.refusals import did_you_mean, refusing
+from ddcnn.errors import InputError, did_you_mean
+from ddcnn.networks.refusals import refusing
 from ddcnn.networks.shape import Shape
 
 

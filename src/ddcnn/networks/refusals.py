@@ -1,8 +1,7 @@
 """Refusals in one line, with what other people's code has raised."""
 
-import difflib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ddcnn.errors import InputError
@@ -19,12 +18,6 @@ def refusing(what: str, way_out: str = "") -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # SystemExit: of a script that is imported
         raise InputError(f"{what}: {_reason(error)}{way_out}") from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A remark on the known name that is closest, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _reason(error: BaseException) -> str:

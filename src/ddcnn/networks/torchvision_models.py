@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from ddcnn.errors import InputError
-from ddcnn.networks.refusals import did_you_mean, refusing
+from ddcnn.errors import InputError, did_you_mean
+from ddcnn.networks.refusals import refusing
 from ddcnn.networks.registry import NETWORKS
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.vision import import_torchvision

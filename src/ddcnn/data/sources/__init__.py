@@ -4,7 +4,6 @@ To add a source: write a module with a function ``(SourceOptions) -> Source`` an
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from ddcnn.data.arrays import open_h5, open_npz
@@ -17,7 +16,7 @@ from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
 from ddcnn.data.sources.volumes import TABLE, labelled_volumes
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, did_you_mean
 
 __all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
 
@@ -82,9 +81,7 @@ def _opener(name: str) -> Opener:
 def _unknown(name: str) -> str:
     if Path(name).is_file():
         return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
-    names = {known.casefold(): known for known in (*NAMED, *class_names())}
-    close = [names[match] for match in get_close_matches(name.casefold(), names, n=3)]
-    guess = f" (did you mean {' or '.join(close)}?)" if close else ""
+    guess = did_you_mean(name, (*NAMED, *class_names()), most=3)
     return (
         f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
         f"torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), files ending in {' or '.join(FILES)}, "
