@@ -29,6 +29,10 @@ OTHER_TASKS = (
 )  # fmt: skip
 
 
+class NoLabels(InputError):
+    """A split without a class number per sample."""
+
+
 @cache
 def class_names() -> tuple[str, ...]:
     """What ``torchvision.datasets`` holds, read out of its text: importing it takes seconds, and a refusal should not."""
@@ -116,9 +120,7 @@ def _first_usable(options: SourceOptions, split: str, names: tuple[str, ...], ma
         try:
             found = make(split=name)
             return found, _labels(options, name, found)
-        except (ValueError, InputError) as error:  # torchvision raises ValueError for a split that the set does not have
-            if isinstance(error, InputError) and "no whole class number" not in str(error):
-                raise
+        except (ValueError, NoLabels) as error:  # torchvision raises ValueError for a split that the set does not have
             problem = problem or error
     raise InputError(f"--data {options.name}: no usable {split} split ({problem})")
 
@@ -134,7 +136,7 @@ def _labels(options: SourceOptions, split: str, found) -> np.ndarray:
         values = [pair[1] for pair in (pairs if pairs else (found[i] for i in range(len(found))))]
     values = np.asarray(values)
     if values.dtype.kind not in "ui" or values.shape != (len(found),):
-        raise InputError(f"--data {options.name}: the samples of its split {split} have no whole class number")
+        raise NoLabels(f"--data {options.name}: the samples of its split {split} have no whole class number")
     return values.astype(np.int64)
 
 
