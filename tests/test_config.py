@@ -39,7 +39,8 @@ VALUES = {
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
         "transfer_schedule": ("constant", "constant"),
-        "seeds": (3, 3), "class_weights": ("balanced", "balanced"),
+        "seeds": (3, 3), "class_weights": ("balanced", "balanced"), "resume": (True, True), "checkpoint_every": ("5", "5"),
+        "keep_checkpoints": (3, 3), "time_limit": (2.5, 2.5), "stop_signals": ("SIGUSR2", ("SIGUSR2",)),
     },
 }  # fmt: skip
 REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
@@ -105,6 +106,9 @@ def test_an_unknown_key_is_refused_with_what_is_allowed(toml, key, meant):
 
 
 BAD = [
+    ("checkpoint_every", "0", "10min"), ("checkpoint_every", "often", "10min"), ("stop_signals", "SIGKILL", "SIGUSR1,SIGTERM"),
+    ("stop_signals", "USR1", "SIGUSR1,SIGTERM"), ("time_limit", "0", "greater than 0"),
+    ("keep_checkpoints", "0", "greater than or equal to 1"),
     ("epochs", "0", "greater than or equal to 1"), ("epochs", "many", "valid integer"), ("epochs", "1.5", "valid integer"),
     ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),
     ("lr", "nan", "finite number"), ("lr", "inf", "finite number"), ("width_divisor", "0.5", "greater than or equal to 1"),

@@ -4,10 +4,11 @@ import sys
 import traceback
 
 from ddcnn import cli
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel import World, launched_rank
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
+STOPPED = 75  # EX_TEMPFAIL: try again
 
 
 def main() -> int:
@@ -24,6 +25,10 @@ def main() -> int:
         if world and not error.agreed:
             world.abort(2)
         return 2
+    except Stopped as stop:  # on all ranks
+        if world and world.rank == 0:
+            print(f"ddcnn: stopped: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
     except KeyboardInterrupt:
         if world:
             if world.rank == 0:

@@ -38,8 +38,14 @@ def main(arguments: list[str], world: World | None) -> int:
 
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
-        from ddcnn.plan import prepare_run
+        from ddcnn.interrupts import Interrupts
+        from ddcnn.plan import is_finished, prepare_run
 
+        if world.on_root(lambda: is_finished(settings)):
+            if world.rank == 0:
+                print(f"{settings.output}: finished, nothing to resume")
+            return 0
+        interrupts = Interrupts(settings.stop_signals, settings.time_limit)
         store = prepare_run(world, settings)
         with world.timeline.span("compute"):
             gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
@@ -47,7 +53,7 @@ def main(arguments: list[str], world: World | None) -> int:
 
             gc.enable()
 
-        run(world, settings, store)
+        run(world, settings, store, interrupts)
     return 0
 
 

@@ -2,47 +2,16 @@
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.registry import NETWORKS, default_width
-
-
-def _sizes(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = tuple(int(part) for part in value.lower().split("x"))
-        except ValueError:
-            raise ValueError("write it as rows x columns, such as 2x2, or depth x rows x columns, such as 2x2x2") from None
-    return value
-
-
-def _along(axes: int) -> Callable[[Any], Any]:
-    """Reads pixels per axis; one number is that of all axes."""
-
-    def read(value: Any) -> Any:
-        sizes = (value,) if type(value) is int else _sizes(value)  # True is an int, too
-        if isinstance(sizes, (tuple, list)) and len(sizes) not in (1, axes):
-            raise ValueError(f"write one number of pixels, or {axes} such as {'x'.join(['64'] * axes)}")
-        return tuple(sizes) * axes if isinstance(sizes, (tuple, list)) and len(sizes) == 1 else sizes
-
-    return read
-
-
-def _ordered(window: tuple[float, float]) -> tuple[float, float]:
-    if window[0] >= window[1]:
-        raise ValueError("the lower bound comes first")
-    return window
-
-
-def _methods(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
+from ddcnn.options import Every, Grid, ImageSize, Methods, Signals, VolumeSize, Window, option
 
 PHASES_OF = {
     "vote": ("local", "gather"),
@@ -53,25 +22,6 @@ PHASES_OF = {
     "global": ("global",),
 }  # the phases whose seconds and bytes a method needs
 METHODS = tuple(PHASES_OF)
-
-Positive = Annotated[int, Field(ge=1)]
-as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
-Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
-ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_text]
-VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]
-Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Methods = Annotated[
-    tuple[Literal["vote", "average", "dnn", "coherent", "transfer", "global"], ...],
-    BeforeValidator(_methods),
-    PlainSerializer(",".join),
-    Field(min_length=1),
-]
-
-
-def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, **bounds: Any) -> Any:
-    """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
-    extra: dict[str, Any] = {"metavar": metavar}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class DataSettings(BaseModel):
@@ -137,13 +87,26 @@ class PartitionSettings(DataSettings):
     output: Path = option(..., "the partitioned file to write", "FILE.h5")
 
 
+FREE = (
+    "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
+    "partitions", "data_root", "download",
+)  # settings that may change between the attempts of a run  # fmt: skip
+
+
 class RunSettings(DataSettings):
     """Settings of ``ddcnn run``."""
 
     data: str = option("digits", f"{SOURCES}; or a partitioned .h5", "SOURCE")
     partitions: Path = option(Path("runs/partitions"), "folder where partitioned sets are kept and found again", "DIR")
     output: Path | None = option(None, "folder for the results (default: runs/DATA-GRID-DATE)", "DIR")
-    overwrite: bool = option(False, "replace the finished run in --output")
+    overwrite: bool = option(False, "replace the run in --output")
+    resume: bool = option(False, "go on where an earlier attempt in --output stopped, with its settings; begin if there was none")
+    checkpoint_every: Every = option("10min", "epochs (5) or minutes (10min) between two checkpoints of a training", "EVERY")
+    keep_checkpoints: int = option(2, "checkpoints of a training that stay, the newest", "N", ge=1)
+    time_limit: float | None = option(
+        None, "minutes after which the run keeps what it has done and ends with 75; so it does before the end of a SLURM job", "MIN", gt=0
+    )
+    stop_signals: Signals = option("SIGUSR1,SIGTERM", "signals that ask for the same", "NAMES", validate_default=True)
     start_from: Path | None = option(
         None,
         "take the local CNNs (and the DNN, if its interface is the same) of this finished run (of --seed), instead of training them",
@@ -217,6 +180,24 @@ class RunSettings(DataSettings):
         whole = {"coherent": self.coherent_epochs or in_all, "global": self.global_epochs or in_all, "transfer": in_all}
         return whole.get(method, self.epochs)
 
+    @property
+    def checkpoint_epochs(self) -> int | None:
+        return None if self.checkpoint_every.endswith("min") else int(self.checkpoint_every)
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        return 60 * float(self.checkpoint_every.removesuffix("min")) if self.checkpoint_every.endswith("min") else None
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings on which parameters and metrics depend, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(FREE))
+
+    @model_validator(mode="after")
+    def _resume_or_overwrite(self) -> Self:
+        if self.resume and self.overwrite:
+            raise ValueError("--overwrite throws away what --resume goes on with: leave one of them out")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -232,14 +213,35 @@ def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None
     Raises:
         InputError: an unreadable file, an unknown key or a bad value, with its name and what is allowed.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values = _read_toml(kind, file)
-    values |= options
+    values = (_read_toml(kind, file) if file else {}) | options
+    settings = _validated(kind, values, options, file)
+    return cast(Settings, _resumed(settings, values)) if isinstance(settings, RunSettings) else settings
+
+
+def _validated(kind: type[Settings], values: dict[str, Any], options: dict[str, Any], file: Path | None) -> Settings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error, options, file)) from None
+
+
+def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
+    """The settings in the folder of a run that is resumed, with those of the ``given`` ones that may change.
+
+    Raises:
+        InputError: another one of the given settings is not that of the folder.
+    """
+    file = settings.output / "config.toml" if settings.resume and settings.output else None
+    if file is None or not file.is_file():
+        return settings
+    stored = _validated(RunSettings, _read_toml(RunSettings, file) | {"resume": False}, {}, file)
+    for name in given:
+        ours, theirs = (values.model_dump(mode="json")[name] for values in (settings, stored))
+        if name not in FREE and ours != theirs:
+            raise InputError(
+                f"--{name.replace('_', '-')} {ours}: the run in {settings.output} has {theirs}; leave it out, or name another --output"
+            )
+    return stored.model_copy(update={name: getattr(settings, name) for name in given if name in FREE})
 
 
 def _read_toml(kind: type[DataSettings], file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and what was probably meant."""
+"""The errors that are none of the program's: what the user can mend or has asked for, and what was probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,6 +13,10 @@ class InputError(Exception):
     def __init__(self, message: str, *, agreed: bool = False):
         super().__init__(" ".join(message.split()))
         self.agreed = agreed
+
+
+class Stopped(Exception):
+    """The run has been asked to stop, and what it has done is kept: exit code 75, ``--resume`` goes on."""
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

@@ -10,18 +10,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn import checkpoint
-from ddcnn.checkpoint import Attribute
+from ddcnn import parameters
+from ddcnn.checkpoint import Sequence
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation
 from ddcnn.data.store import PartitionedSet
 from ddcnn.errors import InputError
+from ddcnn.interrupts import Interrupts
+from ddcnn.keeping import Keeper
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
+from ddcnn.parameters import Attribute
+from ddcnn.plan import TRAINING
 from ddcnn.progress import Progress
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds, seed_name, seed_names
@@ -90,7 +94,7 @@ class Networks:
         """
         network = self.new_local(index, "local")
         path = self._kept / f"local-{index:04d}.h5"
-        attributes = checkpoint.load(path, network, self.about_local(index))
+        attributes = parameters.load(path, network, self.about_local(index))
         if "epochs" not in attributes:
             raise InputError(f"{path}: does not say for how many epochs it has been trained; it is of an older version of ddcnn")
         return network, int(attributes["epochs"])
@@ -99,13 +103,13 @@ class Networks:
     def has_dnn(self) -> bool:
         """Whether that run has trained a DNN for the same interface."""
         path = self._kept / "dnn.h5"
-        return path.is_file() and checkpoint.attributes_of(path).get("interface") == self.settings.interface
+        return path.is_file() and parameters.attributes_of(path).get("interface") == self.settings.interface
 
     def kept_dnn(self) -> nn.Module | None:
         if not self.has_dnn:
             return None
         network = self.new_dnn("dnn")
-        checkpoint.load(self._kept / "dnn.h5", network, self.about_dnn())
+        parameters.load(self._kept / "dnn.h5", network, self.about_dnn())
         return network
 
     @property
@@ -152,6 +156,7 @@ class Job:
     labels: dict[str, np.ndarray]
     dnn_samples: DnnSamples
     results: Results
+    interrupts: Interrupts
 
     @property
     def owned(self) -> range:
@@ -218,8 +223,22 @@ class Job:
         self.results.epoch(phase, None, epoch, self.test_accuracy(probabilities))
         progress.advance(state_of(epoch, epochs))
 
+    def keeper(
+        self, name: str, recipe: Recipe, samples: int, progress: Progress, phase: str, subdomain: int | None = None,
+        others_stop: Callable[[], bool] | None = None,
+    ) -> Keeper:  # fmt: skip
+        """Of one training, whose epochs belong to a phase: of this rank alone if it knows whether others stop, else of all together."""
+        settings, world = self.settings, self.world
+        identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.engine.precision}
+        folder = self.results.output / TRAINING / name
+        sequence = Sequence(world.alone() if others_stop else world, folder, identity, settings.keep_checkpoints)
+        every = (settings.checkpoint_epochs, settings.checkpoint_seconds)
+        return Keeper(
+            sequence, every, self.interrupts, self.results.records(phase, subdomain), recipe, samples, world.timeline, progress, others_stop
+        )
+
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
-        checkpoint.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
+        parameters.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
 
 
 def state_of(epoch: Epoch, epochs: int) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ddcnn.decomposition import Decomposition
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, Stopped
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
@@ -168,11 +168,23 @@ class World:
         everyone = self.gather(padded)
         return None if everyone is None else [part[~np.isnan(part).all(axis=1)] for part in everyone]
 
+    def gather_values(self, value) -> list | None:
+        """JSON-serialisable values of all ranks: a list on rank 0."""
+        text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+        padded = np.full(self.largest(text.size), ord(" "), dtype=np.uint8)
+        padded[: text.size] = text
+        everyone = self.gather(padded)
+        return None if everyone is None else [json.loads(row.tobytes()) for row in everyone]
+
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers, on all ranks."""
-        result = np.empty(1, dtype=np.int64)
-        self._wait(self.communicator.Iallreduce(np.array([number], dtype=np.int64), result, op=self._mpi.MAX))
-        return int(result[0])
+        return self.largest_of([number])[0]
+
+    def largest_of(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of the ranks' numbers at each place, on all ranks."""
+        result = np.empty(len(numbers), dtype=np.int64)
+        self._wait(self.communicator.Iallreduce(np.array(numbers, dtype=np.int64), result, op=self._mpi.MAX))
+        return result.tolist()
 
     def agree(self, data: bytes) -> bool:
         """Whether all ranks have the same data."""
@@ -215,24 +227,31 @@ class World:
 
     @contextmanager
     def stopping_together(self, work: int) -> Iterator[Callable[[], bool]]:
-        """Around long work that may refuse its input, on all ranks: yields whether another rank has, so that going on would be in vain.
+        """Around long work without communication, on all ranks: yields whether another rank refuses or stops, so that this one may stop.
 
         Args:
             work: a number below 2¹⁵, another one every time.
+
+        Raises:
+            InputError: on the ranks that refuse.
+            Stopped: on all ranks, if one of them has stopped.
         """
-        error, told = None, []
+        error: InputError | Stopped | None = None
+        told = []
         try:
             yield lambda: self.communicator.Iprobe(tag=work)
-        except InputError as refusal:
+        except (InputError, Stopped) as refusal:
             error = refusal
             others = set(range(self.size)) - {self.rank}
             told = [self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others]
-        refusing = round(self.size * self.mean([error is not None])[0])
+        refusing, stopping = (round(self.size * share) for share in self.mean([error is not None, isinstance(error, Stopped)]))
         for _ in range(refusing - (error is not None)):
             self.communicator.Recv(np.empty(0, dtype=np.uint8), tag=work)
         self._mpi.Request.Waitall(told)
-        if error:
+        if isinstance(error, InputError):
             raise error
+        if stopping == refusing > 0:  # else those that stopped did so since another one refuses
+            raise error or Stopped
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ Nothing here needs torch, so that a refusal comes at once.
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -31,6 +32,7 @@ OF_A_SOURCE = (
     "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
     "skip_damaged",
 )  # fmt: skip
+TRAINING = "checkpoints/training"  # of trainings that go on; parameters of trained networks lie beside it
 LEFT_BY_A_RUN = ("results.json", "details.h5", "metrics.jsonl", "report.md", "config.toml")
 
 
@@ -72,7 +74,12 @@ def prepare_run(world: World, settings: RunSettings) -> PartitionedSet:
 
 
 def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
-    """Makes the output folder, without what an earlier run has left there, and writes the resolved settings into it."""
+    """Makes the output folder, without what an earlier run has left there, and writes the resolved settings into it.
+
+    The folder of a run that is resumed stays as it is.
+    """
+    if settings.resume and settings.output and (settings.output / "config.toml").is_file():
+        return settings.output
     name = f"{_file_name(settings.data)}-{_times(store.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = settings.output or Path("runs") / name
     with disk_errors(output):
@@ -82,9 +89,10 @@ def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
             for left in (*LEFT_BY_A_RUN, "checkpoints/*.h5", "figures/*.png"):
                 for old in folder.glob(left):
                     old.unlink()
+            shutil.rmtree(folder / TRAINING, ignore_errors=True)
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     boxes = {"grid": store.grid, "overlap": store.overlap} if settings.decomposition == "image" else {}
-    resolved = settings.model_copy(update={"output": output} | boxes)
+    resolved = settings.model_copy(update={"output": output, "resume": False} | boxes)
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
     return output
@@ -161,9 +169,16 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
     return replace(store, thin=settings.thin)
 
 
+def is_finished(settings: RunSettings) -> bool:
+    """Whether a run that is to be resumed has nothing left to do."""
+    return settings.resume and settings.output is not None and (settings.output / "results.json").is_file()
+
+
 def check_output(settings: RunSettings) -> None:
     """Refuses an output folder that holds a finished run, or something else."""
     output = settings.output
+    if settings.resume and output is None:
+        raise InputError("--resume: name the folder of the run with --output")
     if output is None or not output.is_dir():
         return
     start = settings.start_from.resolve() if settings.start_from else None
@@ -171,8 +186,14 @@ def check_output(settings: RunSettings) -> None:
         raise InputError(f"--output {output}: --start-from reads from there; name another folder")
     if settings.overwrite:
         return
+    if settings.resume:
+        return
     if any(output.glob("results.json")) or any(output.glob("seed-*/results.json")):
         raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
+    if any(output.glob(f"{TRAINING}/*")) or any(output.glob(f"seed-*/{TRAINING}/*")):
+        raise InputError(
+            f"--output {output} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
+        )
     if any(output.iterdir()) and not (output / "config.toml").is_file():
         raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
 

@@ -15,7 +15,8 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, style: str, seconds: float = 0):
-        self.title, self.total, self.done, self.seconds = title, total, 0, seconds
+        self.title, self.total, self.seconds = title, total, seconds
+        self.done = self.skipped = 0
         self.width = terminal_width() if style in ("auto", "bar") else 0
         self.style = ("bar" if self.width else "lines") if style == "auto" else style
         self.begin = self.told = time.perf_counter()
@@ -35,13 +36,18 @@ class Progress:
             self.bar.start()
         return self
 
+    def skip(self, pieces: int) -> None:
+        """So many have been done in an earlier attempt."""
+        self.done += pieces
+        self.skipped += pieces
+
     def advance(self, state: str) -> None:
         self.done += 1
         if self.style == "bar":
             self.bar.update(self.task, completed=self.done, state=state)
         elif self.style == "lines" and time.perf_counter() - self.told >= self.seconds:
             self.told = time.perf_counter()
-            left = (time.perf_counter() - self.begin) / self.done * (self.total - self.done)
+            left = (time.perf_counter() - self.begin) / (self.done - self.skipped) * (self.total - self.done)
             print(f"{self.title}  {self.done}/{self.total}  {state}  {left:.0f} s left", flush=True)
 
     def __exit__(self, *error) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves in its folder: metrics.jsonl while it goes on, then results.json and details.h5, then the report."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ class Results:
         self._labels = store.labels("test")
         everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
-        if world.rank == 0:
-            write_text(output / "metrics.jsonl", "")
+        self.tell()
+
+    def tell(self) -> None:
+        """Writes rank 0's lines of metrics.jsonl anew."""
+        if self.world.rank == 0:
+            write_text(self.output / "metrics.jsonl", "".join(map(_line, self._epochs)))
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
         """An epoch has ended: of a subdomain, or on all ranks of a network of all (then rank 0's record is kept).
@@ -72,6 +77,9 @@ class Results:
         if self.world.rank == 0:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
                 file.write(_line(self._epochs[-1]))
+
+    def records(self, phase: str, subdomain: int | None) -> "Records":
+        return Records(self, phase, subdomain)
 
     def local_classification(self, index: int, probabilities: np.ndarray) -> None:
         """p_i (S_test, K) after an epoch of local training, for the curve of the average; nothing is sent before the end."""
@@ -105,7 +113,7 @@ class Results:
         Args:
             global_parameters: of the undecomposed CNN of the same width, for comparison, if there can be one.
         """
-        sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
+        sent = self.world.gather(self.world.timeline.sent())  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
@@ -212,6 +220,45 @@ class Results:
             file["timeline"].attrs["columns"] = "rank, phase, kind, start, stop"
             file["timeline"].attrs["phases"], file["timeline"].attrs["kinds"] = " ".join(PHASES), " ".join(KINDS)
             file.attrs["class_names"] = json.dumps(self.store.class_names)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What one training has recorded: of a subdomain, or of a network of all; it is ``keeping.Records``."""
+
+    results: Results
+    phase: str
+    subdomain: int | None
+
+    def kept(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
+        results = self.results
+        rows = [list(row) for row in results._epochs if self._mine(row)]
+        if self.phase != "local":
+            return rows, {}
+        found = [number for number, moment in enumerate(results._moments) if moment[0] == self.subdomain]
+        moments = np.array([results._moments[number] for number in found], dtype=np.float64).reshape(-1, 2)
+        return rows, {
+            "records/moments": moments,
+            "records/classifications": np.array([results._classifications[number] for number in found], dtype=np.float16),
+        }
+
+    def bring_back(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
+        results = self.results
+        if self.subdomain is None and results.world.rank:
+            return
+        back = [tuple(map(float, row)) for row in rows]
+        if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):
+            raise ValueError("rows of other records")
+        results._epochs = [row for row in results._epochs if not self._mine(row)] + back
+        if self.phase == "local":
+            moments, classifications = arrays["records/moments"], arrays["records/classifications"]
+            results._moments += [tuple(moment) for moment in moments.tolist()]
+            results._classifications += list(classifications)
+        results.tell()
+
+    def _mine(self, row: tuple[float, ...]) -> bool:
+        subdomain = None if row[1] != row[1] else int(row[1])
+        return int(row[0]) == PHASES.index(self.phase) and subdomain == self.subdomain
 
 
 def _parameters(network: nn.Module) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Timeline:
     that follow each other are put together to blocks, in which each kind stands once, with the sum of its seconds.
 
     Attributes:
-        sent: bytes that this rank has sent to others, per phase.
+        origin: when it began, on the clock of ``time.perf_counter``.
     """
 
     def __init__(self) -> None:
@@ -34,15 +35,24 @@ class Timeline:
     def begin(self) -> None:
         self._spans.clear()
         self._block.clear()
-        self.sent = dict.fromkeys(PHASES, 0)
+        self._sent = np.zeros(len(PHASES))
+        self._earlier = _Earlier(np.empty((0, 4)), np.zeros(len(PHASES)), 0.0)
         self.origin = time.perf_counter()
 
     def now(self) -> float:
+        """Seconds since it began, those of the attempts that this one goes on with included."""
+        return self._earlier.seconds + self._now()
+
+    def _now(self) -> float:
         return time.perf_counter() - self.origin
 
     def count(self, sent: int) -> None:
         """This rank has sent so many bytes."""
-        self.sent[self._phase] += sent
+        self._sent[PHASES.index(self._phase)] += sent
+
+    def sent(self) -> np.ndarray:
+        """Bytes that this rank has sent to others, (phases,)."""
+        return self._earlier.sent + self._sent
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -55,14 +65,14 @@ class Timeline:
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        begin = self.now()
+        begin = self._now()
         if self._open:
             self._add(*self._open[-1], begin)
         self._open.append((kind, begin))
         try:
             yield
         finally:
-            end = self.now()
+            end = self._now()
             self._add(*self._open.pop(), end)
             if self._open:
                 self._open[-1] = (self._open[-1][0], end)
@@ -88,9 +98,39 @@ class Timeline:
         self._block.clear()
 
     def array(self) -> np.ndarray:
-        """(spans, 4) float64: phase index, kind index, start, stop in seconds."""
+        """(spans, 4) float64: phase index, kind index, start, stop in seconds.
+
+        What only brings back a phase that an earlier attempt has completed belongs to this attempt's start.
+        """
         self._end_block()
-        return np.array(self._spans, dtype=np.float64).reshape(-1, 4)
+        own, earlier = np.array(self._spans, dtype=np.float64).reshape(-1, 4), self._earlier
+        own[own[:, 0] < earlier.spans[:, 0].max(initial=0), 0] = 0
+        return np.concatenate([earlier.spans, own + np.array([0, 0, earlier.seconds, earlier.seconds])])
+
+    # Over several attempts
+
+    def kept(self) -> dict[str, np.ndarray]:
+        return {"timeline/spans": self.array(), "timeline/sent": self.sent(), "timeline/seconds": np.array([self.now()])}
+
+    def bring_back(self, arrays: dict[str, np.ndarray]) -> None:
+        """What ``kept`` gave in an earlier attempt, of which the longest counts.
+
+        Raises:
+            KeyError, ValueError: it did not.
+        """
+        spans, sent, seconds = (arrays[f"timeline/{name}"] for name in ("spans", "sent", "seconds"))
+        if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape != (len(PHASES),) or seconds.shape != (1,):
+            raise ValueError("no timeline")
+        if seconds[0] > self._earlier.seconds:
+            self._earlier = _Earlier(spans, sent, float(seconds[0]))
+
+
+class _Earlier(NamedTuple):
+    """What earlier attempts have recorded: spans (spans, 4), bytes sent (phases,), seconds."""
+
+    spans: np.ndarray
+    sent: np.ndarray
+    seconds: float
 
 
 # What the spans of all ranks come to: a list over ranks of arrays (spans, 4) as above.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -87,11 +87,85 @@ class Epoch:
 START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network that has parts which are trained
 
 
+@dataclass
+class Training:
+    """Everything that a training is between two steps: with it, it goes on as if it had never stopped.
+
+    Attributes:
+        epoch, step: the epoch that goes on, from 1, and how many of its steps are done.
+        draw: the augmentation of this epoch.
+        loss_sum, correct, seen: over the steps of this epoch.
+        seconds: that this epoch has taken before ``begin``, a moment of ``time.perf_counter``.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    loss_sum: torch.Tensor
+    correct: torch.Tensor
+    draw: torch.Generator
+    epoch: int = 1
+    step: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    begin: float = 0.0
+
+    @classmethod
+    def start(cls, network: nn.Module, recipe: Recipe, engine: Engine, steps: int) -> "Training":
+        optimizer = _optimizer(network, recipe)
+        scaler = torch.amp.GradScaler(engine.device.type, enabled=engine.precision == "fp16")
+        loss_sum = torch.zeros((), device=engine.device)
+        correct = torch.zeros((), dtype=torch.int64, device=engine.device)
+        schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
+        return cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Of the epoch that goes on."""
+        return self.seconds + time.perf_counter() - self.begin if self.step else 0.0
+
+    def end_epoch(self) -> Epoch:
+        """What the epoch came to; the next one begins.
+
+        Raises:
+            FloatingPointError: the loss is no longer a number.
+        """
+        loss = self.loss_sum.item() / self.step
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}: try a smaller --lr")
+        ended = Epoch(self.epoch, loss, self.correct.item() / self.seen, self.seconds_so_far)
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
+        return ended
+
+
 def build(make: Callable[[], nn.Module], seeds: Seeds, engine: Engine) -> nn.Module:
     """A network with initial parameters from its own seed, whatever has been drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.at("initial parameters"))
         return engine.place(make())
+
+
+class Keeper(Protocol):
+    """What keeps a training, so that it can go on where it stopped."""
+
+    def restore(self, training: Training) -> None:
+        """Brings a training that has just begun to where an earlier attempt has got, if there was one."""
+
+    def after_step(self, training: Training) -> None:
+        """Between two steps of an epoch; may keep the training, and raise ``Stopped``."""
+
+    def after_epoch(self, training: Training) -> None:
+        """Between two epochs, or after the last one; the same."""
+
+
+class NothingKept:
+    def restore(self, training: Training) -> None:
+        pass
+
+    after_step = after_epoch = restore
 
 
 def train(
@@ -102,6 +176,7 @@ def train(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    keeper: Keeper = NothingKept(),
 ) -> None:
     """Trains ``network`` on the samples ``chosen`` (S,) int64 with the cross entropy of its logits.
 
@@ -109,40 +184,44 @@ def train(
 
     Raises:
         FloatingPointError: the loss is no longer a number.
+        Stopped: the keeper was asked to stop.
     """
     steps = recipe.steps_per_epoch(len(chosen))
-    optimizer = _optimizer(network, recipe)
-    schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
+    training = Training.start(network, recipe, engine, steps)
+    keeper.restore(training)
     weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=engine.device)
-    scaler = torch.amp.GradScaler(engine.device.type, enabled=engine.precision == "fp16")
-    for epoch in range(1, recipe.epochs + 1):
-        begin = time.perf_counter()
-        torch.manual_seed(seeds.at("dropout", epoch))
-        order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", epoch)))]
-        order = order.to(engine.device)
-        draw = torch.Generator().manual_seed(seeds.at("augmentation", epoch))
-        loss_sum = torch.zeros((), device=engine.device)
-        correct = torch.zeros((), dtype=torch.int64, device=engine.device)
-        seen = 0
+    while training.epoch <= recipe.epochs:
+        if training.step == 0:
+            torch.manual_seed(seeds.at("dropout", training.epoch))
+            training.draw.manual_seed(seeds.at("augmentation", training.epoch))
+        order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", training.epoch)))]
+        batches = order.to(engine.device).split(recipe.batch_size)[:steps]
         network.train()
-        for step in range(steps):
-            index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            inputs, labels = samples.batch(index, draw)
-            with engine.autocast():
-                logits = at_least_single(network(inputs))
-            loss = cross_entropy(logits, labels, weights, recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
-            seen += len(labels)
-        loss_mean = loss_sum.item() / steps
-        if not math.isfinite(loss_mean):
-            raise FloatingPointError(f"the loss is {loss_mean} in epoch {epoch}: try a smaller --lr")
-        after_epoch(Epoch(epoch, loss_mean, correct.item() / seen, time.perf_counter() - begin))
+        training.begin = time.perf_counter()
+        for index in batches[training.step :]:
+            take_step(training, *samples.batch(index, training.draw), engine, weights, recipe.label_smoothing)
+            if training.step < steps:
+                keeper.after_step(training)
+        after_epoch(training.end_epoch())
+        keeper.after_epoch(training)
+
+
+def take_step(
+    training: Training, inputs: Any, labels: torch.Tensor, engine: Engine, weights: torch.Tensor | None, label_smoothing: float
+) -> None:
+    """One step of the optimiser on a batch, with labels (B,); ``weights`` (K,) of the classes in the loss."""
+    with engine.autocast():
+        logits = at_least_single(training.network(inputs))
+    loss = cross_entropy(logits, labels, weights, label_smoothing)
+    training.optimizer.zero_grad(set_to_none=True)
+    training.scaler.scale(loss).backward()
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.schedule.step()
+    training.loss_sum += loss.detach()
+    training.correct += (logits.detach().argmax(1) == labels).sum()
+    training.seen += len(labels)
+    training.step += 1
 
 
 def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from ddcnn.data.batches import Rows
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Recipe, build, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, train
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:
@@ -40,10 +40,11 @@ def train_dnn(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    keeper: Keeper = NothingKept(),
 ) -> nn.Module:
     """Trains the DNN on gathered interface values (S, N, C), in the papers the p_i, and their labels (S,)."""
     network = build_dnn(interface, values.shape[1], values.shape[2], classes, engine, seeds)
-    train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch)
+    train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch, keeper)
     return network
 
 

@@ -14,7 +14,7 @@ from ddcnn.data.batches import Samples
 from ddcnn.method.interface import Collect, handed_over, share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Recipe, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, train
 
 
 class CoherentNetwork(nn.Module):
@@ -36,6 +36,12 @@ class CoherentNetwork(nn.Module):
             values = Collect.apply(values, self.world)  # (N, B, C)
         with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
             return self.dnn(values.movedim(0, 1).flatten(1))
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The local CNNs of this rank's subdomains, and the DNN."""
+        first = self.world.rank * len(self.local_cnns)
+        return {f"local-{first + k:04}": network for k, network in enumerate(self.local_cnns)} | {"dnn": self.dnn}
 
     def freeze(self, frozen: bool) -> None:
         """Frozen, only the DNN learns: the local CNNs' parameters and running statistics stay as they are."""
@@ -61,16 +67,17 @@ def train_coherent(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    frozen: Recipe | None = None,
+    keeper: Keeper = NothingKept(),
+    frozen: tuple[Recipe, Keeper] | None = None,
 ) -> None:
     """Trains the coherent network in place, all ranks together.
 
     Args:
         training: the subimages of the rank's subdomains; every rank draws the same order and the same augmentation.
         chosen: (S,) the samples that it learns from.
-        frozen: epochs before, in which only the DNN learns.
+        frozen: recipe of epochs before, in which only the DNN learns, and what keeps them.
     """
-    before = frozen.epochs if frozen else 0
+    before = frozen[0].epochs if frozen else 0
 
     def after(epoch: Epoch) -> None:
         network.agree()
@@ -78,9 +85,10 @@ def train_coherent(
 
     if frozen:
         network.freeze(True)
-        train(network, training, torch.from_numpy(chosen), frozen, engine, Seeds(seeds.seed, f"{seeds.role} frozen"), after)
+        own = Seeds(seeds.seed, f"{seeds.role} frozen")
+        train(network, training, torch.from_numpy(chosen), frozen[0], engine, own, after, frozen[1])
         network.freeze(False)
     train(
         network, training, torch.from_numpy(chosen), recipe, engine, seeds,
-        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)),
+        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper,
     )  # fmt: skip

@@ -4,7 +4,7 @@ On one rank that is the plain CNN. The training loop, the order of the samples a
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ddcnn.data.batches import Share, Subimages
 from ddcnn.method.interface import share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Recipe, classify, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, Training, classify, train
 
 
 def train_global(
@@ -27,6 +27,7 @@ def train_global(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    keeper: Keeper = NothingKept(),
 ) -> None:
     """Trains the global CNN in place, all ranks together; each computes the gradient of its share of every batch.
 
@@ -34,12 +35,11 @@ def train_global(
         network: with the same parameters on all ranks.
         training: the whole images, resident on every rank as PyTorch's DistributedSampler would visit them.
         chosen: (S,) which of them it learns from.
-        recipe: the batch size is that of all ranks together (see ``batch_of_all``).
+        recipe: the batch size is that of all ranks together, made of equal shares (see ``batch_of_all``).
     """
     if world.size == 1:
-        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch)
+        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch, keeper)
         return
-    recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, len(chosen), world.size))
     with world.process_group(engine.device):
         parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
         parallel.register_comm_hook(world, all_reduce)
@@ -52,7 +52,37 @@ def train_global(
             after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
 
         own = Share(training, world.rank, world.size)
-        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
+        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks, _InOrder(keeper, own))
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Keeps the order in which gradients are summed, and so every bit, when a training goes on.
+
+    DistributedDataParallel orders its buckets anew after its first step; one that goes on takes such a step for nothing.
+    """
+
+    keeper: Keeper
+    samples: Share
+
+    def restore(self, training: Training) -> None:
+        self.keeper.restore(training)
+        if (training.epoch, training.step) == (1, 0):
+            return
+        network, device = training.network, training.loss_sum.device
+        before = [buffer.clone() for buffer in network.buffers()]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            network(self.samples.batch(torch.arange(2 * self.samples.ranks, device=device))[0]).float().sum().backward()
+        network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, values in zip(network.buffers(), before, strict=True):
+                buffer.copy_(values)
+
+    def after_step(self, training: Training) -> None:
+        self.keeper.after_step(training)
+
+    def after_epoch(self, training: Training) -> None:
+        self.keeper.after_epoch(training)
 
 
 def batch_of_all(batch_size: int, samples: int, ranks: int) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 from ddcnn.data.batches import Samples
 from ddcnn.method.interface import handed_over
 from ddcnn.seeding import Seeds, numpy_generator
-from ddcnn.training import Engine, Epoch, Recipe, build, evaluate, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, evaluate, train
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def train_local(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+    keeper: Keeper = NothingKept(),
 ) -> nn.Module:
     """Trains a local CNN f_i.
 
@@ -70,7 +71,7 @@ def train_local(
         chosen: (S_cnn,) which of them it learns from.
     """
     network = build(make, seeds, engine)
-    train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch))
+    train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch), keeper)
     return network
 
 
@@ -83,12 +84,14 @@ def hand_over_out_of_fold(
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+    keeper: Callable[[int, int], Keeper] = lambda fold, samples: NothingKept(),
 ) -> np.ndarray:
     """Interface values (S, C) of the training samples, each by a CNN that was trained on the folds that it is not in."""
     unseen = []
     for k in range(int(fold.max()) + 1):
         own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
-        network = train_local(make, training, np.flatnonzero(fold != k), recipe, engine, own, after_epoch)
+        chosen = np.flatnonzero(fold != k)
+        network = train_local(make, training, chosen, recipe, engine, own, after_epoch, keeper(k, len(chosen)))
         unseen.append(hand_over(interface, network, training, np.flatnonzero(fold == k), engine))
     return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
 

@@ -1,0 +1,43 @@
+"""Requests to stop: signals, and the time that is left. A handler only sets a flag; the ranks look at it at safe points."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+RESERVE = 60.0  # seconds for saving and ending before the job's end ...
+SHARE = 0.1  # ... or this part of a short job
+
+
+class Interrupts:
+    """Whether this process has been asked to stop.
+
+    Args:
+        signals: names that ask for it; a second one ends the process at once.
+        time_limit: minutes from now, None for none.
+    """
+
+    def __init__(self, signals: Iterable[str], time_limit: float | None = None):
+        self._reason = ""
+        self._deadlines = []
+        if time_limit is not None:
+            self._deadlines.append((time.time() + 60 * time_limit, "--time-limit"))
+        with suppress(KeyError, ValueError):
+            begin, end = float(os.environ["SLURM_JOB_START_TIME"]), float(os.environ["SLURM_JOB_END_TIME"])
+            self._deadlines.append((end - min(RESERVE, SHARE * (end - begin)), "the end of the SLURM job"))
+        for name in signals:
+            signal.signal(signal.Signals[name], self._on_signal)
+
+    @property
+    def reason(self) -> str:
+        """Why this process is to stop, "" if it is not."""
+        if not self._reason:
+            self._reason = next((reason for deadline, reason in self._deadlines if time.time() >= deadline), "")
+        return self._reason
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._reason.startswith("SIG"):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._reason = signal.Signals(number).name

@@ -1,0 +1,77 @@
+"""What the values of options look like: as text on the command line, in a TOML file, and to the program."""
+
+import re
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+
+def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, **bounds: Any) -> Any:
+    """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
+    extra: dict[str, Any] = {"metavar": metavar}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = tuple(int(part) for part in value.lower().split("x"))
+        except ValueError:
+            raise ValueError("write it as rows x columns, such as 2x2, or depth x rows x columns, such as 2x2x2") from None
+    return value
+
+
+def _along(axes: int) -> Callable[[Any], Any]:
+    """Reads pixels per axis; one number is that of all axes."""
+
+    def read(value: Any) -> Any:
+        sizes = (value,) if type(value) is int else _sizes(value)  # True is an int, too
+        if isinstance(sizes, (tuple, list)) and len(sizes) not in (1, axes):
+            raise ValueError(f"write one number of pixels, or {axes} such as {'x'.join(['64'] * axes)}")
+        return tuple(sizes) * axes if isinstance(sizes, (tuple, list)) and len(sizes) == 1 else sizes
+
+    return read
+
+
+def _ordered(window: tuple[float, float]) -> tuple[float, float]:
+    if window[0] >= window[1]:
+        raise ValueError("the lower bound comes first")
+    return window
+
+
+def _methods(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _every(value: Any) -> Any:
+    """Epochs, or minutes as in 10min."""
+    text = str(value).strip()
+    if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)?min", text):
+        raise ValueError("write a number of epochs, such as 5, or of minutes, such as 10min")
+    return text
+
+
+def _signals(value: Any) -> Any:
+    names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    for name in names:
+        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"{name} is no signal that a process can handle; write names such as SIGUSR1,SIGTERM")
+    return names
+
+
+Positive = Annotated[int, Field(ge=1)]
+as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
+Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
+ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_text]
+VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]
+Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Methods = Annotated[
+    tuple[Literal["vote", "average", "dnn", "coherent", "transfer", "global"], ...],
+    BeforeValidator(_methods),
+    PlainSerializer(",".join),
+    Field(min_length=1),
+]
+Every = Annotated[str, BeforeValidator(_every)]
+Signals = Annotated[tuple[str, ...], BeforeValidator(_signals), PlainSerializer(",".join)]

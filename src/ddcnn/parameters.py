@@ -1,0 +1,67 @@
+"""Parameters on disk: one HDF5 file a network, a dataset a tensor. Nothing is ever unpickled."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import nn
+
+from ddcnn.errors import InputError
+from ddcnn.files import replacing
+
+Attribute = str | int | float | tuple[int, ...]
+
+
+def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> None:
+    """Writes parameters and buffers of a network, and attributes that say which network it is."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, tensor in network.state_dict().items():
+            file[f"parameters/{name}"] = tensor.detach().cpu().numpy()
+        for key, value in attributes.items():
+            file.attrs[key] = value
+
+
+def attributes_of(path: Path) -> dict[str, Any]:
+    """What a file says about its network.
+
+    Raises:
+        InputError: not an HDF5 file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in file.attrs.items()}
+    except OSError as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error})") from None
+
+
+def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> dict[str, Any]:
+    """Reads parameters and buffers into a network in place; all attributes of the file.
+
+    Raises:
+        InputError: no such file, or it holds another network than ``attributes`` and the shapes of ``network`` say.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the folder of a finished run with the same --grid")
+    found = attributes_of(path)
+    try:
+        for key, wanted in attributes.items():
+            there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
+            if there != wanted and key == "data":
+                raise InputError(f"{path}: trained on other images than this run's; give the same --data, with the same options")
+            if there != wanted:
+                raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
+        with h5py.File(path, "r") as file:
+            state = network.state_dict()
+            if set(file["parameters"]) != set(state):
+                raise InputError(f"{path}: parameters of another network; train anew without --start-from")
+            for name, tensor in state.items():
+                dataset = file[f"parameters/{name}"]
+                if dataset.file.filename != str(path) or dataset.is_virtual or dataset.external:
+                    raise InputError(f"{path}: {name} keeps its data in another file, which is not followed")
+                if dataset.shape != tuple(tensor.shape):
+                    raise InputError(f"{path}: {name} has shape {dataset.shape}, where this run's network has {tuple(tensor.shape)}")
+                tensor.copy_(torch.from_numpy(dataset[...]))
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error})") from None
+    return found

@@ -1,0 +1,99 @@
+"""Checkpoints of jobs that are killed while they save, of damaged files and of disks that refuse: never wrong parameters."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import launch, refusal
+from resuming import QUICK, assert_same, outcome, start
+
+from ddcnn.checkpoint import Sequence
+from ddcnn.parallel import World
+
+SAVING = Path(__file__).with_name("saving.py")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_between_any_two_steps_of_saving(tmp_path, rank):
+    """Whatever happens, the newest whole step is there, and the next one can be saved."""
+    found = []
+    for event in range(1, 60):
+        folder = tmp_path / str(event)
+        finished = launch(2, str(folder), str(rank), str(event), cwd=tmp_path, program=(str(SAVING),))
+        sequence = Sequence(World(), folder, {}, 1)
+        step = sequence.load(["local-0000", "local-0001"])
+        assert step
+        found.append(step.about["value"])
+        for part in step.parts.values():
+            assert (part["parameters/weight"] == found[-1]).all()
+        sequence.save(step)
+        assert [path.name for path in folder.iterdir() if path.name.isdigit()] == [f"{sequence._number:07}"]
+        if "saved" in finished.stdout:
+            break
+    assert found[-1] == 2 and sorted(found) == found
+    assert found.count(1) >= (8 if rank == 0 else 2)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped while it was trained on as one network, and the outcome if it had not been."""
+    folder = tmp_path_factory.mktemp("stopped")
+    options = (*QUICK, "--methods", "dnn,transfer")
+    assert start(2, folder, *options).returncode == 0
+    expected = outcome(folder)
+    assert start(2, folder, *options, "--overwrite", interrupted=("transfer", 12, 1, "SIGUSR1")).returncode == 75
+    return folder, expected
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_damaged_steps_are_named_and_gone_behind(tmp_path, stopped, damage):
+    folder, expected = stopped
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    trainings = sorted((tmp_path / "run" / "checkpoints" / "training").iterdir())
+    for number, training in enumerate(trainings):
+        newest = max(training.iterdir())
+        path = sorted(newest.iterdir())[number % len(list(newest.iterdir()))]
+        data = path.read_bytes()
+        if damage == "flip":
+            path.write_bytes(data[:100] + bytes([data[100] ^ 16]) + data[101:])
+        elif damage == "truncate":
+            path.write_bytes(data[: len(data) // 2])
+        else:
+            path.unlink()
+    finished = start(2, tmp_path, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    for training in trainings:
+        assert f"{training.name}/" in finished.stderr
+    assert_same(outcome(tmp_path), expected)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("a file system of one's own needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("training", "rank", "happens", "says", "mend"),
+    [
+        ("local-0002", 1, "head -c 100m /dev/zero > filler", "No space left on device", "rm filler"),
+        ("transfer", 0, "head -c 100m /dev/zero > filler", "No space left on device", "rm filler"),
+        ("transfer", 1, "mount -o remount,ro $PWD", "Read-only file system", "mount -o remount,rw $PWD"),
+    ],
+)
+def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, stopped, training, rank, happens, says, mend):
+    expected = stopped[1]
+    options = (*QUICK, "--methods", "dnn,transfer")
+    finished = start(2, small_disk, *options, interrupted=(training, 12, rank, happens))
+    assert says in refusal(finished)
+    subprocess.run(mend, shell=True, cwd=small_disk, check=True)
+    assert any((small_disk / "run" / "checkpoints" / "training").iterdir())
+    finished = start(2, small_disk, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(small_disk), expected)

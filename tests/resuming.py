@@ -1,0 +1,43 @@
+"""Runs that are interrupted and resumed, and what they come to."""
+
+import json
+from pathlib import Path
+
+import h5py
+from launching import launch
+
+INTERRUPTING = Path(__file__).with_name("interrupting.py")
+QUICK = (
+    "--epochs", "2", "--dnn-epochs", "2", "--transfer-epochs", "2", "--frozen-epochs", "1", "--network", "vgg3", "--threads", "1",
+    "--progress", "none", "--batch-size", "32", "--train-samples", "300", "--augment", "flip+shift", "--shift", "1",
+    "--interface", "logits", "--checkpoint-every", "1", "--partitions", "partitions",
+)  # fmt: skip
+
+
+def start(ranks: int, folder: Path, *options: str, interrupted: tuple[str, int, int, str] | None = None, **environment: str):
+    folder.mkdir(exist_ok=True)
+    program = (str(INTERRUPTING), *map(str, interrupted)) if interrupted else ("-m", "ddcnn")
+    return launch(ranks, "run", "--output", "run", *options, cwd=folder, program=program, **environment)
+
+
+def outcome(folder: Path) -> dict:
+    """Parameters bit by bit, and everything in the results that is not a time."""
+    found: dict = {}
+    for path in sorted((folder / "run" / "checkpoints").glob("*.h5")):
+        with h5py.File(path) as file:
+            found |= {f"{path.name} {name}": tensor[...].tobytes() for name, tensor in file["parameters"].items()}
+    results = json.loads((folder / "run" / "results.json").read_text())
+    for name, method in results["methods"].items():
+        found[name] = {key: value for key, value in method.items() if key not in ("seconds", "curve", "bytes_communicated")}
+        found[f"{name} curve"] = [accuracy for _, accuracy in method["curve"][-2:]]  # before, the average depends on who was faster
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]
+    with h5py.File(folder / "run" / "details.h5") as file:
+        found["local classes"] = file["local_classes"][...].tobytes()
+    return found
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert len(expected) > 20
+    differing = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
+    assert not differing, differing

@@ -1,0 +1,155 @@
+"""A run that is stopped and resumed ends with the same bits as one that was not."""
+
+import shutil
+
+import numpy as np
+import pytest
+from launching import launch, refusal
+from resuming import QUICK, assert_same, outcome, start
+
+DECOMPOSED = ("--methods", "vote,average,dnn,coherent,transfer")
+TRAININGS = {"local-0002": 12, "dnn": 12, "coherent": 12, "transfer-frozen": 5, "transfer": 12, "global": 12}  # steps
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Outcomes of runs with certain options that nothing has disturbed."""
+    runs: dict[tuple[str, ...], dict] = {}
+
+    def get(ranks: int, *options: str) -> dict:
+        if options not in runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            finished = start(ranks, folder, *QUICK, *options)
+            assert finished.returncode == 0, finished.stderr
+            runs[options] = outcome(folder)
+        return runs[options]
+
+    return get
+
+
+@pytest.mark.parametrize("what", ["SIGUSR1", "SIGTERM", "SIGKILL"])
+def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturbed, what):
+    """With SIGUSR1 rank 0 is asked alone, and with SIGTERM rank 1: all stop."""
+    for training, step in TRAININGS.items():
+        rank = 0 if training == "dnn" or (what == "SIGUSR1" and not training.startswith("local")) else 1
+        finished = start(2, tmp_path, *QUICK, "--resume", interrupted=(training, step, rank, what))
+        if what == "SIGKILL":
+            assert finished.returncode not in (0, 2, 75)
+        else:
+            assert finished.returncode == 75, finished.stderr
+            assert f"ddcnn: stopped: {what}; what is done is kept: go on with --resume --output run" in finished.stderr
+            assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+    finished = start(2, tmp_path, "--resume")  # with the settings of the folder
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2))
+    assert not (tmp_path / "run" / "checkpoints" / "training").exists()
+    finished = start(2, tmp_path, "--resume")
+    assert (finished.returncode, finished.stdout) == (0, "run: finished, nothing to resume\n")
+
+
+def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
+    steps = [(4, ("local-0001", 12, 1, "SIGKILL")), (1, ("dnn", 12, 0, "SIGUSR1")), (2, ("transfer", 12, 1, "SIGUSR1"))]
+    for ranks, interrupted in steps:
+        assert start(ranks, tmp_path, *QUICK, *DECOMPOSED, "--resume", interrupted=interrupted).returncode not in (0, 2)
+    finished = start(4, tmp_path, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2, *DECOMPOSED))
+
+
+@pytest.mark.parametrize(
+    ("options", "interrupted"),
+    [
+        (("--methods", "dnn", "--dnn-data", "out-of-fold", "--folds", "2"), ("local-0003-without-fold-1", 6, 1, "SIGUSR1")),
+        (("--methods", "dnn,transfer", "--decomposition", "width", "--network", "resnet20", "--width", "8", "--frozen-epochs", "0",
+          "--train-samples", "100", "--interface", "features", "--optimizer", "sgd"), ("transfer", 4, 0, "SIGUSR1")),
+        (("--methods", "dnn,coherent", "--network", "mobilenet_v3_small", "--width-divisor", "1", "--train-samples", "100",
+          "--schedule", "cosine"), ("coherent", 4, 1, "SIGUSR1")),
+    ],
+)  # fmt: skip
+def test_folds_thin_networks_and_dropout(tmp_path, undisturbed, options, interrupted):
+    assert start(2, tmp_path, *QUICK, *options, interrupted=interrupted).returncode == 75
+    finished = start(2, tmp_path, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2, *options))
+
+
+def test_several_seeds_go_on_with_the_one_that_was_stopped(tmp_path, undisturbed):
+    options = ("--methods", "dnn", "--seeds", "2")
+    finished = start(2, tmp_path, *QUICK, *options, interrupted=("dnn", 40, 0, "SIGUSR1"))
+    assert finished.returncode == 75, finished.stderr
+    first = (tmp_path / "run" / "seed-0" / "results.json").read_bytes()
+    assert start(2, tmp_path, "--resume").returncode == 0
+    assert (tmp_path / "run" / "seed-0" / "results.json").read_bytes() == first
+    shutil.move(tmp_path / "run" / "seed-1", tmp_path / "other" / "run") if (tmp_path / "other").mkdir() is None else None
+    assert_same(outcome(tmp_path / "other"), undisturbed(2, "--methods", "dnn", "--seed", "1"))
+
+
+@pytest.mark.parametrize("limit", ["option", "slurm"])
+def test_a_time_limit_stops_the_run(tmp_path, limit):
+    import time
+
+    options, environment = ("--time-limit", "0.0001"), {}
+    if limit == "slurm":
+        options, environment = (), {"SLURM_JOB_START_TIME": str(int(time.time())), "SLURM_JOB_END_TIME": str(int(time.time()) + 1)}
+    finished = start(2, tmp_path, *QUICK, *options, **environment)
+    assert finished.returncode == 75, finished.stderr
+    assert {"option": "--time-limit", "slurm": "the end of the SLURM job"}[limit] in finished.stderr
+    assert start(2, tmp_path, "--resume").returncode == 0
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    finished = start(2, tmp_path, *QUICK, interrupted=("local-0002", 3, 1, "SIGUSR1+SIGUSR1"))
+    assert finished.returncode not in (0, 2, 75)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--grid", "1x2"), ["--grid 1x2", "the run in run has 2x2"]),
+        (("--seed", "3"), ["--seed 3", "has 0"]),
+        (("--network", "vgg9"), ["--network vgg9", "has vgg3"]),
+        (("--lr", "0.1"), ["--lr 0.1", "has 0.005"]),
+        (("--data", "cifar10"), ["--data cifar10", "has data.npz"]),
+        (("--overwrite",), ["--overwrite", "--resume"]),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(tmp_path, stopped, options, words):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    line = refusal(start(2, tmp_path, "--resume", *options))
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run of the method global that was stopped; of data that may change."""
+    folder = tmp_path_factory.mktemp("stopped")
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 255, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
+    np.savez(folder / "data.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    options = ("--methods", "global", "--data", "data.npz", "--train-samples", "48", "--batch-size", "16", "--grid", "2x2")
+    finished = start(2, folder, *QUICK[: QUICK.index("--batch-size")], *options, interrupted=("global", 2, 0, "SIGUSR1"))
+    assert finished.returncode == 75, finished.stderr
+    return folder
+
+
+def test_other_data_are_refused(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    with np.load(tmp_path / "data.npz") as file:
+        arrays = {name: file[name].copy() for name in file}
+    arrays["x_train"][:] += 1
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert "is of a run with data" in refusal(start(2, tmp_path, "--resume"))
+    assert start(2, stopped, "--resume").returncode == 0
+
+
+def test_a_run_that_has_not_finished_is_not_thrown_away_unasked(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    line = refusal(start(2, tmp_path, "--data", "data.npz", "--methods", "global"))
+    assert "--resume" in line and "--overwrite" in line
+
+
+def test_resume_needs_a_folder_and_begins_where_there_is_nothing(tmp_path):
+    assert "--output" in refusal(launch(1, "run", "--resume", cwd=tmp_path))
+    assert start(1, tmp_path, *QUICK, "--methods", "vote", "--resume").returncode == 0
