@@ -61,7 +61,7 @@ def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
     ("options", "interrupted"),
     [
         (("--methods", "dnn", "--dnn-data", "out-of-fold", "--folds", "2"), ("local-0003-without-fold-1", 6, 1, "SIGUSR1")),
-        (("--methods", "dnn,transfer", "--decomposition", "width", "--network", "resnet20", "--width", "8", "--frozen-epochs", "0",
+        (("--methods", "dnn,transfer", "--decomposition", "width", "--network", "resnet20", "--width", "16", "--frozen-epochs", "0",
           "--train-samples", "100", "--interface", "features", "--optimizer", "sgd"), ("transfer", 4, 0, "SIGUSR1")),
         (("--methods", "dnn,coherent", "--network", "mobilenet_v3_small", "--width-divisor", "1", "--train-samples", "100",
           "--schedule", "cosine"), ("coherent", 4, 1, "SIGUSR1")),
