@@ -95,8 +95,7 @@ def attribute(holder: h5py.HLObject, name: str) -> Any:
     if name not in holder.attrs:
         raise ValueError(f"attribute {name} is missing")
     found = holder.attrs.get_id(name)
-    kind, space = found.get_type().get_class(), found.get_space()
-    size = 0 if space.get_simple_extent_type() == h5py.h5s.NULL else space.get_simple_extent_npoints()
+    kind, size = found.get_type().get_class(), found.get_space().get_simple_extent_npoints()
     if size == 0 or max(size, found.get_storage_size()) > ATTRIBUTE_BYTES:
         raise ValueError(f"attribute {name} is empty or too large")
     if kind == h5py.h5t.STRING and found.shape == ():
