@@ -272,7 +272,7 @@ def test_a_part_that_links_out_of_the_folder_is_refused(copied, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../other/x.parts/p.h5", "../p.h5", "{0}/other/x.parts/p.h5", "{0}/set/x.parts/p.h5"])
-def test_a_virtual_source_outside_of_the_folder_or_with_an_absolute_path_is_refused(make, random_arrays, tmp_path, name):
+def test_a_virtual_dataset_is_not_followed(make, random_arrays, tmp_path, name):
     (tmp_path / "set").mkdir()
     store = make(tmp_path / "set", random_arrays((4, 4)), (2, 2))
     for part in ("p.h5", "other/x.parts/p.h5", "set/x.parts/p.h5"):
@@ -285,7 +285,7 @@ def test_a_virtual_source_outside_of_the_folder_or_with_an_absolute_path_is_refu
         layout = h5py.VirtualLayout(shape, dtype)
         layout[:] = h5py.VirtualSource(name.format(tmp_path), images, shape)
         file.create_virtual_dataset(images, layout)
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match="another file"):
         PartitionedSet.open(Path(store.path))
 
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
+from ddcnn.hdf5 import DAMAGE, attribute, own_dataset
 
 SCHEMA_VERSION = 1  # of results.json
 SETTINGS = ("network", "interface", "seed")  # those that the report tells
@@ -84,15 +85,15 @@ def load(run: Path) -> FinishedRun:
         if not lines and not values["settings"]["start-from"]:
             raise ValueError("no epochs")
     with reading(run / "details.h5"), h5py.File(run / "details.h5", "r") as file:
-        values["labels"] = _dataset(file, "labels")[...]
-        values["classes"] = {name: _dataset(file, f"classes/{name}")[...] for name in results["methods"]}
-        examples = _dataset(file, "examples")
+        values["labels"] = own_dataset(file, "labels")[...]
+        values["classes"] = {name: own_dataset(file, f"classes/{name}")[...] for name in results["methods"]}
+        examples = own_dataset(file, "examples")
         values["examples"] = examples[:1] if examples.ndim == 5 else examples[...]  # one volume is enough, and may be large
-        values["example_rows"] = np.asarray(examples.attrs["rows"], dtype=int)[: len(values["examples"])]
-        timeline = _dataset(file, "timeline")
+        values["example_rows"] = np.array(attribute(examples, "rows"), dtype=int)[: len(values["examples"])]
+        timeline = own_dataset(file, "timeline")
         values["spans"] = timeline[...]
-        values["phases"], values["kinds"] = timeline.attrs["phases"].split(), timeline.attrs["kinds"].split()
-        values["class_names"] = json.loads(file.attrs["class_names"])
+        values["phases"], values["kinds"] = attribute(timeline, "phases").split(), attribute(timeline, "kinds").split()
+        values["class_names"] = json.loads(attribute(file, "class_names"))
         _check_shapes(values)
     return FinishedRun(**values)
 
@@ -118,17 +119,9 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what a missing or damaged file leads to into an InputError that names it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+    except DAMAGE as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{path.parent}: {path.name} is missing, damaged or foreign ({what}); bring it back, or run again") from None
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that lies in this very file: links and virtual sources could show any other file in the report."""
-    dataset = file[name]
-    if dataset.file.filename != file.filename or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{name} lies in another file, which is not followed")
-    return dataset
 
 
 def curves_of(results: dict[str, Any]) -> dict[str, np.ndarray]:

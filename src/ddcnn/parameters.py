@@ -9,6 +9,7 @@ from torch import nn
 
 from ddcnn.errors import InputError
 from ddcnn.files import replacing
+from ddcnn.hdf5 import DAMAGE, attribute, own_dataset, own_group
 
 Attribute = str | int | float | tuple[int, ...]
 
@@ -30,8 +31,8 @@ def attributes_of(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in file.attrs.items()}
-    except OSError as error:
+            return {key: attribute(file, key) for key in file.attrs}
+    except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
 
 
@@ -53,15 +54,13 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
                 raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
         with h5py.File(path, "r") as file:
             state = network.state_dict()
-            if set(file["parameters"]) != set(state):
+            if set(own_group(file, "parameters")) != set(state):
                 raise InputError(f"{path}: parameters of another network; train anew without --start-from")
             for name, tensor in state.items():
-                dataset = file[f"parameters/{name}"]
-                if dataset.file.filename != str(path) or dataset.is_virtual or dataset.external:
-                    raise InputError(f"{path}: {name} keeps its data in another file, which is not followed")
+                dataset = own_dataset(file, f"parameters/{name}")
                 if dataset.shape != tuple(tensor.shape):
                     raise InputError(f"{path}: {name} has shape {dataset.shape}, where this run's network has {tuple(tensor.shape)}")
                 tensor.copy_(torch.from_numpy(dataset[...]))
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     return found

@@ -8,7 +8,6 @@ there will be, every rank writes a part, and virtual datasets join the parts.
 
 import hashlib
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -19,8 +18,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ddcnn.data.parts import part_name, written_parts
 from ddcnn.data.sources import DamagedSample, Source, Split
-from ddcnn.data.store import SPLITS, PartitionedSet, images_name, is_partitioned
+from ddcnn.data.store import HDF5_FORMAT, SPLITS, PartitionedSet, checksum, images_name
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.facts import Facts
@@ -71,6 +71,7 @@ def partition(
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
     facts = Facts(source.shape[-1])
     kept: dict[str, np.ndarray] = {name: np.empty(0, np.int64) for name in SPLITS}
+    runs: dict[str, np.ndarray] = {name: np.empty((0, 1 + len(decomposition))) for name in SPLITS}
 
     def write(stopped: Callable[[], bool]) -> None:
         told = Progress("partition", sum(map(len, shares.values())), progress if world.rank == 0 else "none", seconds=5)
@@ -78,7 +79,7 @@ def partition(
             _create(file, source, rows, decomposition, skip_damaged)
             for name in SPLITS:
                 share = takewhile(lambda block: not stopped(), shares[name])
-                kept[name] = _write(file, source, name, share, rows[name][0], decomposition, facts, skip_damaged, told)
+                kept[name], runs[name] = _write(file, source, name, share, rows[name][0], decomposition, facts, skip_damaged, told)
         sync(files.written)
 
     def finish() -> None:
@@ -94,9 +95,11 @@ def partition(
         described = PartitionedSet(
             str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
             decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
+            "" if files.one_file else files.parts.name,
         )  # fmt: skip
         with disk_errors(path):
-            files.finish(described, source, written, {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS})
+            bounds = {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS}
+            files.finish(described, source, written, bounds, {name: np.concatenate(every_run[name]) for name in SPLITS})
 
     with world.together(), disk_errors(path):
         files.prepare()
@@ -109,6 +112,7 @@ def partition(
                 write(stopped)
         mean, std, digest = facts.combine(world)
         every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
+        every_run = {name: world.gather_rows(runs[name]) or [] for name in SPLITS}
         world.on_root(finish)
     except InputError:
         files.discard()
@@ -120,9 +124,12 @@ def partition(
 def _write(
     file: h5py.File, source: Source, name: str, share: Iterable[Block], first_row: int, decomposition: Decomposition, facts: "Facts",
     skip_damaged: bool, progress: Progress,
-) -> np.ndarray:  # fmt: skip
-    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``; the samples (S',) that it wrote."""
-    written = [np.empty(0, np.int64)]
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``.
+
+    Returns the samples (S',) that it wrote, and (blocks, 1 + N) float64: how many of each block, and each subdomain's checksum.
+    """
+    written, runs = [np.empty(0, np.int64)], [np.empty((0, 1 + len(decomposition)))]
     for block in share:
         samples, images = _read(source, name, block.samples, skip_damaged)
         progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
@@ -130,14 +137,18 @@ def _write(
             continue
         facts.add(name, block.row, images)
         at = sum(map(len, written)) if skip_damaged else block.row - first_row
+        run = [float(len(images))]
         for subdomain in decomposition.subdomains:
-            file[images_name(name, subdomain.index)][at : at + len(images)] = images[(slice(None), *subdomain.stored.slices)]
+            stored = np.ascontiguousarray(images[(slice(None), *subdomain.stored.slices)])
+            file[images_name(name, subdomain.index)][at : at + len(images)] = stored
+            run.append(checksum(stored))
         written.append(samples)
+        runs.append(np.array([run]))
     everything = np.concatenate(written)
     for subdomain in decomposition.subdomains if skip_damaged else ():
         if images_name(name, subdomain.index) in file:
             file[images_name(name, subdomain.index)].resize(len(everything), axis=0)
-    return everything
+    return everything, np.concatenate(runs)
 
 
 def _share(all_blocks: list[Block], world: World) -> list[Block]:
@@ -199,7 +210,7 @@ class _Files:
         return self.path.with_name(f"{self.path.stem}.{self.identity}.parts")
 
     def part(self, rank: int) -> Path:
-        return self.parts / f"{rank:05d}.h5"
+        return self.parts / part_name(rank)
 
     @property
     def written(self) -> Path:
@@ -211,8 +222,8 @@ class _Files:
 
     def open(self, world: World) -> h5py.File:
         if self.parallel_file:
-            return h5py.File(self.written, "w", driver="mpio", comm=world.communicator)
-        return h5py.File(self.written, "w")
+            return h5py.File(self.written, "w", libver=HDF5_FORMAT, driver="mpio", comm=world.communicator)
+        return h5py.File(self.written, "w", libver=HDF5_FORMAT)
 
     def discard(self) -> None:
         """Removes what an unfinished partitioning has written; every rank has closed its file."""
@@ -220,18 +231,25 @@ class _Files:
             self.temporary.unlink(missing_ok=True)
             shutil.rmtree(self.parts, ignore_errors=True)
 
-    def finish(self, described: PartitionedSet, source: Source, written: dict[str, np.ndarray], bounds: dict[str, np.ndarray]) -> None:
-        """Adds labels and attributes, joins the parts, and gives the file its name; the parts of an older file go.
+    def finish(
+        self, described: PartitionedSet, source: Source, written: dict[str, np.ndarray], bounds: dict[str, np.ndarray],
+        runs: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        """Adds labels, checksums and attributes, joins the parts, and gives the file its name; the parts of an older file go.
 
         Args:
             written: samples of each split, (S,) int64.
             bounds: rows of each split at which the ranks' parts begin, and its end: (ranks + 1,).
+            runs: of each split, (R, 1 + N) as ``_write`` returns them.
         """
-        with h5py.File(self.temporary, "a") as file:
+        with h5py.File(self.temporary, "a", libver=HDF5_FORMAT) as file:
             for name in SPLITS:
                 group = file.require_group(name)
-                group["labels"] = source.splits[name].labels[written[name]]
-                group["indices"] = written[name]
+                group["labels"] = source.splits[name].labels[written[name]].astype("<i8")
+                group["indices"] = written[name].astype("<i8")
+                group["runs"] = np.cumsum([0, *runs[name][:, 0]]).astype("<i8")
+                group["parts"] = (bounds[name][[0, -1]] if self.one_file else bounds[name]).astype("<i8")
+                group["checks"] = runs[name][:, 1:].astype("<u4")
                 for subdomain in described.decomposition.subdomains:
                     images = images_name(name, subdomain.index)
                     if not self.one_file:
@@ -240,7 +258,7 @@ class _Files:
                     for box in ("core", "subimage", "stored"):
                         file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
             described.write_attributes(file)
-        older = _parts_of(self.path)
+        older = written_parts(self.path)
         put_in_place(self.temporary, self.path)
         for part in older:
             part.unlink(missing_ok=True)
@@ -256,17 +274,6 @@ class _Files:
                 part = self.part(rank).relative_to(self.path.parent)
                 layout[start:stop] = h5py.VirtualSource(str(part), images, (stop - start, *shape))
         return layout
-
-
-def _parts_of(path: Path) -> set[Path]:
-    """The parts of the set that is at ``path`` now: those that this program wrote for it, not those of a set it was copied from."""
-    if not path.is_file() or not is_partitioned(path):
-        return set()
-    with h5py.File(path, "r") as file:
-        dataset = file.get(images_name("train", 0))
-        sources = dataset.virtual_sources() if isinstance(dataset, h5py.Dataset) and dataset.is_virtual else []
-        own = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts/[0-9]{{5}}\.h5")
-        return {path.parent / part.file_name for part in sources if own.fullmatch(part.file_name)}
 
 
 def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition, shrinking: bool) -> None:

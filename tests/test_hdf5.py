@@ -1,0 +1,108 @@
+"""What is taken from an HDF5 file, and the words in which the rest is refused."""
+
+import h5py
+import numpy as np
+import pytest
+
+from ddcnn.errors import InputError
+from ddcnn.hdf5 import attribute, own_dataset, own_group, reading
+
+
+@pytest.fixture
+def file(tmp_path):
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        yield file
+
+
+def test_an_array_of_numbers_is_taken_with_hard_links_to_it(file):
+    file["group/array"] = np.arange(6, dtype="i4").reshape(2, 3)
+    file["group/again"] = file["group"]
+    for name in ("group/array", "group/again/again/array"):
+        assert own_dataset(file, name, (2, 3), "i4")[...].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert list(own_group(file, "group/again")) == ["again", "array"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros(3, "i4,f4"), "has type"), (np.full(3, "a", object), "has type"), (np.zeros(3, "S4"), "has type"),
+        (np.zeros(3, "c8"), "has type"), (np.zeros(3, "V3"), "has type"), (np.zeros(3, "f8"), "has type float64, not int64"),
+        (np.zeros(4, "i8"), r"has shape \(4,\), not \(3,\)"), (h5py.SoftLink("/there"), "is a link"),
+        (h5py.ExternalLink("f", "/"), "is a link"), (np.dtype("i8"), "is not an array"), (h5py.Empty("i8"), "has type"),
+    ],
+)  # fmt: skip
+def test_a_dataset_of_another_kind_is_refused(file, values, words):
+    file["there"], file["x"] = np.zeros(3, "i8"), values
+    with pytest.raises(ValueError, match=f"x {words}"):
+        own_dataset(file, "x", (3,), "i8")
+
+
+@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"shuffle": True}, {"fletcher32": True}, {"scaleoffset": 0}])
+def test_a_filtered_dataset_is_refused(file, how):
+    file.create_dataset("x", data=np.zeros(3, "i8"), **how)
+    with pytest.raises(ValueError, match="x is compressed or filtered"):
+        own_dataset(file, "x")
+
+
+@pytest.mark.parametrize("how", [{}, {"chunks": (10,)}])
+@pytest.mark.parametrize("size", [10, 1 << 50])
+def test_a_dataset_that_was_never_written_is_refused_before_it_takes_memory(file, how, size):
+    file.create_dataset("x", (size,), "f8", **how)
+    with pytest.raises(ValueError, match="x has fewer data than its shape"):
+        own_dataset(file, "x")
+
+
+@pytest.mark.parametrize("name", ["missing", "group/missing", "array/below", "", "/", ".", "..", "group//array", "group"])
+def test_a_name_that_leads_to_no_array_is_refused(file, tmp_path, name):
+    file["array"], file["group/array"] = 1, 2
+    with pytest.raises(InputError, match=str(tmp_path)), reading(tmp_path):
+        own_dataset(file, name)
+
+
+def test_a_dataset_is_not_a_group(file):
+    file["x"] = np.arange(3)
+    with pytest.raises(ValueError, match="x is not a group"):
+        own_group(file, "x")
+
+
+@pytest.mark.parametrize("value", ["a", "é", 3, 1.5, [1, 2], [[1, 2], [3, 4]], "a" * 100_000, [0.1] * 7000])
+def test_plain_attributes_are_taken(file, value):
+    file.attrs["x"] = value
+    assert attribute(file, "x") == value
+
+
+def test_text_of_fixed_length_is_text(file):
+    file.attrs["x"] = np.bytes_("é".encode())
+    assert attribute(file, "x") == "é"
+
+
+@pytest.mark.parametrize(
+    "value", [h5py.Empty("i4"), np.zeros(0), ["a", "b"], np.zeros(2, "i4,f4"), np.zeros((1, 1, 1)), 1j, True, np.void(b"ab")]
+)
+def test_other_attributes_are_refused(file, value):
+    file.attrs["x"] = value
+    with pytest.raises(ValueError, match="attribute x is"):
+        attribute(file, "x")
+
+
+def test_references_and_missing_attributes_are_refused(file):
+    file.attrs["x"] = file.ref
+    for name, words in (("x", "neither"), ("y", "missing")):
+        with pytest.raises(ValueError, match=f"attribute {name} is {words}"):
+            attribute(file, name)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("x"), KeyError("x"), IndexError(), MemoryError(), RecursionError("x" * 5000), OverflowError("x")]
+)
+def test_what_is_wrong_becomes_one_short_line(tmp_path, error):
+    with pytest.raises(InputError) as caught, reading(tmp_path / "f.h5", "not a set", "make it again"):
+        raise error
+    assert str(caught.value).startswith(f"{tmp_path / 'f.h5'}: not a set (")
+    assert str(caught.value).endswith("); make it again")
+    assert len(str(caught.value)) < 600
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_damage(tmp_path):
+    with pytest.raises(AssertionError), reading(tmp_path):
+        raise AssertionError
