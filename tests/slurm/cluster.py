@@ -20,6 +20,7 @@ DAEMONS = ("slurmd", "slurmctld", "munged")
 CPUS = 8  # that SLURM believes in; tests may ask for more than there are
 START, STOP = 30, 15  # seconds
 
+# MPICH names shared memory after the job's number, so no two SLURMs on a machine may have a job of the same number;
 # KillWait and cred_expire (after which a requeued job may start) are short, so that the tests are
 CONF = """\
 ClusterName=ddcnn
@@ -28,6 +29,7 @@ SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
+FirstJobId={ports[0]}000
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={folder}/state
