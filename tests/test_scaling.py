@@ -167,7 +167,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(strong, copy, tmp_
     other = copy(strong / "2", "other", **changes)
     with pytest.raises(InputError) as refused:
         scaling.collect([strong / "1", other], tmp_path / "study", "strong")
-    assert words in str(refused.value)
+    assert words in str(refused.value) and str(refused.value).count(" is ") <= 3
     assert not (tmp_path / "study").exists()
 
 
@@ -213,10 +213,12 @@ def test_bad_usage_is_one_line(tmp_path, arguments, words):
     assert words in refusal(collect(*arguments, cwd=tmp_path))
 
 
-def test_a_study_of_several_seeds_takes_each_of_them(tmp_path):
-    for ranks in (1, 2):
-        run(ranks, tmp_path, str(ranks), *STRONG, "--seeds", "2")
-    assert collect("1", "2", "--output", "study", cwd=tmp_path).returncode == 0
+def test_a_study_of_several_seeds_takes_each_of_them(strong, copy, tmp_path):
+    for ranks in ("1", "2"):
+        for seed in (0, 1):
+            copy(strong / ranks, f"{ranks}/seed-{seed}", lambda found, seed=seed: found["environment"].update(seed=seed))
+        (tmp_path / ranks / "config.toml").write_text("seed = 0\nseeds = 2\n")
+    scaling.collect([tmp_path / "1", tmp_path / "2"], tmp_path / "study", "strong")
     assert [row["runs"] for row in rows(tmp_path / "study")] == [2, 2]
 
 

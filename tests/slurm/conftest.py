@@ -13,7 +13,7 @@ import cluster
 import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
-LIMIT = 200  # seconds that a job may take: only to end a test that hangs
+LIMIT = 600  # seconds that a job may take: only to end a test that hangs
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 MPI_OF_VENDOR = {"MPICH": "pmi2", "Intel MPI": "pmi2", "Open MPI": "pmix"}
 

@@ -13,7 +13,7 @@ import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
 QUICK = ("--network", "vgg3", "--train-samples", "400", "--dnn-epochs", "3", "--transfer-epochs", "2", "--methods", "average,dnn,transfer")
-LONG = (*QUICK, "--epochs", "60")  # so that there is time to stop it; no test runs it all but two that need its end
+LONG = (*QUICK, "--epochs", "60")  # so that there is time to stop it
 ENDLESS = (*QUICK, "--epochs", "5000")
 
 
@@ -58,10 +58,16 @@ def test_a_job_runs_a_rank_a_subdomain_and_leaves_a_report(slurm, tmp_path):
     assert (tmp_path / "runs" / job / "report.md").exists()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(slurm, tmp_path_factory):
+    """Weights of a run that is not stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert slurm.wait(slurm.submit("train.sbatch", *LONG, cwd=folder, OUTPUT="run"))["JobState"] == "COMPLETED"
+    return weights(folder / "run")
+
+
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
-def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bit(slurm, tmp_path, name):
-    whole = slurm.submit("train.sbatch", *LONG, cwd=tmp_path, OUTPUT="whole")
-    assert slurm.wait(whole)["JobState"] == "COMPLETED"
+def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bit(slurm, undisturbed, tmp_path, name):
     job = slurm.submit("train.sbatch", *LONG, cwd=tmp_path)
     trains(slurm, job, tmp_path / "runs" / job)
     slurm.run("scancel", f"--signal={name}", job)  # as --signal=USR1@120 does before the time limit: to the ranks
@@ -70,9 +76,9 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bi
     over = slurm.wait(job)
     output = (tmp_path / f"ddcnn-{job}.out").read_text()
     assert (over["JobState"], over["Restarts"]) == ("COMPLETED", "1"), output
-    before, after = weights(tmp_path / "whole"), weights(tmp_path / "runs" / job)
-    assert len(before) > 20 and before.keys() == after.keys()
-    for dataset, values in before.items():
+    after = weights(tmp_path / "runs" / job)
+    assert len(after) > 20 and after.keys() == undisturbed.keys()
+    for dataset, values in undisturbed.items():
         np.testing.assert_array_equal(after[dataset], values, err_msg=str(dataset))
 
 
