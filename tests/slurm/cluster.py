@@ -19,6 +19,7 @@ from pathlib import Path
 DAEMONS = ("slurmd", "slurmctld", "munged")
 CPUS = 8  # that SLURM believes in; tests may ask for more than there are
 START, STOP = 30, 15  # seconds
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}  # states of a job that has ended
 
 # MPICH names shared memory after the job's number, so no two SLURMs on a machine may have a job of the same number;
 # KillWait and cred_expire (after which a requeued job may start) are short, so that the tests are

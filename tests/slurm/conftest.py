@@ -14,7 +14,6 @@ import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
 LIMIT = 600  # seconds that a job may take: only to end a test that hangs
-OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 MPI_OF_VENDOR = {"MPICH": "pmi2", "Intel MPI": "pmi2", "Open MPI": "pmix"}
 
 
@@ -45,7 +44,7 @@ class Slurm:
 
     def wait(self, job: str) -> dict[str, str]:
         """A job that is over."""
-        self.until(lambda: self.jobs(job)[0]["JobState"] in OVER, f"job {job} did not end")
+        self.until(lambda: self.jobs(job)[0]["JobState"] in cluster.OVER, f"job {job} did not end")
         return self.jobs(job)[0]
 
     def until(self, condition: Callable[[], bool], otherwise: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from cluster import OVER
 
 JOBS = Path(__file__).parents[2] / "jobs"
 QUICK = ("--network", "vgg3", "--train-samples", "400", "--dnn-epochs", "3", "--transfer-epochs", "2", "--methods", "average,dnn,transfer")
@@ -39,7 +40,7 @@ def epochs(folder):
 def trains(slurm, job, folder):
     """Waits until the ranks of a job have trained some epochs."""
     slurm.until(lambda: epochs(folder) >= 4 or slurm.jobs(job)[0]["JobState"] == "FAILED", f"job {job} did not begin to train")
-    assert slurm.jobs(job)[0]["JobState"] == "RUNNING", (folder.parent / f"ddcnn-{job}.out").read_text()
+    assert slurm.jobs(job)[0]["JobState"] == "RUNNING", (folder.parents[1] / f"ddcnn-{job}.out").read_text()
 
 
 def ranks_of(slurm, job):
@@ -71,7 +72,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bi
     job = slurm.submit("train.sbatch", *LONG, cwd=tmp_path)
     trains(slurm, job, tmp_path / "runs" / job)
     slurm.run("scancel", f"--signal={name}", job)  # as --signal=USR1@120 does before the time limit: to the ranks
-    slurm.until(lambda: slurm.jobs(job)[0]["Restarts"] == "1", "not requeued")
+    slurm.until(lambda: slurm.jobs(job)[0]["Restarts"] == "1" or slurm.jobs(job)[0]["JobState"] in OVER, "neither requeued nor over")
     assert not (tmp_path / "runs" / job / "results.json").exists()
     over = slurm.wait(job)
     output = (tmp_path / f"ddcnn-{job}.out").read_text()
