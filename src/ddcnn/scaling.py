@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from ddcnn.config import FREE
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, replacing, write_text
 from ddcnn.finished import FinishedRun, load, reading
@@ -24,10 +25,7 @@ Kind = Literal["strong", "weak"]
 TIMED = tuple(phase for phase in PHASES if phase not in ("start", "partition"))  # a set is partitioned once for many runs
 TOTAL = "total"
 TRAINING = ("local", "coherent", "global")  # the first of them that took place is the phase whose load and images are told
-FREE = {
-    "data", "partitions", "data-root", "download", "output", "overwrite", "resume", "progress", "threads", "device", "precision",
-    "time-limit", "stop-signals", "checkpoint-every", "keep-checkpoints", "seed", "seeds",
-}  # fmt: skip
+NOT_COMPARED = {name.replace("_", "-") for name in FREE} | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
 MOST_DIFFERENCES = 3  # that a refusal names
 WORDS = {
     "strong": "Strong scaling: the same images and subdomains on more ranks. Speed-up is the time of the fewest ranks divided by the time "
@@ -141,7 +139,7 @@ def conditions(run: FinishedRun, settings: dict[str, Any], kind: Kind) -> dict[s
             "parameters a subdomain (--width-divisor 1 keeps them)": boxes["parameters"] / len(subdomains),
         }  # fmt: skip
     found |= {name.replace("_", " "): environment[name] for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")}
-    free = FREE if kind == "strong" else FREE | {"grid"}
+    free = NOT_COMPARED if kind == "strong" else NOT_COMPARED | {"grid"}
     return found | {f"--{name}": value for name, value in settings.items() if name not in free}
 
 
