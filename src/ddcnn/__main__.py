@@ -1,5 +1,6 @@
 """``python -m ddcnn``: starts the command, and ends all ranks if one of them fails."""
 
+import signal
 import sys
 import traceback
 
@@ -26,6 +27,7 @@ def main() -> int:
             world.abort(2)
         return 2
     except Stopped as stop:  # on all ranks
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to those that leave last, whose exit code would be another
         if world and world.rank == 0:
             print(f"ddcnn: stopped: {stop}", file=sys.stderr, flush=True)
         return STOPPED

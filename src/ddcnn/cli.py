@@ -15,6 +15,7 @@ SUMMARIES = {
     "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
     "partition": "write a data set as a partitioned HDF5 file",
     "report": "tables and figures of finished runs, made anew",
+    "scaling": "strong and weak scaling studies out of finished runs",
     "info": "MPI, HDF5, devices, cores and threads of this machine",
 }
 
@@ -70,6 +71,10 @@ def _alone(arguments: list[str]) -> int:
 
         for run in parsed.runs:
             write_reports(run)
+    elif parsed.command == "scaling":
+        from ddcnn.scaling import collect
+
+        collect(parsed.runs, parsed.output, parsed.kind)
     elif parsed.command == "info":
         from ddcnn.info import show_info
 
@@ -109,7 +114,18 @@ def _parser() -> argparse.ArgumentParser:
             _add_options(command, PARALLEL[name])
         elif name == "report":
             command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+        elif name == "scaling":
+            _add_scaling(command)
     return parser
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+    summary = "put finished runs on different numbers of ranks together: scaling.csv, scaling.md, scaling.png"
+    collect = studies.add_parser("collect", help=summary, description=summary, allow_abbrev=False)
+    collect.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs; as many ranks: repetitions")
+    collect.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write them")
+    collect.add_argument("--kind", choices=("strong", "weak"), default="strong", help="what the runs must share (default: strong)")
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> None:

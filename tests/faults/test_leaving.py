@@ -1,0 +1,30 @@
+"""A rank that has stopped on request and leaves after the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+LATE = "import atexit, time; atexit.register(time.sleep, 5)"
+OPTIONS = ("--output", "run", "--network", "vgg3", "--train-samples", "200", "--methods", "average", "--epochs", "5000")
+LIMIT = 300  # seconds: only to end a test that hangs
+
+
+def test_the_launcher_does_not_change_its_exit_code(tmp_path):
+    """With --kill-on-bad-exit, srun sends SIGTERM to the other ranks when the first one has left with 75."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "ddcnn", "run", *OPTIONS]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as rank:
+        end, epochs = time.monotonic() + LIMIT, tmp_path / "run" / "metrics.jsonl"
+        while not (epochs.exists() and epochs.read_text()) and time.monotonic() < end:
+            time.sleep(0.1)
+        rank.send_signal(signal.SIGUSR1)
+        while "stopped" not in rank.stderr.readline():
+            assert rank.poll() is None
+        time.sleep(1)  # the message comes first
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(LIMIT) == 75

@@ -1,0 +1,232 @@
+"""Scaling studies, collected from runs that were made for the purpose."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+from launching import alone, launch, refusal
+from matplotlib.image import imread
+
+from ddcnn import scaling
+from ddcnn.errors import InputError
+
+QUICK = (
+    "--network",
+    "vgg3",
+    "--width",
+    "8",
+    "--methods",
+    "vote,dnn",
+    "--epochs",
+    "2",
+    "--dnn-epochs",
+    "2",
+    "--threads",
+    "1",
+    "--progress",
+    "none",
+)
+STRONG = ("--train-samples", "300", "--test-samples", "50")
+
+
+def run(ranks: int, folder: Path, name: str, *options: str) -> Path:
+    finished = launch(ranks, "run", *QUICK, "--output", name, *options, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory) -> Path:
+    """A folder with the runs 1 and 2, which no test changes."""
+    folder = tmp_path_factory.mktemp("strong")
+    for ranks in (1, 2):
+        run(ranks, folder, str(ranks), *STRONG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weak")
+    for ranks, grid, shape in ((1, "1x1", "8x8"), (2, "1x2", "8x16")):
+        run(ranks, folder, str(ranks), "--data", f"synthetic:{shape}x4x200", "--grid", grid, "--width-divisor", "1")
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path) -> Callable[..., Path]:
+    """Copies a run and changes what its files say: ``copy(run, "name", results=…, settings=…)``."""
+
+    def make(source: Path, name: str, results: Callable = lambda found: None, settings: Callable = lambda found: None) -> Path:
+        shutil.copytree(source, tmp_path / name)
+        found, config = json.loads((source / "results.json").read_text()), tomllib.loads((source / "config.toml").read_text())
+        results(found)
+        settings(config)
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+        (tmp_path / name / "config.toml").write_text(tomli_w.dumps(config))
+        return tmp_path / name
+
+    return make
+
+
+def collect(*arguments: object, cwd: Path):
+    return alone("scaling", "collect", *map(str, arguments), cwd=cwd)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """scaling.csv, numbers as numbers."""
+    with (folder / "scaling.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def local_seconds(folder: Path) -> float:
+    return json.loads((folder / "results.json").read_text())["phases"]["local"]["seconds"]
+
+
+def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_path):
+    done = collect(strong / "2", strong / "1", "--output", "study", cwd=tmp_path)  # in any order
+    assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "study")
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    for row, name in ((one, "1"), (two, "2")):
+        results = json.loads((strong / name / "results.json").read_text())
+        for phase in ("local", "gather", "dnn"):
+            found = results["phases"].get(phase, {"seconds": 0, "max_rank_seconds": 0, "mean_rank_seconds": 0})
+            assert row[f"{phase}_seconds"] == found["seconds"]
+            assert row[f"{phase}_max_rank_seconds"] == found["max_rank_seconds"]
+            assert row[f"{phase}_mean_rank_seconds"] == found["mean_rank_seconds"]
+        assert row["total_seconds"] == pytest.approx(results["methods"]["dnn"]["seconds"]["total"])  # it needs all the phases
+        assert row["images_per_second"] == pytest.approx(2 * 300 / row["local_seconds"])
+        assert row["max_over_mean_rank"] == pytest.approx(row["local_max_rank_seconds"] / row["local_mean_rank_seconds"])
+    assert (one["speed_up"], one["efficiency"]) == (1, 1)
+    assert two["speed_up"] == pytest.approx(one["total_seconds"] / two["total_seconds"])
+    assert two["efficiency"] == pytest.approx(two["speed_up"] / 2)
+    assert two["local_speed_up"] == pytest.approx(one["local_seconds"] / two["local_seconds"])
+    text = (tmp_path / "study" / "scaling.md").read_text()
+    assert text.startswith("# Strong scaling") and f"| {two['speed_up']:.2f} | {100 * two['efficiency']:.1f} |" in text
+    assert f"| {two['speed_up']:.2f} |" in done.stdout and done.stdout.splitlines()[-1] == "study: study/scaling.md"
+    picture = imread(tmp_path / "study" / "scaling.png")
+    assert picture.shape[1] > 1000 and picture.std() > 0.05
+
+
+def test_weak_study_compares_the_times_of_equal_work_per_rank(weak, tmp_path):
+    done = collect(weak / "1", weak / "2", "--output", "study", "--kind", "weak", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "study")
+    assert two["efficiency"] == pytest.approx(one["total_seconds"] / two["total_seconds"])
+    assert two["speed_up"] == pytest.approx(2 * two["efficiency"])
+    assert (tmp_path / "study" / "scaling.md").read_text().startswith("# Weak scaling")
+
+
+def test_runs_on_as_many_ranks_are_repetitions_of_which_the_median_counts(strong, copy, tmp_path):
+    def slower(seconds: float) -> Callable:
+        return lambda found: found["phases"]["local"].update(seconds=seconds)
+
+    again = [copy(strong / "1", f"again-{seconds}", slower(seconds)) for seconds in (100.0, 300.0, 200.0)]
+    assert collect(*again, strong / "2", "--output", "study", cwd=tmp_path).returncode == 0
+    one, two = rows(tmp_path / "study")
+    assert (one["runs"], two["runs"], one["local_seconds"]) == (3, 1, 200)
+    assert two["local_speed_up"] == pytest.approx(200 / local_seconds(strong / "2"))
+
+
+def test_the_fewest_ranks_are_what_others_are_compared_with(strong, copy, tmp_path):
+    four = copy(strong / "2", "four", lambda found: found["environment"].update(ranks=4))
+    four_times = local_seconds(strong / "2") / 4
+    faster = copy(
+        strong / "2", "faster", lambda found: (found["environment"].update(ranks=8), found["phases"]["local"].update(seconds=four_times))
+    )
+    assert collect(faster, strong / "2", four, "--output", "study", cwd=tmp_path).returncode == 0
+    assert [row["ranks"] for row in rows(tmp_path / "study")] == [2, 4, 8]
+    assert [row["local_speed_up"] for row in rows(tmp_path / "study")] == pytest.approx([1, 1, 4])
+    assert [row["local_efficiency"] for row in rows(tmp_path / "study")] == pytest.approx([1, 0.5, 1])
+
+
+@pytest.mark.parametrize(
+    ("results", "settings", "words"),
+    [
+        (lambda r: r["data"].update(source="cifar10"), None, "--data is cifar10 and digits"),
+        (lambda r: r["decomposition"].update(width_divisor=1.0), None, "width divisor is 1.0 and 2.0"),
+        (lambda r: r["data"].update(train_samples=299), None, "train samples is 299 and 300"),
+        (lambda r: r["environment"].update(device="cuda:0"), None, "device is cuda:0 and cpu"),
+        (lambda r: r["environment"].update(threads_per_rank=4), None, "threads per rank is 4 and 1"),
+        (None, lambda c: c.update(grid="4x1"), "--grid is 4x1 and 2x2"),
+        (None, lambda c: c.update(epochs=3), "--epochs is 3 and 2"),
+        (None, lambda c: c.update({"label-smoothing": 0.1, "batch-size": 64, "lr": 0.1, "network": "vgg9"}), "; and 1 more"),
+        (lambda r: r["environment"].update(seed=5), None, "--seed [5], those on 1 [0]"),
+        (lambda r: r["environment"].update(ranks=1), None, "all of these runs are on 1 ranks"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused_with_what_differs(strong, copy, tmp_path, results, settings, words):
+    changes = {name: change for name, change in (("results", results), ("settings", settings)) if change}
+    other = copy(strong / "2", "other", **changes)
+    with pytest.raises(InputError) as refused:
+        scaling.collect([strong / "1", other], tmp_path / "study", "strong")
+    assert words in str(refused.value) and str(refused.value).count(" is ") <= 3
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_says_nothing_about_speed_may_differ(strong, copy, tmp_path):
+    other = copy(
+        strong / "2", "other", settings=lambda found: found.update({"data-root": "elsewhere", "overwrite": True, "progress": "bar"})
+    )
+    assert collect(strong / "1", other, "--output", "study", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r["decomposition"].update(parameters=7), "parameters a subdomain (--width-divisor 1 keeps them)"),
+        (lambda r: r["decomposition"]["subdomains"][0].update(core_stop=[8, 4]), "pixels a rank is 48.0 and 64.0"),
+        (lambda r: r["data"].update(train_samples=8), "train samples is 8 and 200"),
+    ],
+)
+def test_weak_study_refuses_ranks_with_other_work(weak, copy, tmp_path, change, words):
+    other = copy(weak / "2", "other", change)
+    with pytest.raises(InputError) as refused:
+        scaling.collect([weak / "1", other], tmp_path / "study", "weak")
+    assert words in str(refused.value)
+
+
+def test_strong_runs_are_no_weak_study_and_the_other_way_round(strong, weak, tmp_path):
+    assert "subdomains a rank is 2.0 and 4.0" in refusal(
+        collect(strong / "1", strong / "2", "--output", "s", "--kind", "weak", cwd=tmp_path)
+    )
+    assert "--data is synthetic:8x16x4x200" in refusal(collect(weak / "1", weak / "2", "--output", "s", cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere", "--output", "study"), "nowhere: no results.json"),
+        (("nowhere",), "--output"),
+        (("--output", "study"), "RUN"),
+        (("nowhere", "--output", "study", "--kind", "odd"), "'strong', 'weak'"),
+    ],
+)
+def test_bad_usage_is_one_line(tmp_path, arguments, words):
+    assert words in refusal(collect(*arguments, cwd=tmp_path))
+
+
+def test_a_study_of_several_seeds_takes_each_of_them(strong, copy, tmp_path):
+    for ranks in ("1", "2"):
+        for seed in (0, 1):
+            copy(strong / ranks, f"{ranks}/seed-{seed}", lambda found, seed=seed: found["environment"].update(seed=seed))
+        (tmp_path / ranks / "config.toml").write_text("seed = 0\nseeds = 2\n")
+    scaling.collect([tmp_path / "1", tmp_path / "2"], tmp_path / "study", "strong")
+    assert [row["runs"] for row in rows(tmp_path / "study")] == [2, 2]
+
+
+def test_a_study_needs_no_torch(strong, tmp_path):
+    """It may run on a login node."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"from ddcnn.cli import main; main(['scaling', 'collect', '{strong / '1'}', '{strong / '2'}', '--output', 'study'], None)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "study" / "scaling.png").exists()
