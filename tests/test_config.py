@@ -1,5 +1,6 @@
 """Options: from a TOML file, from the command line, refused, written and read again."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.partition import partition
-from ddcnn.plan import prepare_output, prepare_run
+from ddcnn.plan import prepare_run, take_output
 
 COMMANDS = ("run", "partition", "report", "info")
 
@@ -163,27 +164,30 @@ def store(world, write_arrays, random_arrays, tmp_path_factory):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
-    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap", "decomposition"}))),
+    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap", "decomposition", "resume"}))),
     methods=st.lists(st.sampled_from(["vote", "average", "dnn"]), min_size=1, unique=True),
     lr=st.floats(1e-300, 1e300),
 )
 def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, chosen, methods, lr):
     given_options = {name: VALUES[RunSettings][name][0] for name in chosen} | {"methods": ",".join(methods), "dnn_lr": lr}
     run = load(RunSettings, given_options | {"grid": "2x3", "overlap": 1, "output": tmp_path / "a 'run' \"é\""})
-    output = prepare_output(run, store)
+    with ExitStack() as held:
+        output = take_output(run, store, held)
     assert output == run.output
     assert load(RunSettings, {}, output / "config.toml") == run
 
 
 def test_the_config_of_a_run_has_the_grid_of_its_partitioned_set(store, tmp_path):
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
-    found = load(RunSettings, {}, prepare_output(run, store) / "config.toml")
+    with ExitStack() as held:
+        found = load(RunSettings, {}, take_output(run, store, held) / "config.toml")
     assert (found.grid, found.overlap) == ((2, 3), 1)
 
 
 def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_path):
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
-    output = prepare_output(run, prepare_run(world, run))
+    with ExitStack() as held:
+        output = take_output(run, prepare_run(world, run), held)
     (output / "results.json").write_text("{}")
     with pytest.raises(InputError, match="--overwrite"):
         prepare_run(world, run)

@@ -4,6 +4,7 @@ Module ``plan`` has partitioned the images.
 """
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ddcnn.job import Job, Networks
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
 from ddcnn.parallel import World
-from ddcnn.plan import TRAINING, is_finished, prepare_output
+from ddcnn.plan import TRAINING, is_finished, prepare_output, take_output
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary
@@ -41,13 +42,14 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
             seeds = [check_start(Networks(own, store, engine), world.owned(len(store.decomposition))) for own in seeds]
     if settings.decomposition == "width" and "transfer" in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
-    output = Path(world.on_root(lambda: str(prepare_output(settings, store))))  # nothing is refused any more: an older run may go
-    try:
-        run_seeds(world, seeds, store, engine, output, interrupts)
-    except Stopped as stop:
-        reasons = world.broadcast(world.gather_values(str(stop)))
-        reason = next(filter(None, reasons), "asked to")
-        raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {output}") from None
+    with ExitStack() as held:
+        output = Path(world.on_root(lambda: str(take_output(settings, store, held))))  # nothing is refused any more: an older run may go
+        try:
+            run_seeds(world, seeds, store, engine, output, interrupts)
+        except Stopped as stop:
+            reasons = world.broadcast(world.gather_values(str(stop)))
+            reason = next(filter(None, reasons), "asked to")
+            raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {output}") from None
 
 
 def run_seeds(
@@ -64,7 +66,7 @@ def run_seeds(
             world.timeline.begin()
         own = own.model_copy(update={"output": folder})
         if not world.on_root(lambda own=own: is_finished(own)):
-            world.on_root(lambda own=own: str(prepare_output(own, store)))
+            world.on_root(lambda own=own, folder=folder: prepare_output(own, store, folder))
             run_seed(world, own, store, engine, folder, interrupts)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none"))
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
 from math import prod
@@ -22,6 +23,7 @@ from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitio
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, write_text
+from ddcnn.lock import locked
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
@@ -73,18 +75,31 @@ def prepare_run(world: World, settings: RunSettings) -> PartitionedSet:
         return find_or_partition(world, settings)
 
 
-def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
-    """Makes the output folder, without what an earlier run has left there, and writes the resolved settings into it.
+def take_output(settings: RunSettings, store: PartitionedSet, held: ExitStack) -> Path:
+    """Makes the output folder, holds it for this job, and prepares it.
 
-    The folder of a run that is resumed stays as it is.
+    Raises:
+        InputError: another job holds it.
     """
-    if settings.resume and settings.output and (settings.output / "config.toml").is_file():
-        return settings.output
     name = f"{_file_name(settings.data)}-{_times(store.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = settings.output or Path("runs") / name
     with disk_errors(output):
         if settings.output is None and output.exists():  # of another run that was started in the same second
             output = output.with_name(f"{output.name}-{os.getpid()}")
+        output.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(output))
+    prepare_output(settings, store, output)
+    return output
+
+
+def prepare_output(settings: RunSettings, store: PartitionedSet, output: Path) -> None:
+    """Clears a run's folder of what an earlier run has left there, and writes the resolved settings into it.
+
+    The folder of a run that is resumed stays as it is.
+    """
+    if settings.resume and (output / "config.toml").is_file():
+        return
+    with disk_errors(output):
         for folder in (output, *output.glob("seed-*")):
             for left in (*LEFT_BY_A_RUN, "checkpoints/*.h5", "figures/*.png"):
                 for old in folder.glob(left):
@@ -95,7 +110,6 @@ def prepare_output(settings: RunSettings, store: PartitionedSet) -> Path:
     resolved = settings.model_copy(update={"output": output, "resume": False} | boxes)
     values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
     write_text(output / "config.toml", tomli_w.dumps(values))
-    return output
 
 
 def source_options(settings: DataSettings, name: str) -> SourceOptions:
@@ -181,6 +195,8 @@ def check_output(settings: RunSettings) -> None:
         raise InputError("--resume: name the folder of the run with --output")
     if output is None or not output.is_dir():
         return
+    with locked(output):
+        pass
     start = settings.start_from.resolve() if settings.start_from else None
     if start and (output.resolve() in (start, *start.parents) or start in output.resolve().parents):
         raise InputError(f"--output {output}: --start-from reads from there; name another folder")
@@ -194,7 +210,8 @@ def check_output(settings: RunSettings) -> None:
         raise InputError(
             f"--output {output} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
         )
-    if any(output.iterdir()) and not (output / "config.toml").is_file():
+    foreign = {entry.name for entry in output.iterdir()} - {"checkpoints"}
+    if foreign and not (output / "config.toml").is_file():
         raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
 
 
