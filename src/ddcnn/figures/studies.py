@@ -17,8 +17,8 @@ def scaling(ranks: Sequence[int], speed_up: Mapping[str, Sequence[float]], effic
     ideal = {"color": GREY, "ls": "--", "lw": 1.5, "label": "ideal"}
     left.plot(ranks, [number / ranks[0] for number in ranks], **ideal)
     right.plot(ranks, [100.0] * len(ranks), **ideal)
-    style = {"marker": "o", "ms": 5, "lw": 1.8}
-    for colour, name in zip(COLOURS, speed_up, strict=False):
+    for k, (colour, name) in enumerate(zip(COLOURS, speed_up, strict=False)):
+        style = {"marker": "o", "ms": 8 - 2 * k, "lw": 4 - 1.5 * k}  # curves that coincide are still seen
         left.plot(ranks, speed_up[name], color=colour, label=name, **style)
         right.plot(ranks, [100 * value for value in efficiency[name]], color=colour, label=name, **style)
     left.set_yscale("log", base=2)
