@@ -1,5 +1,7 @@
 """One job at a time in a folder, with real processes; SLURM's squeue is a script here, since no test may need a cluster."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -7,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,25 @@ def test_of_several_that_start_at_once_exactly_one_gets_the_folder(folder, kerne
         for racer in racers:
             racer.kill()
             racer.communicate()
+
+
+@both
+def test_a_file_that_its_holder_has_just_removed_is_no_lock(folder, kernel, monkeypatch):
+    """Between the opening of the file and its locking one job ends and another one begins."""
+    flock, others = fcntl.flock, ExitStack()
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", refuse if kernel else flock)
+        (folder / ".lock").unlink()
+        assert others.enter_context(holder(folder, **kernel))[1] == "held"
+        fcntl.flock(descriptor, how)
+
+    def refuse(*arguments) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with others:
+        assert "is in use by process" in refusal(folder)
 
 
 RACE = """
