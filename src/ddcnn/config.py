@@ -106,6 +106,7 @@ class DataSettings(BaseModel):
     test_samples: int | None = option(None, "class-balanced subset of the test images", "S", ge=1)
     subset_seed: int = option(0, "seed of the subsets, so that runs of different --seed see the same images", "S", ge=0)
     progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+    stall_timeout: float = option(1800, "seconds without a sign of life from a rank after which the job is ended; 0 for never", "S", ge=0)
 
     @property
     def margin(self) -> int:

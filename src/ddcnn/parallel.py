@@ -18,6 +18,7 @@ import numpy as np
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat, waiting
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
@@ -110,9 +111,11 @@ class World:
     def _wait(self, request, kind: str = "wait", longest: float = 0.0) -> None:
         longest = longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
+            waiting()
             begin = time.perf_counter()
             while not request.Test():  # an operation moves on only here, so who has just come looks often
                 time.sleep(min(1e-5 + (time.perf_counter() - begin) / 8, longest))
+            beat()
 
     def barrier(self) -> None:
         self._wait(self.communicator.Ibarrier())
@@ -199,6 +202,7 @@ class World:
         host, port = self.broadcast([host, store.port if store else 0])
         store = store or distributed.TCPStore(host, port, is_master=False)
         backend = "nccl" if device.type == "cuda" and self._own_devices(device) else "gloo"
+        waiting()  # until the first step
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
         yield
         self.barrier()  # rank 0's store must outlive the others' use of it

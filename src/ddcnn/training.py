@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ddcnn.data.batches import Samples
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat
 from ddcnn.seeding import Seeds
 
 
@@ -139,6 +140,7 @@ def train(
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == labels).sum()
             seen += len(labels)
+            beat(f"epoch {epoch}, step {step + 1}")
         loss_mean = loss_sum.item() / steps
         if not math.isfinite(loss_mean):
             raise FloatingPointError(f"the loss is {loss_mean} in epoch {epoch}: try a smaller --lr")
@@ -169,6 +171,7 @@ def evaluate(
     for index in chosen.to(engine.device).split(batch_size):
         with engine.autocast():
             found.append(function(samples.batch(index)[0]))
+        beat("evaluation")
     values = torch.cat(found).cpu()
     if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddcnn.data.batches import Share, Subimages
 from ddcnn.method.interface import share
 from ddcnn.parallel import World
+from ddcnn.pulse import beat, waiting
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Recipe, classify, train
 
@@ -52,7 +53,14 @@ def train_global(
             after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
 
         own = Share(training, world.rank, world.size)
+        # before the network's own forward pass DistributedDataParallel shares its buffers, and waits
+        hooks = [
+            parallel.register_forward_pre_hook(lambda *_: waiting()),
+            network.register_forward_pre_hook(lambda *_: beat()),
+        ]
         train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks)
+        for hook in hooks:
+            hook.remove()
 
 
 def batch_of_all(batch_size: int, samples: int, ranks: int) -> int:
@@ -71,7 +79,9 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
     future = work.get_future().then(lambda done: done.value()[0])
     if bucket.is_last():
         with world.timeline.span("communicate"):
+            waiting()
             future.wait()
+            beat()
     return future
 
 
