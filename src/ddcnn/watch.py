@@ -91,11 +91,11 @@ class _Watch(threading.Thread):
     def _confirm(self, quiet: float) -> None:
         """Looks at all ranks twice: ends the job if some have stopped, or are stuck, or wait for each other."""
         ranks = range(self.world.size)
-        first = [self._read(rank) for rank in ranks]
+        first, signs = [self._read(rank) for rank in ranks], _signs()
         for _ in range(3):
             if self.stopping.wait(self.period):
                 return
-            self.write(quiet)
+            self.write(quiet if _signs() == signs else 0.0)
         second = [self._read(rank) for rank in ranks]
         told = {rank: _parse(content) for rank, content in enumerate(second) if content}
         own = self.world.rank
