@@ -77,7 +77,7 @@ def main() -> None:
     engine = Engine(torch.device("cpu"), asked.precision)
     decomposition = Decomposition((asked.size, asked.size), tuple(map(int, asked.grid.split("x"))), asked.overlap)
     world.check_fits(decomposition)
-    with world.process_group(engine.device):
+    with process_group(world, engine.device):
         steps, facts = variants(world, engine, decomposition, asked)
         found = {name: [] for name in steps}
         for turn in range(asked.rounds + 1):

@@ -2,8 +2,13 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 beside = Path(sys.executable).parent / "mpirun"
@@ -30,3 +35,58 @@ def refusal(finished) -> str:
     lines = [line for line in finished.stderr.splitlines() if line.startswith("ddcnn: ")]
     assert len(lines) == 1, finished.stderr
     return lines[0]
+
+
+class Started:
+    """A run in the background: mpirun, and every process that comes of it, found by a variable that they inherit."""
+
+    def __init__(self, ranks: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "ddcnn"), **environment: str):
+        self.mark = f"DDCNN_TEST={uuid.uuid4()}"
+        own = os.environ | environment | dict([self.mark.split("=")])
+        command = [*MPIRUN, "-n", str(ranks), sys.executable, *program, *arguments]
+        self.stderr = (cwd / "stderr").open("w+")
+        self.process = subprocess.Popen(command, cwd=cwd, env=own, stdout=subprocess.DEVNULL, stderr=self.stderr)
+        self.deadline = time.monotonic() + LIMIT
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for process in self.processes():
+            os.kill(process, signal.SIGKILL)
+        self.process.wait()
+        self.stderr.close()
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """Number and environment of those that live."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                lines = (folder / "environ").read_text(errors="replace").split("\0")
+                if self.mark in lines:
+                    found[int(folder.name)] = dict(line.partition("=")[::2] for line in lines)
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """The processes of the ranks."""
+        names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+        told = {process: next((own[name] for name in names if name in own), "") for process, own in self.processes().items()}
+        return {int(rank): process for process, rank in told.items() if rank}
+
+    def wait_for(self, there: Callable[[], object]) -> None:
+        while not there():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < self.deadline
+            time.sleep(0.05)
+
+    def seconds_to_end(self, most: float) -> float:
+        """Until no process is left."""
+        begin = time.monotonic()
+        while self.process.poll() is None or self.processes():
+            assert time.monotonic() - begin < most, (self.ranks(), self.said())
+            time.sleep(0.05)
+        return time.monotonic() - begin
+
+    def said(self) -> str:
+        self.stderr.seek(0)
+        return self.stderr.read()

@@ -2,9 +2,9 @@
 
 import signal
 import sys
-import traceback
 
 from ddcnn import cli
+from ddcnn.ending import end, told
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel import World, launched_rank
 
@@ -20,11 +20,10 @@ def main() -> int:
         return cli.main(sys.argv[1:], world)
     except InputError as error:
         rank = world.rank if world else launched_rank()
-        if rank == 0 or not error.agreed:
-            where = "" if error.agreed or world is None or world.size == 1 else f"rank {rank} of {world.size}: "
-            print(f"ddcnn: error: {where}{error}", file=sys.stderr, flush=True)
         if world and not error.agreed:
-            world.abort(2)
+            end(world, f"ddcnn: error: {f'rank {rank} of {world.size}: ' if world.size > 1 else ''}{error}", 2)
+        elif rank == 0 or not error.agreed:
+            print(f"ddcnn: error: {error}", file=sys.stderr, flush=True)
         return 2
     except Stopped as stop:  # on all ranks
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to those that leave last, whose exit code would be another
@@ -40,11 +39,10 @@ def main() -> int:
     except BaseException as error:  # also SystemExit: a rank that leaves alone blocks the others in MPI_Finalize
         if world is None and not isinstance(error, Exception):
             raise
-        rank, size = (world.rank, world.size) if world else (0, 1)
-        about = ", ".join([f"rank {rank} of {size}", *getattr(error, "__notes__", [])])
-        print(f"{traceback.format_exc()}ddcnn: failed: {about}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if world:
-            world.abort(1)
+            end(world, told(error, world.rank, world.size), 1)
+        else:
+            print(told(error, 0, 1), file=sys.stderr, flush=True)
         return 1
 
 

@@ -3,12 +3,14 @@
 import argparse
 import gc
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
 from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, load, suggest
 from ddcnn.errors import InputError
 from ddcnn.parallel import World, launched_rank
+from ddcnn.watch import watched
 
 PARALLEL: dict[str, type[DataSettings]] = {"run": RunSettings, "partition": PartitionSettings}
 SUMMARIES = {
@@ -34,6 +36,18 @@ def main(arguments: list[str], world: World | None) -> int:
     kind = PARALLEL[command]
     text = world.on_root(lambda: _settings(kind, arguments).model_dump_json(exclude_unset=True))
     settings = kind.model_validate_json(text)
+    with watched(world, _meeting_places(world, settings), settings.stall_timeout):
+        return _together(settings, world)
+
+
+def _meeting_places(world: World, settings: DataSettings) -> list[Path]:
+    """Folders that all ranks see: on one host none of the user's needs to be written into."""
+    output: Path | None = getattr(settings, "output", None)
+    own = [Path(gettempdir())] if world.local_size == world.size else []
+    return [*own, *([output.parent, output] if output else [Path("runs")])]
+
+
+def _together(settings: DataSettings, world: World) -> int:
     if isinstance(settings, PartitionSettings):
         from ddcnn.plan import partition_command
 

@@ -56,6 +56,7 @@ class DataSettings(BaseModel):
     test_samples: int | None = option(None, "class-balanced subset of the test images", "S", ge=1)
     subset_seed: int = option(0, "seed of the subsets, so that runs of different --seed see the same images", "S", ge=0)
     progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+    stall_timeout: float = option(1800, "seconds without a sign of life from a rank after which the job is ended; 0 for never", "S", ge=0)
 
     @property
     def margin(self) -> int:
@@ -89,7 +90,7 @@ class PartitionSettings(DataSettings):
 
 FREE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download",
+    "partitions", "data_root", "download", "stall_timeout",
 )  # settings that may change between the attempts of a run  # fmt: skip
 
 

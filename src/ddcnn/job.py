@@ -27,6 +27,7 @@ from ddcnn.parallel import World
 from ddcnn.parameters import Attribute
 from ddcnn.plan import TRAINING
 from ddcnn.progress import Progress
+from ddcnn.pulse import at
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds, seed_name, seed_names
 from ddcnn.training import Engine, Epoch, Recipe, build
@@ -249,7 +250,8 @@ def state_of(epoch: Epoch, epochs: int) -> str:
 def failing_in(what: str) -> Iterator[None]:
     """Names the subdomain or network in the message of whatever fails."""
     try:
-        yield
+        with at(what):
+            yield
     except Exception as error:
         error.add_note(what)
         raise

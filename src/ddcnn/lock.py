@@ -148,7 +148,7 @@ def _open(path: Path) -> int:
         InputError: something else has its name, or the file has another name too.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise

@@ -6,7 +6,6 @@ it takes no core from a rank that computes. Data travel as buffers, never as pic
 
 import json
 import os
-import socket
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
+from ddcnn.pulse import beat, waiting
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
@@ -110,9 +110,11 @@ class World:
     def _wait(self, request, kind: str = "wait", longest: float = 0.0) -> None:
         longest = longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
+            waiting()
             begin = time.perf_counter()
             while not request.Test():  # an operation moves on only here, so who has just come looks often
                 time.sleep(min(1e-5 + (time.perf_counter() - begin) / 8, longest))
+            beat()
 
     def barrier(self) -> None:
         self._wait(self.communicator.Ibarrier())
@@ -200,28 +202,6 @@ class World:
         for begin in range(0, buffer.size, CHUNK_BYTES):
             self._wait(self.communicator.Ibcast(buffer[begin : begin + CHUNK_BYTES], root=root))
         return json.loads(buffer.tobytes())
-
-    @contextmanager
-    def process_group(self, device) -> Iterator[None]:
-        """torch.distributed's process group of all ranks, for DistributedDataParallel; they find each other through MPI."""
-        from torch import distributed
-
-        host = "127.0.0.1" if self.local_size == self.size else socket.gethostname()
-        store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        host, port = self.broadcast([host, store.port if store else 0])
-        store = store or distributed.TCPStore(host, port, is_master=False)
-        backend = "nccl" if device.type == "cuda" and self._own_devices(device) else "gloo"
-        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
-        yield
-        self.barrier()  # rank 0's store must outlive the others' use of it
-        distributed.destroy_process_group()
-
-    def _own_devices(self, device) -> bool:
-        """Whether no two ranks share a GPU, which NCCL cannot do."""
-        import torch
-
-        own = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
-        return len(np.unique(self.gather_to_all(np.array([own])))) == self.size
 
     # Agreeing on errors
 

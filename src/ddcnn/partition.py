@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -27,6 +28,7 @@ from ddcnn.facts import Facts
 from ddcnn.files import disk_errors, put_in_place, sync
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
+from ddcnn.pulse import beat
 
 BLOCK_BYTES = 1 << 22  # small enough for shares that are nearly equal
 CHUNK_BYTES = 1 << 20
@@ -105,7 +107,7 @@ def partition(
         files.prepare()
     try:
         with (
-            world.together(), world.stopping_together(number % 2**15) as stopped,
+            world.together(), world.stopping_together(number % 2**14) as stopped,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(shares.values()):
@@ -131,6 +133,7 @@ def _write(
     """
     written, runs = [np.empty(0, np.int64)], [np.empty((0, 1 + len(decomposition)))]
     for block in share:
+        beat(f"{name} sample {block.samples[0]}")
         samples, images = _read(source, name, block.samples, skip_damaged)
         progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
         if not len(samples):
@@ -220,10 +223,17 @@ class _Files:
     def prepare(self) -> None:
         (self.path.parent if self.one_file else self.parts).mkdir(parents=True, exist_ok=True)
 
-    def open(self, world: World) -> h5py.File:
-        if self.parallel_file:
-            return h5py.File(self.written, "w", libver=HDF5_FORMAT, driver="mpio", comm=world.communicator)
-        return h5py.File(self.written, "w", libver=HDF5_FORMAT)
+    @contextmanager
+    def open(self, world: World) -> Iterator[h5py.File]:
+        if not self.parallel_file:
+            with h5py.File(self.written, "w", libver=HDF5_FORMAT) as file:
+                yield file
+            return
+        with h5py.File(self.written, "w", libver=HDF5_FORMAT, driver="mpio", comm=world.communicator) as file:
+            try:
+                yield file
+            finally:
+                world.barrier()  # HDF5 would wait for the others with every thread of this process held up, the one that watches too
 
     def discard(self) -> None:
         """Removes what an unfinished partitioning has written; every rank has closed its file."""

@@ -9,6 +9,7 @@ import numpy as np
 from ddcnn.files import disk_errors, replacing, write_text
 from ddcnn.finished import FinishedRun, curves_of, load, reading
 from ddcnn.metrics import confusion
+from ddcnn.pulse import beat
 
 MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
@@ -71,6 +72,7 @@ def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
         with replacing(folder / f"{name}.png") as temporary:
+            beat("figures")
             figure.savefig(temporary, format="png", dpi=150)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ddcnn.data.batches import Samples
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat
 from ddcnn.seeding import Seeds
 
 
@@ -222,6 +223,7 @@ def take_step(
     training.correct += (logits.detach().argmax(1) == labels).sum()
     training.seen += len(labels)
     training.step += 1
+    beat(f"epoch {training.epoch}, step {training.step}")
 
 
 def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine) -> torch.Tensor:
@@ -248,6 +250,7 @@ def evaluate(
     for index in chosen.to(engine.device).split(batch_size):
         with engine.autocast():
             found.append(function(samples.batch(index)[0]))
+        beat("evaluation")
     values = torch.cat(found).cpu()
     if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")

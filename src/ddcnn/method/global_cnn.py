@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ddcnn.data.batches import Share, Subimages
 from ddcnn.method.interface import share
 from ddcnn.parallel import World
+from ddcnn.process_group import process_group
+from ddcnn.pulse import beat, waiting
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, Training, classify, train
 
@@ -40,7 +42,7 @@ def train_global(
     if world.size == 1:
         train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch, keeper)
         return
-    with world.process_group(engine.device):
+    with process_group(world, engine.device):
         parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
         parallel.register_comm_hook(world, all_reduce)
         buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
@@ -52,7 +54,14 @@ def train_global(
             after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
 
         own = Share(training, world.rank, world.size)
+        # before the network's own forward pass DistributedDataParallel shares its buffers, and waits
+        hooks = [
+            parallel.register_forward_pre_hook(lambda *_: waiting()),
+            network.register_forward_pre_hook(lambda *_: beat()),
+        ]
         train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks, _InOrder(keeper, own))
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,9 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
     future = work.get_future().then(lambda done: done.value()[0])
     if bucket.is_last():
         with world.timeline.span("communicate"):
+            waiting()
             future.wait()
+            beat()
     return future
 
 

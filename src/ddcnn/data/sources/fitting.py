@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddcnn.data.sources.base import READ_BYTES, DamagedSample, Source, SourceOptions, Split
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat
 
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -162,6 +163,7 @@ def sample_by_sample(
     def read(indices: np.ndarray) -> np.ndarray:
         images = np.empty((len(indices), *shape), dtype)
         for row, i in enumerate(map(int, indices)):
+            beat()
             try:
                 sample = load(i)
             except (MemoryError, InputError):

@@ -12,6 +12,7 @@ from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, Headers, PixelFormat, decode, header, probes
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "validation", "valid")  # the first that is there is the test split
@@ -123,6 +124,7 @@ def _walk(folder: Path) -> Iterator[os.DirEntry]:
     """Image files in a folder and those below it; hidden ones are left out."""
     with os.scandir(folder) as entries:
         for entry in entries:
+            beat("looking for images")
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():

@@ -16,6 +16,7 @@ from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_mem
 from ddcnn.data.sources.decoding import Headers, format_of, probes, to_array
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
+from ddcnn.pulse import beat, unjudged
 from ddcnn.vision import import_torchvision
 
 TRAIN_NAMES = ("train", "trainval")  # what sets call their splits, the first that there is
@@ -85,6 +86,7 @@ def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
 
     def make(**split):
         arguments = {"root": str(options.data_root), "download": options.download} | split
+        (unjudged if options.download else beat)(f"opening {class_name}")
         try:
             return constructor(**{name: value for name, value in arguments.items() if name in parameters or name in split})
         except ImportError as error:

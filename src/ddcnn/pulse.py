@@ -1,0 +1,58 @@
+"""What this rank is doing: counted by the main thread, some nanoseconds a step, and read by the thread in module ``watch``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WORKING, WAITING, UNJUDGED = "working", "waiting", "unjudged"
+
+
+class _Pulse:
+    """Of this process.
+
+    Attributes:
+        steps: grows with every sign of life.
+        state: a rank that is working gives them, one that waits for others need not.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.state, self.what = 0, WORKING, ""
+        self.places: list[str] = []
+
+    def text(self) -> str:
+        """Such as "subdomain 2, epoch 1, step 123"."""
+        return ", ".join([*self.places, *filter(None, [self.what])])
+
+
+PULSE = _Pulse()
+
+
+def beat(what: str = "") -> None:
+    """A sign of life: from now on, or still, this rank is working; ``what`` it has just done, if that is worth a word."""
+    PULSE.steps += 1
+    PULSE.state = WORKING
+    if what:
+        PULSE.what = what
+
+
+def waiting() -> None:
+    """From now on, until it beats, this rank waits for others."""
+    PULSE.steps += 1
+    PULSE.state = WAITING
+
+
+def unjudged(what: str) -> None:
+    """From now on, until it beats, this rank does what takes any time and gives no sign of life meanwhile, such as a download."""
+    PULSE.steps += 1
+    PULSE.state, PULSE.what = UNJUDGED, what
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Where this rank is in the method."""
+    PULSE.places.append(place)
+    PULSE.what = ""
+    try:
+        yield
+    finally:
+        PULSE.places.pop()
+        PULSE.what = ""

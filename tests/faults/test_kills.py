@@ -1,0 +1,31 @@
+"""A rank that is killed, or mpirun itself, in every phase: nobody goes on, nobody stays behind."""
+
+import os
+import signal
+
+import pytest
+from launching import Started
+
+RANKS = 3
+QUICK = ("--grid", "3x1", "--overlap", "1", "--epochs", "1", "--dnn-epochs", "1", "--network", "vgg3", "--train-samples", "100",
+         "--test-samples", "20", "--evaluate-every", "0", "--progress", "none", "--threads", "1", "--output", "run")  # fmt: skip
+ENDLESS = "1000000"
+PHASES = {
+    "local": ("--methods", "vote", "--epochs", ENDLESS),
+    "dnn": ("--methods", "dnn", "--dnn-epochs", ENDLESS),
+    "coherent": ("--methods", "coherent", "--coherent-epochs", ENDLESS),
+    "transfer": ("--methods", "transfer", "--transfer-epochs", ENDLESS),
+    "global": ("--methods", "global", "--global-epochs", ENDLESS),
+}
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2, "mpirun"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_whoever_is_killed_all_are_gone_soon(tmp_path, phase, victim):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with Started(RANKS, "run", *QUICK, *PHASES[phase], cwd=tmp_path) as run:
+        run.wait_for(lambda: metrics.exists() and f'"{phase}"' in metrics.read_text())
+        os.kill(run.process.pid if victim == "mpirun" else run.ranks()[victim], signal.SIGKILL)
+        assert run.seconds_to_end(most=20) < 10
+        assert run.process.returncode
+        assert not (tmp_path / "run" / "results.json").exists()
