@@ -24,6 +24,7 @@ from ddcnn.method.interface import bytes_per_sample, handed_over, values_per_sub
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import STEP_SLEEP, World
+from ddcnn.process_group import process_group
 from ddcnn.seeding import Seeds
 from ddcnn.timeline import KINDS, seconds_of
 from ddcnn.training import Engine, build
