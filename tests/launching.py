@@ -46,7 +46,8 @@ class Started:
         command = [*MPIRUN, "-n", str(ranks), sys.executable, *program, *arguments]
         self.stderr = (cwd / "stderr").open("w+")
         self.process = subprocess.Popen(command, cwd=cwd, env=own, stdout=subprocess.DEVNULL, stderr=self.stderr)
-        self.deadline = time.monotonic() + LIMIT
+        self.begin = time.monotonic()
+        self.deadline = self.begin + LIMIT
 
     def __enter__(self) -> "Started":
         return self

@@ -1,10 +1,14 @@
 """A run that is stopped and resumed ends with the same bits as one that was not."""
 
+import os
 import shutil
+import signal
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from launching import launch, refusal
+from launching import Started, launch, refusal
 from resuming import QUICK, assert_same, outcome, start
 
 DECOMPOSED = ("--methods", "vote,average,dnn,coherent,transfer")
@@ -48,6 +52,24 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
     assert (finished.returncode, finished.stdout) == (0, "run: finished, nothing to resume\n")
 
 
+def test_killed_at_random_moments(tmp_path, undisturbed):
+    """A rank or mpirun, at DDCNN_KILLS moments in a row, wherever the run is then."""
+    random = np.random.default_rng()
+    for moment in random.uniform(2, 9, int(os.environ.get("DDCNN_KILLS", "6"))):
+        with Started(2, "run", "--output", "run", *QUICK, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
+            while run.process.poll() is None and time.monotonic() < run.begin + moment:
+                time.sleep(0.02)
+            if run.process.poll() is not None:
+                break
+            victims = [run.process.pid, *run.ranks().values()]
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(random.choice(victims)), signal.SIGKILL)
+            run.seconds_to_end(most=30)
+    finished = start(2, tmp_path, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2))
+
+
 def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
     steps = [(4, ("local-0001", 12, 1, "SIGKILL")), (1, ("dnn", 12, 0, "SIGUSR1")), (2, ("transfer", 12, 1, "SIGUSR1"))]
     for ranks, interrupted in steps:
@@ -81,14 +103,13 @@ def test_several_seeds_go_on_with_the_one_that_was_stopped(tmp_path, undisturbed
     first = (tmp_path / "run" / "seed-0" / "results.json").read_bytes()
     assert start(2, tmp_path, "--resume").returncode == 0
     assert (tmp_path / "run" / "seed-0" / "results.json").read_bytes() == first
-    shutil.move(tmp_path / "run" / "seed-1", tmp_path / "other" / "run") if (tmp_path / "other").mkdir() is None else None
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "run" / "seed-1", tmp_path / "other" / "run")
     assert_same(outcome(tmp_path / "other"), undisturbed(2, "--methods", "dnn", "--seed", "1"))
 
 
 @pytest.mark.parametrize("limit", ["option", "slurm"])
 def test_a_time_limit_stops_the_run(tmp_path, limit):
-    import time
-
     options, environment = ("--time-limit", "0.0001"), {}
     if limit == "slurm":
         options, environment = (), {"SLURM_JOB_START_TIME": str(int(time.time())), "SLURM_JOB_END_TIME": str(int(time.time()) + 1)}
