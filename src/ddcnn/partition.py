@@ -8,10 +8,8 @@ there will be, every rank writes a part, and virtual datasets join the parts.
 
 import hashlib
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -19,13 +17,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.parts import part_name, written_parts
+from ddcnn.data.set_files import SetFiles
 from ddcnn.data.sources import DamagedSample, Source, Split
-from ddcnn.data.store import HDF5_FORMAT, SPLITS, PartitionedSet, checksum, images_name
+from ddcnn.data.store import SPLITS, PartitionedSet, checksum, images_name
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.facts import Facts
-from ddcnn.files import disk_errors, put_in_place, sync
+from ddcnn.files import disk_errors, sync
 from ddcnn.parallel import World
 from ddcnn.progress import Progress
 from ddcnn.pulse import beat
@@ -53,7 +51,7 @@ def blocks(split: Split, selection: np.ndarray) -> list[Block]:
 
 def partition(
     world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
-    skip_damaged: bool = False, progress: str = "none",
+    skip_damaged: bool = False, progress: str = "none", reuse: bool = False,
 ) -> PartitionedSet:  # fmt: skip
     """Writes ``path``, all ranks together.
 
@@ -62,13 +60,14 @@ def partition(
         path: the file to write; parts lie in a folder beside it.
         skip_damaged: leaves damaged samples out, and says so on stderr.
         progress: style of rank 0's, which has read as much as the others, or nearly so.
+        reuse: takes a set that another job has put there meanwhile, whose content is the same.
 
     Raises:
         InputError: a damaged sample, a pixel that is no number, or a file system that refuses the files.
     """
     parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
     number = world.on_root(lambda: int.from_bytes(os.urandom(4)))
-    files = _Files(path, f"{number:08x}", world.rank, world.size, parallel_file)
+    files = SetFiles(path, f"{number:08x}", world.rank, world.size, parallel_file, reuse)
     shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
     facts = Facts(source.shape[-1])
@@ -188,102 +187,6 @@ def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) ->
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
     one_by_one = [_read(source, name, samples[k : k + 1], skip_damaged) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where the set and its parts lie, under temporary names until they are whole."""
-
-    path: Path
-    identity: str
-    rank: int
-    size: int
-    parallel_file: bool
-
-    @property
-    def one_file(self) -> bool:
-        return self.parallel_file or self.size == 1
-
-    @property
-    def temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{self.identity}")
-
-    @property
-    def parts(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}.{self.identity}.parts")
-
-    def part(self, rank: int) -> Path:
-        return self.parts / part_name(rank)
-
-    @property
-    def written(self) -> Path:
-        """The file that this rank writes."""
-        return self.temporary if self.one_file else self.part(self.rank)
-
-    def prepare(self) -> None:
-        (self.path.parent if self.one_file else self.parts).mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def open(self, world: World) -> Iterator[h5py.File]:
-        if not self.parallel_file:
-            with h5py.File(self.written, "w", libver=HDF5_FORMAT) as file:
-                yield file
-            return
-        with h5py.File(self.written, "w", libver=HDF5_FORMAT, driver="mpio", comm=world.communicator) as file:
-            try:
-                yield file
-            finally:
-                world.barrier()  # HDF5 would wait for the others with every thread of this process held up, the one that watches too
-
-    def discard(self) -> None:
-        """Removes what an unfinished partitioning has written; every rank has closed its file."""
-        if self.rank == 0:
-            self.temporary.unlink(missing_ok=True)
-            shutil.rmtree(self.parts, ignore_errors=True)
-
-    def finish(
-        self, described: PartitionedSet, source: Source, written: dict[str, np.ndarray], bounds: dict[str, np.ndarray],
-        runs: dict[str, np.ndarray],
-    ) -> None:  # fmt: skip
-        """Adds labels, checksums and attributes, joins the parts, and gives the file its name; the parts of an older file go.
-
-        Args:
-            written: samples of each split, (S,) int64.
-            bounds: rows of each split at which the ranks' parts begin, and its end: (ranks + 1,).
-            runs: of each split, (R, 1 + N) as ``_write`` returns them.
-        """
-        with h5py.File(self.temporary, "a", libver=HDF5_FORMAT) as file:
-            for name in SPLITS:
-                group = file.require_group(name)
-                group["labels"] = source.splits[name].labels[written[name]].astype("<i8")
-                group["indices"] = written[name].astype("<i8")
-                group["runs"] = np.cumsum([0, *runs[name][:, 0]]).astype("<i8")
-                group["parts"] = (bounds[name][[0, -1]] if self.one_file else bounds[name]).astype("<i8")
-                group["checks"] = runs[name][:, 1:].astype("<u4")
-                for subdomain in described.decomposition.subdomains:
-                    images = images_name(name, subdomain.index)
-                    if not self.one_file:
-                        layout = self._join(images, bounds[name], described, subdomain.stored.shape)
-                        file.create_virtual_dataset(images, layout)
-                    for box in ("core", "subimage", "stored"):
-                        file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
-            described.write_attributes(file)
-        older = written_parts(self.path)
-        put_in_place(self.temporary, self.path)
-        for part in older:
-            part.unlink(missing_ok=True)
-        for folder in {part.parent for part in older}:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-    def _join(self, images: str, bounds: np.ndarray, described: PartitionedSet, stored: tuple[int, ...]) -> h5py.VirtualLayout:
-        shape = (*stored, described.shape[-1])
-        layout = h5py.VirtualLayout((bounds[-1], *shape), described.dtype)
-        for rank, (start, stop) in enumerate(pairwise(bounds)):
-            if stop > start:
-                part = self.part(rank).relative_to(self.path.parent)
-                layout[start:stop] = h5py.VirtualSource(str(part), images, (stop - start, *shape))
-        return layout
 
 
 def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition, shrinking: bool) -> None:

@@ -134,8 +134,8 @@ def partition_source(world: World, settings: DataSettings, options: SourceOption
     """Writes the partitioned set of a source that rank 0 has ``opened`` and found in order."""
 
     def write(ranks: World, source: Source) -> PartitionedSet:
-        boxes = replace(decompose(settings, source), thin=1)
-        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress)
+        boxes, reuse = replace(decompose(settings, source), thin=1), isinstance(settings, RunSettings)
+        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress, reuse)
 
     if world.broadcast(bool(opened and opened[0].in_memory)):
         world.on_root(lambda: write(world.alone(), opened[0]).path)

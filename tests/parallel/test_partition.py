@@ -62,6 +62,16 @@ def test_any_number_of_ranks_writes_the_source_s_pixels_and_the_same_statistics(
     assert (again.mean, again.std, again.source_sha256) == (store.mean, store.std, store.source_sha256)
 
 
+def test_a_set_that_another_job_has_made_meanwhile_stays(world, shared_path, images):
+    path, everything = shared_path / "set.h5", {"train": np.arange(53), "test": np.arange(7)}
+    theirs = partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (1, 2)), path)
+    before = sorted(shared_path.rglob("*"))
+    store = partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (1, 2)), path, reuse=True)
+    world.barrier()
+    assert sorted(shared_path.rglob("*")) == before
+    np.testing.assert_array_equal(theirs.read("train", 1), store.read("train", 1))
+
+
 def test_writing_again_replaces_the_set_and_its_parts(world, shared_path, images):
     path, everything = shared_path / "set.h5", {"train": np.arange(53), "test": np.arange(7)}
     for grid in ((1, 1), (2, 2)):
