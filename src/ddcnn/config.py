@@ -90,7 +90,7 @@ class PartitionSettings(DataSettings):
 
 FREE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download", "stall_timeout",
+    "partitions", "data_root", "download", "stall_timeout", "methods",
 )  # settings that may change between the attempts of a run  # fmt: skip
 
 

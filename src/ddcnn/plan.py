@@ -93,14 +93,10 @@ def take_output(settings: RunSettings, store: PartitionedSet, held: ExitStack) -
 
 
 def prepare_output(settings: RunSettings, store: PartitionedSet, output: Path) -> None:
-    """Clears a run's folder of what an earlier run has left there, and writes the resolved settings into it.
-
-    The folder of a run that is resumed stays as it is.
-    """
-    if settings.resume and (output / "config.toml").is_file():
-        return
+    """Clears a run's folder of what an earlier run has left there, unless that goes on, and writes the resolved settings into it."""
+    goes_on = settings.resume and (output / "config.toml").is_file()
     with disk_errors(output):
-        for folder in (output, *output.glob("seed-*")):
+        for folder in () if goes_on else (output, *output.glob("seed-*")):
             for left in (*LEFT_BY_A_RUN, "checkpoints/*.h5", "figures/*.png"):
                 for old in folder.glob(left):
                     old.unlink()

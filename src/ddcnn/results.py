@@ -201,7 +201,7 @@ class Results:
             "environment": {
                 "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // world.size,
                 "threads_per_rank": world.threads(settings.threads), "device": str(engine.device), "precision": engine.precision,
-                "mpi": world.library(), **versions(), "seed": settings.seed,
+                "mpi": world.library(), **versions(), "seed": settings.seed, "resumed": world.timeline.resumed,
             },
         }  # fmt: skip
 

@@ -112,6 +112,8 @@ def measure(folder: Path, kind: Kind) -> Measured:
         settings = tomllib.loads((folder / "config.toml").read_text())
     with reading(folder / "results.json"):
         results, environment = run.results, run.results["environment"]
+        if environment.get("resumed"):
+            raise InputError(f"{folder}: this run was stopped and resumed, which is no measurement: run it anew, in one go")
         phases = {name: phase for name, phase in results["phases"].items() if name in TIMED}
         training = next((name for name in TRAINING if name in phases), None)
         if training is None:

@@ -43,6 +43,10 @@ class Timeline:
         """Seconds since it began, those of the attempts that this one goes on with included."""
         return self._earlier.seconds + self._now()
 
+    @property
+    def resumed(self) -> bool:
+        return self._earlier.seconds > 0
+
     def _now(self) -> float:
         return time.perf_counter() - self.origin
 

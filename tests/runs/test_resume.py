@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+import tomllib
 from contextlib import suppress
 
 import numpy as np
@@ -54,9 +55,11 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
 
 def test_killed_at_random_moments(tmp_path, undisturbed):
     """A rank or mpirun, at DDCNN_KILLS moments in a row, wherever the run is then."""
-    random = np.random.default_rng()
-    for moment in random.uniform(2, 9, int(os.environ.get("DDCNN_KILLS", "6"))):
-        with Started(2, "run", "--output", "run", *QUICK, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
+    random, kills, killed = np.random.default_rng(), int(os.environ.get("DDCNN_KILLS", "6")), 0
+    epochs = str(max(2, kills // 2))
+    options = ("--epochs", epochs, "--dnn-epochs", epochs, "--transfer-epochs", epochs)
+    for moment in random.uniform(2, 9, kills):
+        with Started(2, "run", "--output", "run", *QUICK, *options, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
             while run.process.poll() is None and time.monotonic() < run.begin + moment:
                 time.sleep(0.02)
             if run.process.poll() is not None:
@@ -65,9 +68,11 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(int(random.choice(victims)), signal.SIGKILL)
             run.seconds_to_end(most=30)
+            killed += 1
+    print(f"killed {killed} times")
     finished = start(2, tmp_path, "--resume")
     assert finished.returncode == 0, finished.stderr
-    assert_same(outcome(tmp_path), undisturbed(2))
+    assert_same(outcome(tmp_path), undisturbed(2, *options))
 
 
 def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
@@ -94,6 +99,16 @@ def test_folds_thin_networks_and_dropout(tmp_path, undisturbed, options, interru
     finished = start(2, tmp_path, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(tmp_path), undisturbed(2, *options))
+
+
+def test_a_run_goes_on_with_other_methods(tmp_path, undisturbed):
+    """Such as without the one that diverges."""
+    finished = start(2, tmp_path, *QUICK, "--methods", "vote,average,dnn,coherent", interrupted=("coherent", 12, 1, "SIGUSR1"))
+    assert finished.returncode == 75
+    finished = start(2, tmp_path, "--resume", "--methods", "dnn")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2, "--methods", "dnn"))
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["methods"] == "dnn"
 
 
 def test_several_seeds_go_on_with_the_one_that_was_stopped(tmp_path, undisturbed):
