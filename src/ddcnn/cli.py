@@ -53,14 +53,14 @@ def _together(settings: DataSettings, world: World) -> int:
 
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
-        from ddcnn.interrupts import Interrupts
+        from ddcnn.interrupts import Interrupts, slurm_job
         from ddcnn.plan import is_finished, prepare_run
 
         if world.on_root(lambda: is_finished(settings)):
             if world.rank == 0:
                 print(f"{settings.output}: finished, nothing to resume")
             return 0
-        interrupts = Interrupts(settings.stop_signals, settings.time_limit)
+        interrupts = Interrupts(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
         store = prepare_run(world, settings)
         with world.timeline.span("compute"):
             gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage

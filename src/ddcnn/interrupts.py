@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,15 +17,16 @@ class Interrupts:
     Args:
         signals: names that ask for it; a second one ends the process at once.
         time_limit: minutes from now, None for none.
+        job: start and end of the SLURM job, in seconds since the epoch (see ``slurm_job``).
     """
 
-    def __init__(self, signals: Iterable[str], time_limit: float | None = None):
+    def __init__(self, signals: Iterable[str], time_limit: float | None = None, job: tuple[float, float] | None = None):
         self._reason = ""
         self._deadlines = []
         if time_limit is not None:
             self._deadlines.append((time.time() + 60 * time_limit, "--time-limit"))
-        with suppress(KeyError, ValueError):
-            begin, end = float(os.environ["SLURM_JOB_START_TIME"]), float(os.environ["SLURM_JOB_END_TIME"])
+        if job is not None:
+            begin, end = job
             self._deadlines.append((end - min(RESERVE, SHARE * (end - begin)), "the end of the SLURM job"))
         for name in signals:
             signal.signal(signal.Signals[name], self._on_signal)
@@ -41,3 +43,17 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._reason = signal.Signals(number).name
+
+
+def slurm_job() -> tuple[float, float] | None:
+    """Start and end of the SLURM job that this process belongs to, if it has a time limit; SLURM is asked where it has not said so."""
+    times = [os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
+    if "SLURM_JOB_ID" in os.environ and not all(times):
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["squeue", "--noheader", "--job", os.environ["SLURM_JOB_ID"], "--format", "%S %e"]
+            environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+            times = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment).stdout.split()
+    with suppress(ValueError):
+        begin, end = map(float, times)
+        return begin, end
+    return None

@@ -1,5 +1,6 @@
 """The scripts in jobs/, on a SLURM that is started for these tests."""
 
+import ast
 import csv
 import json
 import os
@@ -81,6 +82,16 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bi
     assert len(after) > 20 and after.keys() == undisturbed.keys()
     for dataset, values in undisturbed.items():
         np.testing.assert_array_equal(after[dataset], values, err_msg=str(dataset))
+
+
+def test_the_end_of_the_job_is_known(slurm, tmp_path):
+    """Old SLURMs do not say it in the environment."""
+    program = "from ddcnn.interrupts import slurm_job; print(slurm_job())"
+    command = f"srun {sys.executable} -c '{program}'"
+    job = slurm.run("sbatch", "--parsable", "--time=3", "--output=out", f"--wrap={command}", cwd=tmp_path).strip()
+    assert slurm.wait(job)["JobState"] == "COMPLETED"
+    begin, end = ast.literal_eval((tmp_path / "out").read_text())
+    assert end - begin == 180 and abs(time.time() - begin) < 60
 
 
 def test_a_job_that_reaches_its_time_limit_too_often_ends(slurm, tmp_path):
