@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
