@@ -113,7 +113,7 @@ class Results:
         Args:
             global_parameters: of the undecomposed CNN of the same width, for comparison, if there can be one.
         """
-        sent = self.world.gather(self.world.timeline.sent())  # (ranks, phases)
+        sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))

@@ -54,9 +54,10 @@ class Timeline:
         """This rank has sent so many bytes."""
         self._sent[PHASES.index(self._phase)] += sent
 
-    def sent(self) -> np.ndarray:
-        """Bytes that this rank has sent to others, (phases,)."""
-        return self._earlier.sent + self._sent
+    @property
+    def sent(self) -> dict[str, float]:
+        """Bytes that this rank has sent to others, per phase."""
+        return dict(zip(PHASES, (self._earlier.sent + self._sent).tolist(), strict=True))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -114,7 +115,11 @@ class Timeline:
     # Over several attempts
 
     def kept(self) -> dict[str, np.ndarray]:
-        return {"timeline/spans": self.array(), "timeline/sent": self.sent(), "timeline/seconds": np.array([self.now()])}
+        return {
+            "timeline/spans": self.array(),
+            "timeline/sent": np.array(list(self.sent.values())),
+            "timeline/seconds": np.array([self.now()]),
+        }
 
     def bring_back(self, arrays: dict[str, np.ndarray]) -> None:
         """What ``kept`` gave in an earlier attempt, of which the longest counts.
