@@ -235,7 +235,8 @@ def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
     file = settings.output / "config.toml" if settings.resume and settings.output else None
     if file is None or not file.is_file():
         return settings
-    stored = _validated(RunSettings, _read_toml(RunSettings, file) | {"resume": False}, {}, file)
+    of_the_attempt = {"resume": False, "time_limit": None}
+    stored = _validated(RunSettings, _read_toml(RunSettings, file) | of_the_attempt, {}, file)
     for name in given:
         ours, theirs = (values.model_dump(mode="json")[name] for values in (settings, stored))
         if name not in FREE and ours != theirs:

@@ -16,7 +16,7 @@ from ddcnn.networks.shape import Shape
 from ddcnn.networks.vgg import vgg3
 from ddcnn.partition import partition
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Recipe, train
+from ddcnn.training import Engine, NothingKept, Recipe, train
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 INTERFACES = ("probabilities", "logits", "features")
@@ -167,7 +167,7 @@ def test_in_frozen_epochs_only_the_dnn_learns(world):
 
     recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
     samples = Numbers(world.owned(N))
-    train_coherent(network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "transfer"), after_epoch, frozen=recipe)
+    train_coherent(network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "transfer"), after_epoch, frozen=(recipe, NothingKept()))
     assert changed == [[False, True], [False, True], [True, True], [True, True]]
 
 
