@@ -13,8 +13,9 @@ from ddcnn.config import PartitionSettings, RunSettings, load
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.output import take_output
 from ddcnn.partition import partition
-from ddcnn.plan import prepare_run, take_output
+from ddcnn.plan import prepare_run, resolved
 
 COMMANDS = ("run", "partition", "report", "info")
 
@@ -25,7 +26,7 @@ DATA_VALUES = {
     "test_samples": (50, 50), "subset_seed": (9, 9), "image_size": ("64x48", (64, 48)), "image_transform": ("resize", "resize"),
     "interpolation": ("bicubic", "bicubic"), "volume_size": ("8x9x10", (8, 9, 10)), "window": ([-160, 240], (-160, 240)),
     "test_fraction": (0.25, 0.25), "skip_damaged": (True, True), "progress": ("none", "none"),
-    "decomposition": ("width", "width"),
+    "decomposition": ("width", "width"), "stall_timeout": (60.5, 60.5),
 }  # fmt: skip
 VALUES = {
     PartitionSettings: DATA_VALUES | {"source": ("cifar10", "cifar10"), "output": ("set.h5", Path("set.h5"))},
@@ -172,7 +173,7 @@ def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, c
     given_options = {name: VALUES[RunSettings][name][0] for name in chosen} | {"methods": ",".join(methods), "dnn_lr": lr}
     run = load(RunSettings, given_options | {"grid": "2x3", "overlap": 1, "output": tmp_path / "a 'run' \"é\""})
     with ExitStack() as held:
-        output = take_output(run, store, held)
+        output = take_output(resolved(run, store), held)
     assert output == run.output
     assert load(RunSettings, {}, output / "config.toml") == run
 
@@ -180,14 +181,14 @@ def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, c
 def test_the_config_of_a_run_has_the_grid_of_its_partitioned_set(store, tmp_path):
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
     with ExitStack() as held:
-        found = load(RunSettings, {}, take_output(run, store, held) / "config.toml")
+        found = load(RunSettings, {}, take_output(resolved(run, store), held) / "config.toml")
     assert (found.grid, found.overlap) == ((2, 3), 1)
 
 
 def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_path):
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
     with ExitStack() as held:
-        output = take_output(run, prepare_run(world, run), held)
+        output = take_output(resolved(run, prepare_run(world, run)), held)
     (output / "results.json").write_text("{}")
     with pytest.raises(InputError, match="--overwrite"):
         prepare_run(world, run)

@@ -6,7 +6,8 @@ import sys
 from ddcnn import cli
 from ddcnn.ending import end, told
 from ddcnn.errors import InputError, Stopped
-from ddcnn.parallel import World, launched_rank
+from ddcnn.launcher import launched_rank
+from ddcnn.parallel import World
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL: try again

@@ -15,9 +15,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ import numpy as np
 
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, sync
-from ddcnn.hdf5 import own_dataset, own_group
+from ddcnn.hdf5 import DAMAGE, own_dataset, own_group
 from ddcnn.parallel import World
+from ddcnn.pulse import beat
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 26
+PIECE = 1 << 26  # bytes written between two signs of life
 Arrays = dict[str, np.ndarray]
 
 
@@ -76,8 +80,10 @@ class Sequence:
         temporary, final = self.folder / f".{self._number:07}", self.folder / f"{self._number:07}"
 
         def prepare() -> None:
+            self._refuse_links()
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
+                sync(self.folder.parent)
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
 
@@ -120,6 +126,7 @@ class Sequence:
         Raises:
             InputError: a step of another run.
         """
+        self.world.on_root(self._refuse_links)
         numbers = self.world.broadcast(self._numbers() if self.world.rank == 0 else None)
         self._number = max(numbers, default=0)
         for number in reversed(numbers):
@@ -130,15 +137,27 @@ class Sequence:
                 except Damaged as damage:
                     problem = str(damage)
             problems = self.world.gather_values(problem) or []
+            then = "going back to the step before it" if number != numbers[0] else "no step is left, so this training begins anew"
             for problem in sorted(set(problems) - {""}):
-                print(f"ddcnn: warning: {problem}; going back to the step before it", file=sys.stderr, flush=True)
+                print(f"ddcnn: warning: {problem}; {then}", file=sys.stderr, flush=True)
             if self.world.broadcast(not any(problems)):
                 return step
+            self.world.on_root(partial(self._set_aside, number))
         return None
+
+    def _set_aside(self, number: int) -> None:
+        """A damaged step is none any more: it must not count among those that stay."""
+        with disk_errors(self.folder):
+            os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{os.getpid()}")
+
+    def _refuse_links(self) -> None:
+        for path in (self.folder, *list(self.folder.parents)[:2]):
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, which is not followed: a run keeps its checkpoints in its own folder")
 
     def _numbers(self) -> list[int]:
         """Of the steps in the folder, ascending."""
-        if not self.folder.is_dir() or self.folder.is_symlink():
+        if not self.folder.is_dir():
             return []
         names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
         return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
@@ -157,7 +176,7 @@ class Sequence:
                 file = manifest["files"][name]
                 read[name] = _unpacked(folder / name, file["bytes"], file["sha256"])
             return Step(dict(manifest["about"]), {part: read[holder[part]][part] for part in parts}, read[own].get("own", {}))
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except DAMAGE as error:
             raise Damaged(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -183,7 +202,7 @@ def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             return {part: dict(_arrays(file, part)) for part in file}
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGE as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
 
@@ -218,13 +237,19 @@ def _read_file(path: Path, most: int) -> bytes:
     """Of a regular file, not of what a link leads to."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return file.read(most + 1)
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+                raise Damaged(f"{path} is no file, or too large")
+            beat(f"reading {path.name}")
+            return file.read()
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        for begin in range(0, len(data), PIECE):  # slow disks are not to be taken for a rank that has stopped
+            beat(f"saving {path.name}")
+            file.write(memoryview(data)[begin : begin + PIECE])
         file.flush()
         os.fsync(file.fileno())

@@ -8,8 +8,9 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
 from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, load, suggest
-from ddcnn.errors import InputError
-from ddcnn.parallel import World, launched_rank
+from ddcnn.errors import InputError, Stopped
+from ddcnn.launcher import launched_rank
+from ddcnn.parallel import World
 from ddcnn.watch import watched
 
 PARALLEL: dict[str, type[DataSettings]] = {"run": RunSettings, "partition": PartitionSettings}
@@ -54,14 +55,18 @@ def _together(settings: DataSettings, world: World) -> int:
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
         from ddcnn.interrupts import Interrupts, slurm_job
-        from ddcnn.plan import is_finished, prepare_run
+        from ddcnn.output import is_finished
+        from ddcnn.plan import prepare_run
 
         if world.on_root(lambda: is_finished(settings)):
             if world.rank == 0:
                 print(f"{settings.output}: finished, nothing to resume")
             return 0
         interrupts = Interrupts(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
-        store = prepare_run(world, settings)
+        try:
+            store = prepare_run(world, settings, lambda: bool(interrupts.reason))
+        except Stopped:
+            raise Stopped("while the images were being partitioned, of which nothing is kept: start again") from None
         with world.timeline.span("compute"):
             gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
             from ddcnn.experiment import run

@@ -88,6 +88,8 @@ class PartitionSettings(DataSettings):
     output: Path = option(..., "the partitioned file to write", "FILE.h5")
 
 
+MARK = "# settings of a run of ddcnn, written by it"  # the first line of config.toml, which tells a run's folder from others
+OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # not of the run
 FREE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
     "partitions", "data_root", "download", "stall_timeout", "methods",
@@ -219,6 +221,15 @@ def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None
     return cast(Settings, _resumed(settings, values)) if isinstance(settings, RunSettings) else settings
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run: its config.toml is one that a run has written."""
+    try:
+        with (folder / "config.toml").open("rb") as file:
+            return file.read(len(MARK)) == MARK.encode()
+    except OSError:
+        return False
+
+
 def _validated(kind: type[Settings], values: dict[str, Any], options: dict[str, Any], file: Path | None) -> Settings:
     try:
         return kind.model_validate(values)
@@ -232,11 +243,10 @@ def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
     Raises:
         InputError: another one of the given settings is not that of the folder.
     """
-    file = settings.output / "config.toml" if settings.resume and settings.output else None
-    if file is None or not file.is_file():
+    if not settings.resume or settings.output is None or not is_run(settings.output):
         return settings
-    of_the_attempt = {"resume": False, "time_limit": None}
-    stored = _validated(RunSettings, _read_toml(RunSettings, file) | of_the_attempt, {}, file)
+    file = settings.output / "config.toml"
+    stored = _validated(RunSettings, _read_toml(RunSettings, file) | OF_AN_ATTEMPT, {}, file)
     for name in given:
         ours, theirs = (values.model_dump(mode="json")[name] for values in (settings, stored))
         if name not in FREE and ours != theirs:

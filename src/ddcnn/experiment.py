@@ -19,8 +19,9 @@ from ddcnn.interrupts import Interrupts
 from ddcnn.job import Job, Networks
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
+from ddcnn.output import TRAINING, is_finished, prepare_output, take_output
 from ddcnn.parallel import World
-from ddcnn.plan import TRAINING, is_finished, prepare_output, take_output
+from ddcnn.plan import resolved
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary
@@ -34,6 +35,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
     Raises:
         Stopped: on all ranks, with what to tell.
     """
+    settings = resolved(settings, store)
     torch.set_num_threads(world.threads(settings.threads))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
@@ -43,7 +45,9 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
     if settings.decomposition == "width" and "transfer" in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     with ExitStack() as held:
-        output = Path(world.on_root(lambda: str(take_output(settings, store, held))))  # nothing is refused any more: an older run may go
+        output = Path(world.on_root(lambda: str(take_output(settings, held))))  # nothing is refused any more: an older run may go
+        if world.on_root(lambda: is_finished(settings)):  # by another job, meanwhile
+            return
         try:
             run_seeds(world, seeds, store, engine, output, interrupts)
         except Stopped as stop:
@@ -66,7 +70,7 @@ def run_seeds(
             world.timeline.begin()
         own = own.model_copy(update={"output": folder})
         if not world.on_root(lambda own=own: is_finished(own)):
-            world.on_root(lambda own=own, folder=folder: prepare_output(own, store, folder))
+            world.on_root(lambda own=own, folder=folder: prepare_output(own, folder))
             run_seed(world, own, store, engine, folder, interrupts)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none"))
 

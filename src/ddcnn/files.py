@@ -2,12 +2,18 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
+
+
+def short_name(source: str) -> str:
+    """A name for what is made of a source."""
+    return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))
 
 
 def sync(path: Path) -> None:

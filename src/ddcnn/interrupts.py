@@ -15,13 +15,14 @@ class Interrupts:
     """Whether this process has been asked to stop.
 
     Args:
-        signals: names that ask for it; a second one ends the process at once.
+        signals: names that ask for it; the same one again ends the process at once.
         time_limit: minutes from now, None for none.
         job: start and end of the SLURM job, in seconds since the epoch (see ``slurm_job``).
     """
 
     def __init__(self, signals: Iterable[str], time_limit: float | None = None, job: tuple[float, float] | None = None):
         self._reason = ""
+        self._seen: set[int] = set()
         self._deadlines = []
         if time_limit is not None:
             self._deadlines.append((time.time() + 60 * time_limit, "--time-limit"))
@@ -39,10 +40,11 @@ class Interrupts:
         return self._reason
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._reason.startswith("SIG"):
+        if number in self._seen:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._reason = signal.Signals(number).name
+        self._seen.add(number)  # another one may follow: SLURM sends SIGTERM at the end, while what an earlier signal asked for goes on
+        self._reason = self._reason or signal.Signals(number).name
 
 
 def slurm_job() -> tuple[float, float] | None:

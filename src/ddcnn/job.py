@@ -23,9 +23,9 @@ from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
+from ddcnn.output import TRAINING
 from ddcnn.parallel import World
 from ddcnn.parameters import Attribute
-from ddcnn.plan import TRAINING
 from ddcnn.progress import Progress
 from ddcnn.pulse import at
 from ddcnn.results import Results
@@ -174,6 +174,9 @@ class Job:
     @property
     def every_test_sample(self) -> torch.Tensor:
         return torch.arange(self.store.test_samples)
+
+    def asked_to_stop(self) -> bool:
+        return bool(self.interrupts.reason)
 
     # Recipes
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.checkpoint import Arrays, Sequence, Step
 from ddcnn.errors import InputError, Stopped
+from ddcnn.hdf5 import DAMAGE
 from ddcnn.interrupts import Interrupts
 from ddcnn.progress import Progress
 from ddcnn.timeline import Timeline
@@ -53,6 +54,7 @@ class Keeper:
         self.interrupts, self.records, self.timeline = interrupts, records, timeline
         self.progress, self.others_stop = progress, others_stop
         self.recipe = {"samples": samples} | asdict(recipe)
+        self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self._kept = self._looked = self._begin = time.monotonic()
         self._earlier = 0.0
         self._steps = self._look = 0
@@ -119,6 +121,8 @@ class Keeper:
         if step is None:
             return
         about, path = step.about, self.sequence.folder
+        if not isinstance(about.get("recipe"), dict):
+            raise InputError(f"{path}: its newest step is not one of a training; delete it")
         for name, wanted in json.loads(json.dumps(self.recipe)).items():
             if (there := about["recipe"].get(name)) != wanted:
                 raise InputError(
@@ -127,6 +131,8 @@ class Keeper:
                 )
         try:
             ended = about["epoch"] > self.recipe["epochs"]
+            if not 1 <= about["epoch"] <= self.recipe["epochs"] + 1 or not 0 <= about["step"] < self.steps_per_epoch:
+                raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
             for name, module in parts.items():
                 _restore_network(module, step.parts[name])
                 if not ended:
@@ -139,7 +145,7 @@ class Keeper:
             self.records.bring_back(about["rows"], step.own)
             self.progress.skip(training.epoch - 1)
             self._earlier, self._begin = about["seconds"], time.monotonic()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path}: its newest step does not fit this run ({type(error).__name__}: {error})") from None
 
 

@@ -12,29 +12,19 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
+from ddcnn.launcher import launched_size
 from ddcnn.pulse import beat, waiting
 from ddcnn.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
 LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two looks at a pending operation
 STEP_SLEEP = 2e-4  # the same where all ranks arrive in every step of training
-
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-
-
-def launched_size() -> int:
-    """Number of processes that the launcher says it started; 1 without a launcher."""
-    return next((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), 1)
-
-
-def launched_rank() -> int:
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
 
 
 class World:
@@ -107,13 +97,14 @@ class World:
 
     # Collectives
 
-    def _wait(self, request, kind: str = "wait", longest: float = 0.0) -> None:
+    def _wait(self, request, kind: str = "wait", longest: float = 0.0, meanwhile: Callable[[], None] = lambda: None) -> None:
         longest = longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
             waiting()
             begin = time.perf_counter()
             while not request.Test():  # an operation moves on only here, so who has just come looks often
                 time.sleep(min(1e-5 + (time.perf_counter() - begin) / 8, longest))
+                meanwhile()
             beat()
 
     def barrier(self) -> None:
@@ -206,31 +197,39 @@ class World:
     # Agreeing on errors
 
     @contextmanager
-    def stopping_together(self, work: int) -> Iterator[Callable[[], bool]]:
+    def stopping_together(self, work: int, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
         """Around long work without communication, on all ranks: yields whether another rank refuses or stops, so that this one may stop.
 
         Args:
             work: a number below 2¹⁵, another one every time.
+            asked: whether this rank has been asked to stop; if it has nothing left to do, it tells the others.
 
         Raises:
             InputError: on the ranks that refuse.
             Stopped: on all ranks, if one of them has stopped.
         """
         error: InputError | Stopped | None = None
-        told = []
+        told: list[Any] = []
+
+        def tell() -> None:
+            if not told:
+                others = set(range(self.size)) - {self.rank}
+                told.extend(self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others)
+
         try:
             yield lambda: self.communicator.Iprobe(tag=work)
         except (InputError, Stopped) as refusal:
             error = refusal
-            others = set(range(self.size)) - {self.rank}
-            told = [self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others]
-        refusing, stopping = (round(self.size * share) for share in self.mean([error is not None, isinstance(error, Stopped)]))
-        for _ in range(refusing - (error is not None)):
+            tell()
+        self._wait(self.communicator.Ibarrier(), meanwhile=lambda: tell() if asked() else None)
+        shares = self.mean([bool(told), isinstance(error, InputError), isinstance(error, Stopped)])
+        telling, refusing, stopping = (round(self.size * share) for share in shares)
+        for _ in range(telling - bool(told)):
             self.communicator.Recv(np.empty(0, dtype=np.uint8), tag=work)
         self._mpi.Request.Waitall(told)
         if isinstance(error, InputError):
             raise error
-        if stopping == refusing > 0:  # else those that stopped did so since another one refuses
+        if stopping and not refusing:  # else those that stopped did so since another one refuses
             raise error or Stopped
 
     @contextmanager

@@ -21,7 +21,7 @@ from ddcnn.data.set_files import SetFiles
 from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.data.store import SPLITS, PartitionedSet, checksum, images_name
 from ddcnn.decomposition import Decomposition
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, Stopped
 from ddcnn.facts import Facts
 from ddcnn.files import disk_errors, sync
 from ddcnn.parallel import World
@@ -52,6 +52,7 @@ def blocks(split: Split, selection: np.ndarray) -> list[Block]:
 def partition(
     world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
     skip_damaged: bool = False, progress: str = "none", reuse: bool = False,
+    asked: Callable[[], bool] = lambda: False,
 ) -> PartitionedSet:  # fmt: skip
     """Writes ``path``, all ranks together.
 
@@ -60,10 +61,12 @@ def partition(
         path: the file to write; parts lie in a folder beside it.
         skip_damaged: leaves damaged samples out, and says so on stderr.
         progress: style of rank 0's, which has read as much as the others, or nearly so.
+        asked: whether this rank has been asked to stop.
         reuse: takes a set that another job has put there meanwhile, whose content is the same.
 
     Raises:
         InputError: a damaged sample, a pixel that is no number, or a file system that refuses the files.
+        Stopped: on all ranks, if one has been asked to; nothing is left.
     """
     parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
     number = world.on_root(lambda: int.from_bytes(os.urandom(4)))
@@ -79,8 +82,10 @@ def partition(
         with files.open(world) as file, told:  # with parallel h5py, opening, creating and closing are collective
             _create(file, source, rows, decomposition, skip_damaged)
             for name in SPLITS:
-                share = takewhile(lambda block: not stopped(), shares[name])
+                share = takewhile(lambda block: not stopped() and not asked(), shares[name])
                 kept[name], runs[name] = _write(file, source, name, share, rows[name][0], decomposition, facts, skip_damaged, told)
+        if stopped() or asked():
+            raise Stopped
         sync(files.written)
 
     def finish() -> None:
@@ -106,7 +111,7 @@ def partition(
         files.prepare()
     try:
         with (
-            world.together(), world.stopping_together(number % 2**14) as stopped,
+            world.together(), world.stopping_together(number % 2**14, asked) as stopped,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(shares.values()):
@@ -115,7 +120,7 @@ def partition(
         every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
         every_run = {name: world.gather_rows(runs[name]) or [] for name in SPLITS}
         world.on_root(finish)
-    except InputError:
+    except (InputError, Stopped):
         files.discard()
         raise
     with world.together():

@@ -3,29 +3,23 @@
 Nothing here needs torch, so that a refusal comes at once.
 """
 
-import os
-import re
-import shutil
-import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import sha256
 from math import prod
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 
 from ddcnn.config import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.sources import Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.files import disk_errors, write_text
-from ddcnn.lock import locked
+from ddcnn.files import short_name
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
+from ddcnn.output import check_output
 from ddcnn.parallel import World
 from ddcnn.partition import partition
 from ddcnn.seeding import seed_name, seed_names
@@ -34,8 +28,6 @@ OF_A_SOURCE = (
     "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
     "skip_damaged",
 )  # fmt: skip
-TRAINING = "checkpoints/training"  # of trainings that go on; parameters of trained networks lie beside it
-LEFT_BY_A_RUN = ("results.json", "details.h5", "metrics.jsonl", "report.md", "config.toml")
 
 
 def partition_command(world: World, settings: PartitionSettings) -> None:
@@ -65,47 +57,24 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
         )
 
 
-def prepare_run(world: World, settings: RunSettings) -> PartitionedSet:
-    """The partitioned set of a run; all ranks together."""
+def prepare_run(world: World, settings: RunSettings, asked: Callable[[], bool] = lambda: False) -> PartitionedSet:
+    """The partitioned set of a run; all ranks together. ``asked`` says whether this rank has been asked to stop.
+
+    Raises:
+        InputError: what is asked for cannot be done.
+        Stopped: while the images were being partitioned.
+    """
     world.barrier()
     world.timeline.begin()
     if world.rank == 0 and settings.progress != "none":
         print(f"partition  {settings.data}", flush=True)
     with world.timeline.phase("partition"):
-        return find_or_partition(world, settings)
+        return find_or_partition(world, settings, asked)
 
 
-def take_output(settings: RunSettings, store: PartitionedSet, held: ExitStack) -> Path:
-    """Makes the output folder, holds it for this job, and prepares it.
-
-    Raises:
-        InputError: another job holds it.
-    """
-    name = f"{_file_name(settings.data)}-{_times(store.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output = settings.output or Path("runs") / name
-    with disk_errors(output):
-        if settings.output is None and output.exists():  # of another run that was started in the same second
-            output = output.with_name(f"{output.name}-{os.getpid()}")
-        output.mkdir(parents=True, exist_ok=True)
-    held.enter_context(locked(output))
-    prepare_output(settings, store, output)
-    return output
-
-
-def prepare_output(settings: RunSettings, store: PartitionedSet, output: Path) -> None:
-    """Clears a run's folder of what an earlier run has left there, unless that goes on, and writes the resolved settings into it."""
-    goes_on = settings.resume and (output / "config.toml").is_file()
-    with disk_errors(output):
-        for folder in () if goes_on else (output, *output.glob("seed-*")):
-            for left in (*LEFT_BY_A_RUN, "checkpoints/*.h5", "figures/*.png"):
-                for old in folder.glob(left):
-                    old.unlink()
-            shutil.rmtree(folder / TRAINING, ignore_errors=True)
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    boxes = {"grid": store.grid, "overlap": store.overlap} if settings.decomposition == "image" else {}
-    resolved = settings.model_copy(update={"output": output, "resume": False} | boxes)
-    values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
-    write_text(output / "config.toml", tomli_w.dumps(values))
+def resolved(settings: RunSettings, store: PartitionedSet) -> RunSettings:
+    """With the grid and the overlap of a set that was partitioned before."""
+    return settings.model_copy(update={"grid": store.grid, "overlap": store.overlap}) if settings.decomposition == "image" else settings
 
 
 def source_options(settings: DataSettings, name: str) -> SourceOptions:
@@ -126,12 +95,19 @@ def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
     return {split: balanced_subset(source.splits[split].labels, wanted[split], settings.subset_seed, split) for split in SPLITS}
 
 
-def partition_source(world: World, settings: DataSettings, options: SourceOptions, path: Path, opened: list[Source]) -> PartitionedSet:
+def partition_source(
+    world: World,
+    settings: DataSettings,
+    options: SourceOptions,
+    path: Path,
+    opened: list[Source],
+    asked: Callable[[], bool] = lambda: False,
+) -> PartitionedSet:
     """Writes the partitioned set of a source that rank 0 has ``opened`` and found in order."""
 
-    def write(ranks: World, source: Source) -> PartitionedSet:
+    def write(ranks: World, source: Source, asked: Callable[[], bool] = lambda: False) -> PartitionedSet:
         boxes, reuse = replace(decompose(settings, source), thin=1), isinstance(settings, RunSettings)
-        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress, reuse)
+        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress, reuse, asked)
 
     if world.broadcast(bool(opened and opened[0].in_memory)):
         world.on_root(lambda: write(world.alone(), opened[0]).path)
@@ -141,10 +117,10 @@ def partition_source(world: World, settings: DataSettings, options: SourceOption
         source = opened[0] if opened else open_source(replace(options, download=False))
     if not world.agree(source.fingerprint.encode()):
         raise InputError(f"--data {options.name}: its files changed while they were looked at; start again", agreed=True)
-    return write(world, source)
+    return write(world, source, asked)
 
 
-def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
+def find_or_partition(world: World, settings: RunSettings, asked: Callable[[], bool]) -> PartitionedSet:
     """The partitioned set of a run: as given, as found from an earlier run of the same content, or made now."""
     options = source_options(settings, settings.data)
     opened: list[Source] = []
@@ -167,7 +143,7 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
         content = (replace(options, download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
         chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
         key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
-        path = settings.partitions / f"{_file_name(settings.data)}-{_times(decomposition.grid)}-{key}.h5"
+        path = settings.partitions / f"{short_name(settings.data)}-{_times(decomposition.grid)}-{key}.h5"
         return str(path), path.is_file()
 
     path, there = world.on_root(plan)
@@ -175,40 +151,8 @@ def find_or_partition(world: World, settings: RunSettings) -> PartitionedSet:
         with world.together():
             store = PartitionedSet.open(Path(path))
     else:
-        store = partition_source(world, settings, options, Path(path), opened)
+        store = partition_source(world, settings, options, Path(path), opened, asked)
     return replace(store, thin=settings.thin)
-
-
-def is_finished(settings: RunSettings) -> bool:
-    """Whether a run that is to be resumed has nothing left to do."""
-    return settings.resume and settings.output is not None and (settings.output / "results.json").is_file()
-
-
-def check_output(settings: RunSettings) -> None:
-    """Refuses an output folder that holds a finished run, or something else."""
-    output = settings.output
-    if settings.resume and output is None:
-        raise InputError("--resume: name the folder of the run with --output")
-    if output is None or not output.is_dir():
-        return
-    with locked(output):
-        pass
-    start = settings.start_from.resolve() if settings.start_from else None
-    if start and (output.resolve() in (start, *start.parents) or start in output.resolve().parents):
-        raise InputError(f"--output {output}: --start-from reads from there; name another folder")
-    if settings.overwrite:
-        return
-    if settings.resume:
-        return
-    if any(output.glob("results.json")) or any(output.glob("seed-*/results.json")):
-        raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
-    if any(output.glob(f"{TRAINING}/*")) or any(output.glob(f"seed-*/{TRAINING}/*")):
-        raise InputError(
-            f"--output {output} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
-        )
-    foreign = {entry.name for entry in output.iterdir()} - {"checkpoints"}
-    if foreign and not (output / "config.toml").is_file():
-        raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
 
 
 def check_methods(world: World, settings: RunSettings) -> None:
@@ -279,7 +223,3 @@ def _times(numbers: Iterable[int]) -> str:
 
 def _text(value: int | tuple[int, ...]) -> str:
     return str(value) if isinstance(value, int) else _times(value)
-
-
-def _file_name(source: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))

@@ -37,10 +37,14 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
     """Trains the parts one after the other: the rank's local CNNs, and on rank 0 the DNN, if a method needs it."""
     world, settings = job.world, job.settings
     with job.progress("local CNNs", settings.epochs * len(job.owned) * job.dnn_samples.networks) as progress:
-        with world.timeline.phase("local"), world.together(), world.stopping_together(LOCAL) as others_stop:
+        with world.timeline.phase("local"), world.together(), world.stopping_together(LOCAL, job.asked_to_stop) as others_stop:
             networks = [obtain_local(job, index, progress, others_stop) for index in job.owned]
         folds = job.dnn_samples.kind == "out-of-fold"
-        with world.timeline.phase("folds" if folds else "local"), world.together(), world.stopping_together(FOLDS) as others_stop:
+        with (
+            world.timeline.phase("folds" if folds else "local"),
+            world.together(),
+            world.stopping_together(FOLDS, job.asked_to_stop) as others_stop,
+        ):
             pairs = zip(job.owned, networks, strict=True)
             found = [classify_local(job, index, network, progress, others_stop) for index, network in pairs]
 
@@ -54,7 +58,7 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
                 handed_test = world.gather(np.stack([local.handed_test for local in found]))
 
     dnn = None
-    with world.timeline.phase("dnn"), world.together(), world.stopping_together(DNN) as others_stop:
+    with world.timeline.phase("dnn"), world.together(), world.stopping_together(DNN, job.asked_to_stop) as others_stop:
         if test is not None:
             decide(job, samples_first(test))
         if handed is not None and handed_test is not None:

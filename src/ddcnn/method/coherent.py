@@ -27,11 +27,18 @@ class CoherentNetwork(nn.Module):
         super().__init__()
         self.world, self.interface = world, interface
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
+        self.first = world.rank * len(local_cnns)  # subdomain
 
     def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks."""
-        pairs = zip(self.local_cnns, subimages, strict=True)
-        values = torch.stack([handed_over(self.interface, network, images) for network, images in pairs])  # (n, B, C)
+        draw = int(torch.randint(1 << 62, ())) if self.training else 0  # the same on all ranks
+        parts = []
+        for k, (network, images) in enumerate(zip(self.local_cnns, subimages, strict=True)):
+            with torch.random.fork_rng([images.device] if images.is_cuda else [], enabled=self.training):
+                if self.training:
+                    torch.manual_seed(draw + self.first + k)  # dropout is that of the subdomain, whichever rank has it
+                parts.append(handed_over(self.interface, network, images))
+        values = torch.stack(parts)  # (n, B, C)
         if self.world.size > 1:
             values = Collect.apply(values, self.world)  # (N, B, C)
         with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
@@ -40,8 +47,7 @@ class CoherentNetwork(nn.Module):
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The local CNNs of this rank's subdomains, and the DNN."""
-        first = self.world.rank * len(self.local_cnns)
-        return {f"local-{first + k:04}": network for k, network in enumerate(self.local_cnns)} | {"dnn": self.dnn}
+        return {f"local-{self.first + k:04}": network for k, network in enumerate(self.local_cnns)} | {"dnn": self.dnn}
 
     def freeze(self, frozen: bool) -> None:
         """Frozen, only the DNN learns: the local CNNs' parameters and running statistics stay as they are."""
