@@ -84,12 +84,13 @@ def small_disk(tmp_path):
     [
         ("local-0002", 1, "head -c 100m /dev/zero > filler", "No space left on device", "rm filler"),
         ("transfer", 0, "head -c 100m /dev/zero > filler", "No space left on device", "rm filler"),
-        ("transfer", 1, "mount -o remount,ro $PWD", "Read-only file system", "mount -o remount,rw $PWD"),
+        ("transfer", 1, "mount --bind {0} {0} && mount -o remount,bind,ro {0}", "Read-only file system", "umount {0}"),
     ],
 )
 def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, stopped, training, rank, happens, says, mend):
     expected = stopped[1]
     options = (*QUICK, "--methods", "dnn,transfer")
+    happens, mend = (command.format("run/checkpoints/training") for command in (happens, mend))
     finished = start(2, small_disk, *options, interrupted=(training, 12, rank, happens))
     assert says in refusal(finished)
     subprocess.run(mend, shell=True, cwd=small_disk, check=True)

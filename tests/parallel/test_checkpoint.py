@@ -106,6 +106,16 @@ def test_a_damaged_file_is_named_and_the_step_before_is_taken(world, shared_path
     assert value_of(load(world, shared_path)) == 3
 
 
+def test_a_damaged_step_does_not_count_among_those_that_stay(world, shared_path):
+    saved(world, shared_path, [1, 2, 3])
+    world.on_root(lambda: flip(shared_path / "0000003" / "manifest.json"))
+    sequence = Sequence(world, shared_path, IDENTITY, 2)
+    assert value_of(sequence.load(["dnn"])) == 2
+    sequence.save(step(world, 4))
+    world.barrier()
+    assert sorted(path.name for path in shared_path.glob("[0-9]*")) == ["0000002", "0000004"]
+
+
 def test_where_no_step_is_whole_there_is_none(world, shared_path):
     saved(world, shared_path, [1, 2])
     world.on_root(lambda: [flip(shared_path / number / "manifest.json") for number in ("0000001", "0000002")] and None)
