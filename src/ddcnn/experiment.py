@@ -50,8 +50,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
             return
         try:
             run_seeds(world, seeds, store, engine, output, interrupts)
-        except Stopped as stop:
-            reasons = world.broadcast(world.gather_values(str(stop)))
+        except Stopped:
+            reasons = world.broadcast(world.gather_values(interrupts.reason))
             reason = next(filter(None, reasons), "asked to")
             raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {output}") from None
 

@@ -74,7 +74,7 @@ class Keeper:
         if wish != GO_ON:
             self._save(training)
         if wish == STOP:
-            raise Stopped(self.interrupts.reason)
+            raise Stopped
 
     def after_epoch(self, training: Training) -> None:
         wish = self._wish()
@@ -82,7 +82,7 @@ class Keeper:
         if ended or wish != GO_ON or (self.every_epochs and (training.epoch - 1) % self.every_epochs == 0):
             self._save(training)
         if wish == STOP:
-            raise Stopped(self.interrupts.reason)
+            raise Stopped
 
     def _wish(self) -> int:
         """What one of the ranks wishes, the same on all of them."""
