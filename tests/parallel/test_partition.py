@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -128,7 +129,8 @@ def test_ranks_stop_soon_after_one_has_met_a_damaged_sample(world, shared_path, 
     with pytest.raises(InputError, match="train file 0 is damaged"):
         everything = {"train": np.arange(53), "test": np.arange(7)}
         partition(world, source, everything, Decomposition(SHAPE[:2], (1, 1)), shared_path / "set.h5")
-    assert len(blocks) < 53 / world.size / 2
+    if not h5py.get_config().mpi:  # one file of all ranks is closed by all of them together, at their end
+        assert len(blocks) < 53 / world.size / 2
     world.barrier()
     assert list(shared_path.iterdir()) == []
 
