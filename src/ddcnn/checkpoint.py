@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,7 +149,7 @@ class Sequence:
     def _set_aside(self, number: int) -> None:
         """A damaged step is none any more: it must not count among those that stay."""
         with disk_errors(self.folder):
-            os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{os.getpid()}")
+            os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{time.time_ns()}")
 
     def _refuse_links(self) -> None:
         for path in (self.folder, *list(self.folder.parents)[:2]):

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from mutations import damaged
 
 from ddcnn import checkpoint
 from ddcnn.checkpoint import Sequence, Step
@@ -149,6 +150,26 @@ def test_a_disk_that_refuses_leaves_the_step_before(world, shared_path, monkeypa
     world.barrier()
     assert [path.name for path in shared_path.iterdir()] == ["0000001"]
     assert value_of(load(world, shared_path)) == 1
+
+
+def test_random_damage_is_never_believed(world, shared_path):
+    """DDCNN_FUZZ_CASES of them, by default 200."""
+    saved(world, shared_path, [1, 2])
+    path = shared_path / str(world.rank)  # everyone for himself
+    shutil.copytree(shared_path, path, ignore=shutil.ignore_patterns("[0-9]", "[0-9][0-9]"))
+    names, random = ["manifest.json", "rank-0000.h5"], np.random.default_rng(world.rank)
+    whole = {name: (path / "0000002" / name).read_bytes() for name in names}
+    outcomes = set()
+    for _ in range(int(os.environ.get("DDCNN_FUZZ_CASES", "200"))):
+        shutil.rmtree(path / "0000002", ignore_errors=True)
+        shutil.copytree(shared_path / "0000002", path / "0000002")
+        name = random.choice(names)
+        changed = damaged(whole[name], random)
+        (path / "0000002" / name).write_bytes(changed)
+        found = Sequence(world.alone(), path, IDENTITY, 9).load(["local-0000", "dnn"])
+        assert value_of(found) == (2 if changed == whole[name] else 1)
+        outcomes.add(value_of(found))
+    assert 1 in outcomes
 
 
 @pytest.mark.parametrize("bad", ["link", "external", "virtual", "compressed", "nested", "cycle"])
