@@ -9,7 +9,7 @@ import time
 
 from mpi4py import MPI
 
-from ddcnn import __main__, experiment
+from ddcnn import __main__, as_one, two_step
 from ddcnn.data.batches import Subimages
 
 rank, how, step = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -33,6 +33,8 @@ if MPI.COMM_WORLD.Get_rank() == rank:
     if how == "slow":
         Subimages.batch = slow
     else:
-        setattr(experiment, step, {"loop": loop, "sleep": sleep}[how])
+        for module in (two_step, as_one):
+            if hasattr(module, step):
+                setattr(module, step, {"loop": loop, "sleep": sleep}[how])
 sys.argv[1:] = sys.argv[4:]
 sys.exit(__main__.main())
