@@ -8,7 +8,7 @@ import pytest
 from launching import alone, launch, refusal
 
 FAILING = (str(Path(__file__).with_name("failing.py")),)
-QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none")
+QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none", "--no-figures")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, 
 def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words):
     change(arrays)
     np.savez(tmp_path / "a.npz", **arrays)
-    line = refusal(launch(2, "run", "--data", "a.npz", *QUICK[:-4], "--progress", "none", cwd=tmp_path))
+    line = refusal(launch(2, "run", "--data", "a.npz", *QUICK[:-5], "--progress", "none", cwd=tmp_path))
     for word in words:
         assert word in line
     assert not list(tmp_path.glob("runs/partitions/*"))
