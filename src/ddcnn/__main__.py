@@ -4,7 +4,7 @@ import signal
 import sys
 
 from ddcnn import cli
-from ddcnn.ending import end, told
+from ddcnn.ending import end, is_echo, told
 from ddcnn.errors import InputError, Stopped
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
@@ -41,7 +41,7 @@ def main() -> int:
         if world is None and not isinstance(error, Exception):
             raise
         if world:
-            end(world, told(error, world.rank, world.size), 1)
+            end(world, told(error, world.rank, world.size), 1, is_echo(error))
         else:
             print(told(error, 0, 1), file=sys.stderr, flush=True)
         return 1

@@ -78,7 +78,9 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
 def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
     steps = [(4, ("local-0001", 12, 1, "SIGKILL")), (1, ("dnn", 12, 0, "SIGUSR1")), (2, ("transfer", 12, 1, "SIGUSR1"))]
     for ranks, interrupted in steps:
-        assert start(ranks, tmp_path, *QUICK, *DECOMPOSED, "--resume", interrupted=interrupted).returncode not in (0, 2)
+        finished = start(ranks, tmp_path, *QUICK, *DECOMPOSED, "--resume", interrupted=interrupted)
+        assert (finished.returncode == 75) == (interrupted[-1] != "SIGKILL"), finished.stderr
+        assert finished.returncode not in (0, 2)
     finished = start(4, tmp_path, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(tmp_path), undisturbed(2, *DECOMPOSED))
@@ -135,8 +137,10 @@ def test_a_time_limit_stops_the_run(tmp_path, limit):
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
-    finished = start(2, tmp_path, *QUICK, interrupted=("local-0002", 3, 1, "SIGUSR1+SIGUSR1"))
+    finished = start(2, tmp_path, *QUICK, interrupted=("local-0003", 3, 1, "SIGUSR1+SIGUSR1"))
     assert finished.returncode not in (0, 2, 75)
+    training = tmp_path / "run" / "checkpoints" / "training"
+    assert list(training.glob("local-0002/*")) and not list(training.glob("local-0003/*"))  # what one signal would have kept
 
 
 @pytest.mark.parametrize(
