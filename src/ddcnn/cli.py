@@ -50,8 +50,10 @@ def _meeting_places(world: World, settings: DataSettings) -> list[Path]:
 
 def _together(settings: DataSettings, world: World) -> int:
     if isinstance(settings, PartitionSettings):
+        from ddcnn.interrupts import release
         from ddcnn.plan import partition_command
 
+        release()
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
         from ddcnn.interrupts import Interrupts, slurm_job
