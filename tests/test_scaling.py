@@ -14,8 +14,8 @@ import tomli_w
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn import scaling
 from ddcnn.errors import InputError
+from ddcnn.scaling import collect as scaling
 
 QUICK = (
     "--network",
@@ -82,7 +82,7 @@ def collect(*arguments: object, cwd: Path):
 def rows(folder: Path) -> list[dict[str, float]]:
     """scaling.csv, numbers as numbers."""
     with (folder / "scaling.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def local_seconds(folder: Path) -> float:
