@@ -55,3 +55,38 @@ def _over_ranks(axes: Axes, ranks: Sequence[int]) -> None:
     axes.set_xlabel("ranks")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
+
+
+def predicted(
+    ranks: Sequence[int],
+    methods: Mapping[str, Sequence[float | None]],
+    phases: Mapping[str, Sequence[float | None]],
+    measured: Mapping[int, tuple[float, float | None]],
+    kind: str,
+) -> Figure:
+    """Seconds over ranks, on logarithmic axes; None where there is nothing to predict.
+
+    Args:
+        methods: two, the decomposed training and the global CNN.
+        measured: per number of ranks, of these two, None for one that was not trained.
+    """
+    figure = Figure((9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for place, (colour, (name, values)) in enumerate(zip((BLUE, ORANGE), methods.items(), strict=True)):
+        axes.plot(ranks, _numbers(values), color=colour, lw=2.5, label=f"{name}, model")
+        found = _numbers([pair[place] for pair in measured.values()])
+        if not np.isnan(found).all():
+            axes.plot(list(measured), found, "o", ms=8, mfc="none", mew=2, color=colour, label=f"{name}, measured")
+    for style, (name, values) in zip(("--", ":", "-.", (0, (1, 3)), (0, (5, 5))), phases.items(), strict=False):
+        axes.plot(ranks, _numbers(values), color=GREY, ls=style, lw=1.3, label=name)
+    _over_ranks(axes, ranks)
+    axes.set_yscale("log")
+    axes.set_ylabel("seconds")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.suptitle(f"{kind} scaling, predicted")
+    return figure
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """A gap in the curve for None, or for nothing at all."""
+    return np.array([value or np.nan for value in values], dtype=float)

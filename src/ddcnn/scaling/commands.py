@@ -1,6 +1,7 @@
 """The command line of ``ddcnn scaling``."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +41,16 @@ def add_parsers(parser: argparse.ArgumentParser) -> None:
     collect.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or of a study")
     collect.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write them")
     collect.add_argument("--kind", choices=("strong", "weak"), default="strong", help="what the runs must share (default: strong)")
+    predict = commands.add_parser("predict", help=PREDICT, description=PREDICT, allow_abbrev=False)
+    predict.add_argument("folder", type=Path, metavar="STUDY", help="folder of a finished study")
+    predict.add_argument("--ranks", default="16,64,256,1024,4096", metavar="LIST", help="beside those of the study (default: 16,64,…,4096)")
+    predict.add_argument("--measure", action="store_true", help="measure latency, bandwidth and reading on this machine, with two ranks")
+    predict.add_argument("--launcher", metavar="COMMAND", help="what starts these (default: mpirun)")
+    predict.add_argument("--latency-us", type=float, metavar="α", help="microseconds a message of the machine that is predicted")
+    predict.add_argument("--bandwidth-gb", type=float, metavar="β", help="gigabytes a second of its network, for a rank")
+    predict.add_argument("--read-gb", type=float, metavar="ρ", help="gigabytes a second of reading a partitioned set, for a rank")
+    predict.add_argument("--kind", choices=("strong", "weak"), help="of the study (default: what its study.toml says)")
+    predict.add_argument("--output", type=Path, metavar="FOLDER", help="where to write predict.csv, .md and .png (default: STUDY)")
 
 
 def main(parsed: argparse.Namespace, options: Sequence[str], settings_of: Callable[[Sequence[str]], RunSettings]) -> int:
@@ -48,9 +59,12 @@ def main(parsed: argparse.Namespace, options: Sequence[str], settings_of: Callab
         return study(parsed, options, settings_of)
     if options:
         raise InputError(f"ddcnn scaling {parsed.study} takes no options after --")
-    from ddcnn.scaling.collect import collect
+    if parsed.study == "predict":
+        predict(parsed)
+    else:
+        from ddcnn.scaling.collect import collect
 
-    collect(parsed.runs, parsed.output, parsed.kind)
+        collect(parsed.runs, parsed.output, parsed.kind)
     return 0
 
 
@@ -83,6 +97,27 @@ def study(parsed: argparse.Namespace, options: Sequence[str], settings_of: Calla
     if not parsed.no_collect:
         collect([parsed.output], parsed.output, parsed.study)
     return 0
+
+
+def predict(parsed: argparse.Namespace) -> None:
+    from ddcnn.scaling import prediction
+    from ddcnn.scaling.collect import kind_of
+    from ddcnn.scaling.study import parse_ranks
+
+    for name in ("latency_us", "bandwidth_gb", "read_gb"):
+        value = getattr(parsed, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
+    given: dict[str, float] = {}
+    if parsed.latency_us:
+        given |= dict.fromkeys(("messages", "reduce_messages"), 1e-6 * parsed.latency_us)
+    if parsed.bandwidth_gb:
+        given |= dict.fromkeys(("bytes_sent", "reduce_bytes"), 1e-9 / parsed.bandwidth_gb)
+    if parsed.read_gb:
+        given["bytes_read"] = 1e-9 / parsed.read_gb
+    launcher = words("launcher", parsed.launcher) if parsed.measure else None
+    kind = parsed.kind or kind_of(parsed.folder)
+    prediction.predict(parsed.folder, parse_ranks(parsed.ranks), given, launcher, parsed.output or parsed.folder, kind)
 
 
 def words(name: str, text: str | None) -> list[str]:

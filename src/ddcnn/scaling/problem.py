@@ -1,0 +1,153 @@
+"""The problem of a scaling study on any number of ranks: what its subdomains and networks would be, by the rules of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from ddcnn.config import RunSettings, load
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.finished import FinishedRun
+from ddcnn.networks import registry
+from ddcnn.networks.shape import Shape
+from ddcnn.scaling.performance_model import Sizes
+from ddcnn.scaling.points import Kind
+from ddcnn.scaling.study import grid_of
+from ddcnn.timeline import PHASES
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a study measured, as one of its runs tells it.
+
+    Attributes:
+        shape: of that run's images, (*spatial, channels).
+        subdomains: of that run; in a weak study, as many for each of its ``ranks``.
+        phases: that took place in the study, beside the decomposed ones always ``global``, for comparison.
+    """
+
+    kind: Kind
+    settings: RunSettings
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    ranks: int
+    samples: int
+    test_samples: int
+    classes: int
+    phases: tuple[str, ...]
+    bytes_a_value: int
+
+    @classmethod
+    def of(cls, run: FinishedRun, kind: Kind, phases: set[str]) -> "Problem":
+        """
+        Raises:
+            InputError: the study is of a kind that is not modelled.
+        """
+        settings, data = load(RunSettings, {"resume": False}, run.folder / "config.toml"), run.results["data"]
+        if settings.decomposition == "width" or settings.start_from:
+            raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
+        shape, grid = tuple(data["shape"]), tuple(run.results["decomposition"]["grid"])
+        ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
+        return cls(
+            kind, settings, shape, grid, run.results["environment"]["ranks"], data["train_samples"], data["test_samples"],
+            data["classes"], ordered, run.examples.dtype.itemsize,
+        )  # fmt: skip
+
+    def at(self, ranks: int) -> Sizes:
+        """The problem on so many ranks.
+
+        Raises:
+            InputError: there is none: the network cannot take such small subimages, or the ranks do not fit the subdomains.
+        """
+        *spatial, channels = self.shape
+        if self.kind == "weak":
+            each = prod(self.grid) // self.ranks
+            side = [pixels // parts for pixels, parts in zip(spatial, self.grid, strict=True)]
+            grid = grid_of(each * ranks, (1,) * len(side))
+            spatial = [pixels * parts for pixels, parts in zip(side, grid, strict=True)]
+        elif ranks <= prod(self.grid):
+            grid = self.grid
+            if prod(grid) % ranks:
+                raise InputError(f"{ranks} ranks do not fit {prod(grid)} subdomains")
+        else:
+            grid = grid_of(ranks, spatial)  # a finer one, since a rank has a subdomain at least
+        settings, subdomains = self.settings, prod(grid)
+        boxes = Decomposition(tuple(spatial), grid, settings.overlap).subdomains
+        subimage = max((box.subimage.shape for box in boxes), key=prod)
+        divisor = settings.divisor(subdomains)
+        for own in {box.subimage.shape for box in boxes}:
+            registry.check(settings.network, Shape(own, channels, self.classes), settings.width, divisor, settings.features)
+        local = Network.local(settings, Shape(subimage, channels, self.classes), divisor)
+        whole = Network.undecomposed(settings, Shape(tuple(spatial), channels, self.classes))
+        images = self.bytes_a_value * channels * (self.samples + self.test_samples)
+        epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
+        epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
+        return Sizes(
+            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
+            test_samples=self.test_samples, classes=self.classes, values=local.values, batch=settings.batch_size, epochs=epochs,
+            forward_epochs=settings.frozen_epochs, folds=settings.folds,
+            evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
+            local_operations=local.operations, global_operations=whole.operations,
+            dnn_operations=dnn_operations(settings.interface, subdomains, local.values, self.classes), parameters=whole.parameters,
+            local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a CNN costs.
+
+    Attributes:
+        operations: floating-point ones, to train on one sample: forward and backward.
+        values: that it hands to the DNN.
+    """
+
+    operations: float
+    parameters: int
+    values: int
+
+    @classmethod
+    @lru_cache
+    def local(cls, settings: RunSettings, shape: Shape, divisor: float) -> "Network":
+        return cls._of(settings, shape, settings.width, divisor, settings.features)
+
+    @classmethod
+    @lru_cache
+    def undecomposed(cls, settings: RunSettings, shape: Shape) -> "Network":
+        return cls._of(settings, shape, settings.global_width or settings.width, 1, None)
+
+    @classmethod
+    def _of(cls, settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> "Network":
+        import torch
+
+        from ddcnn.method.interface import values_per_subdomain
+
+        with torch.device("meta"):  # nothing is stored or computed
+            network: Any = registry.make(settings.network, shape, width, divisor, features)
+            operations = trained_operations(network, (shape.channels, *shape.spatial))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return cls(operations, parameters, values_per_subdomain(settings.interface, network))
+
+
+@lru_cache
+def dnn_operations(interface: str, subdomains: int, values: int, classes: int) -> float:
+    """Of the DNN, to train on one sample."""
+    import torch
+
+    from ddcnn.networks.dense import DenseNetwork
+
+    with torch.device("meta"):
+        return trained_operations(DenseNetwork(interface, subdomains, values, classes), (subdomains * values,))
+
+
+def trained_operations(network: Callable[[Any], Any], sample: tuple[int, ...]) -> float:
+    """Multiplications and additions of convolutions and matrix products, forward and backward, as PyTorch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = 2  # batch normalisation needs two
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(batch, *sample)).sum().backward()
+    return counter.get_total_flops() / batch
