@@ -17,8 +17,8 @@ OF_KIND = {
 }
 DDP = (
     "DDP is the global CNN under DistributedDataParallel: the batch of all ranks stays what it is in the study, shared out, until a rank "
-    "has 2 samples of it (batch normalisation needs them), and grows beyond; its "
-    "all-reduce is a ring that does not overlap with the computing."
+    "has 2 samples of it (batch normalisation needs them), and grows beyond; its all-reduce is a ring that does not "
+    "overlap with the computing."
 )
 NOT_MODELLED = """\
 - Accuracy: local CNNs of small subimages see little, and a larger batch of DDP learns otherwise.
@@ -28,8 +28,7 @@ NOT_MODELLED = """\
 RATES = {
     "local_operations": ("R_l, local CNNs and DNN", 1e9, "GFLOP/s", True),
     "global_operations": ("R_g, global CNN", 1e9, "GFLOP/s", True),
-    "cnn_steps": ("t_c, a step of a CNN", 1e3, "ms", False),
-    "dnn_steps": ("t_d, a step of the DNN", 1e3, "ms", False),
+    "layer_steps": ("t, a layer in a step beyond its arithmetic", 1e6, "µs", False),
     "bytes_read": ("ρ, reading", 1e9, "GB/s", True),
     "messages": ("α", 1e6, "µs", False),
     "bytes_sent": ("β", 1e9, "GB/s", True),
@@ -58,7 +57,7 @@ Every number of ranks, with the model fitted to the others only ({conditions}; m
 
 ## The machine
 
-Fitted to all measured points, in relative least squares: R_l, R_g, t_c, t_d; the others are measured apart, or given. The equations
+Fitted to all measured points, in relative least squares: R_l, R_g and t; the others are measured apart, or given. The equations
 are in the docstring of `ddcnn.scaling.performance_model`.
 
 {rate_table(model)}
@@ -120,9 +119,8 @@ def rate_table(model: Model) -> str:
 def untold(model: Model) -> str:
     """What the study leaves open, and what follows."""
     notes = {
-        "cnn_steps": "All steps of its CNNs are alike, so that t_c cannot be told from arithmetic and is taken as zero: the times of "
-        "smaller subimages, and of small shares of a batch, are predicted too short. "
-        "A study with the method `global` on several ranks tells.",
+        "layer_steps": "All steps are alike, so that t cannot be told from arithmetic and is taken as zero: the times of smaller subimages, and "
+        "of small shares of a batch, are predicted too short. A study with the methods `dnn` and `global` tells.",
         "global_operations": "No global CNN was trained: R_g is taken to be R_l, which wider layers usually exceed.",
     }
     return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)

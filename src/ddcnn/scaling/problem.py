@@ -81,6 +81,7 @@ class Problem:
             registry.check(settings.network, Shape(own, channels, self.classes), settings.width, divisor, settings.features)
         local = Network.local(settings, Shape(subimage, channels, self.classes), divisor)
         whole = Network.undecomposed(settings, Shape(tuple(spatial), channels, self.classes))
+        dnn = Network.dense(settings.interface, subdomains, local.values, self.classes)
         images = self.bytes_a_value * channels * (self.samples + self.test_samples)
         epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
         epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
@@ -90,21 +91,23 @@ class Problem:
             forward_epochs=settings.frozen_epochs, folds=settings.folds,
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
             local_operations=local.operations, global_operations=whole.operations,
-            dnn_operations=dnn_operations(settings.interface, subdomains, local.values, self.classes), parameters=whole.parameters,
+            dnn_operations=dnn.operations, local_layers=local.layers, global_layers=whole.layers, dnn_layers=dnn.layers, parameters=whole.parameters,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a CNN costs.
+    """What a network costs.
 
     Attributes:
         operations: floating-point ones, to train on one sample: forward and backward.
-        values: that it hands to the DNN.
+        layers: modules without modules in them.
+        values: that it hands on.
     """
 
     operations: float
+    layers: int
     parameters: int
     values: int
 
@@ -119,6 +122,18 @@ class Network:
         return cls._of(settings, shape, settings.global_width or settings.width, 1, None)
 
     @classmethod
+    @lru_cache
+    def dense(cls, interface: str, subdomains: int, values: int, classes: int) -> "Network":
+        """The DNN."""
+        import torch
+
+        from ddcnn.networks.dense import DenseNetwork
+
+        with torch.device("meta"):
+            network = DenseNetwork(interface, subdomains, values, classes)
+            return cls(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
+
+    @classmethod
     def _of(cls, settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> "Network":
         import torch
 
@@ -128,18 +143,11 @@ class Network:
             network: Any = registry.make(settings.network, shape, width, divisor, features)
             operations = trained_operations(network, (shape.channels, *shape.spatial))
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        return cls(operations, parameters, values_per_subdomain(settings.interface, network))
+        return cls(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
 
 
-@lru_cache
-def dnn_operations(interface: str, subdomains: int, values: int, classes: int) -> float:
-    """Of the DNN, to train on one sample."""
-    import torch
-
-    from ddcnn.networks.dense import DenseNetwork
-
-    with torch.device("meta"):
-        return trained_operations(DenseNetwork(interface, subdomains, values, classes), (subdomains * values,))
+def layers(network: Any) -> int:
+    return sum(not any(module.children()) for module in network.modules())
 
 
 def trained_operations(network: Callable[[Any], Any], sample: tuple[int, ...]) -> float:
