@@ -119,8 +119,8 @@ def rate_table(model: Model) -> str:
 def untold(model: Model) -> str:
     """What the study leaves open, and what follows."""
     notes = {
-        "layer_steps": "All steps are alike, so that t cannot be told from arithmetic and is taken as zero: the times of smaller subimages, and "
-        "of small shares of a batch, are predicted too short. A study with the methods `dnn` and `global` tells.",
+        "layer_steps": "All steps are alike, so that t cannot be told from arithmetic and is taken as zero: the times of smaller "
+        "subimages, and of small shares of a batch, are predicted too short. A study with the methods `dnn` and `global` tells.",
         "global_operations": "No global CNN was trained: R_g is taken to be R_l, which wider layers usually exceed.",
     }
     return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)

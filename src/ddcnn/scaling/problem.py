@@ -91,7 +91,8 @@ class Problem:
             forward_epochs=settings.frozen_epochs, folds=settings.folds,
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
             local_operations=local.operations, global_operations=whole.operations,
-            dnn_operations=dnn.operations, local_layers=local.layers, global_layers=whole.layers, dnn_layers=dnn.layers, parameters=whole.parameters,
+            dnn_operations=dnn.operations, local_layers=local.layers, global_layers=whole.layers, dnn_layers=dnn.layers,
+            parameters=whole.parameters,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
 
