@@ -162,16 +162,10 @@ def test_a_study_that_no_rank_can_run_is_not_submitted(slurm, tmp_path):
 
 
 def test_a_study_is_submitted_by_the_command_with_repetitions_and_options_of_sbatch(slurm, tmp_path):
-    command = [sys.executable, "-m", "ddcnn", "scaling", "weak", "--ranks", "1,2", "--repetitions", "2", "--output", "study", "--side", "8"]
-    command += [
-        "--samples",
-        "200",
-        "--slurm",
-        "--launcher",
-        f"srun --mpi={slurm.environment['MPI']}",
-        "--sbatch=--time=05:00 --comment=ours",
-    ]
-    told = slurm.run(*command, "--", "--network", "vgg3", "--width", "8", "--epochs", "1", cwd=tmp_path)
+    sizes = ("--ranks", "1,2", "--repetitions", "2", "--side", "8", "--samples", "200", "--output", "study")
+    where = ("--slurm", "--launcher", f"srun --mpi={slurm.environment['MPI']}", "--sbatch=--time=05:00 --comment=ours")
+    options = ("--network", "vgg3", "--width", "8", "--epochs", "1")
+    told = slurm.run(sys.executable, "-m", "ddcnn", "scaling", "weak", *sizes, *where, "--", *options, cwd=tmp_path)
     array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
     study = tmp_path / "study"
     assert slurm.wait(collector)["JobState"] == "COMPLETED", [path.read_text() for path in study.glob("*.out")]

@@ -87,7 +87,7 @@ def study(parsed: argparse.Namespace, options: Sequence[str], settings_of: Calla
     )
     described.check(settings_of)
     if parsed.slurm:
-        submit(described, launcher, words("sbatch", parsed.sbatch))
+        submit(described, launcher, options_of_sbatch(parsed.sbatch))
         return 0
     try:
         start(described, find_launcher(launcher))
@@ -118,6 +118,14 @@ def predict(parsed: argparse.Namespace) -> None:
     launcher = words("launcher", parsed.launcher) if parsed.measure else None
     kind = parsed.kind or kind_of(parsed.folder)
     prediction.predict(parsed.folder, parse_ranks(parsed.ranks), given, launcher, parsed.output or parsed.folder, kind)
+
+
+def options_of_sbatch(text: str) -> list[str]:
+    found = words("sbatch", text)
+    for option in found:
+        if not option.startswith("--"):
+            raise InputError(f"--sbatch {option}: write options as --name=value, several in one pair of quotes")
+    return found
 
 
 def words(name: str, text: str | None) -> list[str]:
