@@ -179,7 +179,8 @@ def test_the_prediction_of_a_phase_is_the_sum_of_its_parts():
     machine = Counts(5e-11, 3e-11, 1e-4, 1e-9, 1e-6, 1e-9, 1e-4, 1e-4, 1e-9)
     points = [point(ranks, {phase: one.seconds(machine) for phase, one in counts(PROBLEM.at(ranks)).items()}) for ranks in (1, 2)]
     found = fitted("strong", PROBLEM, points, machine, {}).at(16)
-    assert found.decomposed == pytest.approx(sum(found.seconds[phase] for phase in ("local", "gather", "dnn")))
+    assert PROBLEM.in_all("dnn", found.seconds) == pytest.approx(sum(found.seconds[phase] for phase in ("local", "gather", "dnn")))
+    assert PROBLEM.in_all("global", found.seconds) == found.seconds["global"] and PROBLEM.in_all("dnn", {"local": 1.0}) is None
     assert found.communication["gather"] == found.seconds["gather"] > 0 == found.communication["local"]
     assert found.reading["local"] == pytest.approx(1e-9 * found.sizes.local_bytes)
 
@@ -210,7 +211,7 @@ def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path)
         assert words in text
     assert "| 1 | local |" in done.stdout and "| 2 | total |" in done.stdout and "finer than the images" in done.stdout
     row = dict(zip(lines[0].split(","), lines[3].split(","), strict=True))
-    assert float(row["decomposed_seconds"]) == pytest.approx(sum(float(row[f"{name}_seconds"]) for name in ("local", "gather", "dnn")))
+    assert float(row["method_dnn_seconds"]) == pytest.approx(sum(float(row[f"{name}_seconds"]) for name in ("local", "gather", "dnn")))
     assert float(row["global_communication"]) < float(row["global_seconds"])
     picture = imread(tmp_path / "out" / "predict.png")
     assert picture.shape[1] > 1000 and picture[..., :3].std() > 0.05

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from ddcnn.figures.charts import METHOD_COLOURS
 from ddcnn.figures.colours import BLUE, GREEN, GREY, ORANGE
 
 COLOURS = (ORANGE, BLUE, GREEN)
@@ -61,22 +62,24 @@ def predicted(
     ranks: Sequence[int],
     methods: Mapping[str, Sequence[float | None]],
     phases: Mapping[str, Sequence[float | None]],
-    measured: Mapping[int, tuple[float, float | None]],
+    measured_ranks: Sequence[int],
+    measured: Mapping[str, Sequence[float | None]],
     kind: str,
 ) -> Figure:
     """Seconds over ranks, on logarithmic axes; None where there is nothing to predict.
 
     Args:
-        methods: two, the decomposed training and the global CNN.
-        measured: per number of ranks, of these two, None for one that was not trained.
+        methods: their whole times; of the phases, those that are no method by themselves.
+        measured: as ``methods``, on ``measured_ranks``.
     """
     figure = Figure((9, 5.2), layout="constrained")
     axes = figure.subplots()
-    for place, (colour, (name, values)) in enumerate(zip((BLUE, ORANGE), methods.items(), strict=True)):
-        axes.plot(ranks, _numbers(values), color=colour, lw=2.5, label=f"{name}, model")
-        found = _numbers([pair[place] for pair in measured.values()])
+    for name, values in methods.items():
+        colour, title = METHOD_COLOURS[name], "global (DDP)" if name == "global" else name
+        axes.plot(ranks, _numbers(values), color=colour, lw=2.5, label=f"{title}, model")
+        found = _numbers(measured[name])
         if not np.isnan(found).all():
-            axes.plot(list(measured), found, "o", ms=8, mfc="none", mew=2, color=colour, label=f"{name}, measured")
+            axes.plot(measured_ranks, found, "o", ms=8, mfc="none", mew=2, color=colour, label=f"{title}, measured")
     for style, (name, values) in zip(("--", ":", "-.", (0, (1, 3)), (0, (5, 5))), phases.items(), strict=False):
         axes.plot(ranks, _numbers(values), color=GREY, ls=style, lw=1.3, label=name)
     _over_ranks(axes, ranks)

@@ -50,11 +50,6 @@ class Predicted:
     def of(self, phase: str) -> float | None:
         return self.seconds.get(phase)
 
-    @property
-    def decomposed(self) -> float | None:
-        """All phases but the global CNN's."""
-        return total(self.seconds) if self.seconds else None
-
 
 @dataclass(frozen=True)
 class Model:
@@ -87,11 +82,6 @@ class Model:
         return Predicted(ranks, sizes, seconds, read, communication)
 
 
-def total(seconds: dict[str, float]) -> float:
-    """Of the decomposed phases."""
-    return sum(value for phase, value in seconds.items() if phase not in ("global", TOTAL))
-
-
 def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher: Sequence[str] | None, output: Path, kind: Kind) -> None:
     """Writes predict.csv, predict.md and predict.png, and prints the tables.
 
@@ -115,19 +105,19 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     here = here._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
     model = fitted(kind, problem, points_of(runs, kind), here, given)
     wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
-    write_text(output / "predict.csv", csv_text(map(csv_row(problem.phases), wanted)))
+    write_text(output / "predict.csv", csv_text(map(csv_row(problem), wanted)))
     write_text(output / "predict.md", text(model, wanted, runs[0]))
-    phases = [phase for phase in problem.phases if phase != "global"]
     figure = figures.predicted(
         [one.ranks for one in wanted],
-        {"decomposed": [one.decomposed for one in wanted], "DDP of the global CNN": [one.of("global") for one in wanted]},
-        {phase: [one.of(phase) for one in wanted] for phase in phases},
-        {point.ranks: (total(point.seconds), point.seconds.get("global")) for point in model.points},
+        {method: [problem.in_all(method, one.seconds) for one in wanted] for method in problem.methods},
+        {phase: [one.of(phase) for one in wanted] for phase in problem.phases if phase not in problem.methods},
+        [point.ranks for point in model.points],
+        {method: [problem.in_all(method, point.seconds) for point in model.points] for method in problem.methods},
         kind,
     )
     with replacing(output / "predict.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    print(f"{error_table(model)}\n\n{time_table(problem.phases, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
+    print(f"{error_table(model)}\n\n{time_table(problem, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
 
 
 def fitted(kind: Kind, problem: Problem, points: list[Point], here: Counts, given: dict[str, float]) -> Model:

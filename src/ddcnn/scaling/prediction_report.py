@@ -7,6 +7,7 @@ from ddcnn.report import number, table
 from ddcnn.scaling.performance_model import Counts
 from ddcnn.scaling.points import TOTAL, Measured
 from ddcnn.scaling.prediction import Model, Predicted
+from ddcnn.scaling.problem import Problem
 
 OF_KIND = {
     "strong": "Strong scaling: the image and the set are those of the study. Up to N ranks its subdomains are shared out; beyond, the grid "
@@ -45,7 +46,7 @@ def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
 
 {OF_KIND[model.kind]} {DDP}
 
-{time_table(model.problem.phases, wanted)}
+{time_table(model.problem, wanted)}
 {refusals(wanted)}
 ![time over ranks](predict.png)
 
@@ -86,18 +87,21 @@ def error_table(model: Model) -> str:
     return table(("ranks", "phase", "measured s", "model s, fitted without it", "error in %"), rows)
 
 
-def time_table(phases: Sequence[str], wanted: Sequence[Predicted]) -> str:
-    """Seconds on every number of ranks."""
+def time_table(problem: Problem, wanted: Sequence[Predicted]) -> str:
+    """Seconds on every number of ranks: of the phases, and of the methods in all."""
+    phases, methods = [phase for phase in problem.phases if phase != "global"], problem.methods
     rows = []
     for one in wanted:
-        sizes, decomposed, whole = one.sizes, one.decomposed, one.of("global")
+        sizes, in_all = one.sizes, [problem.in_all(method, one.seconds) for method in methods]
+        first, ddp = in_all[0], in_all[-1]
         rows.append((
             one.ranks, sizes.subdomains if sizes else "–", "x".join(map(str, sizes.subimage)) if sizes else "–",
-            *(short(one.of(phase)) for phase in phases if phase != "global"), short(decomposed), short(whole),
-            short(one.communication.get("global")), number(whole / decomposed if whole and decomposed else None, "{:.3g}"),
+            *(short(one.of(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
+            sizes.global_share * one.ranks if sizes else "–", number(ddp / first if first and ddp else None, "{:.3g}"),
         ))  # fmt: skip
-    names = [f"{phase} s" for phase in phases if phase != "global"]
-    return table(("ranks", "N", "subimage", *names, "decomposed s", "DDP s", "of it all-reduce s", "DDP / decomposed"), rows)
+    in_alls = [f"**{'DDP' if method == 'global' else method}** in all s" for method in methods]
+    header = ("ranks", "N", "subimage", *(f"{phase} s" for phase in phases), *in_alls, "of it all-reduce s", "its batch")
+    return table((*header, f"DDP / {methods[0]}"), rows)
 
 
 def short(seconds: float | None) -> str:
@@ -126,14 +130,15 @@ def untold(model: Model) -> str:
     return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)
 
 
-def csv_row(phases: Sequence[str]) -> Callable[[Predicted], dict[str, Any]]:
+def csv_row(problem: Problem) -> Callable[[Predicted], dict[str, Any]]:
     """Of a prediction: all its numbers by name."""
 
     def row(one: Predicted) -> dict[str, Any]:
         found: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
         found |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
         kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
-        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in phases}
-        return found | {"decomposed_seconds": one.decomposed, "refusal": one.refusal or None}
+        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in problem.phases}
+        found |= {f"method_{method}_seconds": problem.in_all(method, one.seconds) for method in problem.methods}
+        return found | {"refusal": one.refusal or None}
 
     return row

@@ -1,12 +1,12 @@
 """The problem of a scaling study on any number of ranks: what its subdomains and networks would be, by the rules of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any
 
-from ddcnn.config import RunSettings, load
+from ddcnn.config import METHODS, RunSettings, load
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.finished import FinishedRun
@@ -54,6 +54,18 @@ class Problem:
             kind, settings, shape, grid, run.results["environment"]["ranks"], data["train_samples"], data["test_samples"],
             data["classes"], ordered, run.examples.dtype.itemsize,
         )  # fmt: skip
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those whose times are told: of the two-step ones, which differ by little, the last; and the global CNN."""
+        asked = [name for name in METHODS if name in self.settings.methods and name != "global"]
+        two_step = [name for name in asked if name in ("vote", "average", "dnn")][-1:]
+        return (*two_step, *(name for name in asked if name in ("coherent", "transfer")), "global")
+
+    def in_all(self, method: str, seconds: Mapping[str, float]) -> float | None:
+        """Seconds of the phases that a method needs; None if one of those that take place in the study is not among them."""
+        needed = [phase for phase in self.settings.phases_of(method) if phase in self.phases]
+        return sum(seconds[phase] for phase in needed) if set(needed) <= set(seconds) else None
 
     def at(self, ranks: int) -> Sizes:
         """The problem on so many ranks.
