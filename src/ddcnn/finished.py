@@ -55,6 +55,11 @@ class FinishedRun:
         return {name: method["test_accuracy"] for name, method in self.results["methods"].items()}
 
     @property
+    def spans_by_rank(self) -> list[np.ndarray]:
+        """A list over ranks of arrays (spans, 4), as ``timeline`` takes them."""
+        return [self.spans[self.spans[:, 0] == rank, 1:] for rank in range(self.results["environment"]["ranks"])]
+
+    @property
     def best(self) -> str:
         return max(self.test_accuracy, key=lambda name: self.test_accuracy[name])
 

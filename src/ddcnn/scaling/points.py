@@ -100,7 +100,7 @@ def measure(folder: Path, kind: Kind) -> Measured:
         epochs = settings["epochs"] if training == "local" else results["methods"][training]["epochs"]
         return Measured(
             folder, environment["ranks"], environment["seed"],
-            {name: phase["seconds"] for name, phase in phases.items()} | {TOTAL: wall(windows([run.spans[:, 1:]], TIMED))},
+            {name: phase["seconds"] for name, phase in phases.items()} | {TOTAL: wall(windows(run.spans_by_rank, TIMED))},
             {name: (phase["max_rank_seconds"], phase["mean_rank_seconds"]) for name, phase in phases.items()},
             training, epochs * results["data"]["train_samples"] / phases[training]["seconds"], conditions(run, settings, kind),
         )  # fmt: skip
