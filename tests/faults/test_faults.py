@@ -130,7 +130,9 @@ def test_the_others_are_ended_while_they_wait_for_a_rank_that_fails_late(tmp_pat
     assert "rank 0 of 4, DNN: ZeroDivisionError" in finished.stderr
 
 
-@pytest.mark.parametrize(("step", "method", "place"), [("train_local", "vote", "subdomain 1"), ("train_global", "global", "global CNN")])
+@pytest.mark.parametrize(
+    ("step", "method", "place"), [("train_local", "vote", "subdomain 1"), ("train_data_parallel", "global", "global CNN")]
+)
 def test_a_rank_that_runs_out_of_memory_ends_all_and_says_what_takes_less(tmp_path, step, method, place):
     greedy = ("--grid", "3x1", "--overlap", "1", "--batch-size", "1400", "--width", "256", "--methods", method)
     finished = launch(3, "1", step, "starve", "run", *QUICK[:4], *greedy, "--progress", "none", cwd=tmp_path, program=FAILING)
