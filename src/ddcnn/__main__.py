@@ -6,6 +6,7 @@ import sys
 from ddcnn import cli
 from ddcnn.ending import end, is_echo, told
 from ddcnn.errors import InputError, Stopped
+from ddcnn.interrupts import hold
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
 
@@ -17,6 +18,7 @@ def main() -> int:
     world = None
     try:
         if cli.needs_ranks(sys.argv[1:]):
+            hold()
             world = World()
         return cli.main(sys.argv[1:], world)
     except InputError as error:

@@ -7,10 +7,11 @@ from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
-from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, load, suggest
+from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, Settings, load, suggest
 from ddcnn.errors import InputError, Stopped
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
+from ddcnn.scaling import commands as scaling
 from ddcnn.watch import watched
 
 PARALLEL: dict[str, type[DataSettings]] = {"run": RunSettings, "partition": PartitionSettings}
@@ -18,7 +19,7 @@ SUMMARIES = {
     "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
     "partition": "write a data set as a partitioned HDF5 file",
     "report": "tables and figures of finished runs, made anew",
-    "scaling": "strong and weak scaling studies out of finished runs",
+    "scaling": "strong and weak scaling studies: run or submitted, collected, predicted for more ranks",
     "info": "MPI, HDF5, devices, cores and threads of this machine",
 }
 
@@ -50,8 +51,10 @@ def _meeting_places(world: World, settings: DataSettings) -> list[Path]:
 
 def _together(settings: DataSettings, world: World) -> int:
     if isinstance(settings, PartitionSettings):
+        from ddcnn.interrupts import release
         from ddcnn.plan import partition_command
 
+        release()
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
         from ddcnn.interrupts import Interrupts, slurm_job
@@ -84,16 +87,15 @@ def _command(arguments: list[str]) -> str:
 def _alone(arguments: list[str]) -> int:
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments = ["run", *arguments]
-    parsed = _parser().parse_args(arguments)
+    end = arguments.index("--") if "--" in arguments and arguments[0] == "scaling" else len(arguments)
+    parsed = _parser().parse_args(arguments[:end])
+    if parsed.command == "scaling":
+        return scaling.main(parsed, arguments[end + 1 :], lambda own: _settings(RunSettings, list(own)))
     if parsed.command == "report":
         from ddcnn.summary import write_reports
 
         for run in parsed.runs:
             write_reports(run)
-    elif parsed.command == "scaling":
-        from ddcnn.scaling import collect
-
-        collect(parsed.runs, parsed.output, parsed.kind)
     elif parsed.command == "info":
         from ddcnn.info import show_info
 
@@ -101,7 +103,7 @@ def _alone(arguments: list[str]) -> int:
     return 0
 
 
-def _settings(kind: type[DataSettings], arguments: list[str]) -> DataSettings:
+def _settings(kind: type[Settings], arguments: list[str]) -> Settings:
     if not arguments or arguments[0].startswith("-"):
         arguments = ["run", *arguments]
     parsed, unknown = _parser().parse_known_args(arguments)
@@ -134,17 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "report":
             command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
         elif name == "scaling":
-            _add_scaling(command)
+            scaling.add_parsers(command)
     return parser
-
-
-def _add_scaling(parser: argparse.ArgumentParser) -> None:
-    studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
-    summary = "put finished runs on different numbers of ranks together: scaling.csv, scaling.md, scaling.png"
-    collect = studies.add_parser("collect", help=summary, description=summary, allow_abbrev=False)
-    collect.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs; as many ranks: repetitions")
-    collect.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write them")
-    collect.add_argument("--kind", choices=("strong", "weak"), default="strong", help="what the runs must share (default: strong)")
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> None:
