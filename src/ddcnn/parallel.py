@@ -82,10 +82,11 @@ class World:
         subdomains = len(decomposition)
         if subdomains % self.size and self.size % subdomains:
             fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
-            choice = f"{', '.join(fitting)} ranks, or a multiple of {subdomains}"
+            fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
+            choice = f"{fewer} ranks, or a multiple of {subdomains}"
             grid = "x".join(map(str, decomposition.grid))
             parts = f"{subdomains} subdomains (--grid {grid})" if decomposition.thin == 1 else f"{subdomains} thin networks"
-            raise InputError(f"{self.size} ranks do not fit {parts}: start {choice}, with mpirun -n")
+            raise InputError(f"{self.size} ranks do not fit {parts}: start {choice} with mpirun -n")
 
     def owned(self, subdomains: int) -> range:
         """The subdomains of this rank, as many on every rank."""

@@ -22,7 +22,7 @@ def arrays():
     }
 
 
-@pytest.mark.parametrize("ranks", [3, 5, 8])
+@pytest.mark.parametrize("ranks", [3, 5, 6])
 def test_a_number_of_ranks_that_does_not_fit_names_those_that_do(tmp_path, ranks):
     line = refusal(launch(ranks, *QUICK, cwd=tmp_path))
     assert f"{ranks} ranks do not fit 4 subdomains (--grid 2x2): start 1, 2 or 4 ranks" in line
