@@ -19,7 +19,7 @@ from torch import nn
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
-from ddcnn.method.global_cnn import all_reduce, bytes_per_step
+from ddcnn.method.data_parallel import all_reduce, bytes_per_step
 from ddcnn.method.interface import bytes_per_sample, handed_over, values_per_subdomain
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape

@@ -9,8 +9,8 @@ from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.job import Job, failing_in
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.composition import compose
-from ddcnn.method.global_cnn import batch_of_all, classify_together, train_global
-from ddcnn.training import START, Epoch, build, classify
+from ddcnn.method.data_parallel import batch_of_all, classify_together, train_data_parallel
+from ddcnn.training import START, Epoch, build
 
 
 def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
@@ -19,10 +19,15 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
     recipe = job.transfer_recipe if method == "transfer" else job.recipe(settings.epochs_of(method), settings.coherent_lr)
     frozen_epochs = settings.frozen_epochs if method == "transfer" else 0
     epochs = frozen_epochs + recipe.epochs
-    network = CoherentNetwork(world, settings.interface, local_cnns, dnn)
+    group, leads = job.groups.group, job.groups.leads
+    recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, job.store.train_samples, group.size))
+    network = CoherentNetwork(job.groups.peers, settings.interface, local_cnns, dnn)
+
+    def classified() -> np.ndarray | None:
+        return classify_together(group, network, test, job.store.test_samples, engine)
 
     def after_epoch(epoch: Epoch) -> None:
-        job.watch(method, epoch, epochs, progress, lambda: classify(network, test, job.every_test_sample, engine).numpy())
+        job.watch(method, epoch, epochs, progress, classified)
 
     with (
         failing_in(method), world.timeline.phase(method), world.timeline.span("compute"), job.progress(method, epochs) as progress
@@ -34,13 +39,13 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
         if frozen_epochs:
             first = replace(recipe, epochs=frozen_epochs)
             frozen = first, job.keeper(f"{method}-frozen", first, len(everything), progress, method)
-        train_coherent(network, training, everything, recipe, engine, job.networks.seeds(method), after_epoch, keeper, frozen)
-        found = classify(network, test, job.every_test_sample, engine).numpy()
-        for index, local_cnn in zip(job.owned, local_cnns, strict=True):
+        train_coherent(group, network, training, everything, recipe, engine, job.networks.seeds(method), after_epoch, keeper, frozen)
+        found = classified()
+        for index, local_cnn in zip(job.owned, local_cnns, strict=True) if leads else ():
             job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.networks.about_local(index))
             if not settings.needs("local"):
                 results.subdomain(index, local_cnn, float("nan"))
-        if world.rank == 0:
+        if world.rank == 0 and found is not None:
             job.save(f"{method}-dnn", dnn, **job.networks.about_dnn())
             results.method(method, found.argmax(axis=1), found, dnn)
 
@@ -64,10 +69,10 @@ def run_global(job: Job, method: str, thin: list[nn.Module] | None = None) -> No
         seeds = job.networks.seeds(method)
         network = build(job.networks.make_global(width), seeds, engine)
         if thin:
-            compose(world, thin, network)
+            compose(job.groups.peers, thin, network)
             results.epoch(method, None, START, job.test_accuracy(classified()))
         everything = np.arange(job.store.train_samples)
-        train_global(
+        train_data_parallel(
             world, network, training, everything, recipe, engine, seeds,
             lambda epoch: job.watch(method, epoch, recipe.epochs, progress, classified),
             job.keeper(method, recipe, len(everything), progress, method),

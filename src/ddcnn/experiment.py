@@ -20,7 +20,7 @@ from ddcnn.job import Job, Networks
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
 from ddcnn.output import TRAINING, is_finished, prepare_output, take_output
-from ddcnn.parallel import World
+from ddcnn.parallel import Groups, World
 from ddcnn.plan import resolved
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
@@ -37,11 +37,12 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
     """
     settings = resolved(settings, store)
     torch.set_num_threads(world.threads(settings.threads))
+    groups = world.groups(len(store.decomposition))
     with world.together():
         engine = Engine.choose(world.device(settings.device), settings.precision)
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
-            seeds = [check_start(Networks(own, store, engine), world.owned(len(store.decomposition))) for own in seeds]
+            seeds = [check_start(Networks(own, store, engine), groups.peers.owned(len(store.decomposition))) for own in seeds]
     if settings.decomposition == "width" and "transfer" in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     with ExitStack() as held:
@@ -49,7 +50,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         if world.on_root(lambda: is_finished(settings)):  # by another job, meanwhile
             return
         try:
-            run_seeds(world, seeds, store, engine, output, interrupts)
+            run_seeds(world, groups, seeds, store, engine, output, interrupts)
         except Stopped:
             reasons = world.broadcast(world.gather_values(interrupts.reason))
             reason = next(filter(None, reasons), "asked to")
@@ -57,11 +58,11 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
 
 
 def run_seeds(
-    world: World, seeds: list[RunSettings], store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
+    world: World, groups: Groups, seeds: list[RunSettings], store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
 ) -> None:  # fmt: skip
     """One run with each of the seeds, into a folder of its own if there are several."""
     if len(seeds) == 1:
-        run_seed(world, seeds[0], store, engine, output, interrupts)
+        run_seed(world, groups, seeds[0], store, engine, output, interrupts)
         return
     folders = [output / seed_name(own.seed) for own in seeds]
     for own, folder in zip(seeds, folders, strict=True):
@@ -71,19 +72,20 @@ def run_seeds(
         own = own.model_copy(update={"output": folder})
         if not world.on_root(lambda own=own: is_finished(own)):
             world.on_root(lambda own=own, folder=folder: prepare_output(own, folder))
-            run_seed(world, own, store, engine, folder, interrupts)
+            run_seed(world, groups, own, store, engine, folder, interrupts)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
 
 
 def run_seed(
-    world: World, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
+    world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
 ) -> None:  # fmt: skip
     labels = {split: store.labels(split) for split in SPLITS}
     networks = Networks(settings, store, engine)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
     kind = settings.dnn_data if trains_dnn else "none"
     dnn_samples = DnnSamples.choose(kind, labels["train"], settings.folds, settings.seed)
-    job = Job(world, settings, store, engine, labels, dnn_samples, Results(world, settings, store, output), interrupts)
+    results = Results(world, groups, settings, store, output)
+    job = Job(world, groups, settings, store, engine, labels, dnn_samples, results, interrupts)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(job)

@@ -19,12 +19,13 @@ from ddcnn.errors import InputError
 from ddcnn.interrupts import Interrupts
 from ddcnn.keeping import Keeper
 from ddcnn.method.aggregate import build_dnn
+from ddcnn.method.data_parallel import batch_of_all
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.output import TRAINING
-from ddcnn.parallel import World
+from ddcnn.parallel import Groups, World
 from ddcnn.parameters import Attribute
 from ddcnn.progress import Progress
 from ddcnn.pulse import at
@@ -151,6 +152,7 @@ class Job:
     """
 
     world: World
+    groups: Groups
     settings: RunSettings
     store: PartitionedSet
     engine: Engine
@@ -161,7 +163,7 @@ class Job:
 
     @property
     def owned(self) -> range:
-        return self.world.owned(len(self.store.decomposition))
+        return self.groups.peers.owned(len(self.store.decomposition))
 
     @property
     def networks(self) -> Networks:
@@ -187,6 +189,14 @@ class Job:
             epochs, settings.batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, schedule or settings.schedule,
             settings.label_smoothing, self._class_weights,
         )  # fmt: skip
+
+    @property
+    def local_recipe(self) -> Recipe:
+        """Of local training; a group's ranks have equal shares of every batch."""
+        samples, folds = self.store.train_samples, self.settings.folds
+        fewest = samples - -(-samples // folds) if self.dnn_samples.kind in ("holdout", "out-of-fold") else samples
+        recipe = self.recipe(self.settings.epochs)
+        return replace(recipe, batch_size=batch_of_all(recipe.batch_size, fewest, self.groups.group.size))
 
     @property
     def transfer_recipe(self) -> Recipe:
@@ -231,15 +241,21 @@ class Job:
         self, name: str, recipe: Recipe, samples: int, progress: Progress, phase: str, subdomain: int | None = None,
         others_stop: Callable[[], bool] | None = None,
     ) -> Keeper:  # fmt: skip
-        """Of one training, whose epochs belong to a phase: of this rank alone if it knows whether others stop, else of all together."""
+        """Of one training, whose epochs belong to a phase.
+
+        It is kept by all ranks together or, if ``others_stop`` says whether they stop, by those alone that train: the subdomain's
+        group, or without a subdomain this rank.
+        """
         settings, world = self.settings, self.world
         identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.engine.precision}
         folder = self.results.output / TRAINING / name
-        sequence = Sequence(world.alone() if others_stop else world, folder, identity, settings.keep_checkpoints)
+        ranks = world if others_stop is None else world.alone() if subdomain is None else self.groups.group
+        sequence = Sequence(ranks, folder, identity, settings.keep_checkpoints)
         every = (settings.checkpoint_epochs, settings.checkpoint_seconds)
         return Keeper(
-            sequence, every, self.interrupts, self.results.records(phase, subdomain), recipe, samples, world.timeline, progress, others_stop
-        )
+            sequence, every, self.interrupts, self.results.records(phase, subdomain), recipe, samples, world.timeline, progress,
+            self.groups.leads, others_stop,
+        )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
         parameters.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)

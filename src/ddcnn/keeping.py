@@ -42,17 +42,18 @@ class Keeper:
     Args:
         every: epochs and seconds after which it is kept, beside its end; None for neither.
         samples: that the network learns from.
+        leads: whether this rank keeps the local CNNs that it has; others of its group have the same.
         others_stop: whether another rank stops, where each works for itself.
     """
 
     def __init__(
         self, sequence: Sequence, every: tuple[int | None, float | None], interrupts: Interrupts, records: Records, recipe: Recipe,
-        samples: int, timeline: Timeline, progress: Progress, others_stop: Callable[[], bool] | None = None,
+        samples: int, timeline: Timeline, progress: Progress, leads: bool = True, others_stop: Callable[[], bool] | None = None,
     ):  # fmt: skip
         self.sequence, self.world = sequence, sequence.world
         self.every_epochs, self.every_seconds = every
         self.interrupts, self.records, self.timeline = interrupts, records, timeline
-        self.progress, self.others_stop = progress, others_stop
+        self.progress, self.leads, self.others_stop = progress, leads, others_stop
         self.recipe = {"samples": samples} | asdict(recipe)
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self._kept = self._looked = self._begin = time.monotonic()
@@ -104,7 +105,7 @@ class Keeper:
         about = {"recipe": self.recipe, "epoch": training.epoch, "step": training.step, "seconds": self.seconds, "rows": rows}
         parts = {
             name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, training.optimizer))
-            for name, module in parts_of(training.network).items() if self.world.rank == 0 or name.startswith("local")
+            for name, module in parts_of(training.network).items() if self.world.rank == 0 or (self.leads and name.startswith("local"))
         }  # fmt: skip
         own = arrays | _running_arrays(training) | self.timeline.kept()
         self.sequence.save(Step(about | _numbers(training), parts, own))
@@ -152,7 +153,7 @@ class Keeper:
 def parts_of(network: nn.Module) -> dict[str, nn.Module]:
     """What is kept of a network: its parts by name; those called local belong to one rank each, others are the same on all ranks."""
     if isinstance(network, DistributedDataParallel):
-        return {"network": network.module}
+        return parts_of(network.module)
     return getattr(network, "parts", None) or {"network": network}
 
 

@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,16 @@ class World:
     # Who owns what
 
     def check_fits(self, decomposition: Decomposition) -> None:
-        """Every rank owns as many subdomains as the others.
+        """Every rank owns as many subdomains as the others, or every subdomain has as many ranks.
 
         Raises:
-            InputError: the ranks do not divide the subdomains; names the numbers of ranks that do.
+            InputError: neither; names the numbers of ranks that would do.
         """
         subdomains = len(decomposition)
-        if subdomains % self.size:
+        if subdomains % self.size and self.size % subdomains:
             fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
-            choice = f"{', '.join(fitting[:-1])} or {fitting[-1]} ranks" if len(fitting) > 1 else "1 rank"
+            fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
+            choice = f"{fewer} ranks, or a multiple of {subdomains}"
             grid = "x".join(map(str, decomposition.grid))
             parts = f"{subdomains} subdomains (--grid {grid})" if decomposition.thin == 1 else f"{subdomains} thin networks"
             raise InputError(f"{self.size} ranks do not fit {parts}: start {choice} with mpirun -n")
@@ -94,6 +96,19 @@ class World:
     def alone(self) -> "World":
         """This rank as a world of its own."""
         return World(self._mpi.COMM_SELF)
+
+    def groups(self, subdomains: int) -> "Groups":
+        """Who trains which of N subdomains; all ranks together."""
+        size = max(1, self.size // subdomains)
+        if size == 1:
+            return Groups(self.alone(), self)
+        return Groups(self._part(self.rank // size), self._part(self.rank % size))
+
+    def _part(self, number: int) -> "World":
+        """The ranks that give the same number, in their order."""
+        part = World(self.communicator.Split(number, self.rank))
+        part.timeline = self.timeline
+        return part
 
     # Collectives
 
@@ -291,3 +306,21 @@ class World:
         sys.stderr.flush()
         time.sleep(0.5)  # for the launcher to pass on what was said: it drops what it has not read when the job ends
         self.communicator.Abort(code)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The ranks of the job as subdomains times data-parallel ranks.
+
+    Attributes:
+        group: the ranks that train this one's subdomain together; itself alone if there are no more ranks than subdomains.
+        peers: the ranks at the same place in their groups, in the order of the subdomains: together they own each of them once.
+    """
+
+    group: World
+    peers: World
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for its group."""
+        return self.group.rank == 0

@@ -196,10 +196,9 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
     """Refuses too few samples, subimages that are too small for the network, and ranks that do not fit the subdomains."""
     if samples < max(2, settings.folds):
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
-    if "global" in settings.methods and samples < 2 * world.size:
-        raise InputError(
-            f"{samples} training samples are fewer than two a rank, which the method global needs: give more, or take fewer ranks"
-        )
+    sharing = world.size if "global" in settings.methods else max(1, world.size // len(decomposition))
+    if samples < 2 * sharing:
+        raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     check_networks(settings, decomposition, channels, classes)
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:

@@ -14,9 +14,9 @@ from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.finished import SCHEMA_VERSION
 from ddcnn.info import versions
-from ddcnn.method.global_cnn import batch_of_all
+from ddcnn.method.data_parallel import batch_of_all
 from ddcnn.metrics import scores
-from ddcnn.parallel import World
+from ddcnn.parallel import Groups, World
 from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.training import Engine, Epoch
@@ -37,7 +37,8 @@ class Results:
 
     local_classes: np.ndarray | None = None
 
-    def __init__(self, world: World, settings: RunSettings, store: PartitionedSet, output: Path):
+    def __init__(self, world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, output: Path):
+        self.groups = groups
         self.world, self.settings, self.store, self.output = world, settings, store, output
         self._epochs: list[tuple[float, ...]] = []  # rows of COLUMNS; NaN for none
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
@@ -57,11 +58,11 @@ class Results:
             write_text(self.output / "metrics.jsonl", "".join(map(_line, self._epochs)))
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
-        """An epoch has ended: of a subdomain, or on all ranks of a network of all (then rank 0's record is kept).
+        """An epoch has ended: of a subdomain, for whose group the first rank speaks, or of a network of all, for which rank 0 does.
 
         Rank 0 writes its own lines at once, for those who watch; the other ranks' lines join at the end.
         """
-        if subdomain is None and self.world.rank:
+        if not self.speaks(subdomain):
             return
         row = (
             PHASES.index(phase),
@@ -78,16 +79,24 @@ class Results:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
                 file.write(_line(self._epochs[-1]))
 
+    def speaks(self, subdomain: int | None) -> bool:
+        """Whether this rank records what all ranks of a network know."""
+        return self.world.rank == 0 if subdomain is None else self.groups.leads
+
     def records(self, phase: str, subdomain: int | None) -> "Records":
         return Records(self, phase, subdomain)
 
-    def local_classification(self, index: int, probabilities: np.ndarray) -> None:
+    def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
         """p_i (S_test, K) after an epoch of local training, for the curve of the average; nothing is sent before the end."""
+        if probabilities is None:
+            return
         self._moments.append((index, self.world.timeline.now()))
         self._classifications.append(probabilities[:: self._stride].astype(np.float16))
 
     def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in this time (not a number if only as a part of the coherent network)."""
+        if not self.speaks(index):
+            return
         parameters = _parameters(network)
         unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
         self._subdomains.append((index, parameters, parameters - unused, seconds))
@@ -117,8 +126,10 @@ class Results:
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
-        moments = self.world.gather(np.array(self._moments).reshape(-1, 2))
-        kept = self.world.gather(np.stack(self._classifications)) if self._classifications else None
+        moments = kept = None
+        if self._classifications:  # on the first rank of every group
+            moments = self.groups.peers.gather(np.array(self._moments).reshape(-1, 2))
+            kept = self.groups.peers.gather(np.stack(self._classifications))
 
         def write() -> None:
             assert sent is not None and spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
@@ -149,8 +160,9 @@ class Results:
     def _bytes(self, name: str, sent: np.ndarray) -> int:
         """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
         if name in ("vote", "average"):
-            row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (self.world.size - 1) // self.world.size
-            return row * self.store.test_samples
+            leading = self.groups.peers.size
+            row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (leading - 1) // leading
+            return row * self.store.test_samples + int(sent[:, PHASES.index("local")].sum())  # there, within groups
         return int(sum(sent[:, PHASES.index(phase)].sum() for phase in self.settings.phases_of(name)))
 
     def _anytime(self, moments: np.ndarray, kept: np.ndarray) -> list[tuple[float, float]]:
@@ -199,7 +211,8 @@ class Results:
             "methods": {name: self._methods[name] for name in settings.methods},
             "phases": phases_of(spans),
             "environment": {
-                "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // world.size,
+                "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // self.groups.peers.size,
+                "ranks_per_subdomain": self.groups.group.size,
                 "threads_per_rank": world.threads(settings.threads), "device": str(engine.device), "precision": engine.precision,
                 "mpi": world.library(), **versions(), "seed": settings.seed, "resumed": world.timeline.resumed,
             },
@@ -244,7 +257,7 @@ class Records:
 
     def bring_back(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
         results = self.results
-        if self.subdomain is None and results.world.rank:
+        if not results.speaks(self.subdomain):
             return
         back = [tuple(map(float, row)) for row in rows]
         if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):

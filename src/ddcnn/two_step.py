@@ -11,6 +11,7 @@ from ddcnn.data.batches import Subimages
 from ddcnn.job import Job, failing_in, state_of
 from ddcnn.keeping import Keeper
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
+from ddcnn.method.data_parallel import classify_together
 from ddcnn.method.local import classify_handed, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.progress import Progress
 from ddcnn.training import Epoch, classify
@@ -46,16 +47,18 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
             world.stopping_together(FOLDS, job.asked_to_stop) as others_stop,
         ):
             pairs = zip(job.owned, networks, strict=True)
-            found = [classify_local(job, index, network, progress, others_stop) for index, network in pairs]
+            classifiers = [classify_local(job, index, network, progress, others_stop) for index, network in pairs]
+            found = [local for local in classifiers if local]  # of the first rank of a group
 
     with world.timeline.phase("gather"):
-        test = world.gather(np.stack([local.test for local in found]))  # (ranks, owned, S_test, K) on rank 0
-        handed = handed_test = None
-        if settings.needs("dnn"):
-            handed = world.gather(np.stack([local.handed for local in found]))  # (ranks, owned, S_dnn, C); nothing for a DNN that is there
+        peers, test, handed, handed_test = job.groups.peers, None, None, None
+        if found:
+            test = peers.gather(np.stack([local.test for local in found]))  # (ranks, owned, S_test, K) on rank 0
+        if found and settings.needs("dnn"):
+            handed = peers.gather(np.stack([local.handed for local in found]))  # (ranks, owned, S_dnn, C); nothing for a DNN that is there
             handed_test = test
             if settings.interface != "probabilities":
-                handed_test = world.gather(np.stack([local.handed_test for local in found]))
+                handed_test = peers.gather(np.stack([local.handed_test for local in found]))
 
     dnn = None
     with world.timeline.phase("dnn"), world.together(), world.stopping_together(DNN, job.asked_to_stop) as others_stop:
@@ -73,12 +76,12 @@ def samples_first(gathered: np.ndarray) -> np.ndarray:
 
 def obtain_local(job: Job, index: int, progress: Progress, others_stop: Callable[[], bool]) -> nn.Module:
     """The local CNN of a subdomain, trained and watched, or taken from another run; its parameters are saved."""
-    settings, engine = job.settings, job.engine
+    settings, engine, group = job.settings, job.engine, job.groups.group
 
     def after_epoch(network: nn.Module, epoch: Epoch) -> None:
         accuracy = None
         if job.evaluates(epoch):
-            probabilities = classify(network, test, job.every_test_sample, engine).numpy()
+            probabilities = classify_together(group, network, test, job.store.test_samples, engine)
             accuracy = job.test_accuracy(probabilities)
             job.results.local_classification(index, probabilities)
         job.results.epoch("local", index, epoch, accuracy)
@@ -92,40 +95,47 @@ def obtain_local(job: Job, index: int, progress: Progress, others_stop: Callable
             training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
             test = Subimages.load(job.store, "test", index, engine.device)
             make, seeds = job.networks.make_local(index), job.networks.seeds("local", index)
-            chosen, recipe = job.dnn_samples.for_cnn, job.recipe(epochs)
+            chosen, recipe = job.dnn_samples.for_cnn, job.local_recipe
             keeper = job.keeper(f"local-{index:04}", recipe, len(chosen), progress, "local", index, others_stop)
-            network = train_local(make, training, chosen, recipe, engine, seeds, after_epoch, keeper)
+            network = train_local(group, make, training, chosen, recipe, engine, seeds, after_epoch, keeper)
             seconds = keeper.seconds
         job.results.subdomain(index, network, seconds)
-        job.save(f"local-{index:04d}", network, epochs=epochs, **job.networks.about_local(index))
+        if job.groups.leads:
+            job.save(f"local-{index:04d}", network, epochs=epochs, **job.networks.about_local(index))
         return network
 
 
-def classify_local(job: Job, index: int, network: nn.Module, progress: Progress, others_stop: Callable[[], bool]) -> LocalClassifier:
-    """The p_i of the test samples, and what the DNN learns from: by the subdomain's local CNN or, out of fold, by those of the folds."""
-    settings, samples, engine = job.settings, job.dnn_samples, job.engine
+def classify_local(job: Job, index: int, network: nn.Module, progress: Progress, others_stop: Callable[[], bool]) -> LocalClassifier | None:
+    """The p_i of the test samples, and what the DNN learns from: by the subdomain's local CNN or, out of fold, by those of the folds.
+
+    On the first rank of a group; the others take their share.
+    """
+    settings, samples, engine, group = job.settings, job.dnn_samples, job.engine, job.groups.group
 
     def keeper(fold: int, samples: int) -> Keeper:
         name = f"local-{index:04}-without-fold-{fold}"
-        return job.keeper(name, job.recipe(settings.epochs), samples, progress, "folds", index, others_stop)
+        return job.keeper(name, job.local_recipe, samples, progress, "folds", index, others_stop)
 
     def after_epoch(network: nn.Module, epoch: Epoch) -> None:
         progress.advance(f"subdomain {index}, folds  {state_of(epoch, settings.epochs)}")
 
     with failing_in(f"subdomain {index}"), job.world.timeline.span("compute"):
         test = Subimages.load(job.store, "test", index, engine.device)
-        handed_test = hand_over(settings.interface, network, test, job.every_test_sample.numpy(), engine)
+        handed_test = hand_over(group, settings.interface, network, test, job.every_test_sample.numpy(), engine)
+        handed = None
+        if samples.kind != "none":
+            training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
+            if samples.kind == "out-of-fold":
+                seeds, make = job.networks.seeds("local", index), job.networks.make_local(index)
+                handed = hand_over_out_of_fold(
+                    group, make, settings.interface, training, samples.fold, job.local_recipe, engine, seeds, after_epoch, keeper
+                )
+            else:
+                handed = hand_over(group, settings.interface, network, training, samples.index, engine)
+        if handed_test is None:
+            return None
         probabilities = classify_handed(settings.interface, network, handed_test, engine)
-        if samples.kind == "none":
-            return LocalClassifier(probabilities, handed_test, handed_test[:0])
-        training = Subimages.load(job.store, "train", index, engine.device, job.augmentation)
-        if samples.kind == "out-of-fold":
-            recipe, seeds = job.recipe(settings.epochs), job.networks.seeds("local", index)
-            make = job.networks.make_local(index)
-            handed = hand_over_out_of_fold(make, settings.interface, training, samples.fold, recipe, engine, seeds, after_epoch, keeper)
-        else:
-            handed = hand_over(settings.interface, network, training, samples.index, engine)
-        return LocalClassifier(probabilities, handed_test, handed)
+        return LocalClassifier(probabilities, handed_test, handed_test[:0] if handed is None else handed)
 
 
 def decide(job: Job, probabilities: np.ndarray) -> None:

@@ -50,7 +50,7 @@ def test_a_stopped_rank_ends_all_and_is_named_once(tmp_path, phase):
 
 @pytest.mark.parametrize(
     ("how", "step", "method"),
-    [("loop", "train_local", "vote"), ("loop", "train_global", "global"), ("sleep", "train_coherent", "coherent")],
+    [("loop", "train_local", "vote"), ("loop", "train_data_parallel", "global"), ("sleep", "train_coherent", "coherent")],
 )
 def test_a_rank_that_is_stuck_ends_all_and_is_named_once(tmp_path, how, step, method):
     begin = time.monotonic()

@@ -115,7 +115,9 @@ def test_five_steps_of_training_are_those_of_one_process(world, interface, optim
     networks, dnn = parts(interface, owned)
     distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
     found_epochs, epochs = [], []
-    train_coherent(distributed, Numbers(owned), np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), found_epochs.append)
+    train_coherent(
+        world.alone(), distributed, Numbers(owned), np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), found_epochs.append
+    )
     train(single, Numbers(range(N)), torch.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), epochs.append)
     assert found_epochs[0].loss == pytest.approx(epochs[0].loss, rel=1e-12)
     assert found_epochs[0].accuracy == epochs[0].accuracy
@@ -167,7 +169,17 @@ def test_in_frozen_epochs_only_the_dnn_learns(world):
 
     recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
     samples = Numbers(world.owned(N))
-    train_coherent(network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "transfer"), after_epoch, frozen=(recipe, NothingKept()))
+    train_coherent(
+        world.alone(),
+        network,
+        samples,
+        np.arange(SAMPLES),
+        recipe,
+        ENGINE,
+        Seeds(0, "transfer"),
+        after_epoch,
+        frozen=(recipe, NothingKept()),
+    )
     assert changed == [[False, True], [False, True], [True, True], [True, True]]
 
 
@@ -191,7 +203,9 @@ def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world
             networks.append(ENGINE.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
         samples = OwnedSubimages.load(store, "train", owned, ENGINE.device, Augmentation(True, 1))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
-        train_coherent(CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "c"))
+        train_coherent(
+            world.alone(), CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "c")
+        )
         return networks, dnn
 
     found, dnn = trained(world)

@@ -17,6 +17,16 @@ class Samples(Protocol):
         """Network input and labels (B,) int64 of the samples ``index`` (B,), on the device; augmented if ``draw`` is given."""
 
 
+class Images(Samples, Protocol):
+    """Samples of which a part of a batch can be had, augmented as the whole batch would be."""
+
+    def draws(self, images: int, draw: torch.Generator | None) -> "Draws":
+        """The augmentation of a batch of so many images."""
+
+    def drawn(self, index: torch.Tensor, draws: "Draws") -> tuple[Any, torch.Tensor]:
+        """As ``batch``, with an augmentation that has been drawn."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Samples whose input is ready as it lies: ``inputs`` (S, features) float32, ``labels`` (S,) int64."""
@@ -104,7 +114,13 @@ class Subimages:
 
     def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) -> (B, C, *subimage) float32, labels (B,)."""
-        return self.augmented(index, self.augmentation.draw(len(index), len(self.window), draw)), self.labels[index]
+        return self.drawn(index, self.draws(len(index), draw))
+
+    def draws(self, images: int, draw: torch.Generator | None) -> Draws:
+        return self.augmentation.draw(images, len(self.window), draw)
+
+    def drawn(self, index: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.augmented(index, draws), self.labels[index]
 
     def augmented(self, index: torch.Tensor, draws: Draws) -> torch.Tensor:
         """(B,) -> (B, C, *subimage) float32, flipped and shifted as drawn."""
@@ -161,24 +177,27 @@ class OwnedSubimages:
 
     def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[list[torch.Tensor], torch.Tensor]:
         """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,)."""
-        first = self.parts[0]
-        draws = first.augmentation.draw(len(index), len(first.window), draw)
-        return [part.augmented(index, draws) for part in self.parts], first.labels[index]
+        return self.drawn(index, self.draws(len(index), draw))
+
+    def draws(self, images: int, draw: torch.Generator | None) -> Draws:
+        return self.parts[0].draws(images, draw)
+
+    def drawn(self, index: torch.Tensor, draws: Draws) -> tuple[list[torch.Tensor], torch.Tensor]:
+        return [part.augmented(index, draws) for part in self.parts], self.parts[0].labels[index]
 
 
 @dataclass(frozen=True)
 class Share:
     """A rank's share of every batch: each ``ranks``-th sample, augmented as one process would augment the whole batch."""
 
-    images: Subimages
+    images: Images
     rank: int
     ranks: int
 
-    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, index: torch.Tensor, draw: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
-        draws = self.images.augmentation.draw(len(index), len(self.images.window), draw)
         own = slice(self.rank, None, self.ranks)
-        return self.images.augmented(index[own], draws.part(own)), self.images.labels[index[own]]
+        return self.images.drawn(index[own], self.images.draws(len(index), draw).part(own))
 
 
 def _labels(store: PartitionedSet, split: str, device: torch.device) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """The local CNNs and the DNN as one coherent network over all ranks (arXiv 2408.14442, section 3), from scratch or by transfer.
 
-Every rank runs its own local CNNs forward and backward; per step only the interface values travel, once.
+Every rank runs its own local CNNs forward and backward; per step only the interface values travel, once. Where there are more ranks
+than subdomains, each rank of a group does so for its share of the batch, with the peers that have the same share, and the group's
+ranks take the mean of their gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.data.batches import Samples
+from ddcnn.data.batches import Images
+from ddcnn.method.data_parallel import train_data_parallel
 from ddcnn.method.interface import Collect, handed_over, share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe
 
 
 class CoherentNetwork(nn.Module):
@@ -66,8 +69,9 @@ class CoherentNetwork(nn.Module):
 
 
 def train_coherent(
+    group: World,
     network: CoherentNetwork,
-    training: Samples,
+    training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
     engine: Engine,
@@ -79,6 +83,7 @@ def train_coherent(
     """Trains the coherent network in place, all ranks together.
 
     Args:
+        group: the ranks that have the same subdomains as this one, each for its share of every batch.
         training: the subimages of the rank's subdomains; every rank draws the same order and the same augmentation.
         chosen: (S,) the samples that it learns from.
         frozen: recipe of epochs before, in which only the DNN learns, and what keeps them.
@@ -92,9 +97,9 @@ def train_coherent(
     if frozen:
         network.freeze(True)
         own = Seeds(seeds.seed, f"{seeds.role} frozen")
-        train(network, training, torch.from_numpy(chosen), frozen[0], engine, own, after, frozen[1])
+        train_data_parallel(group, network, training, chosen, frozen[0], engine, own, after, frozen[1], has_unused=True)
         network.freeze(False)
-    train(
-        network, training, torch.from_numpy(chosen), recipe, engine, seeds,
-        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper,
+    train_data_parallel(
+        group, network, training, chosen, recipe, engine, seeds,
+        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper, has_unused=True,
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Local training: every subdomain's CNN on its own subimages, with no communication at all (arXiv 2302.06564, section 3)."""
+"""Local training: every subdomain's CNN on its own subimages, with no communication at all (arXiv 2302.06564, section 3).
+
+Where there are more ranks than subdomains, the ranks of a subdomain's group train its CNN together, data-parallel.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.data.batches import Samples
+from ddcnn.data.batches import Images, Samples
+from ddcnn.method.data_parallel import divided, train_data_parallel
 from ddcnn.method.interface import handed_over
+from ddcnn.parallel import World
 from ddcnn.seeding import Seeds, numpy_generator
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, evaluate, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, evaluate
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class DnnSamples:
 
 
 def train_local(
+    group: World,
     make: Callable[[], nn.Module],
-    training: Samples,
+    training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
     engine: Engine,
@@ -66,39 +72,49 @@ def train_local(
     """Trains a local CNN f_i.
 
     Args:
+        group: the ranks that train it together, of which nearly always there is one.
         make: a new network with initial parameters.
         training: the subdomain's subimages (R_i x) with their labels y.
         chosen: (S_cnn,) which of them it learns from.
     """
     network = build(make, seeds, engine)
-    train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, lambda epoch: after_epoch(network, epoch), keeper)
+    train_data_parallel(group, network, training, chosen, recipe, engine, seeds, lambda epoch: after_epoch(network, epoch), keeper)
     return network
 
 
 def hand_over_out_of_fold(
+    group: World,
     make: Callable[[], nn.Module],
     interface: str,
-    training: Samples,
+    training: Images,
     fold: np.ndarray,
     recipe: Recipe,
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
     keeper: Callable[[int, int], Keeper] = lambda fold, samples: NothingKept(),
-) -> np.ndarray:
-    """Interface values (S, C) of the training samples, each by a CNN that was trained on the folds that it is not in."""
-    unseen = []
+) -> np.ndarray | None:
+    """Interface values (S, C) of the training samples, each by a CNN that was trained on the folds that it is not in; on the first rank."""
+    unseen: list[Any] = []
     for k in range(int(fold.max()) + 1):
         own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
         chosen = np.flatnonzero(fold != k)
-        network = train_local(make, training, chosen, recipe, engine, own, after_epoch, keeper(k, len(chosen)))
-        unseen.append(hand_over(interface, network, training, np.flatnonzero(fold == k), engine))
+        network = train_local(group, make, training, chosen, recipe, engine, own, after_epoch, keeper(k, len(chosen)))
+        unseen.append(hand_over(group, interface, network, training, np.flatnonzero(fold == k), engine))
+    if group.rank:
+        return None
     return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
 
 
-def hand_over(interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine) -> np.ndarray:
-    """Interface values (S, C) float32 of the samples ``chosen`` (S,)."""
-    return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(chosen), engine).numpy()
+def hand_over(
+    group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine
+) -> np.ndarray | None:  # fmt: skip
+    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank."""
+
+    def work(own: np.ndarray) -> np.ndarray:
+        return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(own), engine).numpy()
+
+    return divided(group, chosen, work)
 
 
 @torch.inference_mode()

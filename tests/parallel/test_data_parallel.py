@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, Subimages
-from ddcnn.method.global_cnn import batch_of_all, bytes_per_step, classify_together, train_global
+from ddcnn.method.data_parallel import batch_of_all, bytes_per_step, classify_together, train_data_parallel
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Recipe, build, classify
 
@@ -34,7 +34,7 @@ def with_normalisation() -> nn.Module:
 def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, class_weights=None) -> nn.Module:
     recipe = Recipe(epochs, batch_of_all(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
     network = build(make, Seeds(0, "global"), ENGINE)
-    train_global(world, network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
+    train_data_parallel(world, network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
     return network
 
 

@@ -1,6 +1,7 @@
-"""The baseline: the undecomposed CNN on whole images, data-parallel over all ranks with PyTorch's DistributedDataParallel.
+"""One network, data-parallel over ranks with PyTorch's DistributedDataParallel: each computes the gradient of its share of every batch.
 
-On one rank that is the plain CNN. The training loop, the order of the samples and the augmentation are those of the other methods.
+So the baseline is trained, the undecomposed CNN on whole images, over all ranks; and so is a subdomain that has a group of ranks. On
+one rank it is the plain training loop; the order of the samples and the augmentation do not depend on the number of ranks.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddcnn.data.batches import Share, Subimages
+from ddcnn.data.batches import Images, Samples, Share
 from ddcnn.method.interface import share
 from ddcnn.parallel import World
 from ddcnn.process_group import process_group
@@ -20,30 +21,34 @@ from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, Training, classify, train
 
 
-def train_global(
+def train_data_parallel(
     world: World,
     network: nn.Module,
-    training: Subimages,
+    training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
     engine: Engine,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
+    has_unused: bool = False,
 ) -> None:
-    """Trains the global CNN in place, all ranks together; each computes the gradient of its share of every batch.
+    """Trains a network in place, all ranks of a world together.
 
     Args:
         network: with the same parameters on all ranks.
-        training: the whole images, resident on every rank as PyTorch's DistributedSampler would visit them.
+        training: the images, resident on every rank as PyTorch's DistributedSampler would visit them.
         chosen: (S,) which of them it learns from.
         recipe: the batch size is that of all ranks together, made of equal shares (see ``batch_of_all``).
+        has_unused: whether there are parameters that the loss does not depend on.
     """
     if world.size == 1:
         train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch, keeper)
         return
     with process_group(world, engine.device):
-        parallel = DistributedDataParallel(network, [engine.device] if engine.device.type == "cuda" else None)
+        parallel = DistributedDataParallel(
+            network, [engine.device] if engine.device.type == "cuda" else None, find_unused_parameters=has_unused
+        )
         parallel.register_comm_hook(world, all_reduce)
         buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
 
@@ -121,9 +126,16 @@ def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
     return (ranks - 1) * (2 * 4 * parameters + buffers)
 
 
-def classify_together(world: World, network: nn.Module, images: Subimages, samples: int, engine: Engine) -> np.ndarray | None:
-    """Every rank classifies its share of the samples: probabilities (S, K) float32 on rank 0."""
-    each = -(-samples // world.size)
-    own = (torch.arange(each) * world.size + world.rank).clamp_max(samples - 1)
-    gathered = world.gather(classify(network, images, own, engine).numpy())  # (ranks, each, K)
-    return None if gathered is None else gathered.swapaxes(0, 1).reshape(each * world.size, -1)[:samples]
+def classify_together(world: World, network: nn.Module, images: Samples, samples: int, engine: Engine) -> np.ndarray | None:
+    """Probabilities (S, K) float32 of all samples, on rank 0."""
+    return divided(world, np.arange(samples), lambda own: classify(network, images, torch.from_numpy(own), engine).numpy())
+
+
+def divided(world: World, chosen: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """What ``work`` finds (S, ...) for the samples ``chosen`` (S,), of which every rank takes a share; on rank 0."""
+    if world.size == 1 or len(chosen) == 0:
+        return work(chosen)
+    each = -(-len(chosen) // world.size)
+    own = np.minimum(np.arange(each) * world.size + world.rank, len(chosen) - 1)
+    gathered = world.gather(work(chosen[own]))  # (ranks, each, ...)
+    return None if gathered is None else gathered.swapaxes(0, 1).reshape(each * world.size, *gathered.shape[2:])[: len(chosen)]
