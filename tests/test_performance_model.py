@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -243,3 +244,13 @@ def test_the_network_is_measured_by_a_program_of_two_ranks(tmp_path):
 def test_bad_usage_is_one_line(study, arguments, words):
     assert words in refusal(alone("scaling", "predict", *arguments, cwd=study))
     assert not (study / "study" / "predict.md").exists()
+
+
+def test_groups_of_ranks_are_not_modelled(study, tmp_path):
+    shutil.copytree(study / "study", tmp_path / "study")
+    path = tmp_path / "study" / "2" / "results.json"
+    found = json.loads(path.read_text())
+    found["environment"]["ranks"] = 8
+    path.write_text(json.dumps(found))
+    line = refusal(alone("scaling", "predict", "study", "--latency-us", "2", "--bandwidth-gb", "1", cwd=tmp_path))
+    assert "8 ranks trained 4 subdomains, in groups" in line

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from ddcnn.errors import InputError
@@ -99,6 +100,9 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
     runs = measured([study], kind)
     problem = Problem.of(load(runs[0].folder), kind, set(runs[0].seconds))
+    most = max(run.ranks for run in runs) if kind == "strong" else problem.ranks
+    if most > prod(problem.grid):
+        raise InputError(f"{study}: {most} ranks trained {prod(problem.grid)} subdomains, in groups, which are not modelled: study fewer")
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     here = Counts(collectives=POLLING, bytes_read=1 / READING)

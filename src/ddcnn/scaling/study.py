@@ -86,9 +86,11 @@ class Study:
         for ranks in self.ranks:
             settings = settings_of(self.arguments(ranks))
             subdomains = prod(settings.grid)
-            if subdomains % ranks and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
+            if subdomains % ranks and ranks % subdomains and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
                 grid = "x".join(map(str, settings.grid))
-                raise InputError(f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors of it")
+                raise InputError(
+                    f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples of it"
+                )
 
     def describe(self) -> None:
         """Writes study.toml, from which a study that goes on knows its own folder.
