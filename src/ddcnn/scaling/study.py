@@ -89,7 +89,7 @@ class Study:
             if subdomains % ranks and ranks % subdomains and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
                 grid = "x".join(map(str, settings.grid))
                 raise InputError(
-                    f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples of it"
+                    f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples"
                 )
 
     def describe(self) -> None:
