@@ -23,6 +23,7 @@ PHASES_OF = {
 }  # the phases whose seconds and bytes a method needs
 METHODS = tuple(PHASES_OF)
 BEST_SUITED = ("transfer", "coherent", "dnn", "average", "vote", "global")  # which one answers, if nobody says
+BEST_SUITED_IN_PART = ("transfer", "dnn", "average", "vote", "coherent")  # the same where subdomains are missing; coherent suffers most
 
 
 class Command(BaseModel):

@@ -128,10 +128,8 @@ def _arrays(options: SourceOptions, wanted: str) -> Split:
     """Arrays in a file, with the labels that lie beside them; without names of splits all images are taken."""
     arrays, _ = ARRAYS[Path(options.name).suffix](Path(options.name))
     names = {split: [(f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")] for split in SPLITS}
-    pairs = {split: next(((x, y) for x, y in names[split] if x in arrays), None) for split in SPLITS}
-    if not any(pairs.values()):
-        alone = next(((x, y) for x, y in UNSPLIT if x in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
-        pairs = dict.fromkeys(SPLITS, None) | ({wanted: alone} if alone else {})
+    pairs = {split: pair for split in SPLITS if (pair := next((pair for pair in names[split] if pair[0] in arrays), None))}
+    alone = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
 
     def split(pair: tuple[str, str]) -> Split:
         images = arrays[pair[0]]
@@ -143,11 +141,12 @@ def _arrays(options: SourceOptions, wanted: str) -> Split:
             raise InputError(f"{options.name}: {pair[0]} has {shape[0]} images and {pair[1]} {len(labels)} labels")
         return fit_split(Split(shape, images.dtype, labels, partial(read_array, images, shape[1:])), options)
 
-    found = {name: split(pair) for name, pair in pairs.items() if pair}
-    if not found or (wanted != "all" and wanted not in found):
+    if alone and not pairs:
+        return split(alone)
+    if not pairs or (wanted != "all" and wanted not in pairs):
         known = " or ".join(x for x, _ in names["test" if wanted == "all" else wanted])
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); see --split")
-    return _chosen(found, lambda labels: labels, wanted)
+    return _chosen({name: split(pair) for name, pair in pairs.items()}, lambda labels: labels, wanted)
 
 
 def _partitioned(store: PartitionedSet, trained_on: TrainedOn, wanted: str) -> Split:

@@ -40,10 +40,10 @@ class Block:
     row: int
 
 
-def blocks(split: Split, selection: np.ndarray) -> list[Block]:
-    """All blocks of a split that hold selected samples; ``selection`` (S,) is ascending."""
+def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list[Block]:
+    """All blocks of a split, of ``most`` samples each, that hold selected samples; ``selection`` (S,) is ascending."""
     sample = int(np.prod(split.shape[1:])) * split.dtype.itemsize
-    size = max(1, BLOCK_BYTES // sample)
+    size = max(1, min(BLOCK_BYTES // sample, most))
     bounds = range(0, len(split), size)
     rows = np.searchsorted(selection, [*bounds, len(split)])
     return [Block(selection[a:b], int(a)) for a, b in pairwise(rows) if b > a]

@@ -25,7 +25,8 @@ from ddcnn.pulse import beat
 from ddcnn.trained import TrainedRun
 from ddcnn.training import Engine
 
-BATCH = 512  # images that pass through the network at once, as where a run is evaluated
+BATCH = 512  # images of a block at most: what passes through the network at once where a run is evaluated, too
+ROWS_BYTES = 1 << 25  # of their predictions at most, of many classes and subdomains
 
 
 def predict(world: World, settings: PredictSettings) -> None:
@@ -53,7 +54,7 @@ def predict(world: World, settings: PredictSettings) -> None:
     known = bool((images.labels[chosen] >= 0).any())
     columns = Columns(run.images.class_names, known, method != "vote", network.present if settings.local else ())
     classifier = Classifier(world, network, engine, columns, settings.source, images, settings.skip_damaged, shared)
-    work = blocks(images, chosen)
+    work = blocks(images, chosen, min(BATCH, ROWS_BYTES // (8 * columns.width)))
     about = {"run": str(settings.run), "method": method, "without": ",".join(map(str, settings.without))}
     count = Count()
     style = settings.progress if world.rank == 0 else "none"
@@ -155,32 +156,26 @@ class Classifier:
         if not len(samples):
             return None
         with self.world.timeline.span("compute"):
-            parts = [self._decide(batch.to(self.engine.device).movedim(-1, 1)) for batch in to_tensor(found).split(BATCH)]
-        if parts[0] is None:
-            return None
-        classes, *probabilities = (np.concatenate(values) for values in zip(*parts, strict=True))
-        return self.columns.rows(samples, self.images.labels[samples], classes, *probabilities)
+            decided = self._decide(to_tensor(found).to(self.engine.device).movedim(-1, 1))
+        return None if decided is None else self.columns.rows(samples, self.images.labels[samples], *decided)
 
     @torch.inference_mode()
     def _decide(self, images: torch.Tensor) -> list[np.ndarray] | None:
         """(B, C, *spatial) -> classes (B,) and, as far as wanted, probabilities (B, K), p_i (B, n, K); on rank 0 if shared."""
-        network = self.network
+        network, averaged, wanted = self.network, self.network.method in AVERAGED, bool(self.columns.subdomains)
         with self.engine.autocast():
             values = network.hand_over(images)
-        local = network.classify(values) if self.columns.subdomains or network.method in AVERAGED else None
-        handed = self._of_all(values if local is None or network.method not in AVERAGED else local)
-        if self.columns.subdomains and local is not None:
-            local = self._of_all(local)
+        local = network.classify(values) if averaged or wanted else values
+        handed = self._of_all(local if averaged else values)
+        shown = self._of_all(local) if wanted else None
         beat()
         if handed is None:
             return None
         scores = network.combine(handed)
-        if not scores.isfinite().any(1).all():
+        if scores.isnan().any():
             raise FloatingPointError("a network's output is no number: try --precision fp32")
-        found = [scores.argmax(1)]
-        found += [scores.softmax(1)] if self.columns.probable else []
-        found += [local] if self.columns.subdomains and local is not None else []
-        return [values.cpu().numpy() for values in found]
+        found = [scores.argmax(1), scores.softmax(1) if self.columns.probable else None, shown]
+        return [values.cpu().numpy() for values in found if values is not None]
 
     def _of_all(self, values: torch.Tensor) -> torch.Tensor | None:
         """What the ranks' local CNNs say, put together: (B, n, C) -> (B, N, C) on rank 0 if the ranks share the subdomains."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn import parameters
-from ddcnn.config import BEST_SUITED, RunSettings, of_run
+from ddcnn.config import BEST_SUITED, BEST_SUITED_IN_PART, RunSettings, of_run
 from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, did_you_mean
@@ -119,10 +119,22 @@ class TrainedRun:
         if method is not None and method not in self.accuracies:
             there = ", ".join(self.accuracies)
             raise InputError(f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {there}")
-        can = [name for name in BEST_SUITED if name in self.accuracies and not (without and self.is_whole(name))]
-        if not can or (method and method not in can):
-            raise InputError(f"--without: the network of {method or 'this run'} is not made of subdomains, of which some could be missing")
-        return method or can[0]
+        if not without:
+            return method or next(name for name in BEST_SUITED if name in self.accuracies)
+        able = [name for name in BEST_SUITED_IN_PART if name in self.accuracies and not self._needs_all(name)]
+        if method is None and not able:
+            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(self.accuracies)})")
+        if method is not None and (reason := self._needs_all(method)):
+            raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
+        return method or able[0]
+
+    def _needs_all(self, method: str) -> str:
+        """Why a method cannot answer without a subdomain, if so."""
+        if self.is_whole(method):
+            return "which sees the whole image"
+        if method in ("dnn", "coherent", "transfer") and self.settings.interface == "features":
+            return "since the run has --interface features: these mean something else in every subdomain, and nothing can stand for them"
+        return ""
 
     def is_whole(self, method: str) -> bool:
         """Whether the method's network is one that sees the whole image."""
