@@ -285,6 +285,8 @@ def wrong(digits_run, photos, tmp_path):
     ):
         Image.fromarray(np.zeros((size, size), np.uint8)).save(tmp_path / name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "colour.png")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "outside.png").symlink_to(tmp_path / "big.png")
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "config.toml").write_text("seed = 4\nseeds = 2\n")
     shutil.copytree(digits_run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
@@ -314,6 +316,7 @@ CALLS = [
     ("RUN TMP/fake.png", "fake.png: cannot be read"),
     ("RUN TMP/empty", "nothing to classify|no class folders"),
     ("RUN TMP/big.png", "big.png is 20x20x1, but the run was trained on 8x8x1"),
+    ("RUN TMP/linked", "outside.png is a link to a file outside"),
     ("RUN TMP/colour.png", "colour.png is in colour"),
     ("RUN TMP/large.npz", "9x8x1 uint8, but the run was trained on 8x8x1 uint8"),
     ("RUN TMP/float.npz", "float32, but the run was trained on 8x8x1 uint8"),

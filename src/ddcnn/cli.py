@@ -7,10 +7,11 @@ from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
-from ddcnn.config import Command, ExportSettings, Literal, PartitionSettings, PredictSettings, RunSettings, Settings, load, suggest
+from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings, load, suggest
 from ddcnn.errors import InputError, Stopped
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
+from ddcnn.trained_settings import ExportSettings, PredictSettings
 from ddcnn.watch import watched
 
 PARALLEL: dict[str, type[Command]] = {"run": RunSettings, "partition": PartitionSettings, "predict": PredictSettings}

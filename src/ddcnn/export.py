@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ddcnn.assembled import Assembled, load
-from ddcnn.config import ExportSettings
 from ddcnn.errors import InputError
 from ddcnn.files import replacing
 from ddcnn.predictions import check_output
+from ddcnn.trained_settings import ExportSettings
 
 EXAMPLES = 2  # images that the network is traced with; the number is free afterwards
 

@@ -13,7 +13,7 @@ from ddcnn.data.sources.array_files import read_array, read_labels, with_channel
 from ddcnn.data.sources.base import SPLITS, Split
 from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
 from ddcnn.data.sources.fitting import Fit, fit_split, sample_by_sample
-from ddcnn.data.sources.folders import walk
+from ddcnn.data.sources.folders import inside, walk
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import TABLE
 from ddcnn.data.sources.volumes import load as load_volume
@@ -93,7 +93,7 @@ def _loose(folder: Path, suffixes: tuple[str, ...], everything: bool) -> list[Pa
     subfolders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
     if not direct and subfolders and not everything:
         return []
-    found = sorted(Path(entry.path) for entry in walk(folder, suffixes))
+    found = sorted(inside(folder, entry) for entry in walk(folder, suffixes))
     if not found:
         raise InputError(f"{folder}: nothing to classify in it (files that end in {', '.join(suffixes)})")
     return found

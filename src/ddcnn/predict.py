@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ddcnn.assembled import AVERAGED, Assembled, assemble
-from ddcnn.config import PredictSettings
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.sources import SourceOptions, Split
 from ddcnn.errors import InputError
@@ -23,6 +22,7 @@ from ddcnn.predictions import WRITERS, Columns, check_output, writing
 from ddcnn.progress import Progress
 from ddcnn.pulse import beat
 from ddcnn.trained import TrainedRun
+from ddcnn.trained_settings import PredictSettings
 from ddcnn.training import Engine
 
 BATCH = 512  # images of a block at most: what passes through the network at once where a run is evaluated, too

@@ -113,11 +113,16 @@ def _files(root: Path, folder: Path, class_names: list[str]) -> Iterator[ImageFi
         if not entries:
             raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)})")
         for entry in entries:
-            path = Path(entry.path)
-            if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
-            status = entry.stat()
+            path, status = inside(root, entry), entry.stat()
             yield ImageFile(path, number[name], status.st_size, status.st_mtime_ns)
+
+
+def inside(root: Path, entry: os.DirEntry) -> Path:
+    """The path of a file; InputError if it is a link that leaves the folder."""
+    path = Path(entry.path)
+    if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
+    return path
 
 
 def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[os.DirEntry]:
