@@ -38,12 +38,13 @@ def refusal(finished) -> str:
 
 
 class Started:
-    """A run in the background: mpirun, and every process that comes of it, found by a variable that they inherit."""
+    """A run in the background: mpirun (python alone without ranks), and every process that comes of it, which a variable tells."""
 
-    def __init__(self, ranks: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "ddcnn"), **environment: str):
+    def __init__(self, ranks: int | None, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "ddcnn"), **environment: str):
         self.mark = f"DDCNN_TEST={uuid.uuid4()}"
         own = os.environ | environment | dict([self.mark.split("=")])
-        command = [*MPIRUN, "-n", str(ranks), sys.executable, *program, *arguments]
+        launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
+        command = [*launcher, sys.executable, *program, *arguments]
         self.stderr = (cwd / "stderr").open("w+")
         self.process = subprocess.Popen(command, cwd=cwd, env=own, stdout=subprocess.DEVNULL, stderr=self.stderr)
         self.begin = time.monotonic()

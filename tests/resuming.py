@@ -10,7 +10,7 @@ INTERRUPTING = Path(__file__).with_name("interrupting.py")
 QUICK = (
     "--epochs", "2", "--dnn-epochs", "2", "--transfer-epochs", "2", "--frozen-epochs", "1", "--network", "vgg3", "--threads", "1",
     "--progress", "none", "--batch-size", "32", "--train-samples", "300", "--augment", "flip+shift", "--shift", "1",
-    "--interface", "logits", "--checkpoint-every", "1", "--partitions", "partitions",
+    "--interface", "logits", "--no-figures", "--checkpoint-every", "1", "--partitions", "partitions",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ VALUES = {
         "methods": ("vote,dnn", ("vote", "dnn")), "epochs": (3, 3), "batch_size": (64, 64), "optimizer": ("sgd", "sgd"),
         "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
         "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
-        "evaluate_every": (0, 0), "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
+        "figures": (False, False), "evaluate_every": (0, 0), "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),

@@ -1,21 +1,31 @@
 """Scaling studies, collected from runs that were made for the purpose."""
 
 import csv
+import itertools
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import pytest
 import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn import scaling
+from ddcnn import cli, figures
+from ddcnn.config import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.figures.studies import scaling as scaling_figure
+from ddcnn.scaling import collect as scaling
+from ddcnn.scaling import points, slurm
+from ddcnn.scaling.study import Study, grid_of
 
 QUICK = (
     "--network",
@@ -75,6 +85,10 @@ def copy(tmp_path) -> Callable[..., Path]:
     return make
 
 
+def document(folder: Path) -> dict:
+    return json.loads((folder / "scaling.json").read_text())
+
+
 def collect(*arguments: object, cwd: Path):
     return alone("scaling", "collect", *map(str, arguments), cwd=cwd)
 
@@ -82,7 +96,7 @@ def collect(*arguments: object, cwd: Path):
 def rows(folder: Path) -> list[dict[str, float]]:
     """scaling.csv, numbers as numbers."""
     with (folder / "scaling.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def local_seconds(folder: Path) -> float:
@@ -108,6 +122,8 @@ def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_p
     assert two["speed_up"] == pytest.approx(one["total_seconds"] / two["total_seconds"])
     assert two["efficiency"] == pytest.approx(two["speed_up"] / 2)
     assert two["local_speed_up"] == pytest.approx(one["local_seconds"] / two["local_seconds"])
+    assert two["serial_fraction"] == pytest.approx(2 / two["speed_up"] - 1)  # (1/ψ - 1/2) / (1 - 1/2)
+    assert one["serial_fraction"] != one["serial_fraction"]  # an empty cell
     text = (tmp_path / "study" / "scaling.md").read_text()
     assert text.startswith("# Strong scaling") and f"| {two['speed_up']:.2f} | {100 * two['efficiency']:.1f} |" in text
     assert f"| {two['speed_up']:.2f} |" in done.stdout and done.stdout.splitlines()[-1] == "study: study/scaling.md"
@@ -121,6 +137,7 @@ def test_weak_study_compares_the_times_of_equal_work_per_rank(weak, tmp_path):
     one, two = rows(tmp_path / "study")
     assert two["efficiency"] == pytest.approx(one["total_seconds"] / two["total_seconds"])
     assert two["speed_up"] == pytest.approx(2 * two["efficiency"])
+    assert two["serial_fraction"] == pytest.approx(2 - two["speed_up"])
     assert (tmp_path / "study" / "scaling.md").read_text().startswith("# Weak scaling")
 
 
@@ -132,6 +149,11 @@ def test_runs_on_as_many_ranks_are_repetitions_of_which_the_median_counts(strong
     assert collect(*again, strong / "2", "--output", "study", cwd=tmp_path).returncode == 0
     one, two = rows(tmp_path / "study")
     assert (one["runs"], two["runs"], one["local_seconds"]) == (3, 1, 200)
+    assert (one["local_shortest_seconds"], one["local_longest_seconds"]) == (100, 300)
+    assert two["local_cost"] == pytest.approx(2 * two["local_seconds"]) and one["local_cost"] == 200
+    raw = document(tmp_path / "study")["runs"]
+    assert [(run["ranks"], run["seconds"]["local"]) for run in raw[:3]] == [(1, 100), (1, 300), (1, 200)]
+    assert len(raw) == 4 and all(run["rank_seconds"]["local"] for run in raw)
     assert two["local_speed_up"] == pytest.approx(200 / local_seconds(strong / "2"))
 
 
@@ -230,3 +252,111 @@ def test_a_study_needs_no_torch(strong, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "study" / "scaling.png").exists()
+
+
+@given(st.floats(0, 1), st.floats(1.01, 5000), st.sampled_from(["strong", "weak"]))
+def test_the_serial_fraction_is_that_of_the_law(fraction, more, kind):
+    speed_up = points.speed_up_at(fraction, more, kind)
+    assert points.serial_fraction(speed_up, more, kind) == pytest.approx(fraction, abs=1e-6)
+    assert 1 - 1e-9 <= speed_up <= more * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("kind", "fraction", "more", "speed_up"), [("strong", 0.05, 8, 8 / 1.35), ("weak", 0.05, 8, 7.65)])
+def test_the_laws_are_those_of_amdahl_and_gustafson(kind, fraction, more, speed_up):
+    assert points.speed_up_at(fraction, more, kind) == pytest.approx(speed_up)
+
+
+def test_the_speed_ups_of_the_slowest_and_the_fastest_run_are_shown(strong, copy, monkeypatch, tmp_path):
+    shown = {}
+    monkeypatch.setattr(figures, "scaling", lambda *given: shown.update(given=given) or scaling_figure(*given))
+    again = [copy(strong / "2", f"again-{k}", lambda found, k=k: found["phases"]["local"].update(seconds=k)) for k in (1.0, 2.0, 4.0)]
+    scaling.collect([strong / "1", *again], tmp_path / "study", "strong")
+    ranks, speed_up, spread, law, name, _ = shown["given"]
+    alone = local_seconds(strong / "1")
+    assert ranks == [1, 2] and speed_up["local"] == pytest.approx([1, alone / 2])
+    assert spread["local"][1] == pytest.approx((alone / 4, alone))
+    assert law == pytest.approx([1, speed_up["total"][1]]) and name.startswith("Amdahl, e = ")
+
+
+# A study from its description
+
+
+def described(kind: str = "strong", *options: str, given: tuple[str, ...] = (), **changes) -> Study:
+    values = {"folder": Path("study"), "ranks": (1, 2, 4), "repetitions": 2, "side": 8, "classes": 4, "samples": 100} | changes
+    return Study(kind=kind, options=options, given=frozenset(given), **values)
+
+
+def settings_of(arguments) -> RunSettings:
+    return cli._settings(RunSettings, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "grid"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (4, (2, 2)), (6, (2, 3)), (12, (3, 4)), (4096, (64, 64))]
+)
+def test_weak_grids_are_the_closest_to_a_square(ranks, grid):
+    settings = settings_of(described("weak").arguments(ranks))
+    assert settings.grid == grid and settings.width_divisor == 1
+    assert settings.data == f"synthetic:{8 * grid[0]}x{8 * grid[1]}x4x100"
+
+
+@given(st.integers(1, 300), st.lists(st.sampled_from([8, 16, 24, 64]), min_size=2, max_size=3))
+def test_grids_divide_the_longest_axes_most(number, sides):
+    grid = grid_of(number, sides)
+    assert prod(grid) == number and len(grid) == len(sides)
+    lengths = [side / parts for side, parts in zip(sides, grid, strict=True)]
+    for others in itertools.permutations(grid):
+        other = [side / parts for side, parts in zip(sides, others, strict=True)]
+        assert max(lengths) / min(lengths) <= max(other) / min(other) + 1e-9
+
+
+def test_what_the_user_says_wins_over_the_defaults_of_a_study():
+    plain, own = settings_of(described().arguments(2)), described(given=("methods",)).arguments(2)
+    assert (plain.methods, plain.evaluate_every, plain.partitions) == (("vote", "average", "dnn"), 0, Path("study/partitions"))
+    assert "--methods" not in own and plain.output == Path("study/2") and plain.overwrite
+    assert settings_of(described().arguments(2, 2)).output == Path("study/2-2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("strong", "--ranks", "1,3"), "3 ranks do not fit 4 subdomains (--grid 2x2)"),
+        (("strong", "--ranks", "1,two"), "--ranks 1,two"),
+        (("strong", "--ranks", "2"), "several"),
+        (("strong", "--repetitions", "0"), "--repetitions 0"),
+        (("weak", "--side", "3"), "--side 3"),
+        (("weak", "--classes", "1"), "--classes 1"),
+        (("weak", "--samples", "9"), "--samples 9"),
+        (("strong", "--side", "8"), "--side"),
+        (("strong", "--launcher", "no-such-program"), "--launcher no-such-program"),
+        (("strong", "--launcher", "'mpirun"), "--launcher 'mpirun"),
+        (("strong", "--epochs", "2"), "--epochs"),
+        (("strong", "--", "--epochs", "none"), "--epochs none"),
+        (("strong", "--", "--epoch", "2"), "--epochs"),
+        (("strong", "--", "--output", "elsewhere"), "--output: a study"),
+        (("strong", "--", "--time-limit", "5"), "--time-limit: a study"),
+        (("weak", "--", "--data", "digits"), "--data: a study"),
+        (("weak", "--", "--grid", "2x2"), "--grid: a study"),
+        (("strong", "--", "--config", "of.toml"), "--resume: a study"),
+        (("strong", "--slurm", "--sbatch", "time=5"), "--sbatch time=5"),
+    ],
+)
+def test_a_bad_study_is_refused_before_anything_starts(tmp_path, arguments, words):
+    (tmp_path / "of.toml").write_text("resume = true\n")
+    assert words in refusal(alone("scaling", arguments[0], "--output", "study", *arguments[1:], cwd=tmp_path))
+    assert not (tmp_path / "study").exists()
+
+
+def test_slurm_that_is_not_there_is_one_line(tmp_path):
+    told = refusal(alone("scaling", "strong", "--output", "study", "--slurm", cwd=tmp_path, PATH=""))
+    assert "no sbatch" in told
+
+
+def test_the_batch_script_runs_the_same_study_with_one_number_of_ranks_a_task(tmp_path):
+    study = described("weak", "--label", "it's", folder=tmp_path / "a study")
+    text = slurm.script(study, ["srun", "--mpi=pmix"], ["--time=02:00:00"], "sbatch again")
+    assert text.index("#SBATCH --time=01:00:00") < text.index("#SBATCH --time=02:00:00")  # the last one wins
+    run = shlex.split(next(line for line in text.splitlines() if line.startswith("exec")))
+    assert run[1:6] == [sys.executable, "-m", "ddcnn", "scaling", "weak"] and run[-3:] == ["--", "--label", "it's"]
+    assert run[run.index("--ranks") + 1] == "$SLURM_ARRAY_TASK_ID" and run[run.index("--launcher") + 1] == "srun --mpi=pmix"
+    assert "--side=8" in run and run[run.index("--output") + 1] == str(tmp_path / "a study")
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0

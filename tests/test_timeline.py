@@ -96,3 +96,27 @@ def test_blocks_end_where_nothing_is_recorded_and_with_their_phase(clock):
     np.testing.assert_allclose(spans[:, 2], [0, 0.51, 1.02, 1.53])
     np.testing.assert_allclose(spans[:, 3] - spans[:, 2], 0.01)
     assert [PHASES[int(row[0])] for row in spans] == ["local", "local", "gather", "gather"]
+
+
+def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to_come_back(clock):
+    first = Timeline()
+    with first.phase("partition"), first.span("compute"):
+        clock.now += 3
+    with first.phase("local"), first.span("compute"):
+        clock.now += 20
+        kept = first.kept()  # in the middle of a span
+        clock.now += 7  # lost
+    second = Timeline()
+    with second.phase("partition"), second.span("compute"):
+        clock.now += 5
+    with second.phase("local"), second.span("compute"):
+        second.count(100)
+        second.bring_back(kept)
+        clock.now += 10
+    with second.phase("gather"), second.span("wait"):
+        clock.now += 1
+    assert {name: phase["seconds"] for name, phase in phases_of([second.array()]).items()} == {"partition": 3, "local": 30, "gather": 1}
+    assert phases_of([second.array()])["local"]["max_rank_seconds"] == 30
+    assert second.now() == 23 + 5 + 11
+    assert sum(second.sent.values()) == 0
+    assert second.resumed and not first.resumed

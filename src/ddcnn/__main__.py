@@ -4,8 +4,9 @@ import signal
 import sys
 
 from ddcnn import cli
-from ddcnn.ending import end, told
+from ddcnn.ending import end, is_echo, told
 from ddcnn.errors import InputError, Stopped
+from ddcnn.interrupts import hold
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
 
@@ -17,6 +18,7 @@ def main() -> int:
     world = None
     try:
         if cli.needs_ranks(sys.argv[1:]):
+            hold()
             world = World()
         return cli.main(sys.argv[1:], world)
     except InputError as error:
@@ -41,7 +43,7 @@ def main() -> int:
         if world is None and not isinstance(error, Exception):
             raise
         if world:
-            end(world, told(error, world.rank, world.size), 1)
+            end(world, told(error, world.rank, world.size), 1, is_echo(error))
         else:
             print(told(error, 0, 1), file=sys.stderr, flush=True)
         return 1

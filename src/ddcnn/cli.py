@@ -11,6 +11,7 @@ from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Setti
 from ddcnn.errors import InputError, Stopped
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
+from ddcnn.scaling import commands as scaling
 from ddcnn.trained_settings import ExportSettings, PredictSettings
 from ddcnn.watch import watched
 
@@ -23,7 +24,7 @@ SUMMARIES = {
     "predict": "classify images with a finished run, into a CSV or HDF5 file",
     "export": "write the network of a finished run as one, for other programs",
     "report": "tables and figures of finished runs, made anew",
-    "scaling": "strong and weak scaling studies out of finished runs",
+    "scaling": "strong and weak scaling studies: run or submitted, collected, predicted for more ranks",
     "info": "MPI, HDF5, devices, cores and threads of this machine",
 }
 
@@ -55,8 +56,10 @@ def _meeting_places(world: World, settings: Command) -> list[Path]:
 
 def _together(settings: Command, world: World) -> int:
     if isinstance(settings, PartitionSettings):
+        from ddcnn.interrupts import release
         from ddcnn.plan import partition_command
 
+        release()
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
         from ddcnn.interrupts import Interrupts, slurm_job
@@ -80,8 +83,10 @@ def _together(settings: Command, world: World) -> int:
 
         run(world, settings, store, interrupts)
     elif isinstance(settings, PredictSettings):
+        from ddcnn.interrupts import release
         from ddcnn.predict import predict
 
+        release()
         predict(world, settings)
     return 0
 
@@ -98,16 +103,15 @@ def _alone(arguments: list[str]) -> int:
         return 0
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments = ["run", *arguments]
-    parsed = _parser().parse_args(arguments)
+    end = arguments.index("--") if "--" in arguments and arguments[0] == "scaling" else len(arguments)
+    parsed = _parser().parse_args(arguments[:end])
+    if parsed.command == "scaling":
+        return scaling.main(parsed, arguments[end + 1 :], lambda own: _settings(RunSettings, list(own)))
     if parsed.command == "report":
         from ddcnn.summary import write_reports
 
         for run in parsed.runs:
             write_reports(run)
-    elif parsed.command == "scaling":
-        from ddcnn.scaling import collect
-
-        collect(parsed.runs, parsed.output, parsed.kind)
     elif parsed.command == "info":
         from ddcnn.info import show_info
 
@@ -148,17 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "report":
             command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
         elif name == "scaling":
-            _add_scaling(command)
+            scaling.add_parsers(command)
     return parser
-
-
-def _add_scaling(parser: argparse.ArgumentParser) -> None:
-    studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
-    summary = "put finished runs on different numbers of ranks together: scaling.csv, scaling.md, scaling.png"
-    collect = studies.add_parser("collect", help=summary, description=summary, allow_abbrev=False)
-    collect.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs; as many ranks: repetitions")
-    collect.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write them")
-    collect.add_argument("--kind", choices=("strong", "weak"), default="strong", help="what the runs must share (default: strong)")
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: type[Command]) -> None:

@@ -14,9 +14,12 @@ NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALL
 LOST = ("Connection closed by peer", "Connection reset by peer")
 
 
-def end(world: World, text: str, code: int) -> None:
-    """Says ``text`` on stderr, unless a rank that fails at the same time says its own, and ends all ranks."""
-    if not _speaks(world):
+def end(world: World, text: str, code: int, echo: bool = False) -> None:
+    """Says ``text`` on stderr, unless a rank that fails at the same time says its own, and ends all ranks.
+
+    An ``echo`` of another rank's failure is only said if no rank says the cause.
+    """
+    if (echo and _hears(world)) or not _speaks(world):
         time.sleep(10)  # for the one that speaks to end this one too
     else:
         print(text, file=sys.stderr, flush=True)
@@ -35,9 +38,24 @@ def told(error: BaseException, rank: int, size: int) -> str:
             f"ddcnn: failed: {about}: not enough memory ({first_line or type(error).__name__}): take more ranks, on more nodes or GPUs, "
             "a smaller --batch-size or --width, or fewer --methods"
         )
-    if isinstance(error, RuntimeError) and any(words in text for words in LOST):
+    if is_echo(error):
         return f"ddcnn: failed: {about}: another rank is gone ({first_line}); what the launcher says tells why"
     return f"{traceback.format_exc()}ddcnn: failed: {about}: {type(error).__name__}: {error}"
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether what failed is the connection to another rank."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
+
+
+def _hears(world: World) -> bool:
+    """Whether another rank fails by itself within a moment."""
+    until = time.monotonic() + MOMENT
+    while time.monotonic() < until:
+        if any(world.communicator.Iprobe(tag=tag) for tag in (FAILING, SPEAKING)):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _speaks(world: World) -> bool:

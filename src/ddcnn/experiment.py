@@ -72,7 +72,7 @@ def run_seeds(
         if not world.on_root(lambda own=own: is_finished(own)):
             world.on_root(lambda own=own, folder=folder: prepare_output(own, folder))
             run_seed(world, own, store, engine, folder, interrupts)
-    world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none"))
+    world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
 
 
 def run_seed(

@@ -9,6 +9,16 @@ from contextlib import suppress
 
 RESERVE = 60.0  # seconds for saving and ending before the job's end ...
 SHARE = 0.1  # ... or this part of a short job
+HELD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+
+def hold() -> None:
+    """Before MPI starts: what asks to stop waits for ``release``, since MPI may have handlers of its own that would swallow it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def release() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
 class Interrupts:
@@ -31,6 +41,7 @@ class Interrupts:
             self._deadlines.append((end - min(RESERVE, SHARE * (end - begin)), "the end of the SLURM job"))
         for name in signals:
             signal.signal(signal.Signals[name], self._on_signal)
+        release()
 
     @property
     def reason(self) -> str:

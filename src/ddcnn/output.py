@@ -81,6 +81,8 @@ def take_output(settings: RunSettings, held: ExitStack) -> Path:
         output.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(output))
     check_folder(settings, output)  # another job may have used it meanwhile
+    if settings.resume and not is_run(output):
+        print(f"{output}: no run to go on with; a new one, on {settings.data}, begins", flush=True)
     if not is_finished(settings):
         prepare_output(settings, output)
     return output

@@ -29,8 +29,8 @@ CURVES_CAPTION = (
 )
 
 
-def write_report(run: Path, show: bool = True) -> None:
-    """Writes report.md and figures/*.png into a finished run's folder, and prints the methods if ``show``.
+def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
+    """Writes report.md and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
 
     Raises:
         InputError: the folder of no finished run, or a file in it is damaged.
@@ -38,7 +38,7 @@ def write_report(run: Path, show: bool = True) -> None:
     found = load(run)
     with reading(run / "results.json"):
         text = report_text(found)
-    for name, caption in write_figures(found).items():
+    for name, caption in (write_figures(found) if draw else {}).items():
         text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
     write_text(run / "report.md", text)
     if show:

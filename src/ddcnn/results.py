@@ -142,7 +142,7 @@ class Results:
                     method["curve"].insert(0, self._methods["dnn"]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
             write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains), global_parameters))
-            write_report(self.output, show=self.settings.progress != "none")
+            write_report(self.output, show=self.settings.progress != "none", draw=self.settings.figures)
 
         self.world.on_root(write)
 

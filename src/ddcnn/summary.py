@@ -39,10 +39,8 @@ def write_reports(output: Path) -> None:
     write_summary(output, folders)
 
 
-def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
-    """Writes results.json (means over the runs, and ``seeds`` and ``spread``), report.md and a figure beside the runs' folders."""
-    from ddcnn import figures
-
+def write_summary(output: Path, folders: list[Path], show: bool = True, draw: bool = True) -> None:
+    """Writes results.json (means over the runs, ``seeds``, ``spread``), report.md and, if ``draw``, a figure beside the runs' folders."""
     runs = [load(folder) for folder in folders]
     documents = [run.results for run in runs]
     together = mean_of(documents)
@@ -51,8 +49,14 @@ def write_summary(output: Path, folders: list[Path], show: bool = True) -> None:
     for name, method in together["methods"].items():
         del method["curve"]  # every run has its own
         method["spread"] = {value: spread([document["methods"][name][value] for document in documents]) for value in MEASURES}
-    save_figures(output / "figures", {"accuracy_over_time": figures.accuracy_over_time([curves_of(document) for document in documents])})
-    write_text(output / "report.md", text(runs))
+    report = text(runs)
+    if draw:
+        from ddcnn import figures
+
+        curves = figures.accuracy_over_time([curves_of(document) for document in documents])
+        save_figures(output / "figures", {"accuracy_over_time": curves})
+        report += f"\n## Figure\n\n![accuracy over time](figures/accuracy_over_time.png)\n\n{CURVES_CAPTION} A curve a seed.\n"
+    write_text(output / "report.md", report)
     write_json(output / "results.json", together)
     if show:
         rows = method_rows(runs)
@@ -100,7 +104,7 @@ def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
 
 
 def text(runs: list[FinishedRun]) -> str:
-    """report.md."""
+    """report.md without its figure."""
     first = runs[0].results
     seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.name}/report.md)" for run in runs)
     environment = first["environment"]
@@ -114,10 +118,4 @@ Seeds {seeds}; {environment["ranks"]} ranks, {environment["threads_per_rank"]} t
 {table(METHODS_HEADER, method_rows(runs))}
 
 {METHODS_NOTE}
-
-## Figure
-
-![accuracy over time](figures/accuracy_over_time.png)
-
-{CURVES_CAPTION} A curve a seed.
 """

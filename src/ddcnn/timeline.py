@@ -9,6 +9,7 @@ import numpy as np
 
 KINDS = ("compute", "communicate", "wait")
 PHASES = ("start", "partition", "local", "folds", "gather", "dnn", "coherent", "transfer", "global")  # "start": imports, opening files
+START = PHASES.index("start")
 BLOCK = 0.05  # seconds; shorter pieces in a row are put together
 BLOCKS_SO_FAR = 1000  # and so are those shorter than this part of the time so far, so that long runs stay small
 GAP = 1e-3  # seconds without a record that end a row
@@ -103,13 +104,13 @@ class Timeline:
         self._block.clear()
 
     def array(self) -> np.ndarray:
-        """(spans, 4) float64: phase index, kind index, start, stop in seconds.
-
-        What only brings back a phase that an earlier attempt has completed belongs to this attempt's start.
-        """
+        """(spans, 4) float64: phase index, kind index, start, stop in seconds."""
+        if self._open:  # what goes on counts up to now
+            kind, begin = self._open[-1]
+            self._open[-1] = kind, self._now()
+            self._add(kind, begin, self._open[-1][1])
         self._end_block()
         own, earlier = np.array(self._spans, dtype=np.float64).reshape(-1, 4), self._earlier
-        own[own[:, 0] < earlier.spans[:, 0].max(initial=0), 0] = 0
         return np.concatenate([earlier.spans, own + np.array([0, 0, earlier.seconds, earlier.seconds])])
 
     # Over several attempts
@@ -131,7 +132,10 @@ class Timeline:
         if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape != (len(PHASES),) or seconds.shape != (1,):
             raise ValueError("no timeline")
         if seconds[0] > self._earlier.seconds:
+            self.array()
             self._earlier = _Earlier(spans, sent, float(seconds[0]))
+            self._spans = [(START, 0, 0.0, self._now())]  # so far this attempt has only come back to where the earlier one was
+            self._sent[:] = 0
 
 
 class _Earlier(NamedTuple):
@@ -148,8 +152,8 @@ class _Earlier(NamedTuple):
 def windows(spans: list[np.ndarray], phases: tuple[str, ...]) -> list[tuple[float, float]]:
     """Disjoint intervals, in ascending order, in which some rank is in one of the phases, each taken whole.
 
-    A phase lasts from the first rank's start to the last one's end. Phases may overlap, since a rank waits in the next one for the
-    others.
+    A phase lasts from the first rank's start to the last one's end, without the time that rank 0 took to come back to it in a later
+    attempt. Phases may overlap, since a rank waits in the next one for the others.
     """
     together = np.concatenate(spans)
     found = [together[together[:, 0] == PHASES.index(phase)] for phase in phases]
@@ -158,7 +162,16 @@ def windows(spans: list[np.ndarray], phases: tuple[str, ...]) -> list[tuple[floa
         if merged and start < merged[-1][1]:
             start, stop = merged[-1][0], max(stop, merged.pop()[1])
         merged.append((start, stop))
+    for _, _, begin, end in spans[0][spans[0][:, 0] == START].tolist():
+        merged = [piece for interval in merged for piece in _without(interval, begin, end)]
     return merged
+
+
+def _without(interval: tuple[float, float], begin: float, end: float) -> list[tuple[float, float]]:
+    start, stop = interval
+    if end <= start or stop <= begin:
+        return [interval]
+    return [(a, b) for a, b in ((start, begin), (end, stop)) if a < b]
 
 
 def wall(intervals: list[tuple[float, float]], until: float = np.inf) -> float:

@@ -1,19 +1,34 @@
-"""ddcnn, but on one rank a step of the method raises: python failing.py RANK STEP ARGUMENTS…"""
+"""ddcnn, but on one rank a step of the method fails: python failing.py RANK STEP HOW ARGUMENTS…
 
+HOW: ``raise`` an exception, or ``starve``: from there on the process gets next to no more memory.
+"""
+
+import resource
 import sys
+from pathlib import Path
 
 from mpi4py import MPI
 
 from ddcnn import __main__, as_one, experiment, two_step
 
-rank, step = int(sys.argv[1]), sys.argv[2]
-if MPI.COMM_WORLD.Get_rank() == rank:
+rank, step, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+MORE = 2**26  # bytes: for the threads that a training starts
 
+
+def failing(function):
     def fail(*arguments, **keywords):
-        raise ZeroDivisionError(f"made to fail in {step}")
+        if how == "raise":
+            raise ZeroDivisionError(f"made to fail in {step}")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE, resource.RLIM_INFINITY))
+        return function(*arguments, **keywords)
 
+    return fail
+
+
+if MPI.COMM_WORLD.Get_rank() == rank:
     for module in (experiment, two_step, as_one):
         if hasattr(module, step):
-            setattr(module, step, fail)
-sys.argv[1:] = sys.argv[3:]
+            setattr(module, step, failing(getattr(module, step)))
+sys.argv[1:] = sys.argv[4:]
 sys.exit(__main__.main())

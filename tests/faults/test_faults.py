@@ -8,7 +8,7 @@ import pytest
 from launching import alone, launch, refusal
 
 FAILING = (str(Path(__file__).with_name("failing.py")),)
-QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none")
+QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none", "--no-figures")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, 
 def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words):
     change(arrays)
     np.savez(tmp_path / "a.npz", **arrays)
-    line = refusal(launch(2, "run", "--data", "a.npz", *QUICK[:-4], "--progress", "none", cwd=tmp_path))
+    line = refusal(launch(2, "run", "--data", "a.npz", *QUICK[:-5], "--progress", "none", cwd=tmp_path))
     for word in words:
         assert word in line
     assert not list(tmp_path.glob("runs/partitions/*"))
@@ -112,7 +112,7 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1, 3])
 @pytest.mark.parametrize("step", ["train_local", "classify", "Results"])
 def test_an_exception_on_one_rank_ends_all_ranks_with_its_traceback(tmp_path, rank, step):
-    finished = launch(4, str(rank), step, "run", *QUICK, cwd=tmp_path, program=FAILING)
+    finished = launch(4, str(rank), step, "raise", "run", *QUICK, cwd=tmp_path, program=FAILING)
     assert finished.returncode not in (0, 2, 75)
     assert finished.stderr.count("Traceback") == 1
     assert f"rank {rank} of 4" in finished.stderr
@@ -124,10 +124,22 @@ def test_an_exception_on_one_rank_ends_all_ranks_with_its_traceback(tmp_path, ra
 def test_the_others_are_ended_while_they_wait_for_a_rank_that_fails_late(tmp_path):
     """Rank 0 fails in the DNN while the others wait for it in a barrier: they must not go on waiting."""
     begin = time.monotonic()
-    finished = launch(4, "0", "train_dnn", "run", *QUICK, cwd=tmp_path, program=FAILING)
+    finished = launch(4, "0", "train_dnn", "raise", "run", *QUICK, cwd=tmp_path, program=FAILING)
     assert finished.returncode not in (0, 2, 75)
     assert time.monotonic() - begin < 120
     assert "rank 0 of 4, DNN: ZeroDivisionError" in finished.stderr
+
+
+@pytest.mark.parametrize(("step", "method", "place"), [("train_local", "vote", "subdomain 1"), ("train_global", "global", "global CNN")])
+def test_a_rank_that_runs_out_of_memory_ends_all_and_says_what_takes_less(tmp_path, step, method, place):
+    greedy = ("--grid", "3x1", "--overlap", "1", "--batch-size", "1400", "--width", "256", "--methods", method)
+    finished = launch(3, "1", step, "starve", "run", *QUICK[:4], *greedy, "--progress", "none", cwd=tmp_path, program=FAILING)
+    assert finished.returncode not in (0, 2, 75)
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("ddcnn: ")]
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith(f"ddcnn: failed: rank 1 of 3, {place}")
+    assert "not enough memory" in lines[0] and "a smaller --batch-size" in lines[0]
+    assert "Traceback" not in finished.stderr
 
 
 def test_a_loss_that_is_no_number_names_the_subdomain_and_the_way_out(tmp_path):

@@ -12,7 +12,7 @@ from launching import Started, launch
 from test_kills import PHASES, QUICK, RANKS
 
 STALLING = (str(Path(__file__).with_name("stalling.py")),)
-LIMIT = 5
+LIMIT = 8
 OPTIONS = ("run", *QUICK, "--stall-timeout", str(LIMIT))
 
 

@@ -15,7 +15,8 @@ from ddcnn.networks import registry
 
 DECOMPOSED = "vote,average,dnn,coherent,transfer"
 METHODS = [*DECOMPOSED.split(","), "global"]
-QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--transfer-epochs", "1", "--network", "vgg3", "--threads", "1", "--progress", "none")
+QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--transfer-epochs", "1", "--network", "vgg3", "--threads", "1", "--progress", "none",
+         "--no-figures")  # fmt: skip
 
 
 EXAMPLE = registry.__doc__.split("``mine.py``::\n")[1].split("\nThe factory")[0].replace("\n    ", "\n")  # of a network of one's own
@@ -84,7 +85,7 @@ def test_one_rank_a_subdomain_finishes_on_every_grid(tmp_path, ranks, grid, over
 
 
 def test_a_run_leaves_what_the_contract_says(tmp_path):
-    results = run(2, tmp_path, "--overlap", "1", "--train-samples", "300", "--seed", "7")
+    results = run(2, tmp_path, "--overlap", "1", "--train-samples", "300", "--seed", "7", "--figures")
     assert results["schema_version"] == 1
     assert results["data"] == {
         "source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360, "skipped": 0,
@@ -215,6 +216,15 @@ def test_the_decisions_on_disk_give_the_accuracies_of_the_results(tmp_path):
             assert (file["local_classes"][:, subdomain["index"]] == labels).mean() == subdomain["test_accuracy"]
 
 
+def test_figures_can_be_left_to_later(tmp_path):
+    run(2, tmp_path, "--train-samples", "100", "--methods", "vote", "--seeds", "2")
+    assert not list((tmp_path / "run").rglob("*.png"))
+    assert "figures" not in (tmp_path / "run" / "report.md").read_text()
+    assert launch(1, "report", "run", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "run" / "figures" / "accuracy_over_time.png").is_file()
+    assert len(list((tmp_path / "run").rglob("timeline.png"))) == 2
+
+
 def test_config_toml_repeats_the_run(tmp_path):
     first = run(2, tmp_path, "--train-samples", "200", "--dnn-data", "holdout", "--seed", "3")
     config = (tmp_path / "run" / "config.toml").read_text()
@@ -277,7 +287,7 @@ def test_a_partitioned_file_is_a_source(tmp_path):
     ],
 )  # fmt: skip
 def test_every_decomposition_of_volumes_finishes(tmp_path, grid, overlap, options):
-    options = ("--grid", grid, "--overlap", str(overlap), "--interface", "features", "--epochs", "1", *options)
+    options = ("--grid", grid, "--overlap", str(overlap), "--interface", "features", "--epochs", "1", "--figures", *options)
     results = run(2, tmp_path, "--data", "synthetic:16x16x8x4x40", "--volumes", *options)
     assert list(results["methods"]) == METHODS
     assert len(results["decomposition"]["subdomains"]) == np.prod([int(n) for n in grid.split("x")])
@@ -314,7 +324,7 @@ def test_real_images_train(tmp_path, data, shape):
 
 @pytest.mark.parametrize("methods", ["coherent", "global", "transfer", "vote", "global,average", "dnn,coherent"])
 def test_methods_run_in_any_combination(tmp_path, methods):
-    results = run(2, tmp_path, "--train-samples", "200", "--methods", methods)
+    results = run(2, tmp_path, "--train-samples", "200", "--methods", methods, "--figures")
     assert list(results["methods"]) == methods.split(",")
     local = [subdomain["test_accuracy"] for subdomain in results["decomposition"]["subdomains"]]
     assert (None in local) == (methods in ("coherent", "global"))
@@ -322,7 +332,7 @@ def test_methods_run_in_any_combination(tmp_path, methods):
 
 
 def test_seeds_give_a_run_each_and_their_mean_and_spread(tmp_path):
-    results = run(2, tmp_path, "--train-samples", "200", "--seeds", "2", "--seed", "5")
+    results = run(2, tmp_path, "--train-samples", "200", "--seeds", "2", "--seed", "5", "--figures")
     each = [json.loads((tmp_path / "run" / f"seed-{seed}" / "results.json").read_text()) for seed in (5, 6)]
     assert results["seeds"] == [5, 6]
     for name, method in results["methods"].items():

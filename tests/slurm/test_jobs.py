@@ -145,9 +145,31 @@ def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_
 
 
 def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
-    options = ("--network", "vgg3", "--epochs", "1")
-    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="2 3", STUDY="study")
+    options = ("--network", "vgg3", "--epochs", "1", "--data", "nowhere")
+    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="1 2", STUDY="study")
     collector = told.split()[5].rstrip(":")
     assert slurm.wait(collector)["JobState"] == "CANCELLED"
-    assert "3 ranks do not fit 4 subdomains" in (tmp_path / "study" / "3.out").read_text()
+    for ranks in "12":
+        assert "--data nowhere" in (tmp_path / "study" / f"{ranks}.out").read_text()
     assert not (tmp_path / "study" / "scaling.md").exists()
+
+
+def test_a_study_that_no_rank_can_run_is_not_submitted(slurm, tmp_path):
+    before = slurm.run("squeue", "--noheader", "--states=all")
+    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", cwd=tmp_path, check=False, RANKS="2 3", STUDY="study")
+    assert told == "" and not (tmp_path / "study").exists()
+    assert slurm.run("squeue", "--noheader", "--states=all") == before
+
+
+def test_a_study_is_submitted_by_the_command_with_repetitions_and_options_of_sbatch(slurm, tmp_path):
+    sizes = ("--ranks", "1,2", "--repetitions", "2", "--side", "8", "--samples", "200", "--output", "study")
+    where = ("--slurm", "--launcher", f"srun --mpi={slurm.environment['MPI']}", "--sbatch=--time=05:00 --comment=ours")
+    options = ("--network", "vgg3", "--width", "8", "--epochs", "1")
+    told = slurm.run(sys.executable, "-m", "ddcnn", "scaling", "weak", *sizes, *where, "--", *options, cwd=tmp_path)
+    array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
+    study = tmp_path / "study"
+    assert slurm.wait(collector)["JobState"] == "COMPLETED", [path.read_text() for path in study.glob("*.out")]
+    for job in (*slurm.jobs(array), *slurm.jobs(collector)):
+        assert (job["TimeLimit"], job["Comment"]) == ("00:05:00", "ours")
+    assert {job["NumCPUs"] for job in slurm.jobs(array)} == {"2"}
+    assert [(row["ranks"], row["runs"]) for row in csv.DictReader((study / "scaling.csv").open())] == [("1", "2"), ("2", "2")]

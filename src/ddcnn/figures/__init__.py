@@ -2,6 +2,6 @@
 
 from ddcnn.figures.charts import accuracy_over_time, confusion, learning_curves, local_accuracy, timeline
 from ddcnn.figures.images import decomposition
-from ddcnn.figures.studies import scaling
+from ddcnn.figures.studies import predicted, scaling
 
-__all__ = ["accuracy_over_time", "confusion", "decomposition", "learning_curves", "local_accuracy", "scaling", "timeline"]
+__all__ = ["accuracy_over_time", "confusion", "decomposition", "learning_curves", "local_accuracy", "predicted", "scaling", "timeline"]

@@ -1,13 +1,16 @@
-"""Scaling studies: finished runs on different numbers of ranks, put together in a table, a CSV file and a figure.
+"""Finished runs on different numbers of ranks: what was measured, whether it can be compared, and a point for every number of ranks.
 
-Strong scaling: the same problem on more ranks. Weak scaling: a problem that grows with the ranks, the same for each of them.
+With ψ the speed-up of P ranks over the fewest, P₀, and p = P / P₀, the serial fraction is
+
+    strong scaling (Karp, Flatt, Comm. ACM 33(5), 1990):    e = (1/ψ - 1/p) / (1 - 1/p)
+    weak scaling (Gustafson, Comm. ACM 31(5), 1988):        e = (p - ψ) / (p - 1)
+
+e that grows with P tells of overhead (communication, imbalance), e that does not of work that is not divided.
 """
 
-import csv
-import io
 import statistics
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,10 +18,7 @@ from typing import Any, Literal
 
 from ddcnn.config import FREE
 from ddcnn.errors import InputError
-from ddcnn.files import disk_errors, replacing, write_text
 from ddcnn.finished import FinishedRun, load, reading
-from ddcnn.report import table
-from ddcnn.seeding import seed_names
 from ddcnn.timeline import PHASES, wall, windows
 
 Kind = Literal["strong", "weak"]
@@ -27,12 +27,6 @@ TOTAL = "total"
 TRAINING = ("local", "coherent", "global")  # the first of them that took place is the phase whose load and images are told
 NOT_COMPARED = {name.replace("_", "-") for name in FREE} | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
 MOST_DIFFERENCES = 3  # that a refusal names
-WORDS = {
-    "strong": "Strong scaling: the same images and subdomains on more ranks. Speed-up is the time of the fewest ranks divided by the time "
-    "of N, efficiency the share that it is of the ideal.",
-    "weak": "Weak scaling: as many pixels, subdomains and parameters for every rank, images that grow with their number. Efficiency is "
-    "the time of the fewest ranks divided by the time of N; the speed-up is scaled: efficiency times the ratio of the ranks.",
-}
 
 
 @dataclass(frozen=True)
@@ -58,51 +52,36 @@ class Measured:
 
 @dataclass(frozen=True)
 class Point:
-    """One number of ranks: medians over its runs; ``speed_up`` and ``efficiency`` as ``seconds``, per phase and in all."""
+    """One number of ranks: medians over its runs; ``speed_up`` and ``efficiency`` as ``seconds``, per phase and in all.
+
+    Attributes:
+        extremes: per phase and in all, the shortest and the longest of the runs.
+        serial_fraction: e of the whole time, as above; None for the fewest ranks.
+    """
 
     ranks: int
     runs: int
     seconds: dict[str, float]
+    extremes: dict[str, tuple[float, float]]
     rank_seconds: dict[str, tuple[float, float]]
     images_per_second: float
     speed_up: dict[str, float]
     efficiency: dict[str, float]
+    serial_fraction: float | None
 
     def imbalance(self, phase: str) -> float:
         """Seconds of the busiest rank over those of the mean one."""
         busiest, mean = self.rank_seconds[phase]
         return busiest / mean if mean else 1.0
 
+    def cost(self, phase: str) -> float:
+        """Rank-seconds: what all ranks together are held for."""
+        return self.ranks * self.seconds[phase]
 
-def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
-    """Writes scaling.csv, scaling.md and scaling.png into ``output``; several runs on as many ranks are repetitions.
-
-    Raises:
-        InputError: no finished run, one that cannot be compared with the others, or runs on one number of ranks only.
-    """
-    from ddcnn import figures
-
-    runs = [measure(seed, kind) for run in folders for seed in [run / name for name in seed_names(run)] or [run]]
-    check_comparable(runs)
-    points, training = study(runs, kind), runs[0].training
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "scaling.csv", csv_text(points, training))
-    rows = table(("ranks", "runs", *(f"{name} s" for name in points[0].seconds), *SUMMARY_HEADER), map(summary_row(training), points))
-    about = f"{runs[0].conditions['train samples']} training images; medians over the runs on as many ranks."
-    columns = f"Total: all phases but the partitioning. Busiest / mean rank and images/s: of the phase `{training}`."
-    picture = "![speed-up and efficiency](scaling.png)"
-    write_text(output / "scaling.md", f"# {kind.title()} scaling\n\n{WORDS[kind]} {about} {columns}\n\n{rows}\n\n{picture}\n")
-    shown = dict.fromkeys((TOTAL, training))
-    figure = figures.scaling(
-        [point.ranks for point in points],
-        {name: [point.speed_up[name] for point in points] for name in shown},
-        {name: [point.efficiency[name] for point in points] for name in shown},
-        kind,
-    )
-    with replacing(output / "scaling.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    print(f"{rows}\n\nstudy: {output / 'scaling.md'}")
+    def speed_ups(self, name: str) -> tuple[float, float]:
+        """Of the slowest and of the fastest run."""
+        shortest, longest = self.extremes[name]
+        return tuple(self.speed_up[name] * self.seconds[name] / value if value else 1.0 for value in (longest, shortest))  # type: ignore[return-value]
 
 
 def measure(folder: Path, kind: Kind) -> Measured:
@@ -162,14 +141,16 @@ def check_comparable(runs: Sequence[Measured]) -> None:
             raise InputError(f"the runs on {ranks} ranks have --seed {found}, those on {first.ranks} {seeds[first.ranks]}: use the same")
 
 
-def study(runs: Sequence[Measured], kind: Kind) -> list[Point]:
+def points_of(runs: Sequence[Measured], kind: Kind) -> list[Point]:
     """A point for every number of ranks, in ascending order; the first one is what the others are compared with."""
     phases = [name for name in TIMED if any(name in run.seconds for run in runs)]  # on one rank there may be no gather
     points: list[Point] = []
     for ranks in sorted({run.ranks for run in runs}):
         these = [run for run in runs if run.ranks == ranks]
         middle = statistics.median
-        seconds = {name: middle(run.seconds.get(name, 0.0) for run in these) for name in (*phases, TOTAL)}
+        each = {name: [run.seconds.get(name, 0.0) for run in these] for name in (*phases, TOTAL)}
+        seconds = {name: middle(values) for name, values in each.items()}
+        extremes = {name: (min(values), max(values)) for name, values in each.items()}
         pairs = {name: [run.rank_seconds.get(name, (0.0, 0.0)) for run in these] for name in phases}
         busy = {name: (middle(most for most, _ in pair), middle(mean for _, mean in pair)) for name, pair in pairs.items()}
         first = points[0] if points else None
@@ -177,34 +158,18 @@ def study(runs: Sequence[Measured], kind: Kind) -> list[Point]:
         more = ranks / first.ranks if first else 1.0
         speed_up = ratio if kind == "strong" else {name: value * more for name, value in ratio.items()}
         efficiency = {name: value / more for name, value in speed_up.items()}
-        points.append(Point(ranks, len(these), seconds, busy, middle(run.images_per_second for run in these), speed_up, efficiency))
+        images, fraction = middle(run.images_per_second for run in these), serial_fraction(speed_up[TOTAL], more, kind)
+        points.append(Point(ranks, len(these), seconds, extremes, busy, images, speed_up, efficiency, fraction))
     return points
 
 
-SUMMARY_HEADER = ("speed-up", "efficiency in %", "busiest / mean rank", "images/s")
+def serial_fraction(speed_up: float, more: float, kind: Kind) -> float | None:
+    """e out of ψ and p, as above; below zero if the speed-up is more than ideal."""
+    if more == 1:
+        return None
+    return (1 / speed_up - 1 / more) / (1 - 1 / more) if kind == "strong" else (more - speed_up) / (more - 1)
 
 
-def summary_row(training: str) -> Any:
-    """Of a point: the cells of its row in scaling.md."""
-    return lambda point: (
-        point.ranks, point.runs, *(f"{value:.2f}" for value in point.seconds.values()), f"{point.speed_up[TOTAL]:.2f}",
-        f"{100 * point.efficiency[TOTAL]:.1f}", f"{point.imbalance(training):.3f}", f"{point.images_per_second:.0f}",
-    )  # fmt: skip
-
-
-def csv_text(points: Sequence[Point], training: str) -> str:
-    """All numbers, a row for every number of ranks."""
-    rows = [
-        {"ranks": point.ranks, "runs": point.runs}
-        | {f"{name}_seconds": value for name, value in point.seconds.items()}
-        | {f"{name}_{which}_rank_seconds": pair[k] for name, pair in point.rank_seconds.items() for k, which in enumerate(("max", "mean"))}
-        | {"speed_up": point.speed_up[TOTAL], "efficiency": point.efficiency[TOTAL]}
-        | {f"{training}_speed_up": point.speed_up[training], f"{training}_efficiency": point.efficiency[training]}
-        | {"max_over_mean_rank": point.imbalance(training), "images_per_second": point.images_per_second}
-        for point in points
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def speed_up_at(fraction: float, more: float, kind: Kind) -> float:
+    """ψ out of e and p: Amdahl's law, or Gustafson's."""
+    return 1 / (fraction + (1 - fraction) / more) if kind == "strong" else fraction + (1 - fraction) * more

@@ -1,0 +1,1 @@
+"""Scaling studies: started (study, slurm), collected (points, collect), and extended past this machine (performance_model, prediction)."""

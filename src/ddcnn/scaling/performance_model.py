@@ -1,0 +1,245 @@
+"""A performance model: what every phase of a run costs the busiest rank, as counts of things that a machine does at some rate.
+
+Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_t test samples, K classes, C interface values a subdomain;
+batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
+on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w parameters of the global CNN. A machine has
+
+    R_l, R_g   operations per second of narrow local CNNs (and of the DNN), and of the global CNN
+    t          seconds that a layer takes in a step of training beyond its arithmetic, however small it is (starting what computes it)
+    ρ          bytes per second of reading a partitioned set (a rank alone)
+    α, β       seconds per message, bytes per second of MPI; α', β' those of DistributedDataParallel's all-reduce (gloo, NCCL)
+    o          seconds that a collective takes beyond its messages (ddcnn waits politely, and looks only now and then)
+
+and the phases last, with e evaluations on the test samples and b_l, b_g bytes of a subdomain's and of all images,
+
+    local      n [E s (B F_l / R_l + t L_l) + ((1 + e) S_t + S) F_l / (3 R_l) + b_l / ρ]
+    folds      the same for every fold, without a fold of the samples
+    gather     2 (o + α ⌈log₂ P⌉) + 4 N (C S + K S_t) (P-1)/P / β
+    dnn        E_d s (B F_d / R_l + t L_d)                                                    (serial: on rank 0)
+    coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
+    transfer   the same with its epochs
+    global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
+
+A rank's share of the global CNN's batch is b = B // P, at least 2 samples (its batch normalisation needs them): the global batch stays B
+up to B / 2 ranks and grows beyond, s' = S // (b P). The all-reduce is a ring whose messages do not overlap with the computing; the
+allgather doubles recursively. An operation count does not know how well a layer uses a core, hence two rates R.
+
+One t serves all networks: VGG3, VGG9 and ResNet20 on 4x4 pixels and two samples, and the DNN, of 5 to 60 layers, took 135 to 171 µs of
+processor time a layer and step on one core. What a training does once (its first step, keeping its network) is not told apart from R.
+
+Every phase is linear in the ``Seconds`` per count, so that those that are not known are fitted by non-negative least squares, relative
+to what was measured (Hockney's α-β model: Parallel Computing 20, 1994; collectives: Thakur et al., IJHPCA 19(1), 2005).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+FORWARD = 1 / 3  # of the operations of training
+FLOAT = 4  # bytes
+COLLINEAR = 1e-2  # smallest singular value, over the largest, of columns that can still be told apart
+
+
+class Counts(NamedTuple):
+    """How often the busiest rank does what, or the seconds that each takes once: the same names, to be multiplied."""
+
+    local_operations: float = 0.0  # 1 / R_l
+    global_operations: float = 0.0  # 1 / R_g
+    layer_steps: float = 0.0  # t
+    bytes_read: float = 0.0  # 1 / ρ
+    messages: float = 0.0  # α
+    bytes_sent: float = 0.0  # 1 / β
+    collectives: float = 0.0  # o
+    reduce_messages: float = 0.0  # α'
+    reduce_bytes: float = 0.0  # 1 / β'
+
+    def seconds(self, each: "Counts") -> float:
+        return float(np.dot(self, each))
+
+    def only(self, names: Collection[str]) -> "Counts":
+        return Counts(**{name: value for name, value in self._asdict().items() if name in names})
+
+
+FITTED = ("local_operations", "global_operations", "layer_steps")  # the others are measured apart, or given
+COMMUNICATION = ("messages", "bytes_sent", "collectives", "reduce_messages", "reduce_bytes")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One problem on P ranks; symbols as above.
+
+    Attributes:
+        phases: that take place.
+        subimage: pixels per axis of the largest one.
+        local_bytes, global_bytes: of the images of a subdomain, and of whole ones, training and test.
+        evaluations: on the test samples, per epoch of training.
+        forward_epochs: of transfer, in which only the DNN learns.
+    """
+
+    ranks: int
+    subdomains: int
+    phases: tuple[str, ...]
+    subimage: tuple[int, ...]
+    samples: int
+    test_samples: int
+    classes: int
+    values: int
+    batch: int
+    epochs: dict[str, int]
+    forward_epochs: int
+    folds: int
+    evaluations: float
+    local_operations: float
+    global_operations: float
+    dnn_operations: float
+    local_layers: int
+    global_layers: int
+    dnn_layers: int
+    parameters: int
+    local_bytes: int
+    global_bytes: int
+
+    @property
+    def own(self) -> int:
+        """n"""
+        return -(-self.subdomains // self.ranks)
+
+    @property
+    def global_share(self) -> int:
+        """b"""
+        batch = min(self.batch, self.samples)
+        return max(2, batch // self.ranks) if self.ranks > 1 else batch
+
+    def steps(self, samples: int, batch: int | None = None) -> tuple[int, int]:
+        """s, and the samples of a step."""
+        batch = min(batch or self.batch, samples)
+        return max(1, samples // batch), batch
+
+
+def counts(sizes: Sizes) -> dict[str, Counts]:
+    """Of every phase that takes place."""
+    of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global}
+    together = ("coherent", "transfer")
+    return {phase: _coherent(sizes, phase) if phase in together else of[phase](sizes) for phase in sizes.phases}
+
+
+def _evaluated(sizes: Sizes, phase: str) -> float:
+    """Test samples that are classified during the training and after it."""
+    return sizes.test_samples * (1 + sizes.evaluations * sizes.epochs[phase])
+
+
+def _local(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    training = sizes.epochs["local"] * steps
+    handed = sizes.samples if "dnn" in sizes.phases else 0
+    operations = training * batch + FORWARD * (_evaluated(sizes, "local") + handed)
+    return Counts(
+        local_operations=sizes.own * operations * sizes.local_operations,
+        layer_steps=sizes.own * training * sizes.local_layers,
+        bytes_read=sizes.own * sizes.local_bytes,
+    )
+
+
+def _folds(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples - sizes.samples // sizes.folds)
+    training = sizes.folds * sizes.epochs["local"] * steps
+    operations = training * batch + FORWARD * sizes.samples
+    return Counts(local_operations=sizes.own * operations * sizes.local_operations, layer_steps=sizes.own * training * sizes.local_layers)
+
+
+def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
+    """Collectives, each of a barrier and of what brings a rank the parts of the others, out of all that there is."""
+    if sizes.ranks == 1:
+        return Counts()
+    sent = times * bytes_arriving * (sizes.ranks - 1) / sizes.ranks
+    return Counts(messages=2 * times * ceil(log2(sizes.ranks)), bytes_sent=sent, collectives=2 * times)
+
+
+def _gather(sizes: Sizes) -> Counts:
+    handed = sizes.values * sizes.samples if "dnn" in sizes.phases else 0
+    both = FLOAT * sizes.subdomains * (handed + sizes.classes * sizes.test_samples)
+    return _all_at_once(sizes, 2, both / 2)
+
+
+def _dnn(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    training = sizes.epochs["dnn"] * steps
+    return Counts(
+        local_operations=(training * batch + FORWARD * sizes.test_samples) * sizes.dnn_operations, layer_steps=training * sizes.dnn_layers
+    )
+
+
+def _coherent(sizes: Sizes, phase: str) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    frozen = sizes.forward_epochs if phase == "transfer" else 0
+    training, all_steps = sizes.epochs[phase] * steps, (sizes.epochs[phase] + frozen) * steps
+    forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
+    communication = _all_at_once(sizes, all_steps, FLOAT * sizes.subdomains * sizes.values * batch)
+    return communication._replace(
+        local_operations=sizes.own * (training * batch + forward) * sizes.local_operations + all_steps * batch * sizes.dnn_operations,
+        layer_steps=all_steps * (sizes.own * sizes.local_layers + sizes.dnn_layers),
+        bytes_read=sizes.own * sizes.local_bytes,
+    )
+
+
+def _global(sizes: Sizes) -> Counts:
+    ranks, share = sizes.ranks, sizes.global_share
+    steps = sizes.epochs["global"] * sizes.steps(sizes.samples, share * ranks)[0]
+    operations = steps * share + FORWARD * _evaluated(sizes, "global") / ranks
+    messages = 2 * (ranks - 1) + ceil(log2(ranks))  # gradients around the ring; rank 0's buffers
+    return Counts(
+        global_operations=operations * sizes.global_operations,
+        layer_steps=steps * sizes.global_layers,
+        bytes_read=sizes.global_bytes,
+        reduce_messages=steps * messages,
+        reduce_bytes=steps * 2 * FLOAT * sizes.parameters * (ranks - 1) / ranks,
+    )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A phase that was measured: what it consists of, and its seconds."""
+
+    counts: Counts
+    seconds: float
+
+
+def fit(observations: Sequence[Observation], known: Counts) -> tuple[Counts, tuple[str, ...]]:
+    """Seconds per count that fit the observations best, relative to their seconds; and the names of those that they do not tell.
+
+    What cannot be told apart from others, such as a layer's own seconds where all steps are alike, is left at zero: all the time
+    then counts as arithmetic.
+
+    Args:
+        known: seconds per count of all that is not ``FITTED``.
+    """
+    rows = [one for one in observations if one.seconds > 0 and any(one.counts.only(FITTED))]
+    matrix = np.array([[getattr(one.counts, name) / one.seconds for name in FITTED] for one in rows]).reshape(-1, len(FITTED))
+    right = np.array([1 - one.counts.only(set(Counts._fields) - set(FITTED)).seconds(known) / one.seconds for one in rows])
+    chosen: list[int] = []
+    for k in range(len(FITTED)):  # arithmetic first
+        if matrix[:, k].any() and _independent(matrix[:, [*chosen, k]]):
+            chosen.append(k)
+    found = np.zeros(len(FITTED))
+    if chosen:
+        found[chosen] = non_negative(matrix[:, chosen], right)
+    untold = tuple(name for k, name in enumerate(FITTED) if k not in chosen)
+    return known._replace(**dict(zip(FITTED, found.tolist(), strict=True))), untold
+
+
+def non_negative(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Least squares whose unknowns are not below zero; columns may differ in size."""
+    scale = np.linalg.norm(matrix, axis=0)
+    return nnls(matrix / scale, right)[0] / scale
+
+
+def _independent(columns: np.ndarray) -> bool:
+    """Whether least squares can tell these columns apart."""
+    if columns.shape[0] < columns.shape[1]:
+        return False
+    values = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), compute_uv=False)
+    return bool(values[-1] > COLLINEAR * values[0])

@@ -1,0 +1,206 @@
+"""A scaling study from one description: its runs are started here, one after the other, or by SLURM (module ``slurm``)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tomli_w
+
+from ddcnn.config import RunSettings
+from ddcnn.errors import InputError, Stopped
+from ddcnn.files import disk_errors, write_text
+from ddcnn.launcher import launched_size
+from ddcnn.output import is_finished
+from ddcnn.progress import Progress
+from ddcnn.scaling.points import Kind
+
+PATIENCE = 10  # seconds for the ranks to end when the study is ended
+DEFAULTS = {"methods": "vote,average,dnn", "evaluate_every": "0", "progress": "none"}  # where the user says nothing
+OWN = {"output", "overwrite", "resume", "time_limit", "start_from"}  # what the study says, or what is no measurement
+OWN_IF_WEAK = {"data", "grid", "volumes", "decomposition"}
+
+
+class FailedRun(Exception):
+    """A run of the study has failed: the study ends."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured.
+
+    Attributes:
+        folder: of the study; a run has a folder in it.
+        ranks: ascending.
+        options: of ``ddcnn run``, the same for all runs.
+        given: the settings that they (and the file that they name) set.
+        side, classes, samples: of the synthetic images of weak scaling: pixels a side of a rank's subdomain, and so on.
+    """
+
+    kind: Kind
+    folder: Path
+    ranks: tuple[int, ...]
+    repetitions: int
+    options: tuple[str, ...]
+    given: frozenset[str]
+    side: int
+    classes: int
+    samples: int
+
+    def run(self, ranks: int, repetition: int) -> Path:
+        """Folder of a run; repetitions count from 1."""
+        return self.folder / (str(ranks) if repetition == 1 else f"{ranks}-{repetition}")
+
+    def arguments(self, ranks: int, repetition: int = 1) -> list[str]:
+        """Of ``python -m ddcnn``."""
+        defaults = DEFAULTS | {"partitions": str(self.folder / "partitions")}  # partitioned by the first run, found by the others
+        if self.kind == "weak":
+            grid = grid_of(ranks, (1, 1))
+            shape = "x".join(str(self.side * number) for number in grid)
+            defaults |= {"width_divisor": "1"}
+            own = {"data": f"synthetic:{shape}x{self.classes}x{self.samples}", "grid": "x".join(map(str, grid))}
+        else:
+            own = {}
+        own |= {"output": str(self.run(ranks, repetition))}
+        first = {name: value for name, value in defaults.items() if name not in self.given}
+        return ["run", *_options(first), *self.options, *_options(own), "--overwrite"]  # what is there is of a run that has not finished
+
+    def check(self, settings_of: Callable[[Sequence[str]], RunSettings]) -> None:
+        """Refuses what no run could do.
+
+        Args:
+            settings_of: the settings that arguments of ``python -m ddcnn`` come to.
+        """
+        reserved = sorted(self.given & (OWN | OWN_IF_WEAK if self.kind == "weak" else OWN))
+        if reserved:
+            raise InputError(f"--{reserved[0].replace('_', '-')}: a study of {self.kind} scaling says it itself; leave it out after --")
+        for ranks in self.ranks:
+            settings = settings_of(self.arguments(ranks))
+            subdomains = prod(settings.grid)
+            if subdomains % ranks and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
+                grid = "x".join(map(str, settings.grid))
+                raise InputError(f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors of it")
+
+    def describe(self) -> None:
+        """Writes study.toml, from which a study that goes on knows its own folder.
+
+        Raises:
+            InputError: the folder is that of another study.
+        """
+        about: dict[str, Any] = {"kind": self.kind, "options": list(self.options)}
+        if self.kind == "weak":
+            about |= {"side": self.side, "classes": self.classes, "samples": self.samples}
+        path, text = self.folder / "study.toml", tomli_w.dumps(about)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.read_text() != text:
+            raise InputError(f"--output {self.folder} holds another study (see {path}): name another folder, or give the same options")
+        write_text(path, text)
+
+
+def _options(values: dict[str, str]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def grid_of(number: int, sides: Sequence[int]) -> tuple[int, ...]:
+    """The grid of so many subdomains whose longest and shortest sides differ least, for images of these sides."""
+
+    def factorised(rest: int, axes: int) -> Iterator[tuple[int, ...]]:
+        if axes == 1:
+            yield (rest,)
+            return
+        for first in (k for k in range(1, rest + 1) if rest % k == 0):
+            yield from ((first, *others) for others in factorised(rest // first, axes - 1))
+
+    def unevenness(grid: tuple[int, ...]) -> float:
+        lengths = [side / parts for side, parts in zip(sides, grid, strict=True)]
+        return max(lengths) / min(lengths)
+
+    return min(factorised(number, len(sides)), key=unevenness)
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """``1,2,4`` or ``1 2 4``: ascending numbers."""
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"--ranks {text}: write numbers of ranks, such as 1,2,4")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def find_launcher(words: Sequence[str]) -> list[str]:
+    """The words of ``--launcher``; by default mpirun, the one beside this Python first."""
+    beside = Path(sys.executable).parent / "mpirun"
+    if not words and beside.exists():
+        return [str(beside)]
+    found = list(words) or ["mpirun"]
+    if shutil.which(found[0]) is None:
+        raise InputError(f"--launcher {found[0]}: there is no such program; name the one that starts ranks here")
+    return found
+
+
+def start(study: Study, launcher: Sequence[str]) -> None:
+    """Runs what has not finished yet, the numbers of ranks in turn, so that a disturbance meets all of them alike.
+
+    Raises:
+        InputError: a run was refused.
+        FailedRun, Stopped: it failed or was stopped.
+    """
+    if launched_size() > 1:
+        raise InputError("a study starts its runs itself: start it without mpirun")
+    study.describe()
+    runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
+    left = [run for run in runs if not is_finished(RunSettings(output=study.run(*run), resume=True))]
+    cores = len(os.sched_getaffinity(0))
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // study.ranks[-1]))} | os.environ  # as many for every number of ranks
+    with Progress(f"{study.kind} scaling", len(runs), "auto") as progress:
+        progress.skip(len(runs) - len(left))
+        for ranks, repetition in left:
+            begin = time.perf_counter()
+            log = study.folder / f"{study.run(ranks, repetition).name}.log"
+            execute([*launcher, "-n", str(ranks), sys.executable, "-m", "ddcnn", *study.arguments(ranks, repetition)], log, environment)
+            progress.advance(f"{ranks} ranks, repetition {repetition}: {time.perf_counter() - begin:.1f} s")
+
+
+def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    """Runs a command to its end; what it says goes into a file."""
+    with disk_errors(log), log.open("w") as stream:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+        with ended(process):
+            process.wait()
+    if process.returncode == 0:
+        return
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("ddcnn: ")]  # the launcher's own words come last
+    told = f"{(own or lines or ['it said nothing'])[-1].removeprefix('ddcnn: ')} (exit code {process.returncode}; all of it: {log})"
+    raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(told)
+
+
+@contextmanager
+def ended(process: subprocess.Popen) -> Iterator[None]:
+    """The process, and by its launcher all ranks, end with this one: on SIGTERM, Ctrl-C or an error."""
+
+    def leave(*_: object) -> NoReturn:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for ask in (process.terminate, process.terminate, process.kill):  # a run takes the first request as one to save
+            if process.poll() is not None:
+                break
+            ask()
+            try:
+                process.wait(PATIENCE / 2)
+            except subprocess.TimeoutExpired:
+                continue
