@@ -1,5 +1,6 @@
 """What the tests share: one rank, small data sets on disk, and the program as a user starts it."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
-from launching import MPIRUN
+from launching import MPIRUN, launch
 
 from ddcnn.parallel import World
 
@@ -70,3 +71,31 @@ def ddcnn() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     return start
+
+
+SHORT = {
+    "epochs": 2, "dnn-epochs": 3, "transfer-epochs": 1, "network": "vgg3", "threads": 1, "progress": "none", "output": "run",
+}  # fmt: skip
+
+
+def short_run(folder: Path, **options: object) -> Path:
+    """A finished run on two ranks, whose partitioned set is gone."""
+    given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in (SHORT | options).items()]
+    finished = launch(2, "run", *given, "--partitions=sets", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    shutil.rmtree(folder / "sets", ignore_errors=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """Of all methods; no test changes it."""
+    options = {"train-samples": 400, "overlap": 1, "augment": "flip+shift", "shift": 1}
+    return short_run(tmp_path_factory.mktemp("digits"), **options)
+
+
+@pytest.fixture(scope="session")
+def volumes_run(tmp_path_factory) -> Path:
+    """On volumes, with other values at the interface; no test changes it."""
+    options = {"data": "synthetic:8x8x8x4x100", "grid": "2x2x1", "interface": "features", "width": 8}
+    return short_run(tmp_path_factory.mktemp("volumes"), volumes=True, **options)

@@ -430,7 +430,7 @@ def test_a_set_that_was_replaced_after_it_was_opened_is_noticed(path):
 def test_a_set_of_an_older_version_is_refused_by_its_version(path):
     with h5py.File(path, "a") as file:
         file.attrs["schema_version"] = 1
-    refused(path, "schema version 1, this program reads 2")
+    refused(path, "schema version 1, this program reads 3")
 
 
 def test_the_program_says_so_in_one_line(path):

@@ -7,17 +7,22 @@ from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
-from ddcnn.config import DataSettings, Literal, PartitionSettings, RunSettings, Settings, load, suggest
+from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings, load, suggest
 from ddcnn.errors import InputError, Stopped
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
 from ddcnn.scaling import commands as scaling
+from ddcnn.trained_settings import ExportSettings, PredictSettings
 from ddcnn.watch import watched
 
-PARALLEL: dict[str, type[DataSettings]] = {"run": RunSettings, "partition": PartitionSettings}
+PARALLEL: dict[str, type[Command]] = {"run": RunSettings, "partition": PartitionSettings, "predict": PredictSettings}
+CONFIGURED = PARALLEL | {"export": ExportSettings}
+POSITIONAL = ("run", "source")
 SUMMARIES = {
     "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
     "partition": "write a data set as a partitioned HDF5 file",
+    "predict": "classify images with a finished run, into a CSV or HDF5 file",
+    "export": "write the network of a finished run as one, for other programs",
     "report": "tables and figures of finished runs, made anew",
     "scaling": "strong and weak scaling studies: run or submitted, collected, predicted for more ranks",
     "info": "MPI, HDF5, devices, cores and threads of this machine",
@@ -42,14 +47,14 @@ def main(arguments: list[str], world: World | None) -> int:
         return _together(settings, world)
 
 
-def _meeting_places(world: World, settings: DataSettings) -> list[Path]:
+def _meeting_places(world: World, settings: Command) -> list[Path]:
     """Folders that all ranks see: on one host none of the user's needs to be written into."""
     output: Path | None = getattr(settings, "output", None)
     own = [Path(gettempdir())] if world.local_size == world.size else []
     return [*own, *([output.parent, output] if output else [Path("runs")])]
 
 
-def _together(settings: DataSettings, world: World) -> int:
+def _together(settings: Command, world: World) -> int:
     if isinstance(settings, PartitionSettings):
         from ddcnn.interrupts import release
         from ddcnn.plan import partition_command
@@ -77,6 +82,12 @@ def _together(settings: DataSettings, world: World) -> int:
             gc.enable()
 
         run(world, settings, store, interrupts)
+    elif isinstance(settings, PredictSettings):
+        from ddcnn.interrupts import release
+        from ddcnn.predict import predict
+
+        release()
+        predict(world, settings)
     return 0
 
 
@@ -85,6 +96,11 @@ def _command(arguments: list[str]) -> str:
 
 
 def _alone(arguments: list[str]) -> int:
+    if arguments and arguments[0] == "export" and not {"-h", "--help"} & set(arguments):
+        from ddcnn.export import export
+
+        export(_settings(ExportSettings, arguments))
+        return 0
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments = ["run", *arguments]
     end = arguments.index("--") if "--" in arguments and arguments[0] == "scaling" else len(arguments)
@@ -130,9 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in SUMMARIES.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if name in PARALLEL:
+        if name in CONFIGURED:
             command.add_argument("--config", type=Path, metavar="FILE.toml", help="options under their names; the command line wins")
-            _add_options(command, PARALLEL[name])
+            _add_options(command, CONFIGURED[name])
         elif name == "report":
             command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
         elif name == "scaling":
@@ -140,12 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> None:
+def _add_options(parser: argparse.ArgumentParser, kind: type[Command]) -> None:
     """An option per field; values are checked later, with those of the TOML file."""
     for name, field in kind.model_fields.items():
         extra: Any = field.json_schema_extra or {}
         default = None if field.is_required() or "default" in str(field.description) else field.default
-        text = field.description if default in (None, False) else f"{field.description} (default: {default})"
+        text = field.description if default in (None, False, ()) else f"{field.description} (default: {default})"
         keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if field.annotation is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -155,7 +171,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[DataSettings]) -> N
             keywords["metavar"] = extra.get("metavar")
             if isinstance(keywords["metavar"], tuple):
                 keywords["nargs"] = len(keywords["metavar"])
-        if name == "source":
+        if name in POSITIONAL:
             parser.add_argument(name, **keywords)
         else:
             parser.add_argument(f"--{name.replace('_', '-')}", **keywords)

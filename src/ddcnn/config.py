@@ -24,8 +24,8 @@ PHASES_OF = {
 METHODS = tuple(PHASES_OF)
 
 
-class DataSettings(BaseModel):
-    """Which images, and how they are decomposed."""
+class Command(BaseModel):
+    """What the commands that read images have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -33,6 +33,14 @@ class DataSettings(BaseModel):
         Path(os.environ.get("DDCNN_DATA_ROOT", "data")), "folder of torchvision's sets (default: $DDCNN_DATA_ROOT, else data)", "DIR"
     )
     download: bool = option(False, "let torchvision fetch a missing set into --data-root")
+    skip_damaged: bool = option(False, "leave damaged files out, and count them, instead of refusing the set")
+    progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
+    stall_timeout: float = option(1800, "seconds without a sign of life from a rank after which the job is ended; 0 for never", "S", ge=0)
+
+
+class DataSettings(Command):
+    """Which images, and how they are decomposed."""
+
     volumes: bool = option(False, "the arrays are volumes (n, depth, rows, columns)")
     image_size: ImageSize | None = option(None, "size that images are brought to, rows x columns (default: their own)", "P|HxW")
     image_transform: Literal["resize", "resize+center-crop", "center-crop"] = option(
@@ -44,7 +52,6 @@ class DataSettings(BaseModel):
     test_fraction: float = option(
         0.2, "share of the images of every class for testing, of a source without test images; --subset-seed says which", "F", gt=0, lt=1
     )
-    skip_damaged: bool = option(False, "leave damaged files out, and count them, instead of refusing the set")
     decomposition: Literal["image", "width"] = option(
         "image", "what is decomposed: the image into subimages, or the network in width into thin networks that see the whole image"
     )
@@ -55,8 +62,6 @@ class DataSettings(BaseModel):
     train_samples: int | None = option(None, "class-balanced subset of the training images", "S", ge=1)
     test_samples: int | None = option(None, "class-balanced subset of the test images", "S", ge=1)
     subset_seed: int = option(0, "seed of the subsets, so that runs of different --seed see the same images", "S", ge=0)
-    progress: Literal["auto", "bar", "lines", "none"] = option("auto", "a bar on a terminal, lines in a file")
-    stall_timeout: float = option(1800, "seconds without a sign of life from a rank after which the job is ended; 0 for never", "S", ge=0)
 
     @property
     def margin(self) -> int:
@@ -74,7 +79,7 @@ class DataSettings(BaseModel):
         return self
 
 
-Settings = TypeVar("Settings", bound=DataSettings)
+Settings = TypeVar("Settings", bound=Command)
 SOURCES = (
     "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 of arrays; a folder of class folders, or of NIfTI "
     "volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
@@ -231,6 +236,16 @@ def is_run(folder: Path) -> bool:
         return False
 
 
+def of_run(folder: Path) -> RunSettings:
+    """The settings in the folder of a run.
+
+    Raises:
+        InputError: its config.toml is damaged, or of another version.
+    """
+    file = folder / "config.toml"
+    return _validated(RunSettings, _read_toml(RunSettings, file) | OF_AN_ATTEMPT, {}, file)
+
+
 def _validated(kind: type[Settings], values: dict[str, Any], options: dict[str, Any], file: Path | None) -> Settings:
     try:
         return kind.model_validate(values)
@@ -246,8 +261,7 @@ def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
     """
     if not settings.resume or settings.output is None or not is_run(settings.output):
         return settings
-    file = settings.output / "config.toml"
-    stored = _validated(RunSettings, _read_toml(RunSettings, file) | OF_AN_ATTEMPT, {}, file)
+    stored = of_run(settings.output)
     for name in given:
         ours, theirs = (values.model_dump(mode="json")[name] for values in (settings, stored))
         if name not in FREE and ours != theirs:
@@ -257,7 +271,7 @@ def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
     return stored.model_copy(update={name: getattr(settings, name) for name in given if name in FREE})
 
 
-def _read_toml(kind: type[DataSettings], file: Path) -> dict[str, Any]:
+def _read_toml(kind: type[Command], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             found = tomllib.load(stream)
@@ -272,11 +286,11 @@ def _read_toml(kind: type[DataSettings], file: Path) -> dict[str, Any]:
     return values
 
 
-def option_names(kind: type[DataSettings]) -> list[str]:
+def option_names(kind: type[Command]) -> list[str]:
     return [name.replace("_", "-") for name in kind.model_fields]
 
 
-def suggest(key: str, kind: type[DataSettings]) -> str:
+def suggest(key: str, kind: type[Command]) -> str:
     dashes = "--" if key.startswith("--") else ""
     return did_you_mean(key.replace("_", "-"), [dashes + name for name in option_names(kind)])
 

@@ -31,6 +31,7 @@ from ddcnn.progress import Progress
 from ddcnn.pulse import at
 from ddcnn.results import Results
 from ddcnn.seeding import Seeds, seed_name, seed_names
+from ddcnn.trained import TrainedOn
 from ddcnn.training import Engine, Epoch, Recipe, build
 
 
@@ -39,7 +40,7 @@ class Networks:
     """The networks that a run's settings and data ask for; they differ from seed to seed."""
 
     settings: RunSettings
-    store: PartitionedSet
+    store: PartitionedSet | TrainedOn
     engine: Engine
 
     @property
@@ -258,7 +259,7 @@ class Job:
         )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
-        parameters.save(self.results.output / "checkpoints" / f"{name}.h5", network, attributes)
+        parameters.save(self.results.output / "checkpoints" / f"{name}.h5", network, TrainedOn.of(self.store).attributes() | attributes)
 
 
 def state_of(epoch: Epoch, epochs: int) -> str:

@@ -61,6 +61,15 @@ def _signals(value: Any) -> Any:
     return names
 
 
+def _subdomains(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("write numbers of subdomains, such as 1,3") from None
+    return value
+
+
 Positive = Annotated[int, Field(ge=1)]
 as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
 Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
@@ -73,5 +82,6 @@ Methods = Annotated[
     PlainSerializer(",".join),
     Field(min_length=1),
 ]
+Subdomains = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_subdomains)]
 Every = Annotated[str, BeforeValidator(_every)]
 Signals = Annotated[tuple[str, ...], BeforeValidator(_signals), PlainSerializer(",".join)]

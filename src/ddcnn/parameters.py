@@ -7,16 +7,17 @@ import h5py
 import torch
 from torch import nn
 
+from ddcnn.data.store import HDF5_FORMAT
 from ddcnn.errors import InputError
 from ddcnn.files import replacing
 from ddcnn.hdf5 import DAMAGE, attribute, own_dataset, own_group
 
-Attribute = str | int | float | tuple[int, ...]
+Attribute = str | int | float | tuple[int, ...] | tuple[float, ...]
 
 
 def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> None:
     """Writes parameters and buffers of a network, and attributes that say which network it is."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver=HDF5_FORMAT) as file:
         for name, tensor in network.state_dict().items():
             file[f"parameters/{name}"] = tensor.detach().cpu().numpy()
         for key, value in attributes.items():

@@ -40,10 +40,10 @@ class Block:
     row: int
 
 
-def blocks(split: Split, selection: np.ndarray) -> list[Block]:
-    """All blocks of a split that hold selected samples; ``selection`` (S,) is ascending."""
+def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list[Block]:
+    """All blocks of a split, of ``most`` samples each, that hold selected samples; ``selection`` (S,) is ascending."""
     sample = int(np.prod(split.shape[1:])) * split.dtype.itemsize
-    size = max(1, BLOCK_BYTES // sample)
+    size = max(1, min(BLOCK_BYTES // sample, most))
     bounds = range(0, len(split), size)
     rows = np.searchsorted(selection, [*bounds, len(split)])
     return [Block(selection[a:b], int(a)) for a, b in pairwise(rows) if b > a]
@@ -101,7 +101,7 @@ def partition(
         described = PartitionedSet(
             str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
             decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
-            "" if files.one_file else files.parts.name,
+            source.preprocessing, "" if files.one_file else files.parts.name,
         )  # fmt: skip
         with disk_errors(path):
             bounds = {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS}
@@ -138,7 +138,7 @@ def _write(
     written, runs = [np.empty(0, np.int64)], [np.empty((0, 1 + len(decomposition)))]
     for block in share:
         beat(f"{name} sample {block.samples[0]}")
-        samples, images = _read(source, name, block.samples, skip_damaged)
+        samples, images = read_block(source.name, source.splits[name], name, block.samples, skip_damaged)
         progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
         if not len(samples):
             continue
@@ -167,20 +167,21 @@ def _rows(share: list[Block]) -> tuple[int, int]:
     return (share[0].row, share[-1].row + len(share[-1].samples)) if share else (0, 0)
 
 
-def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) -> tuple[np.ndarray, np.ndarray]:
+def read_block(
+    source: str, split: Split, name: str, samples: np.ndarray, skip_damaged: bool, quiet: bool = False
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The samples (n',) of a split, out of ``samples`` (n,), that are not damaged, and their images (n', *spatial, C).
 
     Raises:
         DamagedSample: a sample cannot be read, or has a pixel that is not a finite number, and is not to be skipped.
     """
-    split = source.splits[name]
     try:
         images = split.read(samples)
         if images.dtype.kind == "f":
             bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
             if bad.size:
                 raise DamagedSample(
-                    f"{source.name}: {name} sample {samples[bad[0]]} has a pixel that is NaN or infinite; mend it or leave it out, "
+                    f"{source}: {name} sample {samples[bad[0]]} has a pixel that is NaN or infinite; mend it or leave it out, "
                     "or add --skip-damaged"
                 )
         return samples, images
@@ -188,9 +189,10 @@ def _read(source: Source, name: str, samples: np.ndarray, skip_damaged: bool) ->
         if not skip_damaged:
             raise
         if len(samples) == 1:
-            print(f"ddcnn: skipped: {str(damage).partition('; mend')[0]}", file=sys.stderr, flush=True)
+            if not quiet:
+                print(f"ddcnn: skipped: {str(damage).partition('; mend')[0]}", file=sys.stderr, flush=True)
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
-    one_by_one = [_read(source, name, samples[k : k + 1], skip_damaged) for k in range(len(samples))]
+    one_by_one = [read_block(source, split, name, samples[k : k + 1], skip_damaged, quiet) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])
 
 

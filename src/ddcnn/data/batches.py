@@ -106,7 +106,7 @@ class Subimages:
         cls, store: PartitionedSet, split: str, device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
         """Reads the whole images of one split onto the device: the undecomposed image as a single subdomain."""
-        images = _tensor(store.whole(split)).to(device)
+        images = to_tensor(store.whole(split)).to(device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)
         mirrored = images if augmentation.flip else None
@@ -162,7 +162,7 @@ class OwnedSubimages:
         places = store.decomposition.subdomains
         mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]
         index = {places[i].dataset: i for i in (*subdomains, *mirrors)}
-        images = {dataset: _tensor(store.read(split, i)).to(device) for dataset, i in index.items()}
+        images = {dataset: to_tensor(store.read(split, i)).to(device) for dataset, i in index.items()}
         labels, normalisation = _labels(store, split, device), _normalisation(store, device)
         parts = []
         for i, mirror in zip(subdomains, mirrors, strict=True):
@@ -212,7 +212,7 @@ def _normalisation(store: PartitionedSet, device: torch.device) -> tuple[torch.T
     )
 
 
-def _tensor(images: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray) -> torch.Tensor:
     """In the machine's byte order, and in the next larger type where torch has no arithmetic for the unsigned one."""
     kind = images.dtype.newbyteorder("=")
     wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64}.get(kind.str[1:], kind)

@@ -29,7 +29,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.hdf5 import DAMAGE, NUMBERS, attribute, own_dataset, reading
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 HDF5_FORMAT = "v110"  # the oldest that has checksums throughout
 SPLITS = ("train", "test")
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
@@ -72,6 +72,7 @@ class PartitionedSet:
         mean, std: per channel over the selected training images, in the source's units.
         train_samples, test_samples: S of each split.
         skipped: samples that were damaged and left out.
+        preprocessing: what became of the source's images (see ``SourceOptions``), as JSON.
         parts: name of the folder beside the file in which the images lie (see ``ddcnn.data.parts``); empty if they lie in the file.
         digest: SHA-256 over all the above and the small arrays, once they have been written.
         tables: the small arrays, by their names in the file.
@@ -92,6 +93,7 @@ class PartitionedSet:
     train_samples: int
     test_samples: int
     skipped: int = 0
+    preprocessing: str = ""
     parts: str = ""
     digest: str = ""
     tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)

@@ -20,10 +20,14 @@ def vote(probabilities: np.ndarray) -> np.ndarray:
 
     A tie goes to the tied class with the larger summed probability, then to the lower class index (our rule, the papers state none).
     """
-    classes = probabilities.shape[2]
-    votes = (probabilities.argmax(axis=2)[:, :, None] == np.arange(classes)).sum(axis=1)  # (S, K)
-    tied = votes == votes.max(axis=1, keepdims=True)
-    return np.where(tied, probabilities.sum(axis=1, dtype=np.float64), -1).argmax(axis=1)
+    return vote_scores(torch.from_numpy(probabilities)).argmax(1).numpy()
+
+
+def vote_scores(probabilities: torch.Tensor) -> torch.Tensor:
+    """(S, N, K) -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
+    votes = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2]).sum(1)  # (S, K)
+    tied = votes == votes.amax(1, keepdim=True)
+    return torch.where(tied, probabilities.sum(1, dtype=torch.float64), -1.0)
 
 
 def average(probabilities: np.ndarray) -> np.ndarray:

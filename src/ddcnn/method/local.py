@@ -117,12 +117,14 @@ def hand_over(
     return divided(group, chosen, work)
 
 
-@torch.inference_mode()
-def classify_handed(interface: str, network: Any, values: np.ndarray, engine: Engine) -> np.ndarray:
-    """The p_i (S, K) float32 out of interface values (S, C), without another pass through the convolutions."""
+def classified(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
+    """p_i (B, K) out of what a local CNN hands over, (B, C), without another pass through the convolutions."""
     if interface == "probabilities":
         return values
-    logits = torch.from_numpy(values).to(engine.device)
-    if interface == "features":
-        logits = network.classifier(logits)
-    return logits.softmax(1).cpu().numpy()
+    return (network.classifier(values) if interface == "features" else values).softmax(1)
+
+
+@torch.inference_mode()
+def classify_handed(interface: str, network: Any, values: np.ndarray, engine: Engine) -> np.ndarray:
+    """The p_i (S, K) float32 out of interface values (S, C)."""
+    return classified(interface, network, torch.from_numpy(values).to(engine.device)).cpu().numpy()

@@ -4,6 +4,7 @@ To add a source: write a module with a function ``(SourceOptions) -> Source`` an
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ddcnn.data.arrays import open_h5, open_npz
@@ -51,7 +52,7 @@ def open_source(options: SourceOptions) -> Source:
     except OSError as error:  # a folder that may not be read, a file that goes away
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
-    return source if source.fitted else fitted(source, options)
+    return replace(source if source.fitted else fitted(source, options), preprocessing=options.preprocessing)
 
 
 def loads_whole(name: str) -> bool:

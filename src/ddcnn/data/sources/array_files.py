@@ -38,11 +38,11 @@ def _split(options: SourceOptions, arrays: dict[str, Array], split: str) -> Spli
     if pair is None:
         raise InputError(f"{options.name}: no {' and '.join(names[0])} (or {' and '.join(names[1])}) among its arrays: {', '.join(arrays)}")
     images, labels = arrays[pair[0]], arrays[pair[1]]
-    shape = _with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
-    return Split(shape, images.dtype, _labels(f"{options.name}: {pair[1]}", labels), partial(_read, images, shape[1:]))
+    shape = with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
+    return Split(shape, images.dtype, read_labels(f"{options.name}: {pair[1]}", labels), partial(read_array, images, shape[1:]))
 
 
-def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
+def read_array(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
     """Reads stretches of the file that hold the indices, in order, as streams and chunks like it, and each of bounded size."""
     found = np.empty((len(indices), *shape), images.dtype)
     span = max(1, READ_BYTES // max(1, found[:1].nbytes))  # samples
@@ -53,7 +53,7 @@ def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndar
     return found
 
 
-def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
+def with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
     spatial = 3 if volumes else 2
     if volumes and len(shape) == 4 and shape[-1] == 3 and min(shape[1:3]) >= 8:
         raise InputError(f"{what} has shape {shape}, which looks like images with channels, not volumes: leave --volumes out")
@@ -67,7 +67,7 @@ def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[in
     raise InputError(f"{what} has shape {shape}, expected {wanted}")
 
 
-def _labels(what: str, labels: Array) -> np.ndarray:
+def read_labels(what: str, labels: Array) -> np.ndarray:
     if labels.shape[1:] not in ((), (1,)) or not labels.shape:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)

@@ -1,19 +1,22 @@
 """What every source is made of: its options, its splits, and the rules that all of them keep."""
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ddcnn.data.sources.decoding import PixelFormat
 from ddcnn.errors import InputError
 from ddcnn.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # unsigned and signed integers, floats
 SPLITS = ("train", "test")
+PLACE = ("name", "data_root", "download", "pixels")  # of SourceOptions: where images are, and what they are alike in
 READ_BYTES = 1 << 24  # of samples that are in memory at a time before they are fitted, which may be much larger than afterwards
 
 
@@ -41,6 +44,7 @@ class SourceOptions:
         window: lowest and highest intensity; others are clipped to it, before the size is changed.
         test_fraction: share of the samples that are tested on where a source has no test split.
         seed: of that choice.
+        pixels: what image files are converted to; None for what they share.
     """
 
     name: str
@@ -54,6 +58,17 @@ class SourceOptions:
     window: tuple[float, float] | None = None
     test_fraction: float = 0.2
     seed: int = 0
+    pixels: PixelFormat | None = None
+
+    @property
+    def preprocessing(self) -> str:
+        """What decides which images there are and what becomes of them, as JSON: for those that come later."""
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in PLACE})
+
+    def as_before(self, preprocessing: str) -> "SourceOptions":
+        """With the ``preprocessing`` of other options."""
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(preprocessing).items()}
+        return SourceOptions(**{name: getattr(self, name) for name in PLACE} | found)
 
 
 @dataclass(frozen=True)
@@ -63,15 +78,17 @@ class Split:
     Attributes:
         shape: (S, *spatial, C), channels last.
         dtype: the source's own pixel type.
-        labels: (S,) int64, in 0 ... K-1.
+        labels: (S,) int64, in 0 ... K-1; of images to be classified -1 where nobody knows.
         read: takes ascending indices (n,) int64, returns those images (n, *spatial, C) in ``dtype``; cheapest when the calls ascend, too.
             It raises DamagedSample for a sample that cannot be read, InputError for a whole file of arrays.
+        name: what sample i is called.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     labels: np.ndarray
     read: Callable[[np.ndarray], np.ndarray]
+    name: Callable[[int], object] = str
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -82,7 +99,8 @@ class Source:
     """A data set: its splits, its class names and a fingerprint that changes when its content does.
 
     ``in_memory`` sets are loaded whole by their library, so one rank loads and partitions them; the others would load them again.
-    ``fitted`` sources have clipped and resized their images themselves; for all others ``open_source`` does it.
+    ``fitted`` sources have clipped and resized their images themselves; for all others ``open_source`` does it, and says with which
+    ``preprocessing``.
     """
 
     name: str
@@ -91,6 +109,7 @@ class Source:
     fingerprint: str
     in_memory: bool = False
     fitted: bool = False
+    preprocessing: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

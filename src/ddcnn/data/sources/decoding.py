@@ -36,6 +36,11 @@ DEEP = PixelFormat("F", 1, np.dtype(np.float32))
 COLOUR = PixelFormat("RGB", 3, np.dtype(np.uint8))
 
 
+def format_like(channels: int, dtype: np.dtype) -> PixelFormat | None:
+    """The format of image files that have become images of C channels and a type, if there is one."""
+    return next((pixels for pixels in (GREY, DEEP, COLOUR) if (pixels.channels, pixels.dtype) == (channels, dtype)), None)
+
+
 def format_of(mode: str) -> PixelFormat:
     """What images of a Pillow mode are converted to if all of the set are alike."""
     return GREY if mode in GREY_MODES else DEEP if mode in DEEP_MODES else COLOUR

@@ -126,26 +126,28 @@ def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) 
 
 def fitted(source: Source, options: SourceOptions) -> Source:
     """A source whose samples are all of one shape, clipped and resized as they are read."""
-    fit = Fit(options, len(source.shape) - 1)
+    return replace(source, splits={name: fit_split(split, options) for name, split in source.splits.items()}, fitted=True)
+
+
+def fit_split(split: Split, options: SourceOptions) -> Split:
+    """A split, the same."""
+    *spatial, channels = split.shape[1:]
+    fit = Fit(options, len(spatial))
     if options.window:
-        fit.bounds(source.splits["train"].dtype)
-    if not options.window and fit.size in (None, source.shape[:-1]):
-        return source
-    shape = (*(fit.size or source.shape[:-1]), source.shape[-1])
+        fit.bounds(split.dtype)
+    if not options.window and fit.size in (None, tuple(spatial)):
+        return split
+    shape = (*(fit.size or spatial), channels)
+    step = max(1, READ_BYTES // (math.prod(split.shape[1:]) * split.dtype.itemsize))
 
-    def change(split: Split) -> Split:
-        step = max(1, READ_BYTES // (math.prod(split.shape[1:]) * split.dtype.itemsize))
+    def read(indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *shape), split.dtype)
+        for begin in range(0, len(indices), step):
+            for row, image in enumerate(split.read(indices[begin : begin + step]), begin):
+                images[row] = fit(image)
+        return images
 
-        def read(indices: np.ndarray) -> np.ndarray:
-            images = np.empty((len(indices), *shape), split.dtype)
-            for begin in range(0, len(indices), step):
-                for row, image in enumerate(split.read(indices[begin : begin + step]), begin):
-                    images[row] = fit(image)
-            return images
-
-        return replace(split, shape=(len(split), *shape), read=read)
-
-    return replace(source, splits={name: change(split) for name, split in source.splits.items()}, fitted=True)
+    return replace(split, shape=(len(split), *shape), read=read)
 
 
 def sample_by_sample(
@@ -180,4 +182,4 @@ def sample_by_sample(
 
     if fit.options.window:
         fit.bounds(dtype)
-    return Split((len(labels), *shape), dtype, labels, read)
+    return Split((len(labels), *shape), dtype, labels, read, name)

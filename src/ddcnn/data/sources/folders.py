@@ -52,7 +52,7 @@ def class_folders(options: SourceOptions) -> Source:
         chosen = split_by_fraction(options, np.array([file.label for file in every]))
         found = {split: [every[i] for i in indices] for split, indices in chosen.items()}
     headers = _scan([file.path for files in found.values() for file in files])
-    pixels = headers.pixels
+    pixels = options.pixels or headers.pixels
     shape = (*(fit.size or headers.common_size(fit.option)), pixels.channels)
     digest = hashlib.sha256()
     for split, files in found.items():
@@ -109,18 +109,23 @@ def _files(root: Path, folder: Path, class_names: list[str]) -> Iterator[ImageFi
     for name, class_folder in _subfolders(folder):
         if name not in number:
             raise InputError(f"{class_folder}: the training split has no class of that name")
-        entries = sorted(_walk(class_folder), key=lambda entry: entry.path)
+        entries = sorted(walk(class_folder), key=lambda entry: entry.path)
         if not entries:
             raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)})")
         for entry in entries:
-            path = Path(entry.path)
-            if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
-            status = entry.stat()
+            path, status = inside(root, entry), entry.stat()
             yield ImageFile(path, number[name], status.st_size, status.st_mtime_ns)
 
 
-def _walk(folder: Path) -> Iterator[os.DirEntry]:
+def inside(root: Path, entry: os.DirEntry) -> Path:
+    """The path of a file; InputError if it is a link that leaves the folder."""
+    path = Path(entry.path)
+    if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
+    return path
+
+
+def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[os.DirEntry]:
     """Image files in a folder and those below it; hidden ones are left out."""
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -129,8 +134,8 @@ def _walk(folder: Path) -> Iterator[os.DirEntry]:
                 continue
             if entry.is_dir():
                 _refuse_link(entry)
-                yield from _walk(Path(entry.path))
-            elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
+                yield from walk(Path(entry.path), suffixes)
+            elif entry.is_file() and entry.name.lower().endswith(suffixes):
                 yield entry
 
 

@@ -206,7 +206,7 @@ def _decoded(options: SourceOptions, found, labels: np.ndarray, indices: np.ndar
     fit = Fit(options, 2)
     if not headers.sizes:
         raise InputError(f"--data {options.name}: no image can be read")
-    pixels = headers.pixels
+    pixels = options.pixels or headers.pixels
     shape = (*(fit.size or headers.common_size(fit.option)), pixels.channels)
 
     def name(i: int) -> str:

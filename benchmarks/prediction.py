@@ -1,0 +1,64 @@
+"""Images per second of ``predict`` on one process, file to file, against a bare loop over the same module with all images in memory.
+
+    mpirun -n 2 python -m ddcnn run --data cifar10 --data-root data --output runs/cifar10 …
+    python benchmarks/prediction.py runs/cifar10 cifar10 --data-root data
+
+Prints the ratio of every round, whose two measurements follow each other, and the median. Both use one thread.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ddcnn.assembled import assemble
+from ddcnn.parallel import World
+from ddcnn.predict import BATCH, opened, predict
+from ddcnn.trained import TrainedRun
+from ddcnn.trained_settings import PredictSettings
+from ddcnn.training import Engine
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("run", type=Path)
+parser.add_argument("source")
+parser.add_argument("--data-root", type=Path, default=Path("data"))
+parser.add_argument("--method")
+parser.add_argument("--rounds", type=int, default=7)
+given = parser.parse_args()
+
+
+def images_per_second(images: int, work) -> float:
+    begin = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - begin)
+
+
+with tempfile.TemporaryDirectory() as folder:
+    world = World()
+    settings = PredictSettings(
+        run=given.run, source=given.source, data_root=given.data_root, method=given.method, output=Path(folder) / "p.csv",
+        overwrite=True, threads=1, progress="none",
+    )  # fmt: skip
+    run = TrainedRun.open(given.run)
+    engine = Engine.choose(world.device("auto"), run.precision)
+    network = assemble(run, given.method).eval()
+    engine.place(network)
+    split, chosen = opened(settings, run)
+    images = torch.from_numpy(split.read(chosen)).to(engine.device).movedim(-1, 1)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for batch in images.split(BATCH):
+            with engine.autocast():
+                network(batch).argmax(1).cpu()
+
+    predict(world, settings)  # warms up, and sets the threads
+    ratios = []
+    for number in range(given.rounds):
+        alone, whole = images_per_second(len(images), bare), images_per_second(len(images), lambda: predict(world, settings))
+        ratios.append(whole / alone)
+        print(f"round {number}: bare {alone:.0f}, predict {whole:.0f} images/s, ratio {ratios[-1]:.3f}")
+    print(f"{network.method}, {len(images)} images: median ratio {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})")

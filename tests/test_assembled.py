@@ -1,0 +1,202 @@
+"""The network of a finished run as one module: it says what the ranks said together, in PyTorch and elsewhere."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import ddcnn
+from ddcnn.cli import main
+from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.errors import InputError
+
+METHODS = ("vote", "average", "dnn", "coherent", "transfer", "global")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Test images (S, C, rows, columns) uint8 and labels (S,)."""
+    split = open_source(SourceOptions("digits", "")).splits["test"]
+    return torch.from_numpy(split.read(np.arange(len(split)))).movedim(-1, 1), split.labels
+
+
+@pytest.fixture(scope="module")
+def predicted(digits_run, world, tmp_path_factory):
+    """What predict writes: lines of the CSV file by method."""
+    found = {}
+    for method in METHODS:
+        path = tmp_path_factory.mktemp("predicted") / "p.csv"
+        main(["predict", str(digits_run), "digits", "--output", str(path), "--method", method, "--threads", "1"], world)
+        with path.open() as file:
+            found[method] = list(csv.DictReader(file))
+    return found
+
+
+def accuracy(run, method):
+    return json.loads((run / "results.json").read_text())["methods"][method]["test_accuracy"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_module_says_what_the_ranks_said(digits_run, digits, predicted, method):
+    network = ddcnn.load(digits_run, method)
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
+    images, labels = digits
+    with torch.no_grad():
+        logits = network(images)
+    assert logits.shape == (360, 10)
+    assert logits.dtype == torch.float32
+    assert (logits.argmax(1).numpy() == labels).mean() == accuracy(digits_run, method)
+    assert [network.class_names[k] for k in logits.argmax(1)] == [line["class"] for line in predicted[method]]
+    if method != "vote":
+        expected = [[float(line[f"p({name})"]) for name in network.class_names] for line in predicted[method]]
+        np.testing.assert_allclose(logits.softmax(1).numpy(), expected, rtol=1e-4, atol=1e-6)
+    batch_of_one = network(images[:1].float())
+    torch.testing.assert_close(batch_of_one, logits[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_of_volumes_says_what_the_ranks_said(volumes_run):
+    split = open_source(SourceOptions("synthetic:8x8x8x4x100", "", volumes=True)).splits["test"]
+    images = torch.from_numpy(split.read(np.arange(len(split)))).movedim(-1, 1)
+    for method in ("average", "transfer", "global"):
+        found = ddcnn.load(str(volumes_run), method)(images).argmax(1).numpy()
+        assert (found == split.labels).mean() == accuracy(volumes_run, method)
+
+
+def test_loading_draws_no_random_numbers_and_is_the_same_every_time(digits_run, digits):
+    before = torch.random.get_rng_state()
+    first, second = ddcnn.load(digits_run), ddcnn.load(digits_run)
+    assert first.method == "transfer"
+    torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
+    torch.testing.assert_close(first(digits[0]), second(digits[0]), rtol=0, atol=0)
+
+
+def test_it_learns_on_as_any_module(digits_run, digits):
+    network = ddcnn.load(digits_run, "transfer").train()
+    torch.nn.functional.cross_entropy(network(digits[0][:32]), torch.from_numpy(digits[1][:32])).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_images_of_another_size_are_refused(digits_run):
+    with pytest.raises(ValueError, match=r"\(2, 1, 9, 8\), expected \(B, 1, 8, 8\)"):
+        ddcnn.load(digits_run)(torch.zeros(2, 1, 9, 8))
+
+
+@pytest.mark.parametrize("interface", ["probabilities", "features"])
+def test_missing_subdomains(digits_run, volumes_run, digits, interface):
+    run = digits_run if interface == "probabilities" else volumes_run
+    whole, part = ddcnn.load(run, "average"), ddcnn.load(run, "average", without=[1, 2])
+    values = torch.rand(5, 4, 10)
+    torch.testing.assert_close(part.combine(values[:, [0, 3]]), values[:, [0, 3]].double().mean(1).log())
+    assert part.subdomains == (0, 3)
+    assert len(part.local_cnns) == 2
+    assert len(whole.local_cnns) == 4
+    if interface == "features":
+        with pytest.raises(InputError, match="--interface features"):
+            ddcnn.load(run, "transfer", without=[1])
+        return
+    transfer = ddcnn.load(run, "transfer", without=[1, 2])
+    completed = transfer.completed(values[:, [0, 3]])
+    torch.testing.assert_close(completed[:, [0, 3]], values[:, [0, 3]])
+    for missing in (1, 2):
+        torch.testing.assert_close(completed[:, missing], values[:, [0, 3]].mean(1))
+
+
+def test_thin_networks_are_one_module_too(tmp_path, digits, world):
+    from conftest import short_run
+
+    short = {"train-samples": 200, "epochs": 1, "dnn-epochs": 1, "precision": "bf16"}
+    run = short_run(tmp_path, decomposition="width", **short)
+    for method in METHODS:
+        network = ddcnn.load(run, method)
+        assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+        exactly = tmp_path / f"{method}.csv"
+        main(["predict", str(run), "digits", "--output", str(exactly), "--method", method, "--threads", "1"], world)
+        with exactly.open() as file:
+            assert np.mean([line["class"] == line["label"] for line in csv.DictReader(file)]) == accuracy(run, method)
+        found = network(digits[0]).argmax(1).numpy()  # in single precision
+        assert abs((found == digits[1]).mean() - accuracy(run, method)) < 0.05
+    with pytest.raises(InputError, match="--without"):
+        ddcnn.load(run, "transfer", without=[0])
+    assert ddcnn.load(run, without=[0]).method == "dnn"
+
+
+@pytest.mark.parametrize("method", ["vote", "average", "transfer"])
+def test_onnxruntime_says_the_same(digits_run, digits, tmp_path, method):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "network.onnx"
+    assert main(["export", str(digits_run), "--format", "onnx", "--method", method, "--output", str(path)], None) == 0
+    session = onnxruntime.InferenceSession(str(path))
+    images, labels = digits
+    (logits,) = session.run(["logits"], {"images": images.float().numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, ddcnn.load(digits_run, method)(images).numpy(), rtol=1e-4, atol=1e-4)
+    assert (logits.argmax(1) == labels).mean() == accuracy(digits_run, method)
+    (one,) = session.run(["logits"], {"images": images[:1].float().numpy()})
+    np.testing.assert_allclose(one, logits[:1], rtol=1e-4, atol=1e-4)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["network.onnx"]
+
+
+def test_volumes_run_in_onnxruntime(volumes_run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    main(["export", str(volumes_run), "--format", "onnx", "--output", str(tmp_path / "v.onnx")], None)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8, 8)).astype(np.float32)
+    (logits,) = onnxruntime.InferenceSession(str(tmp_path / "v.onnx")).run(None, {"images": images})
+    np.testing.assert_allclose(logits, ddcnn.load(volumes_run)(torch.from_numpy(images)).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_exported_program_needs_nothing_of_ddcnn(digits_run, digits, tmp_path):
+    main(["export", str(digits_run), "--format", "torch-export", "--output", str(tmp_path / "network.pt2")], None)
+    np.save(tmp_path / "images.npy", digits[0].float().numpy())
+    program = """if True:
+        import sys, numpy, torch
+        network = torch.export.load("network.pt2").module()
+        images = torch.from_numpy(numpy.load("images.npy"))
+        numpy.save("logits.npy", network(images).detach().numpy())
+        network(images[:1])
+        assert "ddcnn" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), ddcnn.load(digits_run)(digits[0]).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_dict_loads_without_pickles(digits_run, digits, tmp_path):
+    path = tmp_path / "network.pt"
+    main(["export", str(digits_run), "--format", "state-dict", "--method", "dnn", "--output", str(path)], None)
+    network = ddcnn.load(digits_run, "dnn")
+    expected = network(digits[0])
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    torch.testing.assert_close(network(digits[0]), expected)
+
+
+def test_a_file_that_is_there_stays(digits_run, tmp_path):
+    (tmp_path / "network.pt").write_text("mine")
+    arguments = ["export", str(digits_run), "--format", "state-dict", "--output", str(tmp_path / "network.pt")]
+    with pytest.raises(InputError, match="--overwrite"):
+        main(arguments, None)
+    assert (tmp_path / "network.pt").read_text() == "mine"
+    assert main([*arguments, "--overwrite"], None) == 0
+
+
+def test_wrong_calls_of_export(digits_run, tmp_path):
+    for options, words in (
+        (("--format", "onx"), "'torch-export', 'onnx' or 'state-dict'"), ((), "--format is required"), (("--formt", "onnx"), "--format"),
+        (("--format", "state-dict", "--method", "best"), "--method best"), (("--format", "onnx", "--without", "9"), "--without 9"),
+        (("--format", "onnx", "--output", str(tmp_path)), "is a folder"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            main(["export", str(digits_run), "--output", str(tmp_path / "x"), *options], None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_ddcnn_imports_neither_torch_nor_mpi():
+    program = "import sys, ddcnn; assert not {'torch', 'mpi4py', 'h5py', 'numpy'} & set(sys.modules); ddcnn.load"
+    subprocess.run([sys.executable, "-c", program], check=True)
