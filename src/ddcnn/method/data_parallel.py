@@ -50,6 +50,8 @@ def train_data_parallel(
             network, [engine.device] if engine.device.type == "cuda" else None, find_unused_parameters=has_unused
         )
         parallel.register_comm_hook(world, all_reduce)
+        # The group must go after the reducer: gloo's threads may need the interpreter to end, which only the group's own destructor leaves.
+        vars(parallel)["goes_last"] = distributed.group.WORLD
         buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
 
         def over_all_ranks(epoch: Epoch) -> None:
