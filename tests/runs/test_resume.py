@@ -57,7 +57,7 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
 def test_killed_at_random_moments(tmp_path, undisturbed):
     """A rank or mpirun, at DDCNN_KILLS moments in a row, wherever the run is then."""
     random, kills, killed = np.random.default_rng(), int(os.environ.get("DDCNN_KILLS", "6")), 0
-    epochs = str(max(2, kills // 2))
+    epochs = str(max(2, 7 * kills - 40))  # so that the run outlasts them
     options = ("--epochs", epochs, "--dnn-epochs", epochs, "--transfer-epochs", epochs)
     for moment in random.uniform(2, 9, kills):
         with Started(2, "run", "--output", "run", *QUICK, *options, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
