@@ -23,6 +23,8 @@ from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
 from ddcnn.training import Engine, Recipe, build, train
 
+EPOCHS = 4  # of a training
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     device, spatial = torch.device(asked.device), tuple(map(int, asked.sides.split(",")))
     samples = random_subimages(asked.images, spatial, device)
-    recipe = Recipe(1, asked.batch_size, "adamw", 0.005, 0.01, "one-cycle")
+    recipe = Recipe(EPOCHS, asked.batch_size, "adamw", 0.005, 0.01, "one-cycle")
     chosen = torch.arange(asked.images)
     batches = [samples.batch(index.to(device)) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
     sides = {}
@@ -47,14 +49,14 @@ def main() -> None:
         engine = Engine.choose(device, precision)
         network = build(lambda: make(asked.network, Shape(spatial, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), engine)
         sides[precision, "ddcnn"] = partial(train, network, samples, chosen, recipe, engine, Seeds(0, "benchmark"))
-        sides[precision, "bare"] = partial(bare_epoch, network, batches, engine)
+        sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, engine)
     measured: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
     for turn in range(asked.rounds + 1):
         for side, work in sides.items():
             begin = time.perf_counter()
             work()
             if turn:  # the first turn warms up
-                measured[side].append(len(batches) * asked.batch_size / (time.perf_counter() - begin))
+                measured[side].append(EPOCHS * len(batches) * asked.batch_size / (time.perf_counter() - begin))
     first = asked.precisions.split(",")[0]
     print(json.dumps({
         "benchmark": "engine", **vars(asked), "torch": torch.__version__,
