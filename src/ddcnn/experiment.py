@@ -5,6 +5,7 @@ Module ``plan`` has partitioned the images.
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
             seeds = [check_start(Networks(own, store, engine), groups.peers.owned(len(store.decomposition))) for own in seeds]
+    if not world.agree(engine.precision.encode()):
+        engine = replace(engine, precision="fp32")  # --precision auto, and nodes of which some have no bf16
     if settings.decomposition == "width" and "transfer" in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     with ExitStack() as held:
