@@ -1,6 +1,6 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ddcnn.files import disk_errors, replacing, write_text
 from ddcnn.finished import FinishedRun, curves_of, load, reading
 from ddcnn.metrics import confusion
 from ddcnn.pulse import beat
+from ddcnn.tables import human, number, table
 
 MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
@@ -163,13 +164,6 @@ def parameters_note(decomposition: dict[str, Any]) -> str:
     return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition['width_divisor']:.3g}."
 
 
-def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; numbers to the right, the first column to the left."""
-    header = list(header)
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def start_note(settings: dict[str, Any]) -> str:
     start = settings["start-from"]
     return (
@@ -240,16 +234,3 @@ def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None) -
     for row in rows:
         shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
     Console().print(shown)
-
-
-def number(value: float | None, pattern: str) -> str:
-    return "–" if value is None else pattern.format(value)
-
-
-def human(number: float) -> str:
-    """Bytes in a unit that leaves few digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -11,15 +11,14 @@ from ddcnn.report import (
     METHODS_HEADER,
     METHODS_NOTE,
     TIME_COLUMNS,
-    human,
     reached,
     save_figures,
     show_table,
-    table,
     title,
     write_report,
 )
 from ddcnn.seeding import seed_names
+from ddcnn.tables import human, table
 
 MEASURES = ("test_accuracy", "balanced_accuracy", "auc", "test_loss")
 
