@@ -1,6 +1,6 @@
 """The local CNNs and the DNN trained as one network (arXiv 2408.14442), and the undecomposed CNN as one: watched and kept."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +42,8 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
             first = replace(recipe, epochs=frozen_epochs)
             frozen = first, job.keeper(f"{method}-frozen", first, len(everything), progress, method)
         train_coherent(group, network, training, everything, recipe, engine, job.networks.seeds(method), after_epoch, keeper, frozen)
-        with what_it_sees(dnn) if world.rank == 0 else nullcontext([]) as seen:
+        watched: AbstractContextManager[list[np.ndarray]] = what_it_sees(dnn) if world.rank == 0 else nullcontext([])
+        with watched as seen:
             found = classified()
         for index, local_cnn in zip(job.owned, local_cnns, strict=True) if leads else ():
             job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.networks.about_local(index))

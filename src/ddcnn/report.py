@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ddcnn.files import disk_errors, replacing, write_text
+from ddcnn.files import disk_errors, replacing
 from ddcnn.finished import FinishedRun, curves_of, load, reading
 from ddcnn.metrics import confusion
+from ddcnn.page import write_pages
 from ddcnn.pulse import beat
-from ddcnn.tables import human, number, table
+from ddcnn.tables import human, no_formula, number, plain, table
+from ddcnn.understanding_report import understanding_captions, understanding_figures, understanding_text
 
 MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
@@ -31,7 +33,7 @@ CURVES_CAPTION = (
 
 
 def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
-    """Writes report.md and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
+    """Writes report.md, report.html and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
 
     Raises:
         InputError: the folder of no finished run, or a file in it is damaged.
@@ -41,7 +43,7 @@ def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
         text = report_text(found)
     for name, caption in (write_figures(found) if draw else {}).items():
         text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
-    write_text(run / "report.md", text)
+    write_pages(run, text)
     if show:
         show_methods(found)
         print(f"report: {run / 'report.md'}")
@@ -53,19 +55,22 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     shares = confusion_shares(run)
     different = slice(None) if run.results["decomposition"]["kind"] == "image" else slice(1)  # thin networks see the same
-    titles = [run.class_names[label] for label in run.labels[run.example_rows]]
+    names = [no_formula(name) for name in run.class_names]
     drawn = {
-        "decomposition": figures.decomposition(run.examples, titles, run.cores[different], run.subimages[different]),
+        "decomposition": figures.decomposition(
+            run.examples, [names[label] for label in run.labels[run.example_rows]], run.cores[different], run.subimages[different]
+        ),
         "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
-        "confusion": figures.confusion(shares, run.class_names, run.best),
+        "confusion": figures.confusion(shares, names, run.best),
         "timeline": figures.timeline(run.spans, run.phases, run.kinds),
     }
     if run.epochs:
         drawn["learning_curves"] = figures.learning_curves(run.epochs, run.test_accuracy)
     if run.accuracies is not None:
         drawn["local_accuracy"] = figures.local_accuracy(run.accuracies, run.test_accuracy)
+    drawn |= understanding_figures(run)
     save_figures(run.folder / "figures", drawn)
-    return {name: caption for name, caption in captions(run, shares).items() if name in drawn}
+    return {name: caption for name, caption in (captions(run, shares) | understanding_captions(run)).items() if name in drawn}
 
 
 def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
@@ -80,7 +85,7 @@ def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     wrong = shares * (1 - np.eye(len(shares)))
     true, found = np.unravel_index(wrong.argmax(), wrong.shape)
-    names = run.class_names
+    names = [plain(name) for name in run.class_names]
     often = f"; most often, {names[true]} is taken for {names[found]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.examples.ndim == 5 else ""
     shown = (
@@ -135,7 +140,7 @@ All settings: [config.toml](config.toml); all numbers: [results.json](results.js
 
 {subdomain_table(decomposition["subdomains"])}
 
-## Phases
+{understanding_text(run)}## Phases
 
 {table(("phase", "wall s", "busiest rank s", "mean rank s"), phase_rows(results["phases"]))}
 
@@ -152,8 +157,8 @@ A rank is busy while it computes.
 def title(results: dict[str, Any]) -> str:
     decomposition = results["decomposition"]
     if decomposition["kind"] == "width":
-        return f"{results['data']['source']}, {len(decomposition['subdomains'])} thin networks"
-    return f"{results['data']['source']}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
+        return f"{plain(results['data']['source'])}, {len(decomposition['subdomains'])} thin networks"
+    return f"{plain(results['data']['source'])}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
 
 
 def parameters_note(decomposition: dict[str, Any]) -> str:
@@ -167,7 +172,7 @@ def parameters_note(decomposition: dict[str, Any]) -> str:
 def start_note(settings: dict[str, Any]) -> str:
     start = settings["start-from"]
     return (
-        f"The local CNNs (and a DNN for the same interface) are taken from {start}: seconds and bytes are without their training. "
+        f"The local CNNs (and a DNN for the same interface) are taken from {plain(start)}: seconds and bytes are without their training. "
         if start
         else ""
     )

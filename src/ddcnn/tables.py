@@ -1,4 +1,4 @@
-"""Markdown: tables, numbers as they stand in them, and names that users have chosen."""
+"""What a report is written in: tables, numbers as they stand in them, and names that users have chosen."""
 
 import re
 from collections.abc import Iterable
@@ -28,3 +28,8 @@ def human(number: float) -> str:
 def plain(name: str) -> str:
     """A name in which Markdown sees nothing but letters."""
     return re.sub(r"[\\`*\[\]<>&~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(name.split()))
+
+
+def no_formula(name: str) -> str:
+    """A name in which Matplotlib sees no formula."""
+    return name.replace("$", r"\$")
