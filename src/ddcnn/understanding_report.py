@@ -6,7 +6,7 @@ import numpy as np
 
 from ddcnn.finished import FinishedRun, Influence, Understanding
 from ddcnn.metrics import reliability
-from ddcnn.tables import no_formula, number, plain, table
+from ddcnn.tables import no_formula, plain, table
 from ddcnn.understanding import disagreements
 
 MANY_SUBDOMAINS = 16  # of more, those on which the methods rely most
@@ -143,10 +143,10 @@ def understanding_captions(run: FinishedRun) -> dict[str, str]:
         "reliance": "What the accuracy of a method loses, in points, if a subdomain's classifications are exchanged between test samples: "
         "the brighter, the more it relies on the subdomain.",
         "disagreement": f"Some of the test samples that vote and DNN decide differently, by who is right{slices}.",
-        "reliability": "Accuracy of the decisions of like confidence (bars), on the dashed line where the confidence is right: below it, a "
-        "method is too sure, above it not sure enough. Beneath, how many decisions have such a confidence.",
+        "reliability": "Accuracy of the decisions of like confidence (the larger a dot, the more of them); on the dashed line the "
+        "confidence is right, below it a method is too sure, above it not sure enough. Beneath, how many decisions have which confidence.",
     }
 
 
 def percent(share: float) -> str:
-    return number(100 * share, "{:.2f}")
+    return f"{100 * share:z.2f}"

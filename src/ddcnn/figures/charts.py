@@ -68,7 +68,7 @@ def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float
 
 
 def reliability(bins: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], errors: dict[str, float]) -> Figure:
-    """A column per method: accuracy over confidence, and below it the share of the samples that have such a confidence.
+    """A column per method: accuracy over confidence (larger dots are of more samples), and below it how many samples have which one.
 
     Args:
         bins: of equal width, per method: mean confidence, accuracy and samples, (bins,) each; NaN where there are no samples.
@@ -79,9 +79,9 @@ def reliability(bins: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], erro
     for (name, (confidence, accuracy, samples)), (above, below) in zip(bins.items(), columns, strict=True):
         left = 100 * np.arange(len(samples)) / len(samples)
         style: dict[str, Any] = {"width": 100 / len(samples), "align": "edge", "edgecolor": "white", "lw": 0.5}
-        above.bar(left, 100 * accuracy, color=SKY, **style)
+        above.bar(left, 100 * accuracy, color=SKY, alpha=0.4, **style)
         above.plot([0, 100], [0, 100], color=GREY, ls="--", lw=1.2)
-        above.plot(100 * confidence, 100 * accuracy, color=BLUE, marker="o", ms=4, lw=1.5)
+        above.scatter(100 * confidence, 100 * accuracy, 3 + 100 * samples / samples.sum(), color=BLUE, clip_on=False, zorder=3)
         above.set(title=f"{name}\nECE {100 * errors[name]:.1f} %", xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100))
         below.bar(left, 100 * samples / samples.sum(), color=GREY, **style)
         below.set(xlabel="confidence in %")

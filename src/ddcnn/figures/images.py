@@ -68,15 +68,16 @@ def disagreement(pictures: dict[str, tuple[np.ndarray, list[str]]]) -> Figure:
     images = np.concatenate([images for images, _ in rows.values()])
     shades = iter(_scaled(list(images)))
     aspect = min(max(images.shape[1] / images.shape[2], 0.5), 2)
-    figure = Figure((max(1.75 * across, 5), len(rows) * (1.55 * aspect + 1.1)), layout="constrained")
+    figure = Figure((max(1.75 * across, 5), len(rows) * (1.7 * aspect + 1.05)), layout="constrained")
     for part, (title, (_, texts)) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
-        part.suptitle(title)
+        part.suptitle(title, x=0.01, ha="left")
         panels = part.subplots(1, across, squeeze=False)[0]
         for axes in panels[len(texts) :]:
             axes.set_axis_off()
         for axes, text in zip(panels, texts, strict=False):
             _show_image(axes, next(shades), "")
             axes.set_xlabel(text, fontsize=8)
+            axes.set_anchor("N")
     return figure
 
 

@@ -72,7 +72,7 @@ def _layer(axes: Any, values: np.ndarray, limits: tuple[float, float], written: 
     axes.set(xticks=range(0, columns, -(-columns // 8)), yticks=range(0, rows, -(-rows // 8)))
     if written:
         across = columns * axes.get_gridspec().ncols
-        _write_numbers(axes, values, values < (low + high) / 2, "{:.1f}", 10 if across <= 12 else 7)
+        _write_numbers(axes, values, values < (low + high) / 2, "{:z.1f}", 10 if across <= 12 else 7)
     if axes.get_subplotspec().is_last_row():
         axes.set_xlabel("column of the grid" if rows > 1 else "number")
     if rows == 1:
