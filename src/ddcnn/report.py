@@ -41,6 +41,7 @@ def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
     found = load(run)
     with reading(run / "results.json"):
         text = report_text(found)
+    text += "\n## Figures\n" if draw else ""
     for name, caption in (write_figures(found) if draw else {}).items():
         text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
     write_pages(run, text)
@@ -149,8 +150,6 @@ A rank is busy while it computes.
 ## Environment
 
 {table(("what", "value"), environment.items())}
-
-## Figures
 """
 
 
