@@ -15,7 +15,7 @@ from ddcnn.metrics import calibration_error
 from ddcnn.pulse import beat
 from ddcnn.seeding import numpy_generator
 
-MOST_NUMBERS = 1 << 28  # N·S·N·C that the decisions are made of
+MOST_NUMBERS = 1 << 27  # N·S·N·C that the decisions are made of
 PICTURES = 6  # of one kind of disagreement
 MOST_PIXELS = 256  # of a picture along an axis
 
