@@ -1,8 +1,12 @@
 """The report of a finished run, made anew from the files in its folder."""
 
+import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
 
 import h5py
 import numpy as np
@@ -13,10 +17,14 @@ from matplotlib.image import imread
 from ddcnn import figures
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.finished import load
 from ddcnn.report import write_report
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
-FIGURES = {"decomposition", "accuracy_over_time", "local_accuracy", "learning_curves", "confusion", "timeline"}
+FIGURES = {
+    "decomposition", "accuracy_over_time", "local_accuracy", "learning_curves", "confusion", "timeline", "reliance", "disagreement",
+    "reliability",
+}  # fmt: skip
 SMALL = {
     "epochs": 2, "dnn-epochs": 2, "train-samples": 200, "test-samples": 100, "network": "vgg3", "threads": 1, "progress": "none",
     "overlap": 1, "output": "run",
@@ -60,7 +68,8 @@ def drawn(folder):
 def test_is_made_anew_as_the_run_made_it(finished, bare):
     again = alone("report", bare.name, cwd=bare.parent)
     assert again.returncode == 0, again.stderr
-    assert (bare / "report.md").read_text() == (finished / "report.md").read_text()
+    for name in ("report.md", "report.html"):
+        assert (bare / name).read_text() == (finished / name).read_text()
     before, after = drawn(finished), drawn(bare)
     assert set(before) == set(after) == FIGURES
     for name in FIGURES:
@@ -98,6 +107,114 @@ def test_embeds_every_figure_and_each_shows_something(finished):
         picture = imread(finished / name)
         assert min(picture.shape[:2]) > 200
         assert picture[..., :3].var() > 0.001
+
+
+class Page(HTMLParser):
+    """What a page loads, its tags, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.tags, self.text = [], set(), ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "srcset", "background", "data")]
+        self.loads += [value for name, value in attributes if tag == "link" and name == "href"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_has_its_figures_inside_and_loads_nothing(finished):
+    text = (finished / "report.html").read_text()
+    page = Page(text)
+    start = "data:image/png;base64,"
+    assert all(source.startswith(start) for source in page.loads)
+    inside = {base64.b64decode(source.removeprefix(start)) for source in page.loads}
+    assert inside == {path.read_bytes() for path in (finished / "figures").iterdir()}
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in text and "@import" not in text
+    assert {"h1", "h2", "table", "th", "td"} <= page.tags
+    markdown = (finished / "report.md").read_text()
+    assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == re.findall(r"<h2>(.*)</h2>", text)
+    assert text.count("<tr>") == sum(line.startswith("| ") for line in markdown.splitlines()) - markdown.count("| :--")
+
+
+NAMES = ["<script>alert(1)</script>", "![x](http://host/x.png)", "*a* _b_ `c` | d", "$x_{", "&amp; <b>", "[l](javascript:x)", "a_b"]
+
+
+def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
+    names = [*NAMES, "$a$ b^", "\\|", "\\"]
+    with h5py.File(bare / "details.h5", "a") as file:
+        file.attrs["class_names"] = json.dumps(names)
+    results = json.loads((bare / "results.json").read_text())
+    results["data"]["source"] = "/<i>/![s](file:///etc/passwd)"
+    results["environment"]["mpi"] = "![m](/etc/passwd) ![f](figures/../results.json)"
+    (bare / "results.json").write_text(json.dumps(results))
+    write_report(bare, show=False)
+    page = Page((bare / "report.html").read_text())
+    assert not page.tags & {"script", "b", "i", "em", "strong"}
+    assert len(page.loads) == len(FIGURES) and all(source.startswith("data:image/png") for source in page.loads)
+    assert "/<i>/![s](file:///etc/passwd), 2x2 subdomains" in page.text
+    run = load(bare)
+    differ = run.classes["vote"] != run.classes["dnn"]
+    told = page.text.split("neither is right\n")[1].split("Calibration")[0].split("\n")
+    assert {name for name in names if name in told} == {names[label] for label in run.labels[differ]}
+
+
+def test_a_run_without_figures_has_a_page_without_them(bare):
+    write_report(bare, show=False, draw=False)
+    page = Page((bare / "report.html").read_text())
+    assert not page.loads and "table" in page.tags
+    assert "Figures" not in page.text
+
+
+def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
+    results = json.loads((bare / "results.json").read_text())
+    del results["understanding"]
+    (bare / "results.json").write_text(json.dumps(results))
+    with h5py.File(bare / "details.h5", "a") as file:
+        del file["confidence"], file["disagreement"]
+    write_report(bare, show=False)
+    assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
+    assert "Reliance" not in (bare / "report.md").read_text()
+
+
+def test_the_report_needs_no_torch(bare):
+    program = (
+        "import sys; from ddcnn.summary import write_reports; from pathlib import Path; write_reports(Path('copy')); "
+        "sys.exit(bool({'torch', 'mpi4py'} & set(sys.modules)))"
+    )
+    made = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert set(drawn(bare)) == FIGURES
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"influence": {"dnn": {"samples": 5, "reliance": [0.1], "without": None}}}, {"disagreement": 5}, {"influence": None},
+        {"calibration_error": {"global": "x"}}, {"influence": {"dnn": {"samples": 5, "reliance": None, "without": None}}},
+    ],
+)  # fmt: skip
+def test_damaged_numbers_are_named(bare, damage):
+    results = json.loads((bare / "results.json").read_text())
+    results["understanding"] |= damage
+    (bare / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"results\.json"):
+        write_report(bare, show=False)
+
+
+@pytest.mark.parametrize("name", ["confidence/dnn", "disagreement"])
+def test_details_that_do_not_fit_are_named(bare, name):
+    with h5py.File(bare / "details.h5", "a") as file:
+        values, rows = file[name][...], file[name].attrs.get("rows", 0)
+        del file[name]
+        file[name] = values[:-1]
+        file[name].attrs["rows"] = rows
+    with pytest.raises(InputError, match=r"details\.h5"):
+        write_report(bare, show=False)
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])

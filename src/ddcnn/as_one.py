@@ -1,5 +1,6 @@
 """The local CNNs and the DNN trained as one network (arXiv 2408.14442), and the undecomposed CNN as one: watched and kept."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ from torch import nn
 
 from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.job import Job, failing_in
+from ddcnn.method.aggregate import what_it_sees
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.composition import compose
 from ddcnn.method.data_parallel import batch_of_all, classify_together, train_data_parallel
@@ -40,14 +42,18 @@ def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Mod
             first = replace(recipe, epochs=frozen_epochs)
             frozen = first, job.keeper(f"{method}-frozen", first, len(everything), progress, method)
         train_coherent(group, network, training, everything, recipe, engine, job.networks.seeds(method), after_epoch, keeper, frozen)
-        found = classified()
+        watched: AbstractContextManager[list[np.ndarray]] = what_it_sees(dnn) if world.rank == 0 else nullcontext([])
+        with watched as seen:
+            found = classified()
         for index, local_cnn in zip(job.owned, local_cnns, strict=True) if leads else ():
             job.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **job.networks.about_local(index))
             if not settings.needs("local"):
                 results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0 and found is not None:
             job.save(f"{method}-dnn", dnn, **job.networks.about_dnn())
-            results.method(method, found.argmax(axis=1), found, dnn)
+            values = np.concatenate(seen)  # of rank 0's share of the samples
+            decision = job.decision(dnn, values.reshape(len(values), job.networks.subdomains, -1), job.labels["test"][:: group.size])
+            results.method(method, found.argmax(axis=1), found, dnn, decision)
 
 
 def run_global(job: Job, method: str, thin: list[nn.Module] | None = None) -> None:

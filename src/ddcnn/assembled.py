@@ -10,7 +10,7 @@ from ddcnn import parameters
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.job import Networks
-from ddcnn.method.aggregate import vote_scores
+from ddcnn.method.aggregate import completed, vote_scores
 from ddcnn.method.interface import handed_over
 from ddcnn.method.local import classified
 from ddcnn.trained import TrainedOn, TrainedRun
@@ -76,19 +76,7 @@ class Assembled(nn.Module):
             return values.mean(1, dtype=torch.float64).log()
         if self.dnn is None:
             return values[:, 0]
-        return self.dnn(self.completed(values).flatten(1))
-
-    def completed(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, n, C) -> (B, N, C): in the place of a missing subdomain's values stands the mean of the others'.
-
-        On CIFAR-10 (2x2) the geometric mean did as well, 1/K for every class worse, and leaving the DNN out too (``average``) worse
-        for ``dnn`` and ``transfer``, but better for ``coherent``, whose local CNNs have never learnt to decide alone.
-        """
-        if len(self.present) == len(self.decomposition):
-            return values
-        place = {i: k for k, i in enumerate(self.present)}
-        mean = values.mean(1)
-        return torch.stack([values[:, place[i]] if i in place else mean for i in range(len(self.decomposition))], 1)
+        return self.dnn(completed(values, self.present, len(self.decomposition)).flatten(1))
 
 
 def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:

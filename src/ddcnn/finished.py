@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,35 @@ METRICS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy")
 
 
 @dataclass(frozen=True)
+class Influence:
+    """Of the subdomains on a method: on so many test samples, the accuracy that is lost if what a subdomain says is exchanged between
+    samples (*grid), and the accuracy without it (*grid), None if it cannot be without."""
+
+    samples: int
+    reliance: np.ndarray
+    without: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """What the decisions rest on.
+
+    Attributes:
+        influence: per method that decides out of what local CNNs say.
+        calibration_error, confidence: per method with probabilities; (S,) those of its decisions.
+        disagreement: how many samples vote and DNN decide differently, by who is right; empty without both.
+        pictures: (n, h, w, C) some of these, and their rows (n,) in the test set.
+    """
+
+    influence: dict[str, Influence]
+    calibration_error: dict[str, float]
+    confidence: dict[str, np.ndarray]
+    disagreement: dict[str, int]
+    pictures: np.ndarray
+    picture_rows: np.ndarray
+
+
+@dataclass(frozen=True)
 class FinishedRun:
     """What a run has left in its folder.
 
@@ -32,6 +61,7 @@ class FinishedRun:
         class_names: K names.
         examples: (n, *spatial, C) test images, and their rows (n,) in the test set.
         spans: (spans, 5) rank, phase, kind, start, stop; ``phases`` and ``kinds`` are the names of their numbers.
+        understanding: None of a run of an older version.
     """
 
     folder: Path
@@ -49,6 +79,7 @@ class FinishedRun:
     spans: np.ndarray
     phases: list[str]
     kinds: list[str]
+    understanding: Understanding | None
 
     @property
     def test_accuracy(self) -> dict[str, float]:
@@ -80,6 +111,12 @@ def load(run: Path) -> FinishedRun:
         found = [place["test_accuracy"] for place in subdomains]
         grid = results["decomposition"]["grid"] if results["decomposition"]["kind"] == "image" else (1, -1)  # thin networks: a row
         values["accuracies"] = None if None in found else np.array(found, dtype=float).reshape(grid)
+        told = results.get("understanding")
+        understood = told and {
+            "influence": {name: _influence(told["influence"][name], grid) for name in results["methods"] if name in told["influence"]},
+            "calibration_error": {name: float(error) for name, error in told["calibration_error"].items()},
+            "disagreement": {kind: int(samples) for kind, samples in told["disagreement"].items()},
+        }
     with reading(run / "config.toml"):
         settings = tomllib.loads((run / "config.toml").read_text())
         optional = {name: settings.get(name) for name in ("width", "start-from")}
@@ -99,8 +136,26 @@ def load(run: Path) -> FinishedRun:
         values["spans"] = timeline[...]
         values["phases"], values["kinds"] = attribute(timeline, "phases").split(), attribute(timeline, "kinds").split()
         values["class_names"] = json.loads(attribute(file, "class_names"))
+        values["understanding"] = understood and _understanding(file, understood, len(values["labels"]))
         _check_shapes(values)
     return FinishedRun(**values)
+
+
+def _influence(told: dict[str, Any], grid: Sequence[int]) -> Influence:
+    reliance, without = (told[name] and np.array(told[name], dtype=float).reshape(grid) for name in ("reliance", "without"))
+    return Influence(int(told["samples"]), reliance, without)
+
+
+def _understanding(file: h5py.File, told: dict[str, Any], samples: int) -> Understanding:
+    """Out of what results.json tells and of details.h5."""
+    confidence = {name: own_dataset(file, f"confidence/{name}", (samples,))[...] for name in told["calibration_error"]}
+    pictures, rows = np.empty((0, 1, 1, 1)), np.empty(0, dtype=int)
+    if any(told["disagreement"].values()):
+        pictures = own_dataset(file, "disagreement")
+        rows = np.array(attribute(pictures, "rows"), dtype=int)
+    if pictures.ndim != 4 or len(pictures) != len(rows) or not set(rows) <= set(range(samples)):
+        raise ValueError("pictures that do not fit their rows")
+    return Understanding(**told, confidence=confidence, pictures=pictures[...], picture_rows=rows)
 
 
 def _check_shapes(values: dict[str, Any]) -> None:

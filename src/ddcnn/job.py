@@ -1,5 +1,6 @@
 """What every step of a run needs: its networks, ranks, settings, data and recipes."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from ddcnn.data.store import PartitionedSet
 from ddcnn.errors import InputError
 from ddcnn.interrupts import Interrupts
 from ddcnn.keeping import Keeper
-from ddcnn.method.aggregate import build_dnn
+from ddcnn.method.aggregate import build_dnn, classify_by_dnn
 from ddcnn.method.data_parallel import batch_of_all
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
@@ -33,6 +34,7 @@ from ddcnn.results import Results
 from ddcnn.seeding import Seeds, seed_name, seed_names
 from ddcnn.trained import TrainedOn
 from ddcnn.training import Engine, Epoch, Recipe, build
+from ddcnn.understanding import Decision
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,14 @@ class Job:
         return Keeper(
             sequence, every, self.interrupts, self.results.records(phase, subdomain), recipe, samples, world.timeline, progress,
             self.groups.leads, others_stop,
+        )  # fmt: skip
+
+    def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
+        """How a DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""
+        now, engine = copy.deepcopy(dnn), self.networks.small_engine  # transfer will train it on
+        return Decision(
+            values, labels, lambda values, present: classify_by_dnn(now, values, engine, present).argmax(axis=1),
+            in_part=self.settings.interface != "features",
         )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:

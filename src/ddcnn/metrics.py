@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 MANY_CLASSES = 100  # no confusion matrix in results.json beyond
+BINS = 15  # of confidences, as usual since Guo et al., arXiv 1706.04599
 
 
 def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | None, number_of_classes: int) -> dict[str, Any]:
@@ -46,3 +47,23 @@ def confusion(labels: np.ndarray, classes: np.ndarray, number_of_classes: int) -
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(labels, classes, labels=np.arange(number_of_classes))
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of bins of equal width: mean confidence, share of samples that are right (NaN without samples), and samples, (BINS,) each.
+
+    Args:
+        confidence: (S,) the probability of the class that is decided for.
+        correct: (S,) bool.
+    """
+    from scipy.stats import binned_statistic
+
+    confidence = np.clip(confidence, 0, 1)  # a mean may exceed 1 by rounding
+    (mean, accuracy), _, place = binned_statistic(confidence, [confidence, correct], bins=BINS, range=(0, 1))
+    return mean, accuracy, np.bincount(place - 1, minlength=BINS)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error: how far confidence and accuracy of the bins are apart, in the mean over the samples."""
+    mean, accuracy, samples = reliability(confidence, correct)
+    return float(np.nansum(samples * abs(mean - accuracy)) / len(correct))

@@ -1,15 +1,18 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddcnn.files import disk_errors, replacing, write_text
+from ddcnn.files import disk_errors, replacing
 from ddcnn.finished import FinishedRun, curves_of, load, reading
 from ddcnn.metrics import confusion
+from ddcnn.page import write_pages
 from ddcnn.pulse import beat
+from ddcnn.tables import human, no_formula, number, plain, table
+from ddcnn.understanding_report import understanding_captions, understanding_figures, understanding_text
 
 MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
@@ -30,7 +33,7 @@ CURVES_CAPTION = (
 
 
 def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
-    """Writes report.md and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
+    """Writes report.md, report.html and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
 
     Raises:
         InputError: the folder of no finished run, or a file in it is damaged.
@@ -38,9 +41,10 @@ def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
     found = load(run)
     with reading(run / "results.json"):
         text = report_text(found)
+    text += "\n## Figures\n" if draw else ""
     for name, caption in (write_figures(found) if draw else {}).items():
         text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
-    write_text(run / "report.md", text)
+    write_pages(run, text)
     if show:
         show_methods(found)
         print(f"report: {run / 'report.md'}")
@@ -52,19 +56,22 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     shares = confusion_shares(run)
     different = slice(None) if run.results["decomposition"]["kind"] == "image" else slice(1)  # thin networks see the same
-    titles = [run.class_names[label] for label in run.labels[run.example_rows]]
+    names = [no_formula(name) for name in run.class_names]
     drawn = {
-        "decomposition": figures.decomposition(run.examples, titles, run.cores[different], run.subimages[different]),
+        "decomposition": figures.decomposition(
+            run.examples, [names[label] for label in run.labels[run.example_rows]], run.cores[different], run.subimages[different]
+        ),
         "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
-        "confusion": figures.confusion(shares, run.class_names, run.best),
+        "confusion": figures.confusion(shares, names, run.best),
         "timeline": figures.timeline(run.spans, run.phases, run.kinds),
     }
     if run.epochs:
         drawn["learning_curves"] = figures.learning_curves(run.epochs, run.test_accuracy)
     if run.accuracies is not None:
         drawn["local_accuracy"] = figures.local_accuracy(run.accuracies, run.test_accuracy)
+    drawn |= understanding_figures(run)
     save_figures(run.folder / "figures", drawn)
-    return {name: caption for name, caption in captions(run, shares).items() if name in drawn}
+    return {name: caption for name, caption in (captions(run, shares) | understanding_captions(run)).items() if name in drawn}
 
 
 def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
@@ -79,7 +86,7 @@ def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     wrong = shares * (1 - np.eye(len(shares)))
     true, found = np.unravel_index(wrong.argmax(), wrong.shape)
-    names = run.class_names
+    names = [plain(name) for name in run.class_names]
     often = f"; most often, {names[true]} is taken for {names[found]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.examples.ndim == 5 else ""
     shown = (
@@ -134,7 +141,7 @@ All settings: [config.toml](config.toml); all numbers: [results.json](results.js
 
 {subdomain_table(decomposition["subdomains"])}
 
-## Phases
+{understanding_text(run)}## Phases
 
 {table(("phase", "wall s", "busiest rank s", "mean rank s"), phase_rows(results["phases"]))}
 
@@ -143,16 +150,14 @@ A rank is busy while it computes.
 ## Environment
 
 {table(("what", "value"), environment.items())}
-
-## Figures
 """
 
 
 def title(results: dict[str, Any]) -> str:
     decomposition = results["decomposition"]
     if decomposition["kind"] == "width":
-        return f"{results['data']['source']}, {len(decomposition['subdomains'])} thin networks"
-    return f"{results['data']['source']}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
+        return f"{plain(results['data']['source'])}, {len(decomposition['subdomains'])} thin networks"
+    return f"{plain(results['data']['source'])}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
 
 
 def parameters_note(decomposition: dict[str, Any]) -> str:
@@ -163,17 +168,10 @@ def parameters_note(decomposition: dict[str, Any]) -> str:
     return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition['width_divisor']:.3g}."
 
 
-def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; numbers to the right, the first column to the left."""
-    header = list(header)
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def start_note(settings: dict[str, Any]) -> str:
     start = settings["start-from"]
     return (
-        f"The local CNNs (and a DNN for the same interface) are taken from {start}: seconds and bytes are without their training. "
+        f"The local CNNs (and a DNN for the same interface) are taken from {plain(start)}: seconds and bytes are without their training. "
         if start
         else ""
     )
@@ -240,16 +238,3 @@ def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None) -
     for row in rows:
         shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
     Console().print(shown)
-
-
-def number(value: float | None, pattern: str) -> str:
-    return "–" if value is None else pattern.format(value)
-
-
-def human(number: float) -> str:
-    """Bytes in a unit that leaves few digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -20,6 +20,7 @@ from ddcnn.parallel import Groups, World
 from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.training import Engine, Epoch
+from ddcnn.understanding import Decision, small_picture, to_picture, understanding
 
 COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
 EXAMPLES = 4
@@ -47,6 +48,7 @@ class Results:
         self._methods: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, np.ndarray] = {}  # per method: (S_test,)
         self._probabilities: dict[str, np.ndarray | None] = {}  # per method: (S_test, K)
+        self._decisions: dict[str, Decision] = {}
         self._labels = store.labels("test")
         everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
@@ -101,9 +103,21 @@ class Results:
         unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
         self._subdomains.append((index, parameters, parameters - unused, seconds))
 
-    def method(self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None) -> None:
-        """A method's decisions (S_test,), its probabilities (S_test, K) if it has any, and its network beside the local CNNs."""
+    def method(
+        self, name: str, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None,
+        decision: Decision | None = None,
+    ) -> None:  # fmt: skip
+        """A method has decided.
+
+        Args:
+            classes: (S_test,) its decisions.
+            probabilities: (S_test, K) if it has any.
+            network: its own, beside the local CNNs.
+            decision: how it decides, if out of what local CNNs say.
+        """
         self._classes[name], self._probabilities[name] = classes, probabilities
+        if decision:
+            self._decisions[name] = decision.thinned()
         self._methods[name] = {
             "parameters": _parameters(network) if network else 0,
             "epochs": self.settings.epochs_of(name),
@@ -209,6 +223,7 @@ class Results:
                 "global_parameters": global_parameters, "subdomains": local,
             },
             "methods": {name: self._methods[name] for name in settings.methods},
+            "understanding": understanding(self._decisions, self._labels, self._classes, self._probabilities, settings.seed),
             "phases": phases_of(spans),
             "environment": {
                 "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // self.groups.peers.size,
@@ -226,6 +241,12 @@ class Results:
                 file["local_classes"] = self.local_classes
             for name, classes in self._classes.items():
                 file[f"classes/{name}"] = classes
+            for name, probabilities in self._probabilities.items():
+                if probabilities is not None:
+                    file[f"confidence/{name}"] = probabilities.max(axis=1).astype(np.float32)
+            if len(rows := to_picture(self._labels, self._classes)):
+                file["disagreement"] = np.stack([small_picture(self.store.whole("test", rows[k : k + 1])[0]) for k in range(len(rows))])
+                file["disagreement"].attrs["rows"] = rows
             rows = np.sort(np.unique(self._labels, return_index=True)[1][:EXAMPLES])  # one of each class
             file["examples"] = self.store.whole("test", rows)
             file["examples"].attrs["rows"] = rows

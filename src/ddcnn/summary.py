@@ -4,22 +4,22 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ddcnn.files import write_json, write_text
+from ddcnn.files import write_json
 from ddcnn.finished import FinishedRun, curves_of, load
+from ddcnn.page import write_pages
 from ddcnn.report import (
     CURVES_CAPTION,
     METHODS_HEADER,
     METHODS_NOTE,
     TIME_COLUMNS,
-    human,
     reached,
     save_figures,
     show_table,
-    table,
     title,
     write_report,
 )
 from ddcnn.seeding import seed_names
+from ddcnn.tables import human, table
 
 MEASURES = ("test_accuracy", "balanced_accuracy", "auc", "test_loss")
 
@@ -40,7 +40,7 @@ def write_reports(output: Path) -> None:
 
 
 def write_summary(output: Path, folders: list[Path], show: bool = True, draw: bool = True) -> None:
-    """Writes results.json (means over the runs, ``seeds``, ``spread``), report.md and, if ``draw``, a figure beside the runs' folders."""
+    """Writes results.json (means over the runs, ``seeds``, ``spread``), the report and, if ``draw``, a figure beside the runs' folders."""
     runs = [load(folder) for folder in folders]
     documents = [run.results for run in runs]
     together = mean_of(documents)
@@ -56,7 +56,7 @@ def write_summary(output: Path, folders: list[Path], show: bool = True, draw: bo
         curves = figures.accuracy_over_time([curves_of(document) for document in documents])
         save_figures(output / "figures", {"accuracy_over_time": curves})
         report += f"\n## Figure\n\n![accuracy over time](figures/accuracy_over_time.png)\n\n{CURVES_CAPTION} A curve a seed.\n"
-    write_text(output / "report.md", report)
+    write_pages(output, report)
     write_json(output / "results.json", together)
     if show:
         rows = method_rows(runs)

@@ -1,7 +1,20 @@
 """The figures of a report, one function each: arrays in, a figure out. N subdomains, K classes, S samples, d = 2 or 3 dimensions."""
 
-from ddcnn.figures.charts import accuracy_over_time, confusion, learning_curves, local_accuracy, timeline
-from ddcnn.figures.images import decomposition
+from ddcnn.figures.charts import accuracy_over_time, learning_curves, reliability, timeline
+from ddcnn.figures.images import decomposition, disagreement
+from ddcnn.figures.maps import confusion, local_accuracy, reliance
 from ddcnn.figures.studies import predicted, scaling
 
-__all__ = ["accuracy_over_time", "confusion", "decomposition", "learning_curves", "local_accuracy", "predicted", "scaling", "timeline"]
+__all__ = [
+    "accuracy_over_time",
+    "confusion",
+    "decomposition",
+    "disagreement",
+    "learning_curves",
+    "local_accuracy",
+    "predicted",
+    "reliability",
+    "reliance",
+    "scaling",
+    "timeline",
+]

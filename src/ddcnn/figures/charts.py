@@ -1,10 +1,10 @@
-"""Accuracies, losses, confusions and the timeline of the ranks."""
+"""Accuracies, losses and confidences as curves, and the timeline of the ranks."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import PowerNorm, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -16,50 +16,8 @@ METHOD_COLOURS = {
 }  # fmt: skip
 KIND_COLOURS = {"compute": BLUE, "communicate": ORANGE, "wait": "#D4D4D4"}
 MANY_CURVES = 16  # subdomains with a curve each; of more, the range is drawn
-MANY_CELLS = 144  # cells of a map with their numbers written in
-MANY_CLASSES = 20  # classes with names at the axes and numbers in the cells
 MANY_RANKS = 64  # ranks with a row each
 TIME_STEPS = 1500  # columns of the timeline, about as many as the picture has pixels
-
-
-def local_accuracy(accuracies: np.ndarray, methods: dict[str, float]) -> Figure:
-    """Test accuracy of every local CNN on the grid, (rows, columns) or (depth, rows, columns), beside that of the methods."""
-    layers = 100 * accuracies.reshape(-1, *accuracies.shape[-2:])
-    across = int(np.ceil(np.sqrt(len(layers))))
-    down = int(np.ceil(len(layers) / across))
-    figure = Figure((11, max(3.8, 2.6 * down)), layout="constrained")
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.2, 1))[0]
-    grid = left.subplots(down, across, squeeze=False)
-    low, high = layers.min(), layers.max()
-    for axes in grid.ravel()[len(layers) :]:
-        axes.remove()
-    for depth, (axes, layer) in enumerate(zip(grid.ravel(), layers, strict=False)):
-        shown = axes.imshow(layer, cmap="cividis", vmin=low - 0.5, vmax=high + 0.5)
-        rows, columns = layer.shape
-        axes.set(xticks=range(0, columns, -(-columns // 8)), yticks=range(0, rows, -(-rows // 8)))
-        if layer.size * across**2 <= MANY_CELLS:
-            _write_numbers(axes, layer, layer < (low + high) / 2, "{:.1f}", 10 if columns * across <= 8 else 7)
-        if len(layers) > 1:
-            axes.set_title(f"depth {depth}")
-        if axes.get_subplotspec().is_last_row():
-            axes.set_xlabel("column of the grid" if rows > 1 else "number")
-        if rows == 1:
-            axes.set_yticks([])
-        elif axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("row of the grid")
-    left.colorbar(shown, ax=grid, label="test accuracy in percent", shrink=0.9)
-    left.suptitle("local CNNs")
-
-    bars = {"worst local CNN": low, "mean local CNN": layers.mean(), "best local CNN": high}
-    bars |= {name: 100 * accuracy for name, accuracy in methods.items()}
-    axes = right.subplots()
-    drawn = axes.barh(list(bars), list(bars.values()), color=[GREY] * 3 + [BLUE] * len(methods))
-    axes.bar_label(drawn, fmt="%.2f", padding=3)
-    axes.set(xlim=(0, 115), xticks=range(0, 101, 20), xlabel="test accuracy in percent")
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    right.suptitle("local CNNs and methods")
-    return figure
 
 
 def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
@@ -109,6 +67,31 @@ def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float
     return figure
 
 
+def reliability(bins: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], errors: dict[str, float]) -> Figure:
+    """A column per method: accuracy over confidence (larger dots are of more samples), and below it how many samples have which one.
+
+    Args:
+        bins: of equal width, per method: mean confidence, accuracy and samples, (bins,) each; NaN where there are no samples.
+        errors: expected calibration error.
+    """
+    figure = Figure((max(2.5 * len(bins), 5), 4.6), layout="constrained")
+    columns = figure.subplots(2, len(bins), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1)).T
+    for (name, (confidence, accuracy, samples)), (above, below) in zip(bins.items(), columns, strict=True):
+        left = 100 * np.arange(len(samples)) / len(samples)
+        style: dict[str, Any] = {"width": 100 / len(samples), "align": "edge", "edgecolor": "white", "lw": 0.5}
+        above.bar(left, 100 * accuracy, color=SKY, alpha=0.4, **style)
+        above.plot([0, 100], [0, 100], color=GREY, ls="--", lw=1.2)
+        above.scatter(100 * confidence, 100 * accuracy, 3 + 100 * samples / samples.sum(), color=BLUE, clip_on=False, zorder=3)
+        above.set(title=f"{name}\nECE {100 * errors[name]:.1f} %", xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100))
+        below.bar(left, 100 * samples / samples.sum(), color=GREY, **style)
+        below.set(xlabel="confidence in %")
+        for axes in (above, below):
+            axes.spines[["top", "right"]].set_visible(False)
+    columns[0][0].set(ylabel="accuracy in %")
+    columns[0][1].set(ylabel="samples in %")
+    return figure
+
+
 def _curves(axes: Any, rows: list[dict[str, Any]], quantity: str, factor: float, colour: str, label: str) -> None:
     """A thin line per subdomain, or the range of many, and the mean in bold."""
     rows = [row for row in rows if row[quantity] is not None]
@@ -126,35 +109,6 @@ def _curves(axes: Any, rows: list[dict[str, Any]], quantity: str, factor: float,
         axes.plot(epochs, curves.T, color=colour, lw=0.8, alpha=0.5)
     mean = f"{label}, mean" if len(subdomains) > 1 else label
     axes.plot(epochs, np.nanmean(curves, 0), color=colour, lw=2, marker="o" if len(epochs) < 10 else None, ms=4, label=mean)
-
-
-def confusion(shares: np.ndarray, names: Sequence[str], method: str) -> Figure:
-    """Shares (K, K) of the samples of a class (row) that a method puts into a class (column)."""
-    classes = len(shares)
-    size = min(max(4.2, 2.5 + 0.42 * classes), 9)
-    figure = Figure((size + 1, size), layout="constrained")
-    axes = figure.subplots()
-    # the root lets rare confusions show beside a strong diagonal
-    shown = axes.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-    if classes <= MANY_CLASSES:
-        ticks = np.arange(classes)
-        labels = [name if len(name) <= 16 else name[:15] + "…" for name in names]
-        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
-        axes.set_xticks(ticks, labels, **slanted)
-        axes.set_yticks(ticks, labels)
-        _write_numbers(axes, 100 * shares, shares > 0.3, "{:.0f}", 9)
-    number = "" if classes <= MANY_CLASSES else " (its number)"
-    axes.set(xlabel=f"found class{number}", ylabel=f"true class{number}", title=f"{method}: percent of each true class")
-    figure.colorbar(shown, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.8)
-    return figure
-
-
-def _write_numbers(axes: Any, values: np.ndarray, on_dark: np.ndarray, pattern: str, size: float) -> None:
-    """Writes values (rows, columns) into the cells of a map, in white where it is dark; a value that rounds to 0 is left out."""
-    for (row, column), value in np.ndenumerate(values):
-        if value >= 0.5:
-            colour = "white" if on_dark[row, column] else "black"
-            axes.text(column, row, pattern.format(value), ha="center", va="center", color=colour, fontsize=size)
 
 
 def timeline(spans: np.ndarray, phases: Sequence[str], kinds: Sequence[str]) -> Figure:

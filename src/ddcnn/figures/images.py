@@ -61,6 +61,26 @@ def decomposition(images: np.ndarray, titles: Sequence[str], cores: np.ndarray, 
     return figure
 
 
+def disagreement(pictures: dict[str, tuple[np.ndarray, list[str]]]) -> Figure:
+    """A row of pictures (n, h, w, C) per title, with a text each; one that has none is left out."""
+    rows = {title: shown for title, shown in pictures.items() if len(shown[0])}
+    across = max(len(images) for images, _ in rows.values())
+    images = np.concatenate([images for images, _ in rows.values()])
+    shades = iter(_scaled(list(images)))
+    aspect = min(max(images.shape[1] / images.shape[2], 0.5), 2)
+    figure = Figure((max(1.75 * across, 5), len(rows) * (1.7 * aspect + 1.05)), layout="constrained")
+    for part, (title, (_, texts)) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        part.suptitle(title, x=0.01, ha="left")
+        panels = part.subplots(1, across, squeeze=False)[0]
+        for axes in panels[len(texts) :]:
+            axes.set_axis_off()
+        for axes, text in zip(panels, texts, strict=False):
+            _show_image(axes, next(shades), "")
+            axes.set_xlabel(text, fontsize=8)
+            axes.set_anchor("N")
+    return figure
+
+
 def _middle_slice(volume: np.ndarray, cores: np.ndarray, subimages: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The middle slice of a volume across an axis, (h, w, C), and the boxes (M, 2, 2) of the cores that it meets."""
     middle = volume.shape[axis] // 2

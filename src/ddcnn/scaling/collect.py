@@ -13,9 +13,9 @@ from typing import Any
 
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, replacing, write_json, write_text
-from ddcnn.report import number, table
 from ddcnn.scaling.points import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
 from ddcnn.seeding import seed_names
+from ddcnn.tables import number, table
 
 RUN = re.compile(r"(\d+)(-\d+)?")  # folder of a run in that of a study: its ranks, and from the second on the repetition
 WORDS = {

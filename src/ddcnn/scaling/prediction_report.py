@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ddcnn.report import number, table
 from ddcnn.scaling.performance_model import Counts
 from ddcnn.scaling.points import TOTAL, Measured
 from ddcnn.scaling.prediction import Model, Predicted
 from ddcnn.scaling.problem import Problem
+from ddcnn.tables import number, table
 
 OF_KIND = {
     "strong": "Strong scaling: the image and the set are those of the study. Up to N ranks its subdomains are shared out; beyond, the grid "
