@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.registry import NETWORKS, default_width
-from ddcnn.options import Every, Grid, ImageSize, Methods, Signals, VolumeSize, Window, option
+from ddcnn.options import Every, Grid, ImageSize, Interface, Methods, Signals, VolumeSize, Window, option
 
 PHASES_OF = {
     "vote": ("local", "gather"),
@@ -130,9 +130,7 @@ class RunSettings(DataSettings):
         None, "local widths are the global ones divided by D (default: the square root of N; decomposed in width: N)", "D", ge=1
     )
     methods: Methods = option(",".join(METHODS), f"what to compare, of {', '.join(METHODS)} (default: all)", "LIST", validate_default=True)
-    interface: Literal["probabilities", "logits", "features"] = option(
-        "probabilities", "what a local CNN hands to the DNN; features: its last hidden layer"
-    )
+    interface: Interface = option("probabilities", "what a local CNN hands to the DNN; features: its last hidden layer")
     features: int | None = option(None, "neurons of the local CNNs' last hidden layer (default: by the width rule)", "F", ge=1)
     epochs: int = option(10, "epochs of local training", "E", ge=1)
     transfer_epochs: int = option(4, "epochs of training all as one network, from the trained parts", "E", ge=1)

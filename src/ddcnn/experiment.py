@@ -16,12 +16,13 @@ from ddcnn.config import RunSettings
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.errors import Stopped
 from ddcnn.interrupts import Interrupts
-from ddcnn.job import Job, Networks
+from ddcnn.job import Job
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
 from ddcnn.output import TRAINING, is_finished, prepare_output, take_output
 from ddcnn.parallel import Groups, World
 from ddcnn.plan import resolved
+from ddcnn.problem import Networks
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary

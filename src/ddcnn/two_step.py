@@ -4,17 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from ddcnn.data.batches import Subimages
 from ddcnn.job import Job, failing_in, state_of
 from ddcnn.keeping import Keeper
-from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
+from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.data_parallel import classify_together
 from ddcnn.method.local import classify_handed, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.progress import Progress
-from ddcnn.training import Epoch, classify
+from ddcnn.training import Epoch
 
 LOCAL, FOLDS, DNN = 1, 2, 3  # work that ranks do for themselves: tags of the word that one of them stops
 
@@ -164,6 +163,6 @@ def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray, others_stop: C
             network = train_dnn(values, labels, settings.interface, job.networks.classes, recipe, engine, seeds, after_epoch, keeper)
         job.save("dnn", network, **job.networks.about_dnn())
         if "dnn" in settings.methods:
-            found = classify(network, dnn_rows(test, job.labels["test"], engine), torch.arange(len(test)), engine).numpy()
+            found = classify_by_dnn(network, test, engine)
             results.method("dnn", found.argmax(axis=1), found, network)
         return network

@@ -12,11 +12,11 @@ from torch import nn
 from ddcnn.data.batches import Rows
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, train
+from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, classify, train
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:
-    """Majority vote over arg max p_i: (S, N, K) -> classes (S,).
+    """Majority vote over arg max p_i: (S, N, K) float32 -> classes (S,) int64 (arXiv 2408.14442, section 2).
 
     A tie goes to the tied class with the larger summed probability, then to the lower class index (our rule, the papers state none).
     """
@@ -24,14 +24,14 @@ def vote(probabilities: np.ndarray) -> np.ndarray:
 
 
 def vote_scores(probabilities: torch.Tensor) -> torch.Tensor:
-    """(S, N, K) -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
+    """(S, N, K) float32 -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
     votes = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2]).sum(1)  # (S, K)
     tied = votes == votes.amax(1, keepdim=True)
     return torch.where(tied, probabilities.sum(1, dtype=torch.float64), -1.0)
 
 
 def average(probabilities: np.ndarray) -> np.ndarray:
-    """The mean of the p_i: (S, N, K) -> probabilities (S, K) float64."""
+    """The mean of the p_i: (S, N, K) float32 -> probabilities (S, K) float64; their arg max decides (arXiv 2408.14442, section 2)."""
     return probabilities.mean(axis=1, dtype=np.float64)
 
 
@@ -46,14 +46,34 @@ def train_dnn(
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
 ) -> nn.Module:
-    """Trains the DNN on gathered interface values (S, N, C), in the papers the p_i, and their labels (S,)."""
+    """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank alone.
+
+    Args:
+        values: (S, N, C) float32.
+        labels: (S,) int64.
+        interface: "probabilities", "logits" or "features": what the values are.
+        classes: K.
+
+    Returns:
+        the network, (B, N·C) float32 -> logits (B, K).
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+    """
     network = build_dnn(interface, values.shape[1], values.shape[2], classes, engine, seeds)
     train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch, keeper)
     return network
 
 
 def build_dnn(interface: str, subdomains: int, values: int, classes: int, engine: Engine, seeds: Seeds) -> nn.Module:
+    """The DNN before training, of N subdomains, C values each, and K classes."""
     return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, engine)
+
+
+def classify_by_dnn(network: nn.Module, values: np.ndarray, engine: Engine) -> np.ndarray:
+    """What the DNN makes of interface values (S, N, C): probabilities (S, K) float32."""
+    rows = dnn_rows(values, np.zeros(len(values), dtype=np.int64), engine)
+    return classify(network, rows, torch.arange(len(values)), engine).numpy()
 
 
 def dnn_rows(values: np.ndarray, labels: np.ndarray, engine: Engine) -> Rows:

@@ -88,9 +88,7 @@ class Study:
             subdomains = prod(settings.grid)
             if subdomains % ranks and ranks % subdomains and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
                 grid = "x".join(map(str, settings.grid))
-                raise InputError(
-                    f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples"
-                )
+                raise InputError(f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples")
 
     def describe(self) -> None:
         """Writes study.toml, from which a study that goes on knows its own folder.
