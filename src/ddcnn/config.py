@@ -97,7 +97,7 @@ MARK = "# settings of a run of ddcnn, written by it"  # the first line of config
 OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # not of the run
 FREE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download", "stall_timeout", "methods", "figures",
+    "partitions", "data_root", "download", "stall_timeout", "methods", "figures", "tensorboard",
 )  # settings that may change between the attempts of a run  # fmt: skip
 
 
@@ -164,6 +164,7 @@ class RunSettings(DataSettings):
     seed: int = option(0, "of everything but the subsets", "S", ge=0)
     seeds: int = option(1, "runs with --seed, --seed + 1, ..., for mean and spread", "RUNS", ge=1)
     figures: bool = option(True, "draw them at the end of the run; without, ddcnn report RUN draws them when they are wanted")
+    tensorboard: bool = option(False, "also write the lines of metrics.jsonl for TensorBoard, into tensorboard/ in the folder")
     evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs, fp32 on CPUs")
