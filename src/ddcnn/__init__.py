@@ -1,14 +1,32 @@
-"""ddcnn: model-parallel training of image classifiers by domain decomposition."""
+"""ddcnn: model-parallel training of image classifiers by domain decomposition.
 
+In scripts and notebooks ``decompose`` begins, and ``load`` brings back what a run has trained. What is here is imported, and torch
+with it, only when it is used.
+"""
+
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
+PUBLIC = {
+    "decompose": "api",
+    "DecomposedProblem": "api",
+    "load": "assembled",
+    "World": "parallel",
+    "Decomposition": "decomposition",
+    "PartitionedSet": "data.store",
+    "vote": "method.aggregate",
+    "average": "method.aggregate",
+    "InputError": "errors",
+}  # name -> module
+
 
 def __getattr__(name: str) -> Any:
-    """``ddcnn.load``, which brings torch with it only when it is used."""
-    if name == "load":
-        from ddcnn.assembled import load
-
-        return load
+    if name in PUBLIC:
+        return getattr(import_module(f"ddcnn.{PUBLIC[name]}"), name)
     raise AttributeError(f"module 'ddcnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *PUBLIC]

@@ -9,10 +9,10 @@ from torch import nn
 from ddcnn import parameters
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.job import Networks
 from ddcnn.method.aggregate import completed, vote_scores
 from ddcnn.method.interface import handed_over
 from ddcnn.method.local import classified
+from ddcnn.problem import Networks
 from ddcnn.trained import TrainedOn, TrainedRun
 from ddcnn.training import Engine, build
 

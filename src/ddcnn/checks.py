@@ -5,11 +5,11 @@ from functools import partial
 import torch
 
 from ddcnn.config import RunSettings
-from ddcnn.job import Networks
 from ddcnn.method.composition import check_composes
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import World
+from ddcnn.problem import Networks
 
 
 def check_start(networks: Networks, owned: range) -> RunSettings:

@@ -23,7 +23,7 @@ SUMMARIES = {
     "partition": "write a data set as a partitioned HDF5 file",
     "predict": "classify images with a finished run, into a CSV or HDF5 file",
     "export": "write the network of a finished run as one, for other programs",
-    "report": "tables and figures of finished runs, made anew",
+    "report": "tables and figures of finished runs, made anew; what a run does while it goes on",
     "scaling": "strong and weak scaling studies: run or submitted, collected, predicted for more ranks",
     "info": "MPI, HDF5, devices, cores and threads of this machine",
 }
@@ -108,15 +108,26 @@ def _alone(arguments: list[str]) -> int:
     if parsed.command == "scaling":
         return scaling.main(parsed, arguments[end + 1 :], lambda own: _settings(RunSettings, list(own)))
     if parsed.command == "report":
-        from ddcnn.summary import write_reports
-
-        for run in parsed.runs:
-            write_reports(run)
+        report(parsed.runs, parsed.follow)
     elif parsed.command == "info":
         from ddcnn.info import show_info
 
         show_info()
     return 0
+
+
+def report(runs: list[Path], follow: bool) -> None:
+    if follow:
+        from ddcnn import follow as following
+
+        if len(runs) > 1:
+            raise InputError("--follow shows one run: name one folder (a run of several seeds is one)")
+        following.follow(runs[0])
+        return
+    from ddcnn.summary import write_reports
+
+    for run in runs:
+        write_reports(run)
 
 
 def _settings(kind: type[Settings], arguments: list[str]) -> Settings:
@@ -151,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_options(command, CONFIGURED[name])
         elif name == "report":
             command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+            command.add_argument("--follow", action="store_true", help="instead show what one run does, until it has finished")
         elif name == "scaling":
             scaling.add_parsers(command)
     return parser

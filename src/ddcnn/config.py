@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.registry import NETWORKS, default_width
-from ddcnn.options import Every, Grid, ImageSize, Methods, Signals, VolumeSize, Window, option
+from ddcnn.options import Every, Grid, ImageSize, Interface, Methods, Signals, VolumeSize, Window, option
 
 PHASES_OF = {
     "vote": ("local", "gather"),
@@ -97,7 +97,7 @@ MARK = "# settings of a run of ddcnn, written by it"  # the first line of config
 OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # not of the run
 FREE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download", "stall_timeout", "methods", "figures",
+    "partitions", "data_root", "download", "stall_timeout", "methods", "figures", "tensorboard",
 )  # settings that may change between the attempts of a run  # fmt: skip
 
 
@@ -130,9 +130,7 @@ class RunSettings(DataSettings):
         None, "local widths are the global ones divided by D (default: the square root of N; decomposed in width: N)", "D", ge=1
     )
     methods: Methods = option(",".join(METHODS), f"what to compare, of {', '.join(METHODS)} (default: all)", "LIST", validate_default=True)
-    interface: Literal["probabilities", "logits", "features"] = option(
-        "probabilities", "what a local CNN hands to the DNN; features: its last hidden layer"
-    )
+    interface: Interface = option("probabilities", "what a local CNN hands to the DNN; features: its last hidden layer")
     features: int | None = option(None, "neurons of the local CNNs' last hidden layer (default: by the width rule)", "F", ge=1)
     epochs: int = option(10, "epochs of local training", "E", ge=1)
     transfer_epochs: int = option(4, "epochs of training all as one network, from the trained parts", "E", ge=1)
@@ -166,6 +164,7 @@ class RunSettings(DataSettings):
     seed: int = option(0, "of everything but the subsets", "S", ge=0)
     seeds: int = option(1, "runs with --seed, --seed + 1, ..., for mean and spread", "RUNS", ge=1)
     figures: bool = option(True, "draw them at the end of the run; without, ddcnn report RUN draws them when they are wanted")
+    tensorboard: bool = option(False, "also write the lines of metrics.jsonl for TensorBoard, into tensorboard/ in the folder")
     evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on devices that have it, else fp32")

@@ -17,17 +17,23 @@ from ddcnn.errors import InputError
 
 @dataclass(frozen=True)
 class Box:
-    """The pixels start <= x < stop of an image, per axis."""
+    """The pixels start <= x < stop of an image, per axis.
+
+    Attributes:
+        start, stop: (d,) pixels from the image's first corner.
+    """
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(d,) pixels per axis."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
     def slices(self) -> tuple[slice, ...]:
+        """What cuts the box out of an array (*spatial, ...)."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def extended(self, width: int, shape: Sequence[int]) -> "Box":
@@ -48,7 +54,11 @@ class Box:
 class Subdomain:
     """One subdomain: its place in the grid, its core, its subimage (core and overlap) and its stored box (and margin).
 
-    ``dataset`` is the number of its box in a partitioned set: thin networks that see the same subimage share it.
+    Attributes:
+        index: from 0 to N - 1.
+        dataset: the number of its box in a partitioned set: thin networks that see the same subimage share it.
+        position: (d,) its place in the grid.
+        core, subimage, stored: the boxes, in pixels of the whole image.
     """
 
     index: int
@@ -73,7 +83,7 @@ def cuts(size: int, parts: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A grid of N subdomains over images of one spatial shape.
+    """A grid of N subdomains over images of one spatial shape; ``len`` is N (arXiv 2302.06564, section 2).
 
     Args:
         shape: spatial shape of an image (rows, columns) or (depth, rows, columns), pixels.
@@ -126,11 +136,15 @@ class Decomposition:
         return tuple(found)
 
     def restrict(self, images, index: int, first_axis: int = 1):
-        """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view; ``first_axis`` is the first spatial axis."""
+        """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view, of NumPy's arrays and of tensors.
+
+        Args:
+            first_axis: the first spatial axis; 1 with channels last, 2 for (S, C, *shape).
+        """
         return images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices]
 
     def extend(self, subimages, index: int, images, first_axis: int = 1) -> None:
-        """R_iᵀ: adds subimages (S, *subimage, ...) to ``images`` (S, *shape, ...) in place, where they were cut out."""
+        """R_iᵀ, the adjoint: adds subimages (S, *subimage, ...) to ``images`` (S, *shape, ...) in place, where they were cut out."""
         images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices] += subimages
 
     def mirror(self, index: int) -> int:

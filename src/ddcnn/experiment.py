@@ -5,7 +5,6 @@ Module ``plan`` has partitioned the images.
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,12 +16,13 @@ from ddcnn.config import RunSettings
 from ddcnn.data.store import SPLITS, PartitionedSet
 from ddcnn.errors import Stopped
 from ddcnn.interrupts import Interrupts
-from ddcnn.job import Job, Networks
+from ddcnn.job import Job
 from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
 from ddcnn.output import TRAINING, is_finished, prepare_output, take_output
 from ddcnn.parallel import Groups, World
 from ddcnn.plan import resolved
+from ddcnn.problem import Networks, choose_engine
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary
@@ -39,13 +39,11 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
     settings = resolved(settings, store)
     torch.set_num_threads(world.threads(settings.threads))
     groups = world.groups(len(store.decomposition))
+    engine = choose_engine(world, settings)
     with world.together():
-        engine = Engine.choose(world.device(settings.device), settings.precision)
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
             seeds = [check_start(Networks(own, store, engine), groups.peers.owned(len(store.decomposition))) for own in seeds]
-    if not world.agree(engine.precision.encode()):
-        engine = replace(engine, precision="fp32")  # --precision auto, and nodes of which some have no bf16
     if settings.decomposition == "width" and "transfer" in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     with ExitStack() as held:

@@ -95,6 +95,19 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a job holds ``folder``, for those that only look; one on another host does as long as its file is there."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        holder = Holder.read(descriptor)
+    finally:
+        os.close(descriptor)
+    return holder is None or holder.host != Holder.own().host or bool(holder.runs)
+
+
 def _take(path: Path) -> int:
     while True:
         descriptor = _open(path)

@@ -70,6 +70,7 @@ def _subdomains(value: Any) -> Any:
     return value
 
 
+Interface = Literal["probabilities", "logits", "features"]
 Positive = Annotated[int, Field(ge=1)]
 as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
 Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]

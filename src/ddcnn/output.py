@@ -16,7 +16,7 @@ from ddcnn.lock import locked
 
 TRAINING = "checkpoints/training"  # of trainings that go on; parameters of trained networks lie beside it
 LEFT_BY_A_RUN = {
-    "": ("results.json", "details.h5", "metrics.jsonl", "report.md", "report.html", "config.toml", ".config.toml.*"),
+    "": ("results.json", "details.h5", "metrics.jsonl", "report.md", "report.html", "config.toml", ".config.toml.*", "tensorboard"),
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
 }

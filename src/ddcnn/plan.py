@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddcnn.board import check_board
 from ddcnn.config import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.sources import Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
@@ -156,7 +157,9 @@ def find_or_partition(world: World, settings: RunSettings, asked: Callable[[], b
 
 
 def check_methods(world: World, settings: RunSettings) -> None:
-    """Refuses what a method cannot do."""
+    """Refuses what a method cannot do, or cannot tell."""
+    if settings.tensorboard:
+        check_board()
     coherent = {"coherent"} if settings.decomposition == "width" else {"coherent", "transfer"}
     if settings.precision == "fp16" and coherent & set(settings.methods):
         raise InputError(

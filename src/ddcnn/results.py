@@ -1,6 +1,7 @@
 """What a run leaves in its folder: metrics.jsonl while it goes on, then results.json and details.h5, then the report."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 from torch import nn
 
+from ddcnn.board import Board
 from ddcnn.config import RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.files import disk_errors, replacing, write_json, write_text
@@ -51,6 +53,7 @@ class Results:
         self._decisions: dict[str, Decision] = {}
         self._labels = store.labels("test")
         everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
+        self.board = Board(output, world.timeline.now) if settings.tensorboard and world.rank == 0 else None
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
         self.tell()
 
@@ -58,6 +61,12 @@ class Results:
         """Writes rank 0's lines of metrics.jsonl anew."""
         if self.world.rank == 0:
             write_text(self.output / "metrics.jsonl", "".join(map(_line, self._epochs)))
+            self._show(self._epochs)
+
+    def _show(self, rows: Iterable[Sequence[float]]) -> None:
+        """In TensorBoard, if that is asked for."""
+        if self.board:
+            self.board.add(map(_values, rows))
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
         """An epoch has ended: of a subdomain, for whose group the first rank speaks, or of a network of all, for which rank 0 does.
@@ -80,6 +89,7 @@ class Results:
         if self.world.rank == 0:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
                 file.write(_line(self._epochs[-1]))
+            self._show(self._epochs[-1:])
 
     def speaks(self, subdomain: int | None) -> bool:
         """Whether this rank records what all ranks of a network know."""
@@ -150,6 +160,9 @@ class Results:
             rows = np.concatenate(epochs)
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
             write_text(self.output / "metrics.jsonl", "".join(map(_line, rows.tolist())))
+            self._show(rows.tolist())
+            if self.board:
+                self.board.close()
             self._write_details(spans)
             for name, about in self._methods.items():
                 phases = self.settings.phases_of(name)
@@ -299,11 +312,17 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _line(row: tuple[float, ...]) -> str:
+def _line(row: Sequence[float]) -> str:
+    """Of metrics.jsonl."""
+    return json.dumps(_values(row)) + "\n"
+
+
+def _values(row: Sequence[float]) -> dict[str, Any]:
+    """What a row says, by COLUMNS."""
     values: dict[str, Any] = {name: None if value != value else value for name, value in zip(COLUMNS, row, strict=True)}
     values["phase"] = PHASES[int(row[0])]
     values["subdomain"], values["epoch"] = None if row[1] != row[1] else int(row[1]), int(row[2])
-    return json.dumps(values) + "\n"
+    return values
 
 
 def _curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:

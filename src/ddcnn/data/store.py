@@ -61,13 +61,14 @@ def checksum(images: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class PartitionedSet:
-    """A partitioned set and all that its attributes say.
+    """A partitioned set and all that its attributes say; ``open`` reads one.
 
     Attributes:
+        path: of the file.
         source, source_sha256: the source's name, and the SHA-256 over those of the blocks of its selected images and over their labels.
-        shape: (*spatial, C) of a whole image.
-        dtype: the source's pixel type.
-        grid, overlap, margin: of the decomposition.
+        shape: (*spatial, C) of a whole image, pixels.
+        dtype: the source's pixel type, as NumPy writes it: ``|u1``, ``<f4``.
+        grid, overlap, margin: of the decomposition; subdomains per axis, pixels, pixels.
         class_names: K names.
         mean, std: per channel over the selected training images, in the source's units.
         train_samples, test_samples: S of each split.
@@ -101,6 +102,7 @@ class PartitionedSet:
 
     @property
     def decomposition(self) -> Decomposition:
+        """The geometry: which pixels are whose."""
         return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin, self.thin)
 
     def attributes(self) -> dict[str, Any]:
@@ -139,10 +141,11 @@ class PartitionedSet:
 
     @property
     def samples(self) -> dict[str, int]:
+        """S per split."""
         return {"train": self.train_samples, "test": self.test_samples}
 
     def labels(self, split: str) -> np.ndarray:
-        """(S,) int64."""
+        """(S,) int64: the classes, numbers into ``class_names``, of "train" or "test"."""
         return self.tables[f"{split}/labels"].astype(np.int64)
 
     def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
@@ -183,7 +186,11 @@ class PartitionedSet:
         return np.concatenate([np.empty((0, *shape), self.dtype), *some])
 
     def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Images put together again from their cores: (rows, *spatial, C)."""
+        """Images put together again from their cores, of all samples or some ascending ``rows``: (rows, *spatial, C) in the source's type.
+
+        Raises:
+            InputError: as ``read``.
+        """
         images = None
         for subdomain in self.decomposition.subdomains[:: self.thin]:
             stored = self.read(split, subdomain.index, rows)

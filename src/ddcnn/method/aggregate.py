@@ -18,7 +18,7 @@ from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, cl
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:
-    """Majority vote over arg max p_i: (S, N, K) -> classes (S,).
+    """Majority vote over arg max p_i: (S, N, K) float32 -> classes (S,) int64 (arXiv 2408.14442, section 2).
 
     A tie goes to the tied class with the larger summed probability, then to the lower class index (our rule, the papers state none).
     """
@@ -26,14 +26,14 @@ def vote(probabilities: np.ndarray) -> np.ndarray:
 
 
 def vote_scores(probabilities: torch.Tensor) -> torch.Tensor:
-    """(S, N, K) -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
+    """(S, N, K) float32 -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
     votes = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2]).sum(1)  # (S, K)
     tied = votes == votes.amax(1, keepdim=True)
     return torch.where(tied, probabilities.sum(1, dtype=torch.float64), -1.0)
 
 
 def average(probabilities: np.ndarray) -> np.ndarray:
-    """The mean of the p_i: (S, N, K) -> probabilities (S, K) float64."""
+    """The mean of the p_i: (S, N, K) float32 -> probabilities (S, K) float64; their arg max decides (arXiv 2408.14442, section 2)."""
     return probabilities.mean(axis=1, dtype=np.float64)
 
 
@@ -48,18 +48,32 @@ def train_dnn(
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
 ) -> nn.Module:
-    """Trains the DNN on gathered interface values (S, N, C), in the papers the p_i, and their labels (S,)."""
+    """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank alone.
+
+    Args:
+        values: (S, N, C) float32.
+        labels: (S,) int64.
+        interface: "probabilities", "logits" or "features": what the values are.
+        classes: K.
+
+    Returns:
+        the network, (B, N·C) float32 -> logits (B, K).
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+    """
     network = build_dnn(interface, values.shape[1], values.shape[2], classes, engine, seeds)
     train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch, keeper)
     return network
 
 
 def build_dnn(interface: str, subdomains: int, values: int, classes: int, engine: Engine, seeds: Seeds) -> nn.Module:
+    """The DNN before training, of N subdomains, C values each, and K classes."""
     return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, engine)
 
 
 def classify_by_dnn(network: Any, values: np.ndarray, engine: Engine, present: Sequence[int] | None = None) -> np.ndarray:
-    """The DNN's probabilities (S, K) out of interface values (S, n, C) of the subdomains ``present``, None for all."""
+    """The DNN's probabilities (S, K) float32 out of interface values (S, n, C) of the subdomains ``present``, None for all."""
     if present is not None:
         values = completed(torch.from_numpy(values), present, network.subdomains).numpy()
     unknown = np.zeros(len(values), dtype=np.int64)  # labels

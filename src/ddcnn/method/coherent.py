@@ -23,6 +23,12 @@ from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe
 class CoherentNetwork(nn.Module):
     """A rank's view of the coherent network: its own n of the N local CNNs, and the DNN, which every rank holds.
 
+    Args:
+        world: the ranks that together have every local CNN once, in the order of the subdomains.
+        interface: "probabilities", "logits" or "features": what a local CNN hands to the DNN.
+        local_cnns: of this rank, as many on every rank.
+        dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks.
+
     The DNN's gradient is the same on all ranks, so its copies stay the same; ``agree`` sees to it on unlike devices.
     """
 
@@ -80,13 +86,17 @@ def train_coherent(
     keeper: Keeper = NothingKept(),
     frozen: tuple[Recipe, Keeper] | None = None,
 ) -> None:
-    """Trains the coherent network in place, all ranks together.
+    """Trains the coherent network in place, all ranks together (arXiv 2408.14442, section 3); by transfer if its parts are trained ones.
 
     Args:
         group: the ranks that have the same subdomains as this one, each for its share of every batch.
         training: the subimages of the rank's subdomains; every rank draws the same order and the same augmentation.
         chosen: (S,) the samples that it learns from.
         frozen: recipe of epochs before, in which only the DNN learns, and what keeps them.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+        Stopped: the keeper was asked to stop.
     """
     before = frozen[0].epochs if frozen else 0
 

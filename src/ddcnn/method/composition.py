@@ -21,6 +21,9 @@ def compose(world: World, thin: Sequence[nn.Module], wide: nn.Module) -> None:
     Args:
         thin: the rank's own n of the N thin networks.
         wide: the same network, N times as wide in every hidden layer.
+
+    Raises:
+        ValueError: a layer of it is not N thin ones side by side.
     """
     states = [network.state_dict() for network in thin]
     for name, values in wide.state_dict().items():

@@ -41,6 +41,10 @@ def train_data_parallel(
         chosen: (S,) which of them it learns from.
         recipe: the batch size is that of all ranks together, made of equal shares (see ``batch_of_all``).
         has_unused: whether there are parameters that the loss does not depend on.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+        Stopped: the keeper was asked to stop.
     """
     if world.size == 1:
         train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch, keeper)
@@ -102,7 +106,7 @@ class _InOrder:
 
 
 def batch_of_all(batch_size: int, samples: int, ranks: int) -> int:
-    """The batch that is made of equal shares, of at least 2 samples each for the batch normalisation."""
+    """The batch size (samples, of all ranks) that is made of equal shares, of at least 2 samples each for the batch normalisation."""
     return ranks * max(2, min(batch_size, samples) // ranks) if ranks > 1 else batch_size
 
 
@@ -129,7 +133,7 @@ def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
 
 
 def classify_together(world: World, network: nn.Module, images: Samples, samples: int, engine: Engine) -> np.ndarray | None:
-    """Probabilities (S, K) float32 of all samples, on rank 0."""
+    """Probabilities (S, K) float32 of all S samples, which the ranks share; on rank 0, None on the others."""
     return divided(world, np.arange(samples), lambda own: classify(network, images, torch.from_numpy(own), engine).numpy())
 
 

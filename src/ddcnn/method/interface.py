@@ -15,14 +15,14 @@ from ddcnn.training import at_least_single
 
 
 def handed_over(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
-    """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), at least float32."""
+    """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), at least float32; C = K but for features."""
     values = network.features(subimages) if interface == "features" else network(subimages)  # type: ignore[operator]
     values = at_least_single(values)
     return values.softmax(1) if interface == "probabilities" else values
 
 
 def values_per_subdomain(interface: str, network: nn.Module) -> int:
-    """C of ``handed_over``."""
+    """C of ``handed_over``: numbers per sample and subdomain."""
     classifier: Any = network.classifier
     return classifier.in_features if interface == "features" else classifier.out_features
 

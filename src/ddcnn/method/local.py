@@ -30,7 +30,7 @@ class DnnSamples:
     """
 
     kind: str
-    fold: np.ndarray  # (S,) the fold of every training sample
+    fold: np.ndarray  # (S,) int64, the fold of every training sample
 
     @classmethod
     def choose(cls, kind: str, labels: np.ndarray, folds: int, seed: int) -> "DnnSamples":
@@ -69,13 +69,20 @@ def train_local(
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
     keeper: Keeper = NothingKept(),
 ) -> nn.Module:
-    """Trains a local CNN f_i.
+    """Trains a local CNN f_i on (R_i x, y) alone (arXiv 2302.06564, section 3).
 
     Args:
         group: the ranks that train it together, of which nearly always there is one.
         make: a new network with initial parameters.
         training: the subdomain's subimages (R_i x) with their labels y.
         chosen: (S_cnn,) which of them it learns from.
+
+    Returns:
+        the network, (B, C, *subimage) float32 -> logits (B, K), on every rank of the group.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+        Stopped: the keeper was asked to stop.
     """
     network = build(make, seeds, engine)
     train_data_parallel(group, network, training, chosen, recipe, engine, seeds, lambda epoch: after_epoch(network, epoch), keeper)
@@ -94,7 +101,18 @@ def hand_over_out_of_fold(
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
     keeper: Callable[[int, int], Keeper] = lambda fold, samples: NothingKept(),
 ) -> np.ndarray | None:
-    """Interface values (S, C) of the training samples, each by a CNN that was trained on the folds that it is not in; on the first rank."""
+    """Interface values (S, C) float32 of the training samples, each by a CNN that was trained on the folds that it is not in.
+
+    Args:
+        fold: (S,) int64, the fold of every training sample.
+        keeper: of the training without a fold, on so many samples.
+
+    Returns:
+        the values, in the order of the samples; on the group's first rank, None on the others.
+
+    Raises:
+        FloatingPointError, Stopped: as ``train_local``.
+    """
     unseen: list[Any] = []
     for k in range(int(fold.max()) + 1):
         own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
@@ -109,7 +127,7 @@ def hand_over_out_of_fold(
 def hand_over(
     group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine
 ) -> np.ndarray | None:  # fmt: skip
-    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank."""
+    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank, None on the others."""
 
     def work(own: np.ndarray) -> np.ndarray:
         return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(own), engine).numpy()

@@ -1,0 +1,59 @@
+"""Runs commands of ddcnn one after the other in one process, of which torch is imported once: python readme_commands.py < commands.json
+
+Each is {"ranks": 4, "arguments": ["run", …]} or {"python": "code"}; out come, as JSON, an exit code and what was said for each. The ranks
+are only looked at: whether they fit. Scaling studies are checked and described, but start nothing, and are not collected or predicted.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+
+from ddcnn import cli
+from ddcnn.errors import InputError
+from ddcnn.parallel import World
+from ddcnn.scaling import collect, prediction, slurm, study
+
+
+class Pretending(World):
+    """One rank that refuses subdomains as ``asked`` ranks would."""
+
+    asked = 1
+
+    def check_fits(self, decomposition) -> None:
+        others = object.__new__(World)
+        others.size = self.asked
+        others.check_fits(decomposition)
+
+
+def do(command: dict[str, Any], world: Pretending) -> tuple[int, str]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            if "python" in command:
+                exec(compile(command["python"], "README.md", "exec"), {"images": torch.zeros(2, 1, 8, 8)})
+                return 0, ""
+            world.asked = command["ranks"]
+            code = cli.main(command["arguments"], world if cli.needs_ranks(command["arguments"]) else None)
+        except InputError as error:
+            return 2, str(error)
+        except SystemExit as end:  # argparse's, of --help
+            code = int(end.code or 0)
+        except Exception:
+            return 1, traceback.format_exc()
+    return code, said.getvalue()
+
+
+for module, name in ((collect, "collect"), (prediction, "predict")):
+    setattr(module, name, lambda *arguments: None)
+study.start = lambda described, launcher: described.describe()
+slurm.submit = lambda described, launcher, options: slurm.script(described, launcher, options, "")
+
+sys.path.insert(0, "")  # as with python -m
+pretending = Pretending()
+found = [do(command, pretending) for command in json.load(sys.stdin)]
+print(json.dumps(found))

@@ -1,0 +1,158 @@
+"""``ddcnn report --follow``: what is shown of a run that goes on, whoever writes its files."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import alone, refusal
+
+from ddcnn.follow import curve
+
+
+def lines_of(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+@pytest.fixture
+def unfinished(digits_run, tmp_path) -> Path:
+    """A run that has settings and half of its epochs."""
+    run = tmp_path / "copy"
+    run.mkdir()
+    shutil.copy(digits_run / "config.toml", run)
+    epochs = lines_of(digits_run)
+    (run / "metrics.jsonl").write_text("".join(epochs[: len(epochs) // 2]))
+    return run
+
+
+def finish(run: Path, digits_run: Path) -> None:
+    (run / "metrics.jsonl").write_text("".join(lines_of(digits_run)))
+    shutil.copy(digits_run / "results.json", run)
+
+
+class Follower:
+    """The command on a pipe, or on a terminal of its own."""
+
+    def __init__(self, run: Path, terminal: bool = False):
+        command = [sys.executable, "-m", "ddcnn", "report", "--follow", str(run)]
+        ours, theirs = pty.openpty() if terminal else os.pipe()
+        environment = os.environ | {"COLUMNS": "250", "LINES": "40", "TERM": "xterm"}
+        self.process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=environment)
+        os.close(theirs)
+        self.output, self.said, self.deadline = ours, "", time.monotonic() + 60
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.output)
+
+    def read(self) -> bool:
+        """Something more; False at the end."""
+        assert time.monotonic() < self.deadline and select.select([self.output], [], [], 30)[0], self.said
+        try:
+            piece = os.read(self.output, 1 << 16).decode()
+        except OSError:  # of a terminal
+            piece = ""
+        self.said += piece
+        return bool(piece)
+
+    def until(self, words: str) -> None:
+        while words not in self.said:
+            assert self.read(), self.said
+
+    def end(self) -> str:
+        while self.read():
+            pass
+        assert self.process.wait(30) == 0, self.process.stderr.read()
+        return self.said
+
+
+def epochs_in(text: str) -> list[str]:
+    return re.findall(r"^(\S+(?:  subdomain \d+)?  epoch \d+)  ", text, re.MULTILINE)
+
+
+def test_on_a_pipe_every_epoch_is_a_line_once_and_the_methods_end_it(digits_run, tmp_path):
+    run = tmp_path / "copy"
+    with Follower(run) as follower:
+        follower.until("no run yet; waiting for one to begin")
+        run.mkdir()
+        shutil.copy(digits_run / "config.toml", run)
+        epochs = lines_of(digits_run)
+        (run / "metrics.jsonl").write_text("".join(epochs[:3]) + epochs[3][:20])  # the fourth is still being written
+        while len(epochs_in(follower.said)) < 3:
+            assert follower.read(), follower.said
+        finish(run, digits_run)
+        said = follower.end()
+    told = epochs_in(said)
+    assert len(told) == len(set(told)) == len(epochs)
+    assert "\x1b" not in said
+    for name, method in json.loads((digits_run / "results.json").read_text())["methods"].items():
+        assert re.search(rf"^ {name} .*\b{100 * method['test_accuracy']:.2f}\b", said, re.MULTILINE)
+
+
+def test_on_a_terminal_a_row_is_a_training(unfinished, digits_run):
+    with Follower(unfinished, terminal=True) as follower:
+        follower.until("no job is at work on it; to go on: python -m ddcnn run --resume")
+        finish(unfinished, digits_run)
+        said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", follower.end())
+    last = said[said.rindex("training ") :]
+    assert re.search(r"^ local  subdomain 3 +2/2 +\d\.\d{3} ", last, re.MULTILINE)
+    assert re.search(r"^ transfer +1/1 +\d\.\d{3} ", last, re.MULTILINE)
+    assert re.search(r"^ transfer +\d\d\.\d\d ", last, re.MULTILINE)
+
+
+def test_the_seeds_of_a_run_are_told_apart(unfinished, digits_run):
+    config = (unfinished / "config.toml").read_text()
+    (unfinished / "config.toml").write_text(config.replace("\nseeds = 1", "\nseeds = 2").replace("\nseed = 0", "\nseed = 5"))
+    for seed in (5, 6):
+        (unfinished / f"seed-{seed}").mkdir()
+        shutil.copy(digits_run / "metrics.jsonl", unfinished / f"seed-{seed}")
+    shutil.copy(digits_run / "results.json", unfinished)
+    said = alone("report", "--follow", str(unfinished), cwd=unfinished.parent).stdout
+    for seed in (5, 6):
+        assert len(re.findall(rf"^seed {seed}  .*epoch", said, re.MULTILINE)) == len(lines_of(digits_run))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_interrupt_ends_it_without_a_traceback(unfinished, terminal):
+    with Follower(unfinished, terminal) as follower:
+        follower.until("no job is at work")
+        time.sleep(0.2)
+        follower.process.send_signal(signal.SIGINT)
+        assert follower.process.wait(30) == 130
+        assert "Traceback" not in follower.process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda run: ["report", "--follow", run, run], "--follow shows one run"),
+        (lambda run: ["report", "--follow", f"{run}/metrics.jsonl"], "metrics.jsonl is no folder"),
+        (lambda run: ["report", "--folow", run], "unrecognized arguments: --folow"),
+    ],
+)
+def test_wrong_calls(unfinished, wrong, words):
+    assert words in refusal(alone(*wrong(str(unfinished)), cwd=unfinished.parent))
+
+
+def test_a_damaged_line_is_named(unfinished):
+    with (unfinished / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": 3}\n')
+    assert "metrics.jsonl: damaged" in refusal(alone("report", "--follow", str(unfinished), cwd=unfinished.parent))
+
+
+def test_a_curve_has_its_largest_value_highest():
+    assert curve([0.0, 7.0, 3.0]) == "▁█▄"
+    assert curve([1.0, 1.0]) == "▁▁"
+    assert curve([]) == ""
