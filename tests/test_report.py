@@ -150,7 +150,7 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
         file.attrs["class_names"] = json.dumps(names)
     results = json.loads((bare / "results.json").read_text())
     results["data"]["source"] = "/<i>/![s](file:///etc/passwd)"
-    results["environment"]["mpi"] = "![m](/etc/passwd) ![f](figures/../results.json)"
+    results["environment"]["mpi"] = "![m](/etc/passwd) ![f](figures/../results.json) <b>"
     (bare / "results.json").write_text(json.dumps(results))
     write_report(bare, show=False)
     page = Page((bare / "report.html").read_text())
