@@ -139,7 +139,7 @@ def test_an_interrupt_ends_it_without_a_traceback(unfinished, terminal):
     [
         (lambda run: ["report", "--follow", run, run], "--follow shows one run"),
         (lambda run: ["report", "--follow", f"{run}/metrics.jsonl"], "metrics.jsonl is no folder"),
-        (lambda run: ["report", "--folow", run], "unrecognized arguments: --folow"),
+        (lambda run: ["report", "--folow", run], "unknown option --folow (did you mean --follow?)"),
     ],
 )
 def test_wrong_calls(unfinished, wrong, words):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.config import RunSettings, load, suggest
+from ddcnn.config import RunSettings, load
 from ddcnn.data.batches import Subimages
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, did_you_mean
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.local import DnnSamples, hand_over, train_local
 from ddcnn.options import Interface
@@ -39,7 +39,7 @@ def decompose(world: World, **options: Any) -> "DecomposedProblem":
     """
     for name in options:
         if name not in RunSettings.model_fields:
-            raise InputError(f"unknown option {name}{suggest(name, RunSettings)}; python -m ddcnn run --help shows all")
+            raise InputError(f"unknown option {name}{did_you_mean(name, RunSettings.model_fields)}; python -m ddcnn run --help shows all")
         if name in OF_A_FOLDER:
             raise InputError(f"{name}: an option of ddcnn run and its folder, without a meaning here; leave it out")
     settings = load(RunSettings, DEFAULTS | options)

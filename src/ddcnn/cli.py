@@ -2,13 +2,14 @@
 
 import argparse
 import gc
+import re
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
-from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings, load, suggest
-from ddcnn.errors import InputError, Stopped
+from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings, load, option_names
+from ddcnn.errors import InputError, Stopped, did_you_mean
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
 from ddcnn.scaling import commands as scaling
@@ -18,6 +19,7 @@ from ddcnn.watch import watched
 PARALLEL: dict[str, type[Command]] = {"run": RunSettings, "partition": PartitionSettings, "predict": PredictSettings}
 CONFIGURED = PARALLEL | {"export": ExportSettings}
 POSITIONAL = ("run", "source")
+OPTION = re.compile(r"--[a-z][a-z-]*[a-z]")
 SUMMARIES = {
     "run": "decompose, train the local CNNs, gather, decide, report (the default command)",
     "partition": "write a data set as a partitioned HDF5 file",
@@ -104,7 +106,10 @@ def _alone(arguments: list[str]) -> int:
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
         arguments = ["run", *arguments]
     end = arguments.index("--") if "--" in arguments and arguments[0] == "scaling" else len(arguments)
-    parsed = _parser().parse_args(arguments[:end])
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(arguments[:end])
+    if unknown:
+        raise _unknown(unknown[0], parsed.command, OPTION.findall(parser.commands[parsed.command].format_help()))
     if parsed.command == "scaling":
         return scaling.main(parsed, arguments[end + 1 :], lambda own: _settings(RunSettings, list(own)))
     if parsed.command == "report":
@@ -135,14 +140,31 @@ def _settings(kind: type[Settings], arguments: list[str]) -> Settings:
         arguments = ["run", *arguments]
     parsed, unknown = _parser().parse_known_args(arguments)
     if unknown:
-        raise InputError(f"unknown option {unknown[0]}{suggest(unknown[0], kind)}; see python -m ddcnn {parsed.command} --help")
+        raise _unknown(unknown[0], parsed.command, [f"--{name}" for name in option_names(kind)])
     options = vars(parsed)
     del options["command"]
     return load(kind, options, options.pop("config"))
 
 
+def _unknown(word: str, command: str, options: list[str]) -> InputError:
+    """A word that the command does not know, and what may have been meant."""
+    if not word.startswith("-"):
+        hint = f"; images are named with --data {word}" if command == "run" else ""
+        return InputError(f"{word}: a word that belongs to no option{hint}; see python -m ddcnn {command} --help")
+    guess = did_you_mean(f"--{word.lstrip('-').replace('_', '-')}", options)
+    if command == "scaling" and not guess:
+        guess = " (options of ddcnn run stand behind --)"
+    return InputError(f"unknown option {word}{guess}; see python -m ddcnn {command} --help")
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors as ours are."""
+    """argparse, with errors as ours are.
+
+    Attributes:
+        commands: the parsers of the sub-commands.
+    """
+
+    commands: dict[str, argparse.ArgumentParser]
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see python -m {self.prog} --help")
@@ -155,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"ddcnn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.commands = commands.choices
     for name, summary in SUMMARIES.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name in CONFIGURED:

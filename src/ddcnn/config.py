@@ -249,7 +249,7 @@ def _validated(kind: type[Settings], values: dict[str, Any], options: dict[str, 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, options, file)) from None
+        raise InputError(_explain(kind, error, options, file)) from None
 
 
 def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
@@ -290,17 +290,16 @@ def option_names(kind: type[Command]) -> list[str]:
 
 
 def suggest(key: str, kind: type[Command]) -> str:
-    dashes = "--" if key.startswith("--") else ""
-    return did_you_mean(key.replace("_", "-"), [dashes + name for name in option_names(kind)])
+    return did_you_mean(key.replace("_", "-"), option_names(kind))
 
 
-def _explain(error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
+def _explain(kind: type[Command], error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # of several options together
         return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "missing":
-        return f"--{name} is required"
+        return f"--{name} is required: {kind.model_fields[name].description}"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
     given = " ".join(map(str, given)) if isinstance(given, list) else given

@@ -38,8 +38,10 @@ def check_output(settings: RunSettings) -> None:
     output = settings.output
     if settings.resume and output is None:
         raise InputError("--resume: name the folder of the run with --output")
-    if output is None or not output.is_dir():
+    if output is None or not output.exists():
         return
+    if not output.is_dir():
+        raise InputError(f"--output {output} is a file: name a folder, which the run makes")
     with locked(output):
         check_folder(settings, output)
     start = settings.start_from.resolve() if settings.start_from else None

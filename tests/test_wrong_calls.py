@@ -1,0 +1,41 @@
+"""Calls that a person gets wrong, and that no other test makes: one line names the culprit and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from ddcnn.cli import main, needs_ranks
+from ddcnn.errors import InputError
+
+CALLS = [
+    ("run -data digits", r"unknown option -data \(did you mean --data\?\); see python -m ddcnn run --help"),
+    ("run digits", "digits: a word that belongs to no option; images are named with --data digits"),
+    ("run --output TMP/text.txt", "text.txt is a file: name a folder"),
+    ("run --resume", "--resume: name the folder of the run with --output"),
+    ("run --start-from TMP", "no results.json there; give the folder of a finished run"),
+    ("partition digits", "--output is required: the partitioned file to write"),
+    ("partition digits --output TMP/text.txt", r"ends in \.h5"),
+    ("predict RUN digits", "--output is required: the predictions"),
+    ("predict digits RUN --output TMP/p.csv", "digits: no such folder; give the folder of a finished run"),
+    ("predict RUN digits digits --output TMP/p.csv", "digits: a word that belongs to no option; see python -m ddcnn predict --help"),
+    ("export RUN", "--format is required: torch-export"),
+    ("report --folow RUN", r"unknown option --folow \(did you mean --follow\?\); see python -m ddcnn report --help"),
+    ("report RUN --output x", "unknown option --output; see python -m ddcnn report --help"),
+    ("report", "required: RUN"),
+    ("scaling strong --output TMP/s --data digits", r"unknown option --data \(options of ddcnn run stand behind --\)"),
+    ("scaling predict TMP", "no study.toml of a scaling study"),
+    ("scaling collect RUN --output TMP/s", "different numbers"),
+    ("info --verbose", "unknown option --verbose; see python -m ddcnn info --help"),
+    ("runn", "'runn'.*'run', 'partition', 'predict'"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), CALLS, ids=[call for call, _ in CALLS])
+def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(digits_run, world, tmp_path, monkeypatch, call, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("mine")
+    arguments = call.replace("TMP", str(tmp_path)).replace("RUN", str(digits_run)).split()
+    with pytest.raises(InputError, match=words) as refused:
+        main(arguments, world if needs_ranks(arguments) else None)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in Path().iterdir()] == ["text.txt"]
