@@ -68,7 +68,8 @@ def partition(ranks: int, source: list[str], folder: Path) -> dict[str, float]:
     memory = folder / "memory"
     command = ["mpirun", "-n", str(ranks), sys.executable, __file__, "--one-rank", str(memory)]
     begin = time.perf_counter()
-    subprocess.run([*command, "partition", *source, "--output", str(folder / "set.h5"), "--progress", "none"], check=True, stdout=subprocess.DEVNULL)
+    command += ["partition", *source, "--output", str(folder / "set.h5"), "--progress", "none"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begin
     above = max(int(path.read_text()) for path in folder.glob("memory.*"))
     for path in folder.glob("memory.*"):
