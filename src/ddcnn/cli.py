@@ -3,6 +3,7 @@
 import argparse
 import gc
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
