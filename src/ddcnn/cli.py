@@ -3,6 +3,7 @@
 import argparse
 import gc
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
@@ -164,13 +165,13 @@ class _Parser(argparse.ArgumentParser):
         commands: the parsers of the sub-commands.
     """
 
-    commands: dict[str, argparse.ArgumentParser]
+    commands: Mapping[str, argparse.ArgumentParser]
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see python -m {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="ddcnn", description="Model-parallel training of image classifiers by domain decomposition.", allow_abbrev=False,
         epilog="Start it with mpirun -n N python -m ddcnn … ; ddcnn COMMAND --help shows the options of a command.",
