@@ -1,12 +1,13 @@
 """Runs commands of ddcnn one after the other in one process, of which torch is imported once: python readme_commands.py < commands.json
 
-Each is {"ranks": 4, "arguments": ["run", …]} or {"python": "code"}; out come, as JSON, an exit code and what was said for each. The ranks
-are only looked at: whether they fit. Scaling studies are checked and described, but start nothing, and are not collected or predicted.
+Each is {"ranks": 4, "arguments": ["run", …]} or {"python": "script.py"}; out come, as JSON, an exit code and what was said for each.
+The ranks are only looked at: whether they fit. Scaling studies are checked and described, but start nothing, and are not collected.
 """
 
 import contextlib
 import io
 import json
+import runpy
 import sys
 import traceback
 from typing import Any
@@ -35,7 +36,7 @@ def do(command: dict[str, Any], world: Pretending) -> tuple[int, str]:
     with contextlib.redirect_stdout(said):
         try:
             if "python" in command:
-                exec(compile(command["python"], "README.md", "exec"), {"images": torch.zeros(2, 1, 8, 8)})
+                runpy.run_path(command["python"], {"images": torch.zeros(2, 1, 8, 8)})
                 return 0, ""
             world.asked = command["ranks"]
             code = cli.main(command["arguments"], world if cli.needs_ranks(command["arguments"]) else None)

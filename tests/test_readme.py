@@ -75,6 +75,7 @@ def sandbox(tmp_path_factory) -> Path:
     (folder / "scans.toml").write_text("batch-size = 8\n")
     np.savez(folder / "new.npz", x=pixels(5, 8, 8))
     Image.fromarray(pixels(8, 8)).save(folder / "scan.png")
+    (folder / "load.py").write_text(blocks("python", "Using a finished run")[0])
     (folder / "mine.py").write_text(next(block for block in blocks("python", "Networks")))
     return folder
 
@@ -85,7 +86,7 @@ def done(sandbox) -> dict[str, tuple[int, str]]:
     given: list[dict] = [{"ranks": command.ranks, "arguments": shrunk(command.arguments or [])} for command in OF_DDCNN]
     names = [command.text for command in OF_DDCNN]
     for name, further in {
-        "load": {"python": blocks("python", "Using a finished run")[0]},
+        "load": {"python": "load.py"},
         "mine": {"ranks": 2, "arguments": shrunk(["run", "--network", "mine:small", "--output", "runs/mine"])},
     }.items():
         names.append(name)
