@@ -75,6 +75,7 @@ def ddcnn() -> Callable[..., subprocess.CompletedProcess]:
 
 SHORT = {
     "epochs": 2, "dnn-epochs": 3, "transfer-epochs": 1, "network": "vgg3", "threads": 1, "progress": "none", "output": "run",
+    "precision": "fp32",  # in which ddcnn.load and exported networks compute
 }  # fmt: skip
 
 

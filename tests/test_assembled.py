@@ -13,6 +13,7 @@ import ddcnn
 from ddcnn.cli import main
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
+from ddcnn.method.aggregate import completed
 
 METHODS = ("vote", "average", "dnn", "coherent", "transfer", "global")
 
@@ -100,10 +101,11 @@ def test_missing_subdomains(digits_run, volumes_run, digits, interface):
             ddcnn.load(run, "transfer", without=[1])
         return
     transfer = ddcnn.load(run, "transfer", without=[1, 2])
-    completed = transfer.completed(values[:, [0, 3]])
-    torch.testing.assert_close(completed[:, [0, 3]], values[:, [0, 3]])
+    all_of_them = completed(values[:, [0, 3]], transfer.present, 4)
+    torch.testing.assert_close(all_of_them[:, [0, 3]], values[:, [0, 3]])
     for missing in (1, 2):
-        torch.testing.assert_close(completed[:, missing], values[:, [0, 3]].mean(1))
+        torch.testing.assert_close(all_of_them[:, missing], values[:, [0, 3]].mean(1))
+    torch.testing.assert_close(transfer.combine(values[:, [0, 3]]), transfer.dnn(all_of_them.flatten(1)))
 
 
 def test_thin_networks_are_one_module_too(tmp_path, digits, world):
