@@ -167,7 +167,7 @@ class RunSettings(DataSettings):
     tensorboard: bool = option(False, "also write the lines of metrics.jsonl for TensorBoard, into tensorboard/ in the folder")
     evaluate_every: int = option(1, "epochs between two evaluations on the test images; 0 for none", "E", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on devices that have it, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs that have it, else fp32")
     threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
 
     def phases_of(self, method: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def choose_engine(world: World, settings: RunSettings) -> Engine:
         engine = Engine.choose(world.device(settings.device), settings.precision)
     if world.agree(engine.precision.encode()):
         return engine
-    return replace(engine, precision="fp32")  # --precision auto, and nodes of which some have no bf16
+    return replace(engine, precision="fp32")  # --precision auto, and GPUs of which some have no bf16
 
 
 @dataclass(frozen=True)

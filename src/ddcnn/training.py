@@ -51,13 +51,13 @@ class Engine:
 
     @classmethod
     def choose(cls, device: torch.device, precision: str) -> "Engine":
-        """``auto`` is bf16 where the device computes with it, else fp32.
+        """``auto`` is bf16 on a GPU that has it, else fp32.
 
         Raises:
             InputError: fp16 on a CPU.
         """
         if precision == "auto":
-            precision = "bf16" if _has_bf16(device) else "fp32"
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         if precision == "fp16" and device.type != "cuda":
             raise InputError("--precision fp16 needs a GPU; take bf16 or fp32")
         return cls(device, precision)
@@ -73,8 +73,8 @@ class Engine:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             elif isinstance(module, nn.Conv3d):
                 module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-                if self.device.type == "cpu" and self.precision == "bf16":
-                    module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)) and self.device.type == "cpu" and self.precision == "bf16":
+                module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
         return network.to(self.device)
 
 
@@ -260,22 +260,15 @@ def evaluate(
     return values
 
 
-def _convolve_safely(module: nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
-    """In single precision where the images are no deeper than the kernel.
+def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
+    """In single precision where the images are no longer, along their first axis, than the kernel.
 
-    There the gradient of the weights is wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it may be written.
+    There the gradient of the weights may be wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it written.
     """
     if images.shape[2] > module.kernel_size[0]:
-        return nn.Conv3d.forward(module, images)
+        return type(module).forward(module, images)  # type: ignore[arg-type]
     with torch.autocast("cpu", enabled=False):
-        return nn.Conv3d.forward(module, images.float())
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capable: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch, whose CPUs stay with fp32
-    return any(capable.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        return type(module).forward(module, images.float())  # type: ignore[arg-type]
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
