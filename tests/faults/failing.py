@@ -27,8 +27,9 @@ def failing(function):
 
 
 if MPI.COMM_WORLD.Get_rank() == rank:
-    for module in (experiment, two_step, as_one):
-        if hasattr(module, step):
-            setattr(module, step, failing(getattr(module, step)))
+    having = [module for module in (experiment, two_step, as_one) if hasattr(module, step)]
+    assert having, f"no module has a step {step}"
+    for module in having:
+        setattr(module, step, failing(getattr(module, step)))
 sys.argv[1:] = sys.argv[4:]
 sys.exit(__main__.main())
