@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ddcnn.decomposition import Decomposition
+from ddcnn.engine import Engine
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.data_parallel import all_reduce, bytes_per_step
@@ -27,7 +28,7 @@ from ddcnn.parallel import STEP_SLEEP, World
 from ddcnn.process_group import process_group
 from ddcnn.seeding import Seeds
 from ddcnn.timeline import KINDS, seconds_of
-from ddcnn.training import Engine, build
+from ddcnn.training import build
 
 CLASSES = 10
 

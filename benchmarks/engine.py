@@ -18,10 +18,11 @@ import torch
 from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
+from ddcnn.engine import Engine
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Recipe, build, train
+from ddcnn.training import Recipe, build, train
 
 EPOCHS = 4  # of a training
 

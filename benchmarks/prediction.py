@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from ddcnn.assembled import assemble
+from ddcnn.engine import Engine
 from ddcnn.parallel import World
 from ddcnn.predict import BATCH, opened, predict
 from ddcnn.trained import TrainedRun
 from ddcnn.trained_settings import PredictSettings
-from ddcnn.training import Engine
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path)

@@ -25,7 +25,8 @@ from engine import bare_epoch, random_subimages
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, build
+from ddcnn.engine import Engine
+from ddcnn.training import build
 torch.set_num_threads(1)
 engine = Engine(torch.device("cpu"), "fp32")
 network = build(lambda: make("vgg9", Shape((16, 16), 3, 10), 32, 2), Seeds(0, "bare"), engine)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 beside = Path(sys.executable).parent / "mpirun"
 MPIRUN = shlex.split(os.environ.get("DDCNN_MPIRUN", str(beside if beside.exists() else "mpirun")))
-LIMIT = 300  # seconds: only to end a test that hangs
+LIMIT = max(300, 40 * int(os.environ.get("DDCNN_KILLS", "0")))  # seconds: only to end a test that hangs
 
 
 def launch(ranks: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "ddcnn"), **environment: str):

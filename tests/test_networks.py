@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ddcnn.engine import Engine
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
@@ -21,7 +22,7 @@ from ddcnn.networks.registry import NETWORKS, check, default_width, make
 from ddcnn.networks.resnet import PaddedShortcut
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, build
+from ddcnn.training import build
 from ddcnn.vision import import_torchvision
 
 ENGINE = Engine(torch.device("cpu"), "fp32")

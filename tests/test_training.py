@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
+from ddcnn.engine import Engine
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Recipe, build, classify, train
+from ddcnn.training import Recipe, build, classify, train
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 LABELS = torch.arange(20) % 2

@@ -8,13 +8,14 @@ from torch import nn
 
 from ddcnn import parameters
 from ddcnn.decomposition import Decomposition
+from ddcnn.engine import Engine
 from ddcnn.errors import InputError
 from ddcnn.method.aggregate import completed, vote_scores
 from ddcnn.method.interface import handed_over
 from ddcnn.method.local import classified
 from ddcnn.problem import Networks
 from ddcnn.trained import TrainedOn, TrainedRun
-from ddcnn.training import Engine, build
+from ddcnn.training import build
 
 AVERAGED = ("vote", "average")  # methods that decide out of the p_i, without a network of their own
 ON_CPU = Engine(torch.device("cpu"), "fp32")

@@ -14,6 +14,7 @@ from ddcnn.as_one import run_coherent, run_global
 from ddcnn.checks import check_composition, check_start
 from ddcnn.config import RunSettings
 from ddcnn.data.store import SPLITS, PartitionedSet
+from ddcnn.engine import Engine
 from ddcnn.errors import Stopped
 from ddcnn.interrupts import Interrupts
 from ddcnn.job import Job
@@ -26,7 +27,6 @@ from ddcnn.problem import Networks, choose_engine
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
 from ddcnn.summary import write_summary
-from ddcnn.training import Engine
 from ddcnn.two_step import two_step
 
 

@@ -14,6 +14,7 @@ import torch
 from ddcnn.assembled import AVERAGED, Assembled, assemble
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.sources import SourceOptions, Split
+from ddcnn.engine import Engine
 from ddcnn.errors import InputError
 from ddcnn.new_images import Wanted, open_images
 from ddcnn.parallel import World
@@ -23,7 +24,6 @@ from ddcnn.progress import Progress
 from ddcnn.pulse import beat
 from ddcnn.trained import TrainedRun
 from ddcnn.trained_settings import PredictSettings
-from ddcnn.training import Engine
 
 BATCH = 512  # images of a block at most: what passes through the network at once where a run is evaluated, too
 ROWS_BYTES = 1 << 25  # of their predictions at most, of many classes and subdomains

@@ -13,6 +13,7 @@ from ddcnn import parameters
 from ddcnn.config import RunSettings
 from ddcnn.data.batches import Augmentation
 from ddcnn.data.store import PartitionedSet
+from ddcnn.engine import Engine
 from ddcnn.errors import InputError
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.data_parallel import batch_of_all
@@ -24,7 +25,7 @@ from ddcnn.parallel import Groups, World
 from ddcnn.parameters import Attribute
 from ddcnn.seeding import Seeds, seed_name, seed_names
 from ddcnn.trained import TrainedOn
-from ddcnn.training import Engine, Recipe, build
+from ddcnn.training import Recipe, build
 
 
 def choose_engine(world: World, settings: RunSettings) -> Engine:

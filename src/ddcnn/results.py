@@ -13,6 +13,7 @@ from torch import nn
 from ddcnn.board import Board
 from ddcnn.config import RunSettings
 from ddcnn.data.store import PartitionedSet
+from ddcnn.engine import Engine
 from ddcnn.files import disk_errors, replacing, write_json, write_text
 from ddcnn.finished import SCHEMA_VERSION
 from ddcnn.info import versions
@@ -21,7 +22,7 @@ from ddcnn.metrics import scores
 from ddcnn.parallel import Groups, World
 from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
-from ddcnn.training import Engine, Epoch
+from ddcnn.training import Epoch
 from ddcnn.understanding import Decision, small_picture, to_picture, understanding
 
 COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")

@@ -3,9 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddcnn.data.batches import Samples
-from ddcnn.errors import InputError
+from ddcnn.engine import Engine
 from ddcnn.pulse import beat
 from ddcnn.seeding import Seeds
 
@@ -40,42 +38,6 @@ class Recipe:
     def steps_per_epoch(self, samples: int) -> int:
         """Full batches; an incomplete one is left out (another sample every epoch) unless it is the only one."""
         return max(1, samples // self.batch_size)
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What computes: a device and a precision ("fp32", "bf16" or "fp16"; weights and loss are always fp32)."""
-
-    device: torch.device
-    precision: str
-
-    @classmethod
-    def choose(cls, device: torch.device, precision: str) -> "Engine":
-        """``auto`` is bf16 on a GPU that has it, else fp32.
-
-        Raises:
-            InputError: fp16 on a CPU.
-        """
-        if precision == "auto":
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if precision == "fp16" and device.type != "cuda":
-            raise InputError("--precision fp16 needs a GPU; take bf16 or fp32")
-        return cls(device, precision)
-
-    def autocast(self) -> AbstractContextManager:
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
-
-    def place(self, network: nn.Module) -> nn.Module:
-        """The network on the device, its convolutions in channels_last order."""
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            elif isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)) and self.device.type == "cpu" and self.precision == "bf16":
-                module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
-        return network.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -258,17 +220,6 @@ def evaluate(
     if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
     return values
-
-
-def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
-    """In single precision where the images are no longer, along their first axis, than the kernel.
-
-    There the gradient of the weights may be wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it written.
-    """
-    if images.shape[2] > module.kernel_size[0]:
-        return type(module).forward(module, images)  # type: ignore[arg-type]
-    with torch.autocast("cpu", enabled=False):
-        return type(module).forward(module, images.float())  # type: ignore[arg-type]
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:

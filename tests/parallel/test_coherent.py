@@ -9,6 +9,7 @@ from ddcnn.data.batches import Augmentation, OwnedSubimages
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
+from ddcnn.engine import Engine
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import Collect, bytes_per_sample
 from ddcnn.networks.dense import DenseNetwork
@@ -16,7 +17,7 @@ from ddcnn.networks.shape import Shape
 from ddcnn.networks.vgg import vgg3
 from ddcnn.partition import partition
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, NothingKept, Recipe, train
+from ddcnn.training import NothingKept, Recipe, train
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 INTERFACES = ("probabilities", "logits", "features")

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
+from ddcnn.engine import Engine
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, build, classify, train
+from ddcnn.training import Epoch, Keeper, NothingKept, Recipe, build, classify, train
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:

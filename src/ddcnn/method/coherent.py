@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images
+from ddcnn.engine import Engine
 from ddcnn.method.data_parallel import train_data_parallel
 from ddcnn.method.interface import Collect, handed_over, share
 from ddcnn.parallel import World
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe
+from ddcnn.training import Epoch, Keeper, NothingKept, Recipe
 
 
 class CoherentNetwork(nn.Module):

@@ -13,12 +13,13 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Images, Samples, Share
+from ddcnn.engine import Engine
 from ddcnn.method.interface import share
 from ddcnn.parallel import World
 from ddcnn.process_group import process_group
 from ddcnn.pulse import beat, waiting
 from ddcnn.seeding import Seeds
-from ddcnn.training import Engine, Epoch, Keeper, NothingKept, Recipe, Training, classify, train
+from ddcnn.training import Epoch, Keeper, NothingKept, Recipe, Training, classify, train
 
 
 def train_data_parallel(

@@ -1,0 +1,57 @@
+"""What computes: the device, the precision, and the layout in memory that suits both."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ddcnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes: a device and a precision ("fp32", "bf16" or "fp16"; weights and loss are always fp32)."""
+
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def choose(cls, device: torch.device, precision: str) -> "Engine":
+        """``auto`` is bf16 on a GPU that has it, else fp32.
+
+        Raises:
+            InputError: fp16 on a CPU.
+        """
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        if precision == "fp16" and device.type != "cuda":
+            raise InputError("--precision fp16 needs a GPU; take bf16 or fp32")
+        return cls(device, precision)
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, its convolutions in channels_last order."""
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)) and self.device.type == "cpu" and self.precision == "bf16":
+                module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
+        return network.to(self.device)
+
+
+def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
+    """In single precision where the images are no longer, along their first axis, than the kernel.
+
+    There the gradient of the weights may be wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it written.
+    """
+    if images.shape[2] > module.kernel_size[0]:
+        return type(module).forward(module, images)  # type: ignore[arg-type]
+    with torch.autocast("cpu", enabled=False):
+        return type(module).forward(module, images.float())  # type: ignore[arg-type]
