@@ -9,10 +9,11 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddcnn.config import OF_AN_ATTEMPT, PartitionSettings, RunSettings, load
+from ddcnn.config import PartitionSettings, RunSettings
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.given import OF_AN_ATTEMPT, load
 from ddcnn.output import take_output
 from ddcnn.partition import partition
 from ddcnn.plan import prepare_run, resolved

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.config import RunSettings, load
+from ddcnn.config import RunSettings
 from ddcnn.data.batches import Subimages
 from ddcnn.errors import InputError, did_you_mean
+from ddcnn.given import load
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.local import DnnSamples, hand_over, train_local
 from ddcnn.options import Interface

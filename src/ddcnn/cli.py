@@ -9,8 +9,9 @@ from tempfile import gettempdir
 from typing import Any, NoReturn, get_args, get_origin
 
 from ddcnn import __version__
-from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings, load, option_names
+from ddcnn.config import Command, Literal, PartitionSettings, RunSettings, Settings
 from ddcnn.errors import InputError, Stopped, did_you_mean
+from ddcnn.given import load, option_names
 from ddcnn.launcher import launched_rank
 from ddcnn.parallel import World
 from ddcnn.scaling import commands as scaling

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ddcnn.config import RunSettings, is_run, of_run
+from ddcnn.config import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.given import is_run, of_run
 from ddcnn.lock import is_held
 from ddcnn.seeding import seed_name
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tomli_w
 
-from ddcnn.config import MARK, OF_AN_ATTEMPT, RunSettings, is_run
+from ddcnn.config import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, short_name, write_text
+from ddcnn.given import MARK, OF_AN_ATTEMPT, is_run
 from ddcnn.lock import locked
 
 TRAINING = "checkpoints/training"  # of trainings that go on; parameters of trained networks lie beside it

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn import parameters
-from ddcnn.config import RunSettings, of_run
+from ddcnn.config import RunSettings
 from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.finished import reading
+from ddcnn.given import of_run
 from ddcnn.seeding import seed_names
 from ddcnn.trained_settings import BEST_SUITED, BEST_SUITED_IN_PART
 

@@ -6,10 +6,11 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from ddcnn.config import METHODS, RunSettings, load
+from ddcnn.config import METHODS, RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.finished import FinishedRun
+from ddcnn.given import load
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.scaling.performance_model import Sizes
