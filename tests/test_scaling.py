@@ -12,6 +12,8 @@ from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given
@@ -26,6 +28,7 @@ from ddcnn.figures.studies import scaling as scaling_figure
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import points, slurm
 from ddcnn.scaling.study import Study, grid_of
+from ddcnn.timeline import PHASES
 
 QUICK = (
     "--network",
@@ -129,6 +132,19 @@ def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_p
     assert f"| {two['speed_up']:.2f} |" in done.stdout and done.stdout.splitlines()[-1] == "study: study/scaling.md"
     picture = imread(tmp_path / "study" / "scaling.png")
     assert picture.shape[1] > 1000 and picture.std() > 0.05
+
+
+def test_a_total_is_that_of_the_run_also_where_another_rank_starts_late(strong, copy):
+    """Only the time in which rank 0 comes back to where it was is no part of a phase."""
+    folder = copy(strong / "2", "late")
+    with h5py.File(folder / "details.h5", "r+") as file:
+        spans, about = file["timeline"][...], dict(file["timeline"].attrs)
+        begin, end = spans[spans[:, 1] == PHASES.index("local")][:, 3:].T
+        late = [1, PHASES.index("start"), 0, begin.min(), (begin.min() + end.max()) / 2]
+        del file["timeline"]
+        file["timeline"] = np.vstack([spans, late])
+        file["timeline"].attrs.update(about)
+    assert points.measure(folder, "strong").seconds["total"] == points.measure(strong / "2", "strong").seconds["total"]
 
 
 def test_weak_study_compares_the_times_of_equal_work_per_rank(weak, tmp_path):

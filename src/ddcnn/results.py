@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from ddcnn.info import versions
 from ddcnn.method.data_parallel import batch_of_all
 from ddcnn.metrics import scores
 from ddcnn.parallel import Groups, World
+from ddcnn.records import COLUMNS, Recorded, Records, curve, line, values
 from ddcnn.report import write_report
 from ddcnn.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.training import Epoch
 from ddcnn.understanding import Decision, small_picture, to_picture, understanding
 
-COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
 EXAMPLES = 4
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
 POINTS = 200  # of a curve
@@ -44,10 +43,8 @@ class Results:
     def __init__(self, world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, output: Path):
         self.groups = groups
         self.world, self.settings, self.store, self.output = world, settings, store, output
-        self._epochs: list[tuple[float, ...]] = []  # rows of COLUMNS; NaN for none
+        self._recorded = Recorded()
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
-        self._moments: list[tuple[float, ...]] = []  # (index, time) of the classifications that follow
-        self._classifications: list[np.ndarray] = []  # each (S', K) float16
         self._methods: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, np.ndarray] = {}  # per method: (S_test,)
         self._probabilities: dict[str, np.ndarray | None] = {}  # per method: (S_test, K)
@@ -61,13 +58,13 @@ class Results:
     def tell(self) -> None:
         """Writes rank 0's lines of metrics.jsonl anew."""
         if self.world.rank == 0:
-            write_text(self.output / "metrics.jsonl", "".join(map(_line, self._epochs)))
-            self._show(self._epochs)
+            write_text(self.output / "metrics.jsonl", "".join(map(line, self._recorded.epochs)))
+            self._show(self._recorded.epochs)
 
     def _show(self, rows: Iterable[Sequence[float]]) -> None:
         """In TensorBoard, if that is asked for."""
         if self.board:
-            self.board.add(map(_values, rows))
+            self.board.add(map(values, rows))
 
     def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
         """An epoch has ended: of a subdomain, for whose group the first rank speaks, or of a network of all, for which rank 0 does.
@@ -86,25 +83,25 @@ class Results:
             epoch.seconds,
             self.world.timeline.now(),
         )
-        self._epochs.append(tuple(np.nan if value is None else value for value in row))
+        self._recorded.epochs.append(tuple(np.nan if value is None else value for value in row))
         if self.world.rank == 0:
             with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
-                file.write(_line(self._epochs[-1]))
-            self._show(self._epochs[-1:])
+                file.write(line(self._recorded.epochs[-1]))
+            self._show(self._recorded.epochs[-1:])
 
     def speaks(self, subdomain: int | None) -> bool:
         """Whether this rank records what all ranks of a network know."""
         return self.world.rank == 0 if subdomain is None else self.groups.leads
 
-    def records(self, phase: str, subdomain: int | None) -> "Records":
-        return Records(self, phase, subdomain)
+    def records(self, phase: str, subdomain: int | None) -> Records:
+        return Records(self._recorded, phase, subdomain, self.speaks(subdomain), self.tell)
 
     def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
         """p_i (S_test, K) after an epoch of local training, for the curve of the average; nothing is sent before the end."""
         if probabilities is None:
             return
-        self._moments.append((index, self.world.timeline.now()))
-        self._classifications.append(probabilities[:: self._stride].astype(np.float16))
+        self._recorded.moments.append((index, self.world.timeline.now()))
+        self._recorded.classifications.append(probabilities[:: self._stride].astype(np.float16))
 
     def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in this time (not a number if only as a part of the coherent network)."""
@@ -149,18 +146,18 @@ class Results:
         """
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))  # (ranks, phases)
         spans = self.world.gather_rows(self.world.timeline.array())
-        epochs = self.world.gather_rows(np.array(self._epochs).reshape(-1, len(COLUMNS)))
+        epochs = self.world.gather_rows(np.array(self._recorded.epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
         moments = kept = None
-        if self._classifications:  # on the first rank of every group
-            moments = self.groups.peers.gather(np.array(self._moments).reshape(-1, 2))
-            kept = self.groups.peers.gather(np.stack(self._classifications))
+        if self._recorded.classifications:  # on the first rank of every group
+            moments = self.groups.peers.gather(np.array(self._recorded.moments).reshape(-1, 2))
+            kept = self.groups.peers.gather(np.stack(self._recorded.classifications))
 
         def write() -> None:
             assert sent is not None and spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
             rows = np.concatenate(epochs)
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
-            write_text(self.output / "metrics.jsonl", "".join(map(_line, rows.tolist())))
+            write_text(self.output / "metrics.jsonl", "".join(map(line, rows.tolist())))
             self._show(rows.tolist())
             if self.board:
                 self.board.close()
@@ -173,7 +170,7 @@ class Results:
                 method["seconds"] = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
                 method["seconds"]["total"] = wall(intervals)
                 method["bytes_communicated"] = self._bytes(name, sent)
-                method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in _curve(rows, phases[-1])]
+                method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in curve(rows, phases[-1])]
                 if name == "average" and moments is not None and kept is not None:
                     points = self._anytime(np.concatenate(moments), np.concatenate(kept))
                     method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in points]
@@ -270,64 +267,5 @@ class Results:
             file.attrs["class_names"] = json.dumps(self.store.class_names)
 
 
-@dataclass(frozen=True)
-class Records:
-    """What one training has recorded: of a subdomain, or of a network of all; it is ``keeping.Records``."""
-
-    results: Results
-    phase: str
-    subdomain: int | None
-
-    def kept(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
-        results = self.results
-        rows = [list(row) for row in results._epochs if self._mine(row)]
-        if self.phase != "local":
-            return rows, {}
-        found = [number for number, moment in enumerate(results._moments) if moment[0] == self.subdomain]
-        moments = np.array([results._moments[number] for number in found], dtype=np.float64).reshape(-1, 2)
-        return rows, {
-            "records/moments": moments,
-            "records/classifications": np.array([results._classifications[number] for number in found], dtype=np.float16),
-        }
-
-    def bring_back(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
-        results = self.results
-        if not results.speaks(self.subdomain):
-            return
-        back = [tuple(map(float, row)) for row in rows]
-        if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):
-            raise ValueError("rows of other records")
-        results._epochs = [row for row in results._epochs if not self._mine(row)] + back
-        if self.phase == "local":
-            moments, classifications = arrays["records/moments"], arrays["records/classifications"]
-            results._moments += [tuple(moment) for moment in moments.tolist()]
-            results._classifications += list(classifications)
-        results.tell()
-
-    def _mine(self, row: tuple[float, ...]) -> bool:
-        subdomain = None if row[1] != row[1] else int(row[1])
-        return int(row[0]) == PHASES.index(self.phase) and subdomain == self.subdomain
-
-
 def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _line(row: Sequence[float]) -> str:
-    """Of metrics.jsonl."""
-    return json.dumps(_values(row)) + "\n"
-
-
-def _values(row: Sequence[float]) -> dict[str, Any]:
-    """What a row says, by COLUMNS."""
-    values: dict[str, Any] = {name: None if value != value else value for name, value in zip(COLUMNS, row, strict=True)}
-    values["phase"] = PHASES[int(row[0])]
-    values["subdomain"], values["epoch"] = None if row[1] != row[1] else int(row[1]), int(row[2])
-    return values
-
-
-def _curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:
-    """(time, test accuracy) after the epochs of a phase of all subdomains together."""
-    test, time = rows[:, COLUMNS.index("test_accuracy")], rows[:, COLUMNS.index("time")]
-    chosen = (rows[:, 0] == PHASES.index(phase)) & ~np.isnan(test) & np.isnan(rows[:, COLUMNS.index("subdomain")])
-    return list(zip(time[chosen].tolist(), test[chosen].tolist(), strict=True))
