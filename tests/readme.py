@@ -1,4 +1,4 @@
-"""The README as its readers see it: its code blocks, and the commands in them."""
+"""The README, with the pages of benchmarks/ that it leads to, as its readers see them: code blocks, and the commands in them."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = "\n".join((ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md", "benchmarks/accuracy.md"))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Command:
 
 
 def blocks(language: str, below: str | None = None) -> list[str]:
-    """The code blocks of a language, of the whole README or of the section with this title."""
+    """The code blocks of a language, of the whole text or of the section with this title."""
     text = README
     if below is not None:
         title = re.search(rf"^(#+) {re.escape(below)}\n", text, re.MULTILINE)
@@ -41,7 +41,7 @@ def blocks(language: str, below: str | None = None) -> list[str]:
 
 
 def commands() -> list[Command]:
-    """All commands of the README, in its order."""
+    """All commands, in the order of the text."""
     lines = (line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines())
     return [parsed(part) for line in lines if line.split("#")[0].strip() for part in shell_parts(line)]
 

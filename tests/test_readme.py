@@ -1,4 +1,4 @@
-"""The README is true: its commands run, or are at least such as the program takes, and its options exist.
+"""The README and the pages of benchmarks/ are true: their commands run, or are at least such as the program takes, and their options exist.
 
 Run, on small stand-ins for the data, with few epochs and narrow networks: ``run``, ``partition``, ``predict``, ``export``, ``report``,
 ``info``, ``--help``, and the Python blocks (that of the API in tests/runs). Only checked, as everything is checked before it starts:
