@@ -231,6 +231,7 @@ def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
         (("train",), ("train", "run")),
         (("partition", "digits", "--output", "a.h5", "--window", "3", "-1"), ("--window 3 -1", "the lower bound comes first")),
         (("run", "--decomposition", "width", "--overlap", "2"), ("--overlap", "--decomposition image")),
+        (("run", "--dnn-data", "out-of-fold", "--interface", "features"), ("--dnn-data out-of-fold", "--interface features", "holdout")),
         (("run", "--progress", "none", "--network", "resnet21"), ("--network resnet21", "resnet20")),
         (("run", "--progress", "none", "--data", "cifr10"), ("--data cifr10", "cifar10")),
     ],

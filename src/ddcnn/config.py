@@ -196,6 +196,15 @@ class RunSettings(DataSettings):
         return self.model_dump(mode="json", exclude=set(FREE))
 
     @model_validator(mode="after")
+    def _hidden_layers_are_of_one_network(self) -> Self:
+        if self.interface == "features" and self.dnn_data == "out-of-fold" and self.needs("dnn"):
+            raise ValueError(
+                "--dnn-data out-of-fold does not go with --interface features: hidden neurons mean something else in the networks of every "
+                "fold; take another interface, or --dnn-data holdout"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _resume_or_overwrite(self) -> Self:
         if self.resume and self.overwrite:
             raise ValueError("--overwrite throws away what --resume goes on with: leave one of them out")

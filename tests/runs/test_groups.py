@@ -53,7 +53,7 @@ def test_groups_that_are_stopped_go_on_bit_for_bit(undisturbed, tmp_path, what):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--dnn-data", "out-of-fold", "--folds", "2", "--interface", "features", "--methods", "dnn,transfer"),
+        ("--dnn-data", "out-of-fold", "--folds", "2", "--interface", "logits", "--methods", "dnn,transfer"),
         ("--decomposition", "width", "--network", "resnet20", "--width", "16", "--frozen-epochs", "0", "--methods", "dnn,transfer"),
         ("--train-samples", "30", "--methods", "vote,dnn,coherent"),  # fewer than a batch
     ],
