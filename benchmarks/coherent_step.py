@@ -21,7 +21,7 @@ from ddcnn.engine import Engine
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.data_parallel import all_reduce, bytes_per_step
-from ddcnn.method.interface import bytes_per_sample, handed_over, values_per_subdomain
+from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel import STEP_SLEEP, World
@@ -56,8 +56,7 @@ class CoherentOnRoot(CoherentNetwork):
     """The coherent network with the DNN on rank 0 alone."""
 
     def forward(self, subimages):
-        values = torch.stack([handed_over(self.interface, *pair) for pair in zip(self.local_cnns, subimages, strict=True)])
-        values = OnRoot.apply(values, self.world)
+        values = OnRoot.apply(self.hand_over(subimages), self.world)
         return self.dnn(values.movedim(0, 1).flatten(1)) if self.world.rank == 0 else values
 
 

@@ -190,7 +190,8 @@ def test_a_file_that_is_there_stays(digits_run, tmp_path):
 
 def test_wrong_calls_of_export(digits_run, tmp_path):
     for options, words in (
-        (("--format", "onx"), "'torch-export', 'onnx' or 'state-dict'"), ((), "--format is required"), (("--formt", "onnx"), "--format"),
+        (("--format", "onx"), "onx is none of torch-export, onnx, state-dict .did you mean onnx"), ((), "is required"),
+        (("--formt", "onnx"), "--format"),
         (("--format", "state-dict", "--method", "best"), "--method best"), (("--format", "onnx", "--without", "9"), "--without 9"),
         (("--format", "onnx", "--output", str(tmp_path)), "is a folder"),
     ):  # fmt: skip

@@ -117,9 +117,9 @@ BAD = [
     ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),
     ("lr", "nan", "finite number"), ("lr", "inf", "finite number"), ("width_divisor", "0.5", "greater than or equal to 1"),
     ("label_smoothing", "1", "less than 1"), ("overlap", "-1", "greater than or equal to 0"), ("seed", "-1", "greater than or equal to 0"),
-    ("optimizer", "adam", "'adamw' or 'sgd'"), ("image_size", "64x64x64", "64x64"), ("volume_size", "a", "2x2x2"),
-    ("methods", "vote,mean", "'average'"),
-    ("methods", "", "'average'"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
+    ("optimizer", "adam", "none of adamw, sgd"), ("image_size", "64x64x64", "64x64"), ("volume_size", "a", "2x2x2"),
+    ("methods", "vote,mean", "average"),
+    ("methods", "", "average"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
     ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
     ("threads", "0", "greater than or equal to 1"),
 ]  # fmt: skip

@@ -156,3 +156,16 @@ def test_a_curve_has_its_largest_value_highest():
     assert curve([0.0, 7.0, 3.0]) == "▁█▄"
     assert curve([1.0, 1.0]) == "▁▁"
     assert curve([]) == ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\n",
+        b'{"phase": "local", "subdomain": 0, "epoch": 1, "loss": "x", "accuracy": 0, "test_accuracy": 0, "seconds": 1, "time": 1}\n',
+    ],
+)
+def test_a_file_that_is_no_text_and_a_loss_that_is_no_number_are_named(unfinished, damage):
+    with (unfinished / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    assert "metrics.jsonl: damaged" in refusal(alone("report", "--follow", str(unfinished), cwd=unfinished.parent))

@@ -48,3 +48,9 @@ def test_classes_without_test_samples_do_not_count():
 def test_many_classes_have_no_confusion_matrix_in_the_results():
     assert scores(LABELS, LABELS, None, MANY_CLASSES)["confusion"] is not None
     assert scores(LABELS, LABELS, None, MANY_CLASSES + 1)["confusion"] is None
+
+
+def test_a_sample_that_is_surely_wrong_costs_what_its_probability_says():
+    probabilities = np.array([[1 - 1e-10, 1e-10], [1.0, 0.0]])
+    assert scores(np.array([1, 0]), probabilities.argmax(1), probabilities, 2)["test_loss"] == pytest.approx(-np.log(1e-10) / 2)
+    assert np.isfinite(scores(np.array([1, 1]), probabilities.argmax(1), probabilities, 2)["test_loss"])

@@ -14,6 +14,8 @@ from matplotlib.image import imread
 
 from ddcnn.config import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.finished import load
+from ddcnn.method.data_parallel import batch_of_all
 from ddcnn.networks.shape import Shape
 from ddcnn.scaling.network_speed import SIZES, alpha_beta
 from ddcnn.scaling.performance_model import FITTED, Counts, Observation, Sizes, counts, fit
@@ -23,7 +25,8 @@ from ddcnn.scaling.problem import Network, Problem
 
 SMALL = Sizes(
     ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
-    test_samples=300, classes=10, values=10, batch=100, epochs={"local": 3, "dnn": 5, "coherent": 4, "transfer": 2, "global": 4},
+    test_samples=300, classes=10, interface="probabilities", values=10, batch=100,
+    epochs={"local": 3, "dnn": 5, "coherent": 4, "transfer": 2, "global": 4},
     forward_epochs=0, folds=5, evaluations=0.0, local_operations=2e6, global_operations=3e7, dnn_operations=1e5, local_layers=25,
     global_layers=27, dnn_layers=5, parameters=500_000, local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
@@ -78,7 +81,7 @@ def test_one_rank_communicates_nothing():
 
 def test_the_batch_of_ddp_grows_where_a_rank_would_have_less_than_two_samples():
     assert [at(ranks).global_share for ranks in (1, 2, 32, 50, 64, 4096)] == [100, 50, 3, 2, 2, 2]
-    steps = [counts(at(ranks))["global"].layer_steps / 27 / 4 for ranks in (50, 100, 250, 4096)]
+    steps = [counts(at(ranks))["global"].layer_steps / 27 / 4 for ranks in (50, 100, 250, 500)]
     assert steps == [10, 5, 2, 1]
 
 
@@ -254,3 +257,32 @@ def test_groups_of_ranks_are_not_modelled(study, tmp_path):
     path.write_text(json.dumps(found))
     line = refusal(alone("scaling", "predict", "study", "--latency-us", "2", "--bandwidth-gb", "1", cwd=tmp_path))
     assert "8 ranks trained 4 subdomains, in groups" in line
+
+
+def test_the_gather_of_other_interfaces_has_one_more_and_that_without_a_dnn_one_less():
+    handed = counts(at(2, interface="features", values=16))["gather"]
+    assert handed.bytes_sent == pytest.approx(4 * 4 * (10 * 300 + 16 * 1000 + 16 * 300) / 2)
+    assert (handed.collectives, handed.messages) == (6, 6)
+    alone = counts(at(2, phases=("local", "gather")))["gather"]
+    assert alone.bytes_sent == pytest.approx(4 * 4 * 10 * 300 / 2)
+    assert alone.collectives == 2
+
+
+def test_a_global_cnn_needs_two_samples_a_rank():
+    assert "global" in counts(at(500, subdomains=1024))
+    assert "global" not in counts(at(512, subdomains=1024))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 64, 400])
+def test_the_batch_of_the_global_cnn_is_that_of_a_run(ranks):
+    assert at(ranks).global_share * ranks == batch_of_all(100, 1000, ranks)
+
+
+def test_held_out_samples_are_not_modelled(digits_run, tmp_path):
+    run = load(digits_run)
+    shutil.copytree(digits_run, tmp_path / "copy")
+    settings = (digits_run / "config.toml").read_text().replace('dnn-data = "train"', 'dnn-data = "holdout"')
+    (tmp_path / "copy" / "config.toml").write_text(settings)
+    Problem.of(run, "strong", {"local", "dnn"})
+    with pytest.raises(InputError, match="holdout is not modelled"):
+        Problem.of(replace(run, folder=tmp_path / "copy"), "strong", {"local", "dnn"})

@@ -272,7 +272,11 @@ def wrong(digits_run, photos, tmp_path):
     np.savez(tmp_path / "large.npz", x_test=np.zeros((3, 9, 8), np.uint8))
     np.savez(tmp_path / "float.npz", x_test=np.zeros((3, 8, 8), np.float32))
     np.savez(tmp_path / "labels.npz", x_test=np.zeros((3, 8, 8), np.uint8), y_test=np.array([0, 1, 10]))
+    for name, label in (("negative", -5), ("ignored", -100)):
+        np.savez(tmp_path / f"{name}.npz", x_test=np.zeros((2, 8, 8), np.uint8), y_test=np.array([label, 1]))
     np.savez(tmp_path / "few.npz", x_test=np.zeros((3, 8, 8), np.uint8), y_test=np.array([0, 1]))
+    with h5py.File(tmp_path / "same.h5", "w") as file:
+        file["x_test"] = np.zeros((3, 8, 8), np.uint8)
     np.savez(tmp_path / "train.npz", x_train=np.zeros((3, 8, 8), np.uint8))
     (tmp_path / "animals" / "cat").mkdir(parents=True)
     (tmp_path / "animals" / "dog").mkdir()
@@ -321,6 +325,8 @@ CALLS = [
     ("RUN TMP/large.npz", "9x8x1 uint8, but the run was trained on 8x8x1 uint8"),
     ("RUN TMP/float.npz", "float32, but the run was trained on 8x8x1 uint8"),
     ("RUN TMP/labels.npz", "label 10, but the run has classes 0 to 9"),
+    ("RUN TMP/negative.npz", "label -5, but the run has classes 0 to 9"),
+    ("RUN TMP/ignored.npz", "label -100, but"),
     ("RUN TMP/few.npz", "3 images and y_test 2 labels"),
     ("RUN TMP/train.npz", "no x_test or test_images among its arrays"),
     ("RUN TMP/animals", "no class cat.*--unlabelled"),
@@ -340,6 +346,9 @@ CALLS = [
     ("RUN digits --output TMP/there.csv", "there.csv is there.*--overwrite"),
     ("RUN digits --output TMP/p.txt", r"ends in \.csv or \.h5"),
     ("RUN digits --output TMP/no/p.csv", "there is no folder"),
+    (f"RUN digits --output TMP/{'p' * 300}.csv", "File name too long"),
+    ("TMP/older digits --overwrite --output TMP/older/details.h5", "details.h5 is a file of the run, which is not replaced"),
+    ("RUN TMP/same.h5 --overwrite --output TMP/same.h5", "same.h5 is what is to be classified"),
     ("RUN digits --output TMP/empty", r"ends in \.csv or \.h5"),
     ("RUN", "SOURCE"),
     ("", "RUN"),
@@ -370,6 +379,91 @@ def test_a_refusal_has_the_exit_code_2_on_all_ranks(digits_run, tmp_path):
 
 def test_nothing_is_left_where_a_network_says_no_number(digits_run, world, tmp_path, monkeypatch):
     monkeypatch.setattr(ddcnn.predict.Assembled, "combine", lambda network, values: torch.full((len(values), 10), float("nan")))
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(InputError, match="digits: of 0 the network makes no numbers: look at its pixels"):
         main(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.csv")], world)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_partitioned_set_must_have_been_made_as_the_runs_images(tmp_path, predict):
+    volumes = np.random.default_rng(0).integers(0, 1000, (24, 8, 8, 8)).astype(np.int16)
+    np.savez(tmp_path / "v.npz", x_train=volumes, y_train=np.arange(24) % 2, x_test=volumes, y_test=np.arange(24) % 2)
+    (tmp_path / "window.toml").write_text("window = [0, 900]\n")
+    run = short_run(tmp_path, data="v.npz", config="window.toml", volumes=True, grid="2x1x1", methods="average", epochs=1, width=4)
+    for name, window in (("same", ("0", "900")), ("other", ("300", "301"))):
+        made = launch(1, "partition", "v.npz", "--volumes", "--grid", "2x1x1", "--window", *window, "--output", f"{name}.h5", cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+    assert share_right(predict(run, tmp_path / "same.h5")) == accuracy(run, "average")
+    with pytest.raises(InputError, match=r"other\.h5: partitioned with --window 300\.0 301\.0, but the run's images with 0\.0 900\.0"):
+        predict(run, tmp_path / "other.h5")
+
+
+def test_names_that_end_lines_stay_in_their_row(photos, predict, tmp_path):
+    (tmp_path / "new").mkdir()
+    picture = next((photos[0] / "set" / "dark").iterdir())
+    for name in ("a\rb.png", "c\nd.png", 'e",f.png'):
+        shutil.copy(picture, tmp_path / "new" / name)
+    found = predict(photos[1], tmp_path / "new")
+    assert sorted(line["sample"].rpartition("/")[2] for line in found) == ["a\rb.png", "c\nd.png", 'e",f.png']
+
+
+def told(path, **values):
+    """Another attribute in every checkpoint of a run."""
+    for checkpoint in (path / "checkpoints").glob("*.h5"):
+        with h5py.File(checkpoint, "a") as file:
+            for name, value in values.items():
+                file.attrs[name] = value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dtype": "nonsense"}, {"class_names": "5"}, {"class_names": '["a", "a"]'}, {"class_names": "[1, 2]"}, {"preprocessing": "{"},
+        {"preprocessing": "[]"}, {"preprocessing": '{"other": 1}'}, {"shape": [10**9, 10**9, 1]}, {"shape": [0, 8, 1]}, {"thin": -1},
+    ],
+)  # fmt: skip
+def test_checkpoints_that_say_what_cannot_be_are_refused(digits_run, predict, tmp_path, values):
+    shutil.copytree(digits_run, tmp_path / "copy")
+    told(tmp_path / "copy", **values)
+    with pytest.raises(InputError, match=r"checkpoints: \S+\.h5 is missing, damaged or foreign"):
+        predict(tmp_path / "copy", "digits")
+
+
+@pytest.mark.parametrize("content", [{"methods": {}}, {"methods": {"best": {"test_accuracy": 1}}}, {"environment": {"precision": "fp8"}}])
+def test_results_that_cannot_be_are_refused(digits_run, predict, tmp_path, content):
+    shutil.copytree(digits_run, tmp_path / "copy")
+    results = json.loads((tmp_path / "copy" / "results.json").read_text()) | content
+    (tmp_path / "copy" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"results\.json is missing, damaged or foreign"):
+        predict(tmp_path / "copy", "digits")
+
+
+@pytest.mark.parametrize("change", [lambda values: values * np.nan, lambda values: values.astype(np.float64)])
+def test_parameters_that_are_none_are_refused(digits_run, predict, tmp_path, change):
+    shutil.copytree(digits_run, tmp_path / "copy")
+    with h5py.File(tmp_path / "copy" / "checkpoints" / "transfer-0002.h5", "a") as file:
+        name = next(name for name in file["parameters"] if name.endswith("weight"))
+        values = change(file[f"parameters/{name}"][...])
+        del file[f"parameters/{name}"]
+        file[f"parameters/{name}"] = values
+    with pytest.raises(InputError, match=r"transfer-0002\.h5: not a readable checkpoint"):
+        predict(tmp_path / "copy", "digits")
+
+
+@pytest.mark.parametrize("module", ["pay", "sent.pay", "sent"])
+def test_a_program_in_the_runs_folder_is_not_started(digits_run, predict, tmp_path, monkeypatch, module):
+    shutil.copytree(digits_run, tmp_path / "sent")
+    for name in ("pay.py", "__init__.py"):
+        (tmp_path / "sent" / name).write_text("raise SystemExit('started')")
+    settings = (tmp_path / "sent" / "config.toml").read_text()
+    (tmp_path / "sent" / "config.toml").write_text(settings.replace('network = "vgg3"', f'network = "{module}:f"'))
+    monkeypatch.syspath_prepend(tmp_path / "sent" if module == "pay" else tmp_path)
+    with pytest.raises(InputError, match="is a program in the run's own folder"):
+        predict(tmp_path / "sent", "digits")
+
+
+def test_a_network_that_is_not_here_is_named_as_the_runs(digits_run, predict, tmp_path):
+    shutil.copytree(digits_run, tmp_path / "copy")
+    settings = (tmp_path / "copy" / "config.toml").read_text()
+    (tmp_path / "copy" / "config.toml").write_text(settings.replace('network = "vgg3"', 'network = "nowhere.mine:f"'))
+    with pytest.raises(InputError, match=r"its network nowhere\.mine:f cannot be found: start where its module lies"):
+        predict(tmp_path / "copy", "digits")

@@ -120,12 +120,13 @@ def test_options_in_the_text_exist():
 
 
 def known_options() -> set[str]:
-    """Those of all commands, from their help."""
+    """Those of all commands, from their help, and those of the benchmarks."""
     shown = io.StringIO()
     for words in (*((name,) for name in ("run", "partition", "predict", "export", "report")), *(("scaling", name) for name in STUDIES)):
         with redirect_stdout(shown), suppress(SystemExit):
             cli.main([*words, "--help"], None)
-    return set(OPTION.findall(shown.getvalue()))
+    programs = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    return set(OPTION.findall(shown.getvalue() + programs))
 
 
 def nothing(command: Command) -> None:

@@ -222,7 +222,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     line = refusal(alone("report", name, cwd=tmp_path))
     assert name in line
-    assert "not a finished run" in line
+    assert "give the folder of a finished run" in line
 
 
 @pytest.mark.parametrize("name", FILES[1:])
@@ -352,3 +352,25 @@ def test_timeline_of_many_ranks_shows_some_and_says_so():
     axes = figures.timeline(spans, ["local"], ["compute", "communicate", "wait"]).axes[1]
     assert axes.get_ylabel() == "rank (64 of 200 are shown)"
     assert len(axes.images[0].get_array()) == 64
+
+
+def test_a_run_that_has_not_finished_is_told_from_no_run(bare):
+    (bare / "results.json").unlink()
+    with pytest.raises(InputError, match="has not finished: go on with python -m ddcnn run --resume --output"):
+        write_report(bare, show=False)
+
+
+def test_a_loss_that_is_no_number_is_named(bare):
+    lines = (bare / "metrics.jsonl").read_text().splitlines()
+    (bare / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | {"loss": "x"})]) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        write_report(bare, show=False)
+
+
+@pytest.mark.parametrize("box", [{"start": [10**9, 0]}, {"stop": [9, 4]}, {"core_start": [-1, 0]}])
+def test_subdomains_beyond_the_image_are_named(bare, box):
+    results = json.loads((bare / "results.json").read_text())
+    results["decomposition"]["subdomains"][0] |= box
+    (bare / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="beyond the image"):
+        write_report(bare, show=False)

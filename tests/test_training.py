@@ -7,7 +7,7 @@ from torch import nn
 from ddcnn.data.batches import Rows
 from ddcnn.engine import Engine
 from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, build, classify, train
+from ddcnn.training import Recipe, build, classify, cross_entropy, train
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 LABELS = torch.arange(20) % 2
@@ -134,7 +134,21 @@ def test_training_takes_the_steps_of_a_plain_loop_over_the_same_batches():
 
 @pytest.mark.parametrize(
     ("kernel", "size", "stride"),
-    [(3, (1, 6, 6), 1), (3, (2, 6, 6), 1), (5, (3, 6, 6), 1), (7, (5, 6, 6), 1), (3, (1, 1), 2), (7, (1, 1), 2)],
+    [
+        (3, (1, 6, 6), 1),
+        (3, (2, 6, 6), 1),
+        (3, (3, 6, 6), 1),
+        (5, (3, 6, 6), 1),
+        (5, (5, 6, 6), 1),
+        (7, (5, 6, 6), 1),
+        (3, (1, 1), 2),
+        (7, (1, 1), 2),
+        (3, (4, 1), 2),
+        (3, (16, 1), 2),
+        (5, (8, 1), 2),
+        (3, (4, 1, 4), 2),
+        (3, (4, 4, 1), 2),
+    ],
 )
 def test_small_images_have_right_gradients_in_half_precision(kernel, size, stride):
     """torch's own, in bf16 on a CPU, may be wrong where an image is no larger than the kernel."""
@@ -152,3 +166,20 @@ def test_small_images_have_right_gradients_in_half_precision(kernel, size, strid
     images = torch.randn(16, 8, *size, generator=torch.Generator().manual_seed(0))
     expected = gradient("fp32")
     assert (gradient("bf16") - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_batches():
+    told = []
+    network = trained(lr=1e-12, watch=told.append, kind=Recorder)
+    rows = samples()
+    each = [nn.functional.cross_entropy(network(rows.inputs[batch]), LABELS[batch]).item() for batch in ORDERS[-1]]
+    assert len(each) == 2
+    assert told[0].loss == pytest.approx(sum(each) / 2)
+
+
+def test_the_weights_of_the_classes_are_those_of_the_samples_in_the_mean():
+    """Divided by the samples, not by the weights that a batch happens to have."""
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1, 1])
+    each = -logits.log_softmax(1)[torch.arange(3), labels]
+    found = cross_entropy(logits, labels, torch.tensor([3.0, 0.5]), 0.0)
+    assert found.item() == pytest.approx(((3 * each[0] + 0.5 * each[1] + 0.5 * each[2]) / 3).item())

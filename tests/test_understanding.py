@@ -11,7 +11,7 @@ from ddcnn import figures
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.finished import load
 from ddcnn.method.aggregate import vote
-from ddcnn.metrics import BINS, calibration_error, reliability
+from ddcnn.metrics import calibration_error, reliability
 from ddcnn.understanding import PICTURES, Decision, disagreements, small_picture, to_picture
 from ddcnn.understanding_report import understanding_text
 
@@ -136,8 +136,11 @@ def test_calibration_error_is_the_mean_distance_of_confidence_and_accuracy():
     correct = np.array([True, True, True, False, True, True])
     assert calibration_error(confidence, correct) == pytest.approx((4 * 0.15 + 2 * 0.5) / 6)
     assert calibration_error(np.array([1.0, 1 + 1e-6]), np.array([True, True])) == 0
+    assert calibration_error(np.array([0.06, 0.07]), np.array([True, False])) == pytest.approx(
+        (0.94 + 0.07) / 2
+    )  # of 15 bins, the first two
     mean, accuracy, samples = reliability(confidence, correct)
-    assert len(mean) == BINS
+    assert len(mean) == 15
     assert samples[samples > 0].tolist() == [2, 4]
     np.testing.assert_allclose(accuracy[samples > 0], [1, 0.75])
     np.testing.assert_allclose(mean[samples > 0], [0.5, 0.9])

@@ -1,5 +1,7 @@
 """Calls that a person gets wrong, and that no other test makes: one line names the culprit and the way out."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ CALLS = [
     ("run --output TMP/text.txt", "text.txt is a file: name a folder"),
     ("run --resume", "--resume: name the folder of the run with --output"),
     ("run --start-from TMP", "no results.json there; give the folder of a finished run"),
-    ("partition digits", "--output is required: the partitioned file to write"),
+    ("partition digits", "--output FILE.h5 is required: the partitioned file to write"),
     ("partition digits --output TMP/text.txt", r"ends in \.h5"),
-    ("predict RUN digits", "--output is required: the predictions"),
+    ("predict RUN digits", r"--output FILE.csv\|FILE.h5 is required: the predictions"),
     ("predict digits RUN --output TMP/p.csv", "digits: no such folder; give the folder of a finished run"),
     ("predict RUN digits digits --output TMP/p.csv", "digits: a word that belongs to no option; see python -m ddcnn predict --help"),
     ("export RUN", "--format is required: torch-export"),
@@ -39,3 +41,12 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(digits_run, worl
         main(arguments, world if needs_ranks(arguments) else None)
     assert "\n" not in str(refused.value)
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("job", ["train", "strong_scaling", "weak_scaling"])
+def test_a_job_without_its_virtual_environment_says_which_variable_names_it(tmp_path, job):
+    script = Path(__file__).parent.parent / "jobs" / f"{job}.sbatch"
+    environment = os.environ | {"VENV": "nowhere", "SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == f"no virtual environment nowhere in {tmp_path}: set VENV to its path, or to nothing\n"

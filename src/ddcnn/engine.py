@@ -1,6 +1,6 @@
 """What computes: the device, the precision, and the layout in memory that suits both."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +31,9 @@ class Engine:
         return cls(device, precision)
 
     def autocast(self) -> AbstractContextManager:
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.float16 if self.precision == "fp16" else torch.bfloat16)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, its convolutions in channels_last order."""
@@ -47,11 +48,11 @@ class Engine:
 
 
 def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
-    """In single precision where the images are no longer, along their first axis, than the kernel.
+    """In single precision where the images are no longer than the kernel along any axis.
 
     There the gradient of the weights may be wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it written.
     """
-    if images.shape[2] > module.kernel_size[0]:
+    if all(pixels > kernel for pixels, kernel in zip(images.shape[2:], module.kernel_size, strict=True)):
         return type(module).forward(module, images)  # type: ignore[arg-type]
     with torch.autocast("cpu", enabled=False):
         return type(module).forward(module, images.float())  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from ddcnn.method.interface import share
 from ddcnn.method.local import DnnSamples
 from ddcnn.output import TRAINING, is_finished, prepare_output, take_output
 from ddcnn.parallel import Groups, World
-from ddcnn.plan import resolved
+from ddcnn.plan import resolved, worth_knowing
 from ddcnn.problem import Networks, choose_engine
 from ddcnn.results import Results
 from ddcnn.seeding import seed_name
@@ -50,6 +50,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         output = Path(world.on_root(lambda: str(take_output(settings, held))))  # nothing is refused any more: an older run may go
         if world.on_root(lambda: is_finished(settings)):  # by another job, meanwhile
             return
+        if world.rank == 0 and settings.progress != "none":
+            print("".join(f"note: {text}\n" for text in worth_knowing(settings, store)), end="", flush=True)
         try:
             run_seeds(world, groups, seeds, store, engine, output, interrupts)
         except Stopped:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from io import BytesIO
 
 import torch
 
@@ -21,11 +21,13 @@ def export(settings: ExportSettings) -> None:
     Raises:
         InputError: no such run or method, a file that cannot be written, or a package that is missing.
     """
-    check_output(settings.output, settings.overwrite)
+    check_output(settings.output, settings.overwrite, settings.run)
     network = load(settings.run, settings.method, settings.without)
-    with replacing(settings.output) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own interiors
-        FORMATS[settings.format](network, temporary)
+        content = FORMATS[settings.format](network)
+    with replacing(settings.output) as temporary:
+        temporary.write_bytes(content)  # torch itself, where the disk is full, ends the process
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
     print(f"{settings.output}: {network.method}; float32 images (B, {shape}) in their own range of values -> logits (B, {classes})")
 
@@ -35,12 +37,13 @@ def _traced(network: Assembled) -> torch.export.ExportedProgram:
     return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def _torch_export(network: Assembled, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(_traced(network), file)
+def _torch_export(network: Assembled) -> bytes:
+    file = BytesIO()
+    torch.export.save(_traced(network), file)
+    return file.getvalue()
 
 
-def _onnx(network: Assembled, path: Path) -> None:
+def _onnx(network: Assembled) -> bytes:
     try:
         import onnx  # type: ignore[import-not-found] # noqa: F401
         import onnxscript  # type: ignore[import-not-found] # noqa: F401
@@ -48,12 +51,16 @@ def _onnx(network: Assembled, path: Path) -> None:
         raise InputError(f"--format onnx needs onnx and onnxscript: pip install 'ddcnn[export]' ({error})") from None
     program = torch.onnx.export(_traced(network), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False)
     assert program
-    program.save(path)
+    try:
+        return program.model_proto.SerializeToString()
+    except ValueError:
+        raise InputError("--format onnx: the network is larger than 2 GiB, which no ONNX file can be; take torch-export") from None
 
 
-def _state_dict(network: Assembled, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+def _state_dict(network: Assembled) -> bytes:
+    file = BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    return file.getvalue()
 
 
-FORMATS: dict[str, Callable[[Assembled, Path], None]] = {"torch-export": _torch_export, "onnx": _onnx, "state-dict": _state_dict}
+FORMATS: dict[str, Callable[[Assembled], bytes]] = {"torch-export": _torch_export, "onnx": _onnx, "state-dict": _state_dict}

@@ -38,6 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with disk_errors(path):
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # a file of our own, and no link
             yield temporary
             put_in_place(temporary, path)
     finally:

@@ -95,10 +95,17 @@ class FinishedRun:
         return max(self.test_accuracy, key=lambda name: self.test_accuracy[name])
 
 
+def unfinished_hint(run: Path) -> str:
+    """What to do with a folder without results."""
+    if (run / "config.toml").is_file():
+        return f"the run has not finished: go on with python -m ddcnn run --resume --output {run}"
+    return "give the folder of a finished run, its --output"
+
+
 def load(run: Path) -> FinishedRun:
     """Reads the files of a run's folder."""
     if not (run / "results.json").is_file():
-        raise InputError(f"{run}: no results.json: not a finished run of ddcnn; give the folder that a run has named as its --output")
+        raise InputError(f"{run}: no results.json in it; {unfinished_hint(run)}")
     values: dict[str, Any] = {"folder": run}
     with reading(run / "results.json"):
         results = json.loads((run / "results.json").read_text())
@@ -123,7 +130,7 @@ def load(run: Path) -> FinishedRun:
         values["settings"] = {name: settings[name] for name in SETTINGS} | optional
     with reading(run / "metrics.jsonl"):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        values["epochs"] = [{name: line[name] for name in METRICS} for line in lines]
+        values["epochs"] = [_epoch(line) for line in lines]
         if not lines and not values["settings"]["start-from"]:
             raise ValueError("no epochs")
     with reading(run / "details.h5"), h5py.File(run / "details.h5", "r") as file:
@@ -139,6 +146,13 @@ def load(run: Path) -> FinishedRun:
         values["understanding"] = understood and _understanding(file, understood, len(values["labels"]))
         _check_shapes(values)
     return FinishedRun(**values)
+
+
+def _epoch(line: dict[str, Any]) -> dict[str, Any]:
+    found = {name: line[name] for name in METRICS}
+    if not isinstance(found["phase"], str) or not all(isinstance(found[name], int | float | None) for name in METRICS[1:]):
+        raise ValueError(f"an epoch with {found}")
+    return found
 
 
 def _influence(told: dict[str, Any], grid: Sequence[int]) -> Influence:
@@ -161,6 +175,10 @@ def _understanding(file: h5py.File, told: dict[str, Any], samples: int) -> Under
 def _check_shapes(values: dict[str, Any]) -> None:
     """The figures take it for granted that these files belong to one run."""
     data, samples = values["results"]["data"], values["labels"].shape
+    boxes = np.stack([values["cores"], values["subimages"]])  # (2, N, 2, d)
+    start, stop = boxes[:, :, 0], boxes[:, :, 1]
+    if (start < 0).any() or (stop <= start).any() or (stop > np.array(data["shape"][:-1])).any():
+        raise ValueError("subdomains beyond the image")
     if (
         samples != (data["test_samples"],)
         or any(classes.shape != samples for classes in values["classes"].values())

@@ -4,10 +4,11 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -30,7 +31,6 @@ HEADER = ("training", "epoch", "loss", "", "accuracy", "test accuracy", "at s")
 class Line:
     """What metrics.jsonl says of an epoch, and the seed of its run if there are several."""
 
-    seed: int | None
     phase: str
     subdomain: int | None
     epoch: int
@@ -39,11 +39,15 @@ class Line:
     test_accuracy: float | None
     seconds: float
     time: float
+    seed: int | None = None
 
     @property
     def training(self) -> str:
         seed = "" if self.seed is None else f"seed {self.seed}  "
         return f"{seed}{self.phase}" + ("" if self.subdomain is None else f"  subdomain {self.subdomain}")
+
+
+LINE = TypeAdapter(Line)
 
 
 def follow(run: Path, interval: float = INTERVAL) -> None:
@@ -91,12 +95,19 @@ def read(run: Path) -> Iterator[Line]:
         file = (run if seed is None else run / seed_name(seed)) / "metrics.jsonl"
         try:
             whole = file.read_text().rpartition("\n")[0].splitlines()
+            yield from sorted((line_of(seed, text) for text in whole), key=lambda line: line.time)
         except FileNotFoundError:
             continue
-        try:
-            yield from sorted((Line(seed, **json.loads(text)) for text in whole), key=lambda line: line.time)
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{file}: damaged, or of another version ({error})") from None
+
+
+def line_of(seed: int | None, text: str) -> Line:
+    try:
+        return replace(LINE.validate_json(text, strict=True), seed=seed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
 def settings_of(run: Path) -> RunSettings | None:

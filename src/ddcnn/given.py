@@ -1,5 +1,6 @@
 """Settings as they are given: by options, by a TOML file, by the folder of a run; and what is said of those that will not do."""
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,8 +99,12 @@ def _explain(kind: type[Command], error: ValidationError, options: dict[str, Any
         return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "missing":
-        return f"--{name} is required: {kind.model_fields[name].description}"
+        extra: Any = kind.model_fields[name].json_schema_extra or {}
+        return f"{' '.join(filter(None, (f'--{name}', extra.get('metavar'))))} is required: {kind.model_fields[name].description}"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
     given = " ".join(map(str, given)) if isinstance(given, list) else given
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return f"{where} {given}: {first['input']} is none of {', '.join(known)}{did_you_mean(str(first['input']), known)}"
     return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"

@@ -19,9 +19,11 @@ from ddcnn.data.sources.volumes import TABLE
 from ddcnn.data.sources.volumes import load as load_volume
 from ddcnn.data.store import PartitionedSet, is_partitioned
 from ddcnn.errors import InputError, did_you_mean
+from ddcnn.hdf5 import reading
 from ddcnn.trained import TrainedOn
 
 ARRAYS = {".npz": open_npz, ".h5": open_h5}
+OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that decide on pixels
 UNSPLIT = (("x", "y"), ("images", "labels"))
 
 
@@ -55,8 +57,10 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
             f"{options.name}: images of {_text(split.shape[1:])} {split.dtype}, but the run was trained on {_text(trained_on.shape)} "
             f"{np.dtype(trained_on.dtype)} ({'depth x ' if len(spatial) == 3 else ''}rows x columns x channels): bring them to the same"
         )
-    if split.labels.max(initial=-1) >= len(trained_on.class_names):
-        raise InputError(f"{options.name}: label {split.labels.max()}, but the run has classes 0 to {len(trained_on.class_names) - 1}")
+    wrong = split.labels[(split.labels < -1) | (split.labels >= len(trained_on.class_names))]
+    if wrong.size:
+        known = f"0 to {len(trained_on.class_names) - 1} (-1: nobody knows)"
+        raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}")
     if not len(split):
         raise InputError(f"{options.name}: there are no images in it")
     if wanted.samples is not None and wanted.samples > len(split):
@@ -70,7 +74,7 @@ def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> Spli
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
     if path.is_file() and path.suffix == ".h5" and is_partitioned(path):
-        return _partitioned(PartitionedSet.open(path), trained_on, wanted.split)
+        return _partitioned(PartitionedSet.open(path), options, trained_on, wanted.split)
     if path.is_file() and path.suffix in ARRAYS:
         return _arrays(options, wanted.split)
     if path.is_file():
@@ -149,8 +153,17 @@ def _arrays(options: SourceOptions, wanted: str) -> Split:
     return _chosen({name: split(pair) for name, pair in pairs.items()}, lambda labels: labels, wanted)
 
 
-def _partitioned(store: PartitionedSet, trained_on: TrainedOn, wanted: str) -> Split:
-    """Whole images, put together again."""
+def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: TrainedOn, wanted: str) -> Split:
+    """Whole images, put together again; what has become of their pixels is what ``options`` say."""
+    with reading(Path(store.path), "not a readable partitioned set"):
+        theirs = options.as_before(store.preprocessing)
+    for name in OF_PIXELS:
+        if getattr(theirs, name) != getattr(options, name):
+            there, wanted_there = (_setting(getattr(one, name)) for one in (theirs, options))
+            raise InputError(
+                f"{store.path}: partitioned with --{name.replace('_', '-')} {there}, but the run's images with {wanted_there}: partition "
+                "their source with the same options, or name the source itself"
+            )
     splits = {
         name: Split((store.samples[name], *store.shape), np.dtype(store.dtype), store.labels(name), partial(store.whole, name))
         for name in SPLITS
@@ -189,6 +202,10 @@ def _chosen(splits: dict[str, Split], renumber: Callable[[np.ndarray], np.ndarra
     if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
         raise InputError("--split all: training and test images are of another size or type: name one of them with --split")
     return Split((len(labels), *first.shape[1:]), first.dtype, labels, read, name)
+
+
+def _setting(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
 def _text(numbers: tuple[int, ...]) -> str:

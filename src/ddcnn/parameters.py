@@ -61,7 +61,10 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
                 dataset = own_dataset(file, f"parameters/{name}")
                 if dataset.shape != tuple(tensor.shape):
                     raise InputError(f"{path}: {name} has shape {dataset.shape}, where this run's network has {tuple(tensor.shape)}")
-                tensor.copy_(torch.from_numpy(dataset[...]))
+                values = torch.from_numpy(dataset[...])
+                if values.dtype != tensor.dtype or not values.isfinite().all():
+                    raise ValueError(f"{name} holds {dataset.dtype}, or what is no number")
+                tensor.copy_(values)
     except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     return found

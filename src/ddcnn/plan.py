@@ -68,7 +68,7 @@ def prepare_run(world: World, settings: RunSettings, asked: Callable[[], bool] =
     world.barrier()
     world.timeline.begin()
     if world.rank == 0 and settings.progress != "none":
-        print(f"partition  {settings.data}", flush=True)
+        print(f"images     {settings.data}", flush=True)
     with world.timeline.phase("partition"):
         return find_or_partition(world, settings, asked)
 
@@ -154,6 +154,22 @@ def find_or_partition(world: World, settings: RunSettings, asked: Callable[[], b
     else:
         store = partition_source(world, settings, options, Path(path), opened, asked)
     return replace(store, thin=settings.thin)
+
+
+def worth_knowing(settings: RunSettings, store: PartitionedSet) -> list[str]:
+    """What nobody may have meant, of settings that are in order."""
+    notes = []
+    samples, batch = store.train_samples, settings.batch_size
+    if samples > batch and 10 * (samples % batch) > samples:
+        fitting = samples // -(-samples // batch)
+        notes.append(
+            f"batches of {batch} leave {samples % batch} of the {samples} training images out of every epoch, others each time; "
+            f"--batch-size {fitting} takes {'all' if samples % fitting == 0 else f'all but {samples % fitting}'}"
+        )
+    whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
+    if settings.decomposition == "image" and whole and len(store.decomposition) > 1:
+        notes.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    return notes
 
 
 def check_methods(world: World, settings: RunSettings) -> None:

@@ -7,6 +7,7 @@ subdomains instead: every rank reads every block, and rank 0 decides out of what
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def check(settings: PredictSettings, run: TrainedRun, method: str) -> None:
     """Refuses what does not fit together."""
     if settings.output.suffix not in WRITERS:
         raise InputError(f"--output {settings.output}: the name of the predictions ends in {' or '.join(WRITERS)}")
-    check_output(settings.output, settings.overwrite)
+    check_output(settings.output, settings.overwrite, settings.run, Path(settings.source))
     if run.is_whole(method) and (settings.local or settings.divide == "subdomains"):
         option = "--local" if settings.local else "--divide subdomains"
         raise InputError(f"{option}: the network of {method} sees the whole image and has no subdomains; leave it out")
@@ -105,7 +106,7 @@ class Count:
 
     def text(self, settings: PredictSettings, run: TrainedRun, method: str) -> str:
         without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
-        text = f"{settings.output}: {self.samples} images classified by {method}{without}"
+        text = f"{settings.output}: {self.samples} image{'s' * (self.samples != 1)} classified by {method}{without}"
         if not self.labelled:
             return text
         before = f"in the run {run.accuracies[method]:.6g} on {run.test_samples} test images"
@@ -156,11 +157,11 @@ class Classifier:
         if not len(samples):
             return None
         with self.world.timeline.span("compute"):
-            decided = self._decide(to_tensor(found).to(self.engine.device).movedim(-1, 1))
+            decided = self._decide(samples, to_tensor(found).to(self.engine.device).movedim(-1, 1))
         return None if decided is None else self.columns.rows(samples, self.images.labels[samples], *decided)
 
     @torch.inference_mode()
-    def _decide(self, images: torch.Tensor) -> list[np.ndarray] | None:
+    def _decide(self, samples: np.ndarray, images: torch.Tensor) -> list[np.ndarray] | None:
         """(B, C, *spatial) -> classes (B,) and, as far as wanted, probabilities (B, K), p_i (B, n, K); on rank 0 if shared."""
         network, averaged, wanted = self.network, self.network.method in AVERAGED, bool(self.columns.subdomains)
         with self.engine.autocast():
@@ -172,8 +173,10 @@ class Classifier:
         if handed is None:
             return None
         scores = network.combine(handed)
-        if scores.isnan().any():
-            raise FloatingPointError("a network's output is no number: try --precision fp32")
+        if len(wrong := scores.isnan().any(1).nonzero()):
+            hint = "" if self.engine.precision == "fp32" else ", or try --precision fp32"
+            name = self.images.name(int(samples[int(wrong[0])]))
+            raise InputError(f"{self.source}: of {name} the network makes no numbers: look at its pixels{hint}")
         found = [scores.argmax(1), scores.softmax(1) if self.columns.probable else None, shown]
         return [values.cpu().numpy() for values in found if values is not None]
 

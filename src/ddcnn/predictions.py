@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
-from ddcnn.files import replacing
+from ddcnn.files import disk_errors, replacing
 
 CHUNK = 1024  # rows of a chunk of an HDF5 file
 Names = Callable[[int], object]
@@ -59,7 +60,8 @@ class CsvWriter:
     def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
         self.columns, self.names = columns, names
         self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        self.lines = csv.writer(self.file, lineterminator="\n")
+        rows = SimpleNamespace(write=lambda row: self.file.write(row.removesuffix("\r\n") + "\n"))
+        self.lines = csv.writer(rows, lineterminator="\r\n")  # names that hold either are quoted
         probabilities = [f"p({name})" for name in columns.class_names] if columns.probable else []
         label = ["label"] if columns.labelled else []
         self.lines.writerow(["sample", *label, "class", *probabilities, *(f"subdomain {i}" for i in columns.subdomains)])
@@ -129,11 +131,16 @@ def writing(path: Path, columns: Columns, names: Names, about: dict[str, Any]) -
             writer.close()
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, run: Path, source: Path | None = None) -> None:
     """Refuses a file that cannot be written, or would be lost."""
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise InputError(f"--output {path} is there: name another file, or add --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
+    with disk_errors(path):
+        if path.is_dir():
+            raise InputError(f"--output {path} is a folder: name a file in it")
+        if path.exists() and not overwrite:
+            raise InputError(f"--output {path} is there: name another file, or add --overwrite")
+        if path.exists() and path.resolve().is_relative_to(run.resolve()):
+            raise InputError(f"--output {path} is a file of the run, which is not replaced: name another file")
+        if source and source.exists() and path.exists() and path.samefile(source):
+            raise InputError(f"--output {path} is what is to be classified: name another file")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")

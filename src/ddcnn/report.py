@@ -120,7 +120,7 @@ def report_text(run: FinishedRun) -> str:
     """report.md without its figures."""
     results, settings = run.results, run.settings
     data, decomposition = results["data"], results["decomposition"]
-    environment = {name.replace("_", " "): value for name, value in results["environment"].items()}
+    environment = {name.replace("_", " "): _said(value) for name, value in results["environment"].items()}
     return f"""# {title(results)}
 
 {data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes\
@@ -151,6 +151,10 @@ A rank is busy while it computes.
 
 {table(("what", "value"), environment.items())}
 """
+
+
+def _said(value: Any) -> Any:
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 def title(results: dict[str, Any]) -> str:

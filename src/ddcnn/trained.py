@@ -3,19 +3,25 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddcnn import parameters
-from ddcnn.config import RunSettings
+from ddcnn.config import METHODS, RunSettings
+from ddcnn.data.sources import SourceOptions
 from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.finished import reading
+from ddcnn.finished import reading, unfinished_hint
 from ddcnn.given import of_run
+from ddcnn.networks.own import places
 from ddcnn.seeding import seed_names
 from ddcnn.trained_settings import BEST_SUITED, BEST_SUITED_IN_PART
+
+MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,23 @@ class TrainedOn:
             values = {name: found[name] for name in cls.__annotations__} | {"class_names": json.loads(found["class_names"])}
             read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             images = cls(**read)
-            numbers = (*images.mean, *images.std)
-            if not len(numbers) == 2 * images.shape[-1] or not all(map(isfinite, numbers)) or min(images.std) <= 0:
-                raise ValueError("mean and deviation that do not fit the images")
+            images.check()
         return images
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError, TypeError: values that cannot be.
+        """
+        np.dtype(self.dtype)
+        SourceOptions("", Path()).as_before(self.preprocessing)
+        if not all(isinstance(name, str) for name in self.class_names) or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class names that are no different names")
+        if min(*self.shape, *self.grid, self.thin) < 1 or prod(self.shape) > MOST_NUMBERS:
+            raise ValueError("a shape or a grid that cannot be")
+        numbers = (*self.mean, *self.std)
+        if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:
+            raise ValueError("mean and deviation that do not fit the images")
 
 
 @dataclass(frozen=True)
@@ -103,14 +122,25 @@ class TrainedRun:
         if names := seed_names(folder):
             raise InputError(f"{folder} is a run with several seeds: give the folder of one of them, such as {folder / names[0]}")
         if not (folder / "results.json").is_file():
-            unfinished = (folder / "config.toml").is_file()
-            hint = "the run has not finished: go on with --resume" if unfinished else "give the folder of a finished run, its --output"
-            raise InputError(f"{folder}: no results.json in it; {hint}")
+            raise InputError(f"{folder}: no results.json in it; {unfinished_hint(folder)}")
         with reading(folder / "results.json"):
             results = json.loads((folder / "results.json").read_text())
             accuracies = {str(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
             precision, samples = str(results["environment"]["precision"]), int(results["data"]["test_samples"])
-        return cls(folder, of_run(folder), precision, accuracies, samples)
+            if not accuracies or not set(accuracies) <= set(METHODS) or precision not in ("fp32", "bf16", "fp16"):
+                raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
+        settings = of_run(folder)
+        own = places(settings.network) if ":" in settings.network else [Path("/")]
+        if not own:
+            raise InputError(
+                f"{folder}: its network {settings.network} cannot be found: start where its module lies, or name its folder in PYTHONPATH"
+            )
+        if any(place.is_relative_to(folder.resolve()) for place in own):
+            raise InputError(
+                f"{folder}: its network {settings.network} is a program in the run's own folder, and is not started; if you trust it, "
+                "bring the module elsewhere"
+            )
+        return cls(folder, settings, precision, accuracies, samples)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> str:
         """The method that answers: the one that is asked for, else the best-suited one.

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import launch, refusal
+from launching import alone, launch, refusal
 from resuming import QUICK, assert_same, outcome, start
 
 from ddcnn.checkpoint import Sequence
@@ -98,3 +98,11 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, s
     finished = start(2, small_disk, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(small_disk), expected)
+
+
+@pytest.mark.parametrize("kind", ["state-dict", "torch-export"])
+def test_a_full_disk_refuses_an_exported_network(small_disk, digits_run, kind):
+    subprocess.run("head -c 100m /dev/zero > filler", shell=True, cwd=small_disk)
+    finished = alone("export", str(digits_run), "--format", kind, "--output", "network.pt", cwd=small_disk)
+    assert "network.pt: cannot be written (No space left on device)" in refusal(finished)
+    assert [entry.name for entry in small_disk.iterdir()] == ["filler"]

@@ -48,6 +48,14 @@ def test_groups_that_are_stopped_go_on_bit_for_bit(undisturbed, tmp_path, what):
     finished = start(4, tmp_path, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(tmp_path), outcome(undisturbed))
+    sent, expected = (
+        {
+            name: method["bytes_communicated"]
+            for name, method in json.loads((folder / "run" / "results.json").read_text())["methods"].items()
+        }
+        for folder in (tmp_path, undisturbed)
+    )
+    assert sent == pytest.approx(expected, abs=5000)  # the records' text is not always as long
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,7 @@ def test_groups_that_are_stopped_go_on_bit_for_bit(undisturbed, tmp_path, what):
 def test_groups_of_every_kind_finish(tmp_path, options):
     finished = start(4, tmp_path, *QUICK, *GRID, *options)
     assert finished.returncode == 0, finished.stderr
+    assert "unused" not in finished.stderr  # DistributedDataParallel, of parameters that it has been told to look for
 
 
 def test_what_fits_neither_way_is_refused_with_what_would(tmp_path):

@@ -425,3 +425,16 @@ def test_a_run_to_start_from_must_fit(tmp_path):
         finished = launch(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
         message = refusal(finished)
         assert all(word in message for word in words), message
+
+
+def test_what_nobody_may_have_meant_is_noted(tmp_path):
+    options = (*QUICK, "--progress", "lines", "--methods", "vote", "--train-samples", "150", "--batch-size", "64", "--overlap", "5")
+    finished = launch(2, "run", *options, "--output", "run", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert (
+        "note: batches of 64 leave 22 of the 150 training images out of every epoch, others each time; --batch-size 50 takes all\n"
+        in finished.stdout
+    )
+    assert "note: with --overlap 5, 4 of 4 subimages are the whole image\n" in finished.stdout
+    finished = launch(2, "run", *options, "--batch-size", "50", "--overlap", "3", "--output", "other", cwd=tmp_path)
+    assert finished.returncode == 0 and "note" not in finished.stdout

@@ -13,8 +13,8 @@ OPTIONS = ("--network", "vgg3", "--width", "8", "--train-samples", "200", "--epo
 LAUNCHER = ("--launcher", " ".join(MPIRUN))
 
 
-def study(folder: Path, *arguments: str, options: tuple[str, ...] = OPTIONS) -> subprocess.CompletedProcess:
-    return alone("scaling", *arguments, *LAUNCHER, "--output", "study", "--", *options, cwd=folder)
+def study(folder: Path, *arguments: str, options: tuple[str, ...] = OPTIONS, **environment: str) -> subprocess.CompletedProcess:
+    return alone("scaling", *arguments, *LAUNCHER, "--output", "study", "--", *options, cwd=folder, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,14 @@ def test_a_study_goes_on_with_what_is_missing(finished):
     assert (found / "1" / "results.json").stat().st_mtime_ns == before and (found / "2" / "report.md").exists()
     again = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1")
     assert again.returncode == 0 and "repetition" not in again.stdout and "study: study/scaling.md" in again.stdout
+
+
+def test_a_study_keeps_the_threads_of_its_beginning(tmp_path):
+    for ranks, threads in (("1", "2"), ("1,2", "1")):
+        done = study(tmp_path, "strong", "--ranks", ranks, "--repetitions", "1", "--no-collect", OMP_NUM_THREADS=threads)
+        assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / "study" / name / "results.json").read_text())["environment"]["threads_per_rank"] for name in "12"]
+    assert found == [2, 2]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--epochs", "2")), ("weak", OPTIONS)])

@@ -34,19 +34,26 @@ def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
             )  # fmt: skip
     if "global" in runs[0]:
         target = np.mean([100 * curves["global"][-1, 1] for curves in runs])
-        axes.axhline(target, color=METHOD_COLOURS["global"], ls=":", lw=1)
-    lowest = min(100 * curve[-1, 1] for curves in runs for curve in curves.values())
-    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None), ylim=(max(0, lowest - 20), None))
+        axes.axhline(target, color=METHOD_COLOURS["global"], ls=":", lw=1, label="where global ends")
+    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None))
+    axes.set_ylim(_floor([100 * curve[:, 1] for curves in runs for curve in curves.values()]), min(axes.get_ylim()[1], 101))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
+def _floor(curves: list[np.ndarray]) -> float:
+    """Where the axis of accuracies (points,) begins: below all ends, and below all that follows once a curve has got so far."""
+    floor = max(0.0, min(curve[-1] for curve in curves) - 20)
+    return min(floor, *(curve[np.argmax(curve >= floor) :].min() for curve in curves))
+
+
 def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float]) -> Figure:
     """Loss and accuracy over the epochs (lines of metrics.jsonl), a row of panels per phase; its method's test accuracy at the end."""
     phases = list(dict.fromkeys(epoch["phase"] for epoch in epochs))
-    figure = Figure((10, 0.5 + 2.7 * len(phases)), layout="constrained")
+    figure = Figure((10, 0.5 + 2.8 * len(phases)), layout="constrained")
+    figure.set_layout_engine("constrained", h_pad=0.1)
     for phase, (loss, accuracy) in zip(phases, figure.subplots(len(phases), 2, squeeze=False), strict=True):
         rows = [epoch for epoch in epochs if epoch["phase"] == phase]
         name = {"local": "local CNNs", "dnn": "DNN"}.get(phase, phase)

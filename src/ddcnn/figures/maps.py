@@ -99,7 +99,7 @@ def confusion(shares: np.ndarray, names: Sequence[str], method: str) -> Figure:
         _write_numbers(axes, np.where(shares < 0.005, np.nan, 100 * shares), shares > 0.3, "{:.0f}", 9)
     number = "" if classes <= MANY_CLASSES else " (its number)"
     axes.set(xlabel=f"found class{number}", ylabel=f"true class{number}", title=f"{method}: percent of each true class")
-    figure.colorbar(shown, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.8)
+    figure.colorbar(shown, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.8, label="percent")
     return figure
 
 

@@ -41,6 +41,14 @@ class CoherentNetwork(nn.Module):
 
     def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks."""
+        values = self.hand_over(subimages)
+        if self.world.size > 1:
+            values = Collect.apply(values, self.world)  # (N, B, C)
+        with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
+            return self.dnn(values.movedim(0, 1).flatten(1))
+
+    def hand_over(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Interface values (n, B, C) of the rank's own subdomains."""
         draw = int(torch.randint(1 << 62, ())) if self.training else 0  # the same on all ranks
         parts = []
         for k, (network, images) in enumerate(zip(self.local_cnns, subimages, strict=True)):
@@ -48,11 +56,7 @@ class CoherentNetwork(nn.Module):
                 if self.training:
                     torch.manual_seed(draw + self.first + k)  # dropout is that of the subdomain, whichever rank has it
                 parts.append(handed_over(self.interface, network, images))
-        values = torch.stack(parts)  # (n, B, C)
-        if self.world.size > 1:
-            values = Collect.apply(values, self.world)  # (N, B, C)
-        with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
-            return self.dnn(values.movedim(0, 1).flatten(1))
+        return torch.stack(parts)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -108,9 +112,10 @@ def train_coherent(
     if frozen:
         network.freeze(True)
         own = Seeds(seeds.seed, f"{seeds.role} frozen")
-        train_data_parallel(group, network, training, chosen, frozen[0], engine, own, after, frozen[1], has_unused=True)
+        train_data_parallel(group, network, training, chosen, frozen[0], engine, own, after, frozen[1])
         network.freeze(False)
     train_data_parallel(
         group, network, training, chosen, recipe, engine, seeds,
-        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper, has_unused=True,
+        lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper,
+        has_unused=network.interface == "features",  # of the local CNNs' last layers
     )  # fmt: skip

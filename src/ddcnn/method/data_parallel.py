@@ -71,7 +71,7 @@ def train_data_parallel(
             parallel.register_forward_pre_hook(lambda *_: waiting()),
             network.register_forward_pre_hook(lambda *_: beat()),
         ]
-        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks, _InOrder(keeper, own))
+        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks, _InOrder(world, keeper, own))
         for hook in hooks:
             hook.remove()
 
@@ -83,6 +83,7 @@ class _InOrder:
     DistributedDataParallel orders its buckets anew after its first step; one that goes on takes such a step for nothing.
     """
 
+    world: World
     keeper: Keeper
     samples: Share
 
@@ -91,10 +92,11 @@ class _InOrder:
         if (training.epoch, training.step) == (1, 0):
             return
         network, device = training.network, training.loss_sum.device
-        before = [buffer.clone() for buffer in network.buffers()]
+        before, sent = [buffer.clone() for buffer in network.buffers()], self.world.timeline.sent
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             network(self.samples.batch(torch.arange(2 * self.samples.ranks, device=device))[0]).float().sum().backward()
         network.zero_grad(set_to_none=True)
+        self.world.timeline.count(int(sum(sent.values()) - sum(self.world.timeline.sent.values())))  # as if it had not been
         with torch.no_grad():
             for buffer, values in zip(network.buffers(), before, strict=True):
                 buffer.copy_(values)

@@ -2,12 +2,22 @@
 
 import importlib
 import inspect
+from importlib.util import find_spec
+from pathlib import Path
 
 from torch import nn
 
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.refusals import refusing
 from ddcnn.networks.shape import Shape
+
+
+def places(name: str) -> list[Path]:
+    """Where a factory's module is looked for; nothing is imported, since that would run it."""
+    first, *rest = name.partition(":")[0].split(".")
+    spec = find_spec(first) if first else None
+    found = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])] if spec else []
+    return [Path(place, *rest).resolve() for place in found]
 
 
 def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:

@@ -14,15 +14,16 @@ and the phases last, with e evaluations on the test samples and b_l, b_g bytes o
 
     local      n [E s (B F_l / R_l + t L_l) + ((1 + e) S_t + S) F_l / (3 R_l) + b_l / ρ]
     folds      the same for every fold, without a fold of the samples
-    gather     2 (o + α ⌈log₂ P⌉) + 4 N (C S + K S_t) (P-1)/P / β
+    gather     2 g (o + α ⌈log₂ P⌉) + 4 N (K S_t + C S + C S_t) (P-1)/P / β                (g gathers, each after a barrier)
     dnn        E_d s (B F_d / R_l + t L_d)                                                    (serial: on rank 0)
     coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
     transfer   the same with its epochs
     global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
 
 A rank's share of the global CNN's batch is b = B // P, at least 2 samples (its batch normalisation needs them): the global batch stays B
-up to B / 2 ranks and grows beyond, s' = S // (b P). The all-reduce is a ring whose messages do not overlap with the computing; the
-allgather doubles recursively. An operation count does not know how well a layer uses a core, hence two rates R.
+up to B / 2 ranks and grows beyond, s' = S // (b P); on more than S / 2 ranks there is none. Of the gathers, C S is for the DNN
+alone, and C S_t for the DNN with another interface than the probabilities. The all-reduce is a ring whose messages do not overlap
+with the computing; the allgather doubles recursively. An operation count does not know how well a layer uses a core, hence two rates R.
 
 One t serves all networks: VGG3, VGG9 and ResNet20 on 4x4 pixels and two samples, and the DNN, of 5 to 60 layers, took 135 to 171 µs of
 processor time a layer and step on one core. What a training does once (its first step, keeping its network) is not told apart from R.
@@ -87,6 +88,7 @@ class Sizes:
     samples: int
     test_samples: int
     classes: int
+    interface: str
     values: int
     batch: int
     epochs: dict[str, int]
@@ -114,6 +116,11 @@ class Sizes:
         batch = min(self.batch, self.samples)
         return max(2, batch // self.ranks) if self.ranks > 1 else batch
 
+    @property
+    def global_fits(self) -> bool:
+        """Whether there are two samples for every rank of the global CNN."""
+        return self.ranks == 1 or 2 * self.ranks <= self.samples
+
     def steps(self, samples: int, batch: int | None = None) -> tuple[int, int]:
         """s, and the samples of a step."""
         batch = min(batch or self.batch, samples)
@@ -121,10 +128,11 @@ class Sizes:
 
 
 def counts(sizes: Sizes) -> dict[str, Counts]:
-    """Of every phase that takes place."""
+    """Of every phase that takes place; not of a global CNN that would not fit."""
     of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global}
     together = ("coherent", "transfer")
-    return {phase: _coherent(sizes, phase) if phase in together else of[phase](sizes) for phase in sizes.phases}
+    phases = [phase for phase in sizes.phases if phase != "global" or sizes.global_fits]
+    return {phase: _coherent(sizes, phase) if phase in together else of[phase](sizes) for phase in phases}
 
 
 def _evaluated(sizes: Sizes, phase: str) -> float:
@@ -160,9 +168,12 @@ def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
 
 
 def _gather(sizes: Sizes) -> Counts:
-    handed = sizes.values * sizes.samples if "dnn" in sizes.phases else 0
-    both = FLOAT * sizes.subdomains * (handed + sizes.classes * sizes.test_samples)
-    return _all_at_once(sizes, 2, both / 2)
+    arriving = [sizes.classes * sizes.test_samples]
+    if "dnn" in sizes.phases:
+        arriving.append(sizes.values * sizes.samples)
+        if sizes.interface != "probabilities":
+            arriving.append(sizes.values * sizes.test_samples)
+    return _all_at_once(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
 def _dnn(sizes: Sizes) -> Counts:

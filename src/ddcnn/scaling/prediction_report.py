@@ -71,7 +71,10 @@ are in the docstring of `ddcnn.scaling.performance_model`.
 
 def refusals(wanted: Sequence[Predicted]) -> str:
     """Why there is nothing to predict."""
-    return "".join(f"\n{one.ranks} ranks: {one.refusal}.\n" for one in wanted if one.refusal)
+    lines = [f"{one.ranks} ranks: {one.refusal}" for one in wanted if one.refusal]
+    if crowded := [one.ranks for one in wanted if one.sizes and not one.sizes.global_fits]:
+        lines.append(f"From {crowded[0]} ranks on there are not two training samples a rank for the global CNN")
+    return "".join(f"\n{line}.\n" for line in lines)
 
 
 def worst(model: Model) -> str:
@@ -94,10 +97,11 @@ def time_table(problem: Problem, wanted: Sequence[Predicted]) -> str:
     for one in wanted:
         sizes, in_all = one.sizes, [problem.in_all(method, one.seconds) for method in methods]
         first, ddp = in_all[0], in_all[-1]
+        batch = sizes.global_share * one.ranks if sizes and sizes.global_fits else "–"
         rows.append((
             one.ranks, sizes.subdomains if sizes else "–", "x".join(map(str, sizes.subimage)) if sizes else "–",
             *(short(one.of(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
-            sizes.global_share * one.ranks if sizes else "–", number(ddp / first if first and ddp else None, "{:.3g}"),
+            batch, number(ddp / first if first and ddp else None, "{:.3g}"),
         ))  # fmt: skip
     in_alls = [f"**{'DDP' if method == 'global' else method}** in all s" for method in methods]
     header = ("ranks", "N", "subimage", *(f"{phase} s" for phase in phases), *in_alls, "of it all-reduce s", "its batch")

@@ -49,6 +49,8 @@ class Problem:
         settings, data = load(RunSettings, {"resume": False}, run.folder / "config.toml"), run.results["data"]
         if settings.decomposition == "width" or settings.start_from:
             raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
+        if settings.dnn_data == "holdout" and "dnn" in phases:
+            raise InputError(f"{run.folder}: --dnn-data holdout is not modelled; study train or out-of-fold")
         shape, grid = tuple(data["shape"]), tuple(run.results["decomposition"]["grid"])
         ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
         return cls(
@@ -100,7 +102,8 @@ class Problem:
         epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
         return Sizes(
             ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
-            test_samples=self.test_samples, classes=self.classes, values=local.values, batch=settings.batch_size, epochs=epochs,
+            test_samples=self.test_samples, classes=self.classes, interface=settings.interface,
+            values=local.values, batch=settings.batch_size, epochs=epochs,
             forward_epochs=settings.frozen_epochs, folds=settings.folds,
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
             local_operations=local.operations, global_operations=whole.operations,

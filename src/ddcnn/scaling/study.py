@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import tomli_w
 from ddcnn.config import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.files import disk_errors, write_text
+from ddcnn.finished import reading
 from ddcnn.launcher import launched_size
 from ddcnn.output import is_finished
 from ddcnn.progress import Progress
@@ -90,8 +92,8 @@ class Study:
                 grid = "x".join(map(str, settings.grid))
                 raise InputError(f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples")
 
-    def describe(self) -> None:
-        """Writes study.toml, from which a study that goes on knows its own folder.
+    def describe(self, threads: int | None = None) -> int | None:
+        """Writes study.toml, from which a study that goes on knows its folder; the threads of a rank, which stay as they were.
 
         Raises:
             InputError: the folder is that of another study.
@@ -99,12 +101,17 @@ class Study:
         about: dict[str, Any] = {"kind": self.kind, "options": list(self.options)}
         if self.kind == "weak":
             about |= {"side": self.side, "classes": self.classes, "samples": self.samples}
-        path, text = self.folder / "study.toml", tomli_w.dumps(about)
+        path = self.folder / "study.toml"
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.read_text() != text:
-            raise InputError(f"--output {self.folder} holds another study (see {path}): name another folder, or give the same options")
-        write_text(path, text)
+        if path.is_file():
+            with reading(path):
+                before = tomllib.loads(path.read_text())
+            threads = before.pop("threads", threads)
+            if before != about:
+                raise InputError(f"--output {self.folder} holds another study (see {path}): name another folder, or give the same options")
+        write_text(path, tomli_w.dumps(about | ({"threads": threads} if threads else {})))
+        return threads
 
 
 def _options(values: dict[str, str]) -> list[str]:
@@ -156,11 +163,11 @@ def start(study: Study, launcher: Sequence[str]) -> None:
     """
     if launched_size() > 1:
         raise InputError("a study starts its runs itself: start it without mpirun")
-    study.describe()
+    asked, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
+    threads = study.describe(int(asked) if asked.isdigit() else max(1, cores // study.ranks[-1]))
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
     left = [run for run in runs if not is_finished(RunSettings(output=study.run(*run), resume=True))]
-    cores = len(os.sched_getaffinity(0))
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // study.ranks[-1]))} | os.environ  # as many for every number of ranks
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # as many for every number of ranks
     with Progress(f"{study.kind} scaling", len(runs), "auto") as progress:
         progress.skip(len(runs) - len(left))
         for ranks, repetition in left:
