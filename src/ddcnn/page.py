@@ -15,8 +15,8 @@ STYLE = """
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin-bottom: 1.5rem; font-size: 0.875rem;
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; } thead th { border-bottom: 2px solid #888; }
+  font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; } th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; } thead th { border-bottom: 2px solid #888; }
 img { max-width: 100%; height: auto; } code { background: #f3f3f3; padding: 0 0.2em; }
 @media print { table { font-size: 0.6rem; } }
 """
