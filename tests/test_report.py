@@ -374,3 +374,11 @@ def test_subdomains_beyond_the_image_are_named(bare, box):
     (bare / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match="beyond the image"):
         write_report(bare, show=False)
+
+
+def test_methods_that_put_all_into_one_class_are_named(bare):
+    with h5py.File(bare / "details.h5", "a") as file:
+        for name in ("vote", "dnn"):
+            file[f"classes/{name}"][...] = 3
+    write_report(bare, show=False, draw=False)
+    assert "put into one class by `vote`, `dnn`: train longer" in (bare / "report.md").read_text()

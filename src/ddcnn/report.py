@@ -135,7 +135,7 @@ All settings: [config.toml](config.toml); all numbers: [results.json](results.js
 
 {METHODS_NOTE}
 
-## Subdomains
+{one_class_note(run)}## Subdomains
 
 {parameters_note(decomposition)}
 
@@ -155,6 +155,12 @@ A rank is busy while it computes.
 
 def _said(value: Any) -> Any:
     return ("no", "yes")[value] if isinstance(value, bool) else value
+
+
+def one_class_note(run: FinishedRun) -> str:
+    """Which methods tell nothing apart, whose accuracy and calibration then look like more than they are."""
+    names = [f"`{name}`" for name, classes in run.classes.items() if (classes == classes[0]).all()]
+    return f"All test samples are put into one class by {', '.join(names)}: train longer, or with smaller batches.\n\n" if names else ""
 
 
 def title(results: dict[str, Any]) -> str:
