@@ -48,7 +48,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
         (("--grid", "2x2x2"), ["--grid 2x2x2", "8x8"]),
         (("--grid", "16x1"), ["--grid 16x1", "8x8"]),
         (("--grid", "4x2", "--overlap", "0"), ["vgg3", "2x4"]),
-        (("--methods", "vote,magic"), ["--methods vote,magic", "'vote', 'average', 'dnn'"]),
+        (("--methods", "vote,magic"), ["--methods vote,magic", "none of vote, average, dnn"]),
         (("--network", "vgg99"), ["--network vgg99", "vgg3"]),
         (("--lr", "nan"), ["--lr nan", "finite"]),
         (("--train-samples", "100000"), ["--train-samples 100000", "1437"]),
