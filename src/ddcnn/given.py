@@ -100,7 +100,8 @@ def _explain(kind: type[Command], error: ValidationError, options: dict[str, Any
     name = str(first["loc"][0])
     if first["type"] == "missing":
         extra: Any = kind.model_fields[name].json_schema_extra or {}
-        return f"{' '.join(filter(None, (f'--{name}', extra.get('metavar'))))} is required: {kind.model_fields[name].description}"
+        value = f" {extra['metavar']}" if extra.get("metavar") else ""
+        return f"--{name}{value} is required: {kind.model_fields[name].description}"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
     given = " ".join(map(str, given)) if isinstance(given, list) else given

@@ -81,10 +81,10 @@ class Networks:
         try:
             with torch.device("meta"):  # nothing is stored or computed
                 return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
-        except Exception:
+        except InputError:  # all that a network of others' can end with, which may compute while it is made, or not take whole images
             if self.settings.network in registry.NETWORKS:
                 raise
-            return None  # a network of others' may compute while it is made, or not be made for whole images
+            return None
 
     def new_local(self, index: int, role: str) -> nn.Module:
         return build(self.make_local(index), self.seeds(role, index), self.engine)

@@ -130,16 +130,8 @@ class TrainedRun:
             if not accuracies or not set(accuracies) <= set(METHODS) or precision not in ("fp32", "bf16", "fp16"):
                 raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
         settings = of_run(folder)
-        own = places(settings.network) if ":" in settings.network else [Path("/")]
-        if not own:
-            raise InputError(
-                f"{folder}: its network {settings.network} cannot be found: start where its module lies, or name its folder in PYTHONPATH"
-            )
-        if any(place.is_relative_to(folder.resolve()) for place in own):
-            raise InputError(
-                f"{folder}: its network {settings.network} is a program in the run's own folder, and is not started; if you trust it, "
-                "bring the module elsewhere"
-            )
+        if ":" in settings.network:
+            check_own_network(folder, settings.network)
         return cls(folder, settings, precision, accuracies, samples)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> str:
@@ -186,3 +178,15 @@ class TrainedRun:
         if not paths:
             raise InputError(f"{self.folder}: no checkpoints/*.h5 in it, and so no network to classify with; bring them back, or run again")
         return TrainedOn.read(paths[0])
+
+
+def check_own_network(folder: Path, name: str) -> None:
+    """Refuses a run whose network's module is not here, or lies in the run's own folder: to import that would start it."""
+    found = places(name)
+    if not found:
+        raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")
+    if any(place.is_relative_to(folder.resolve()) for place in found):
+        raise InputError(
+            f"{folder}: its network {name} is a program in the run's own folder, and is not started; if you trust it, "
+            "bring the module elsewhere"
+        )
