@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
 from ddcnn.engine import Engine
+from ddcnn.memory import keep_freed
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precisions", default="fp32,bf16")
     asked = parser.parse_args()
+    keep_freed()  # as ddcnn does; not with GLIBC_TUNABLES= in the environment
     torch.set_num_threads(asked.threads)
     device, spatial = torch.device(asked.device), tuple(map(int, asked.sides.split(",")))
     samples = random_subimages(asked.images, spatial, device)

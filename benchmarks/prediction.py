@@ -3,19 +3,21 @@
     mpirun -n 2 python -m ddcnn run --data cifar10 --data-root data --output runs/cifar10 …
     python benchmarks/prediction.py runs/cifar10 cifar10 --data-root data
 
-Prints the ratio of every round, whose two measurements follow each other, and the median. Both use one thread.
+Prints the ratio of every round, whose two measurements follow each other in alternating order, and the median. Both use one thread.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ddcnn.assembled import assemble
 from ddcnn.engine import Engine
+from ddcnn.memory import keep_freed
 from ddcnn.parallel import World
 from ddcnn.predict import BATCH, opened, predict
 from ddcnn.trained import TrainedRun
@@ -36,6 +38,7 @@ def images_per_second(images: int, work) -> float:
     return images / (time.perf_counter() - begin)
 
 
+keep_freed()  # for both sides
 with tempfile.TemporaryDirectory() as folder:
     world = World()
     settings = PredictSettings(
@@ -56,9 +59,10 @@ with tempfile.TemporaryDirectory() as folder:
                 network(batch).argmax(1).cpu()
 
     predict(world, settings)  # warms up, and sets the threads
+    sides = {"bare": bare, "predict": partial(predict, world, settings)}
     ratios = []
     for number in range(given.rounds):
-        alone, whole = images_per_second(len(images), bare), images_per_second(len(images), lambda: predict(world, settings))
-        ratios.append(whole / alone)
-        print(f"round {number}: bare {alone:.0f}, predict {whole:.0f} images/s, ratio {ratios[-1]:.3f}")
+        speeds = {side: images_per_second(len(images), sides[side]) for side in list(sides)[:: (-1) ** number]}
+        ratios.append(speeds["predict"] / speeds["bare"])
+        print(f"round {number}: {', '.join(f'{side} {speed:.0f}' for side, speed in speeds.items())} images/s, ratio {ratios[-1]:.3f}")
     print(f"{network.method}, {len(images)} images: median ratio {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -8,6 +8,7 @@ from ddcnn.ending import end, is_echo, told
 from ddcnn.errors import InputError, Stopped
 from ddcnn.interrupts import hold
 from ddcnn.launcher import launched_rank
+from ddcnn.memory import keep_freed
 from ddcnn.parallel import World
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
@@ -19,6 +20,7 @@ def main() -> int:
     try:
         if cli.needs_ranks(sys.argv[1:]):
             hold()
+            keep_freed()
             world = World()
         return cli.main(sys.argv[1:], world)
     except InputError as error:

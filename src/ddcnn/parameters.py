@@ -32,7 +32,7 @@ def attributes_of(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r") as file:
-            return {key: attribute(file, key) for key in file.attrs}
+            return _attributes(file)
     except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
 
@@ -45,15 +45,15 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the folder of a finished run with the same --grid")
-    found = attributes_of(path)
     try:
-        for key, wanted in attributes.items():
-            there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
-            if there != wanted and key == "data":
-                raise InputError(f"{path}: trained on other images than this run's; give the same --data, with the same options")
-            if there != wanted:
-                raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
         with h5py.File(path, "r") as file:
+            found = _attributes(file)
+            for key, wanted in attributes.items():
+                there = tuple(found[key]) if isinstance(wanted, tuple) else found[key]
+                if there != wanted and key == "data":
+                    raise InputError(f"{path}: trained on other images than this run's; give the same --data, with the same options")
+                if there != wanted:
+                    raise InputError(f"{path}: a network with {key} {there}, where this run has {wanted}")
             state = network.state_dict()
             if set(own_group(file, "parameters")) != set(state):
                 raise InputError(f"{path}: parameters of another network; train anew without --start-from")
@@ -68,3 +68,7 @@ def load(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> di
     except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     return found
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {key: attribute(file, key) for key in file.attrs}

@@ -5,6 +5,7 @@ subdomains instead: every rank reads every block, and rank 0 decides out of what
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,27 +138,34 @@ class Classifier:
 
     def classify(self, work: list[Block]) -> Iterator[np.ndarray | None]:
         """All ranks, one round after the other: on rank 0 rows (n, columns) of samples that ascend, as ``Columns`` says."""
-        for number in range(self.rounds(work)):
-            if self.shared:
-                yield self._rows(work[number])
-                continue
-            own = number * self.world.size + self.world.rank
-            rows = self._rows(work[own] if own < len(work) else None)
-            everyone = self.world.gather_rows(np.empty((0, self.columns.width)) if rows is None else rows)
-            yield None if everyone is None else np.concatenate(everyone)
+        own = work if self.shared else work[self.world.rank :: self.world.size]
+        with ThreadPoolExecutor(1) as ahead:  # reads a block while the one before it passes through the network
+            reading = ahead.submit(self._read, own[0] if own else None)
+            for number in range(1, self.rounds(work) + 1):
+                with self.world.together():
+                    beat(f"block {number}")
+                    samples, images = reading.result()
+                reading = ahead.submit(self._read, own[number] if number < len(own) else None)
+                rows = self._rows(samples, images)
+                if self.shared:
+                    yield rows
+                    continue
+                everyone = self.world.gather_rows(np.empty((0, self.columns.width)) if rows is None else rows)
+                yield None if everyone is None else np.concatenate(everyone)
 
-    def _rows(self, block: Block | None) -> np.ndarray | None:
-        """Of a block, or of none; if the ranks share the subdomains on rank 0 alone."""
-        samples, found = np.empty(0, np.int64), np.empty(0)
-        with self.world.together():
-            if block:
-                beat(f"sample {block.samples[0]}")
-                quiet = self.shared and self.world.rank > 0
-                samples, found = read_block(self.source, self.images, "", block.samples, self.skip_damaged, quiet)
+    def _read(self, block: Block | None) -> tuple[np.ndarray, np.ndarray]:
+        """Samples (B,) and images (B, *spatial, C) of a block, or of none."""
+        if not block:
+            return np.empty(0, np.int64), np.empty(0)
+        quiet = self.shared and self.world.rank > 0
+        return read_block(self.source, self.images, "", block.samples, self.skip_damaged, quiet)
+
+    def _rows(self, samples: np.ndarray, images: np.ndarray) -> np.ndarray | None:
+        """Of samples (B,); if the ranks share the subdomains on rank 0 alone."""
         if not len(samples):
             return None
         with self.world.timeline.span("compute"):
-            decided = self._decide(samples, to_tensor(found).to(self.engine.device).movedim(-1, 1))
+            decided = self._decide(samples, to_tensor(images).to(self.engine.device).movedim(-1, 1))
         return None if decided is None else self.columns.rows(samples, self.images.labels[samples], *decided)
 
     @torch.inference_mode()

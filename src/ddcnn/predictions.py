@@ -1,12 +1,11 @@
 """What ``ddcnn predict`` writes: a CSV file with a line a sample, or the same as arrays in an HDF5 file, block by block."""
 
-import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -15,6 +14,7 @@ import numpy as np
 from ddcnn.errors import InputError
 from ddcnn.files import disk_errors, replacing
 
+QUOTED = re.compile('[,"\r\n]')
 CHUNK = 1024  # rows of a chunk of an HDF5 file
 Names = Callable[[int], object]
 
@@ -60,22 +60,29 @@ class CsvWriter:
     def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
         self.columns, self.names = columns, names
         self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        rows = SimpleNamespace(write=lambda row: self.file.write(row.removesuffix("\r\n") + "\n"))
-        self.lines = csv.writer(rows, lineterminator="\r\n")  # names that hold either are quoted
-        probabilities = [f"p({name})" for name in columns.class_names] if columns.probable else []
-        label = ["label"] if columns.labelled else []
-        self.lines.writerow(["sample", *label, "class", *probabilities, *(f"subdomain {i}" for i in columns.subdomains)])
+        label = ["label"] * columns.labelled
+        probabilities = [f"p({name})" for name in columns.class_names] * columns.probable
+        local = [f"subdomain {i}" for i in columns.subdomains]
+        self.file.write(",".join(map(cell, ["sample", *label, "class", *probabilities, *local])) + "\n")
+        texts = ["%s"] * (1 + len(label) + 1)
+        self.line = ",".join([*texts, *["%.9g"] * len(probabilities), *["%s"] * len(local)]) + "\n"  # 9 digits: the same float32
+        self.class_cells = (*map(cell, columns.class_names), "")  # label -1 is the last one, no name
 
     def write(self, rows: np.ndarray) -> None:
-        names, columns = (*self.columns.class_names, ""), self.columns  # label -1 is the last one, no name
+        columns, cells = self.columns, self.class_cells
         local = columns.local(rows).argmax(2).tolist() if columns.subdomains else [()] * len(rows)
-        numbers = columns.probabilities(rows).astype(str).tolist()  # the shortest text that is the same float32
+        numbers = columns.probabilities(rows).tolist()
         for (sample, label, decision), probabilities, own in zip(rows[:, :3].astype(int).tolist(), numbers, local, strict=True):
-            labels = [names[label]] if columns.labelled else []
-            self.lines.writerow([self.names(sample), *labels, names[decision], *probabilities, *(names[one] for one in own)])
+            name, labels = cell(str(self.names(sample))), [cells[label]] * columns.labelled
+            self.file.write(self.line % (name, *labels, cells[decision], *probabilities, *[cells[one] for one in own]))
 
     def close(self) -> None:
         self.file.close()
+
+
+def cell(text: str) -> str:
+    """Of a CSV file (RFC 4180)."""
+    return '"' + text.replace('"', '""') + '"' if QUOTED.search(text) else text
 
 
 class H5Writer:
