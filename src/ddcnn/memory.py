@@ -18,4 +18,4 @@ def keep_freed() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(TRIM_THRESHOLD, -1)  # never
-        mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)  # bytes; the most that older versions take
+        mallopt(MMAP_THRESHOLD, 1 << 25)  # bytes, of what is given back at once all the same: images, which would leave holes
