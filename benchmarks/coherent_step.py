@@ -18,6 +18,7 @@ from torch import nn
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.engine import Engine
+from ddcnn.memory import keep_freed
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.data_parallel import all_reduce, bytes_per_step
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
+    keep_freed()
     world = World()
     torch.set_num_threads(world.threads(None))
     engine = Engine(torch.device("cpu"), asked.precision)

@@ -26,7 +26,9 @@ from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.seeding import Seeds
 from ddcnn.engine import Engine
+from ddcnn.memory import keep_freed
 from ddcnn.training import build
+keep_freed()
 torch.set_num_threads(1)
 engine = Engine(torch.device("cpu"), sys.argv[1])
 network = build(lambda: make("vgg9", Shape((16, 16), 3, 10), 32, 2), Seeds(0, "bare"), engine)

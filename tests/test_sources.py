@@ -403,6 +403,16 @@ def test_near_misses_are_guessed(name, guess):
         opened(name)
 
 
+@pytest.mark.parametrize(("name", "there"), [("photoz", "photos"), ("mine/trian.npz", "mine/train.npz"), ("mine/scan", "mine/scans")])
+def test_what_lies_near_is_guessed(tmp_path, monkeypatch, name, there):
+    for folder in ("photos", "mine/scans"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "mine" / "train.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"no such file.*did you mean {there}"):
+        opened(name)
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "brain.nii.gz", "table.csv"])
 def test_a_file_of_another_kind_is_refused_with_what_is_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")

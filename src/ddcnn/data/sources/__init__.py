@@ -4,6 +4,7 @@ To add a source: write a module with a function ``(SourceOptions) -> Source`` an
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,17 +75,27 @@ def _opener(name: str) -> Opener:
         return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
     if path.suffix in FILES:
         if not path.is_file():
-            raise InputError(f"--data {name}: no such file")
+            raise InputError(f"--data {name}: no such file{did_you_mean(name, _beside(path), most=3)}")
         return FILES[path.suffix]
     raise InputError(_unknown(name))
 
 
 def _unknown(name: str) -> str:
-    if Path(name).is_file():
+    path = Path(name)
+    if path.is_file():
         return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
-    guess = did_you_mean(name, (*NAMED, *class_names()), most=3)
+    guess = did_you_mean(name, (*NAMED, *class_names(), *_beside(path)), most=3)
+    if path.suffix or len(path.parts) > 1:
+        return f"--data {name}: no such file or folder{guess}"
     return (
         f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
         f"torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), files ending in {' or '.join(FILES)}, "
         f"folders of class folders, folders of NIfTI volumes with a {TABLE}"
     )
+
+
+def _beside(path: Path) -> list[str]:
+    """What lies where ``path`` should."""
+    with suppress(OSError):
+        return [str(entry) for entry in path.parent.iterdir()]
+    return []
