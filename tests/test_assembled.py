@@ -134,6 +134,7 @@ def test_onnxruntime_says_the_same(digits_run, digits, tmp_path, method):
     path = tmp_path / "network.onnx"
     assert main(["export", str(digits_run), "--format", "onnx", "--method", method, "--output", str(path)], None) == 0
     session = onnxruntime.InferenceSession(str(path))
+    assert (session.get_inputs()[0].shape[0], session.get_outputs()[0].shape[0]) == ("batch", "batch")
     images, labels = digits
     (logits,) = session.run(["logits"], {"images": images.float().numpy()})
     with torch.no_grad():

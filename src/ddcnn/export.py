@@ -13,6 +13,7 @@ from ddcnn.predictions import check_output
 from ddcnn.trained_settings import ExportSettings
 
 EXAMPLES = 2  # images that the network is traced with; the number is free afterwards
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 def export(settings: ExportSettings) -> None:
@@ -33,8 +34,7 @@ def export(settings: ExportSettings) -> None:
 
 
 def _traced(network: Assembled) -> torch.export.ExportedProgram:
-    images = torch.zeros(EXAMPLES, *network.shape)
-    return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    return torch.export.export(network, (torch.zeros(EXAMPLES, *network.shape),), dynamic_shapes=ANY_BATCH)
 
 
 def _torch_export(network: Assembled) -> bytes:
@@ -49,7 +49,9 @@ def _onnx(network: Assembled) -> bytes:
         import onnxscript  # type: ignore[import-not-found] # noqa: F401
     except ImportError as error:
         raise InputError(f"--format onnx needs onnx and onnxscript: pip install 'ddcnn[export]' ({error})") from None
-    program = torch.onnx.export(_traced(network), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        _traced(network), dynamic_shapes=ANY_BATCH, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )  # the shapes a second time: for the name of the axis
     assert program
     try:
         return program.model_proto.SerializeToString()
