@@ -403,14 +403,20 @@ def test_near_misses_are_guessed(name, guess):
         opened(name)
 
 
-@pytest.mark.parametrize(("name", "there"), [("photoz", "photos"), ("mine/trian.npz", "mine/train.npz"), ("mine/scan", "mine/scans")])
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("photoz", "photos"), ("mine/trian.npz", "mine/train.npz"), ("mine/scan", "mine/scans"), ("./digts", "./digits")],
+)
 def test_what_lies_near_is_guessed(tmp_path, monkeypatch, name, there):
-    for folder in ("photos", "mine/scans"):
+    for folder in ("photos", "mine/scans", "mine/other", "digits"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "mine" / "train.npz").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"no such file.*did you mean {there}"):
+    with pytest.raises(InputError, match=rf"no such file.*did you mean {there}( or PhotoTour)?\?"):
         opened(name)
+    for path in (tmp_path / "mine" / "unlike.npz", "unlike\0/unlike.npz"):
+        with pytest.raises(InputError, match=r"no such file$"):
+            opened(path)
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "brain.nii.gz", "table.csv"])

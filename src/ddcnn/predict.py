@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,19 +140,24 @@ class Classifier:
     def classify(self, work: list[Block]) -> Iterator[np.ndarray | None]:
         """All ranks, one round after the other: on rank 0 rows (n, columns) of samples that ascend, as ``Columns`` says."""
         own = work if self.shared else work[self.world.rank :: self.world.size]
-        with ThreadPoolExecutor(1) as ahead:  # reads a block while the one before it passes through the network
-            reading = ahead.submit(self._read, own[0] if own else None)
-            for number in range(1, self.rounds(work) + 1):
+        every = [*own, *[None] * (self.rounds(work) + 1 - len(own))]
+        ahead = ThreadPoolExecutor(1)  # reads a block while the one before it passes through the network
+        reading = ahead.submit(self._read, every[0])
+        try:
+            for block, following in pairwise(every):
                 with self.world.together():
-                    beat(f"block {number}")
+                    if block:
+                        beat(f"sample {block.samples[0]}")
                     samples, images = reading.result()
-                reading = ahead.submit(self._read, own[number] if number < len(own) else None)
+                reading = ahead.submit(self._read, following)
                 rows = self._rows(samples, images)
                 if self.shared:
                     yield rows
                     continue
                 everyone = self.world.gather_rows(np.empty((0, self.columns.width)) if rows is None else rows)
                 yield None if everyone is None else np.concatenate(everyone)
+        finally:
+            ahead.shutdown(wait=False)  # whoever interrupts does not wait for a block
 
     def _read(self, block: Block | None) -> tuple[np.ndarray, np.ndarray]:
         """Samples (B,) and images (B, *spatial, C) of a block, or of none."""

@@ -1,7 +1,8 @@
-"""What this rank is doing: counted by the main thread, some nanoseconds a step, and read by the thread in module ``watch``."""
+"""What this rank is doing: counted while it works, some nanoseconds a step, and read by the thread in module ``watch``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident, main_thread
 
 WORKING, WAITING, UNJUDGED = "working", "waiting", "unjudged"
 
@@ -24,11 +25,17 @@ class _Pulse:
 
 
 PULSE = _Pulse()
+MAIN = main_thread().ident
 
 
 def beat(what: str = "") -> None:
-    """A sign of life: from now on, or still, this rank is working; ``what`` it has just done, if that is worth a word."""
+    """A sign of life: from now on, or still, this rank is working; ``what`` it has just done, if that is worth a word.
+
+    From a thread that reads ahead it is no more than a sign: whether the rank works or waits the main thread knows.
+    """
     PULSE.steps += 1
+    if get_ident() != MAIN:
+        return
     PULSE.state = WORKING
     if what:
         PULSE.what = what

@@ -3,9 +3,11 @@
 To add a source: write a module with a function ``(SourceOptions) -> Source`` and give it a line in one of the four tables below.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ddcnn.data.arrays import open_h5, open_npz
@@ -22,6 +24,7 @@ from ddcnn.errors import InputError, did_you_mean
 
 __all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
 
+MOST_GUESSES = 5000  # entries of a folder that a name is compared with
 Opener = Callable[[SourceOptions], Source]
 
 NAMED: dict[str, Opener] = {
@@ -75,7 +78,7 @@ def _opener(name: str) -> Opener:
         return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
     if path.suffix in FILES:
         if not path.is_file():
-            raise InputError(f"--data {name}: no such file{did_you_mean(name, _beside(path), most=3)}")
+            raise InputError(f"--data {name}: no such file{_guess(name)}")
         return FILES[path.suffix]
     raise InputError(_unknown(name))
 
@@ -84,8 +87,8 @@ def _unknown(name: str) -> str:
     path = Path(name)
     if path.is_file():
         return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
-    guess = did_you_mean(name, (*NAMED, *class_names(), *_beside(path)), most=3)
-    if path.suffix or len(path.parts) > 1:
+    guess = _guess(name)
+    if path.suffix or "/" in name:
         return f"--data {name}: no such file or folder{guess}"
     return (
         f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
@@ -94,8 +97,10 @@ def _unknown(name: str) -> str:
     )
 
 
-def _beside(path: Path) -> list[str]:
-    """What lies where ``path`` should."""
-    with suppress(OSError):
-        return [str(entry) for entry in path.parent.iterdir()]
-    return []
+def _guess(name: str) -> str:
+    """A remark on what lies where it should, and on known names unless it is a path."""
+    folder, last = os.path.split(name.rstrip("/"))
+    known = [] if folder else [*NAMED, *class_names()]
+    with suppress(OSError, ValueError):  # a folder that cannot be read, a name that cannot be
+        known += [entry.name for entry in islice(os.scandir(folder or "."), MOST_GUESSES) if not entry.name.startswith(".")]
+    return did_you_mean(last, known, most=3, folder=folder)
