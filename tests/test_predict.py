@@ -124,6 +124,14 @@ def test_arrays_in_hdf5_hold_all_that_was_asked_for(digits_run, digits, world, t
             np.testing.assert_array_equal(file["classes"][...], details["classes/average"][...])
 
 
+def test_the_text_of_a_probability_is_the_same_number(digits_run, predict, world, tmp_path):
+    found = predict(digits_run, "digits")
+    main(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.h5")], world)
+    with h5py.File(tmp_path / "p.h5") as file:
+        numbers = np.array([[line[f"p({k})"] for k in range(10)] for line in found]).astype(np.float32)
+        np.testing.assert_array_equal(numbers, file["probabilities"][...])
+
+
 def test_the_partitioned_set_need_not_be_there_but_may(digits_run, predict, tmp_path):
     options = ("--train-samples", "400", "--overlap", "2", "--output", "set.h5")
     assert launch(1, "partition", "digits", *options, cwd=tmp_path).returncode == 0

@@ -415,7 +415,7 @@ def test_what_lies_near_is_guessed(tmp_path, monkeypatch, name, there):
     with pytest.raises(InputError, match=rf"no such file.*did you mean {there}( or PhotoTour)?\?"):
         opened(name)
     for path in (tmp_path / "mine" / "unlike.npz", "unlike\0/unlike.npz"):
-        with pytest.raises(InputError, match=r"no such file$"):
+        with pytest.raises(InputError, match=r"no such file or folder$"):
             opened(path)
 
 

@@ -1,10 +1,13 @@
-"""A rank that has stopped on request and leaves after the others."""
+"""A rank that has stopped on request and leaves after the others, or is interrupted while it reads ahead."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+from launching import Started
 
 LATE = "import atexit, time; atexit.register(time.sleep, 5)"
 OPTIONS = ("--output", "run", "--network", "vgg3", "--train-samples", "200", "--methods", "average", "--epochs", "5000")
@@ -28,3 +31,13 @@ def test_the_launcher_does_not_change_its_exit_code(tmp_path):
         time.sleep(1)  # the message comes first
         rank.send_signal(signal.SIGTERM)
         assert rank.wait(LIMIT) == 75
+
+
+def test_an_interrupt_does_not_wait_for_what_is_read_ahead(digits_run, tmp_path):
+    program = (str(Path(__file__).with_name("reading.py")),)
+    with Started(None, "predict", str(digits_run), "digits", "--output", "p.csv", cwd=tmp_path, program=program) as started:
+        started.wait_for((tmp_path / "reading").exists)
+        started.process.send_signal(signal.SIGINT)
+        started.seconds_to_end(most=LIMIT)
+        assert started.process.returncode == 130 or "interrupted" in started.said()
+    assert not (tmp_path / "p.csv").exists()

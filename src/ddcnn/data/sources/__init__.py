@@ -76,9 +76,7 @@ def _opener(name: str) -> Opener:
     path = Path(name)
     if name and path.is_dir():
         return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
-    if path.suffix in FILES:
-        if not path.is_file():
-            raise InputError(f"--data {name}: no such file{_guess(name)}")
+    if path.suffix in FILES and path.is_file():
         return FILES[path.suffix]
     raise InputError(_unknown(name))
 
