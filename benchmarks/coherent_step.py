@@ -17,19 +17,19 @@ import torch
 from torch import nn
 
 from ddcnn.decomposition import Decomposition
-from ddcnn.engine import Engine
-from ddcnn.memory import keep_freed
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
-from ddcnn.method.data_parallel import all_reduce, bytes_per_step
 from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
-from ddcnn.parallel import STEP_SLEEP, World
-from ddcnn.process_group import process_group
-from ddcnn.seeding import Seeds
-from ddcnn.timeline import KINDS, seconds_of
-from ddcnn.training import build
+from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.process_group import process_group
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.timeline import KINDS, seconds_of
+from ddcnn.parallel.world import STEP_SLEEP, World
+from ddcnn.training.data_parallel import all_reduce, bytes_per_step
+from ddcnn.training.loop import build
+from ddcnn.training.precision import Engine
 
 CLASSES = 10
 

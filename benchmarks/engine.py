@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
-from ddcnn.engine import Engine
-from ddcnn.memory import keep_freed
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
-from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, build, train
+from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import Recipe, build, train
+from ddcnn.training.precision import Engine
 
 EPOCHS = 4  # of a training
 

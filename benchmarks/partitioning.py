@@ -79,7 +79,7 @@ def partition(ranks: int, source: list[str], folder: Path) -> dict[str, float]:
 
 def one_rank(memory: str, arguments: list[str]) -> int:
     """A rank of ``ddcnn``, which writes down its memory at the end."""
-    import ddcnn.plan
+    import ddcnn.experiment.plan
     from ddcnn.__main__ import main as ddcnn
 
     sys.argv = ["ddcnn", *arguments]

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from ddcnn.assembled import assemble
-from ddcnn.engine import Engine
-from ddcnn.memory import keep_freed
-from ddcnn.parallel import World
-from ddcnn.predict import BATCH, opened, predict
-from ddcnn.trained import TrainedRun
-from ddcnn.trained_settings import PredictSettings
+from ddcnn.config.trained_settings import PredictSettings
+from ddcnn.inference.network import assemble
+from ddcnn.inference.predict import BATCH, opened, predict
+from ddcnn.inference.trained_run import TrainedRun
+from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.world import World
+from ddcnn.training.precision import Engine
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path)

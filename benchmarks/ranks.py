@@ -24,10 +24,10 @@ sys.path.insert(0, "benchmarks")
 from engine import bare_epoch, random_subimages
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
-from ddcnn.seeding import Seeds
-from ddcnn.engine import Engine
-from ddcnn.memory import keep_freed
-from ddcnn.training import build
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.precision import Engine
+from ddcnn.parallel.allocator import keep_freed
+from ddcnn.training.loop import build
 keep_freed()
 torch.set_num_threads(1)
 engine = Engine(torch.device("cpu"), sys.argv[1])

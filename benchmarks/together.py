@@ -17,11 +17,11 @@ from engine import ratios, spread
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from ddcnn.engine import Engine
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
-from ddcnn.seeding import Seeds
-from ddcnn.training import build
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import build
+from ddcnn.training.precision import Engine
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from launching import MPIRUN, launch
 
-from ddcnn.parallel import World
+from ddcnn.parallel.world import World
 
 settings.register_profile("ddcnn", deadline=None)
 settings.load_profile("ddcnn")

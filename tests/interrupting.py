@@ -10,7 +10,8 @@ import sys
 
 from mpi4py import MPI
 
-from ddcnn import __main__, keeping
+from ddcnn import __main__
+from ddcnn.training import resume as keeping
 
 training, step, rank, what = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 after_step, steps = keeping.Keeper.after_step, 0

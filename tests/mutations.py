@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.store import SPLITS, PartitionedSet
+from ddcnn.data.partitioned_set import SPLITS, PartitionedSet
 from ddcnn.errors import InputError
 
 MEMORY, SECONDS = 1 << 30, 30  # that reading a set of a few kilobytes may take, Python and its libraries included
@@ -21,10 +21,10 @@ MEMORY, SECONDS = 1 << 30, 30  # that reading a set of a few kilobytes may take,
 
 def make(folder: Path) -> None:
     """``folder``/F.h5, in parts if there are several ranks."""
-    from ddcnn import partition as partitioning
+    from ddcnn.data import partition as partitioning
     from ddcnn.data.sources import Source, Split
     from ddcnn.decomposition import Decomposition
-    from ddcnn.parallel import World
+    from ddcnn.parallel.world import World
 
     images = np.random.default_rng(5).integers(0, 255, (22, 6, 5, 3), dtype=np.uint8)
     splits = {}

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ddcnn import cli
+from ddcnn.config import parser as cli
 from ddcnn.errors import InputError
-from ddcnn.parallel import World
-from ddcnn.scaling import collect, prediction, slurm, study
+from ddcnn.parallel.world import World
+from ddcnn.scaling import collect, slurm, study
+from ddcnn.scaling import extrapolation as prediction
 
 
 class Pretending(World):

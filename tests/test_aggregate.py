@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcnn.engine import Engine
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
-from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, classify
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import Recipe, classify
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 RECIPE = Recipe(epochs=30, batch_size=32, optimizer="adamw", lr=0.01, weight_decay=0.01, schedule="one-cycle")

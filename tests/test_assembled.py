@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ddcnn
-from ddcnn.cli import main
+from ddcnn.config.parser import main
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
 from ddcnn.method.aggregate import completed

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages, Share, Subimages
+from ddcnn.data.partition import partition
+from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
-from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
-from ddcnn.partition import partition
 
 CPU = torch.device("cpu")
 SAMPLES = 40

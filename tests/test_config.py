@@ -9,14 +9,14 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddcnn.config import PartitionSettings, RunSettings
+from ddcnn.config.load import OF_AN_ATTEMPT, load
+from ddcnn.config.settings import PartitionSettings, RunSettings
+from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.given import OF_AN_ATTEMPT, load
-from ddcnn.output import take_output
-from ddcnn.partition import partition
-from ddcnn.plan import prepare_run, resolved
+from ddcnn.experiment.plan import prepare_run, resolved
+from ddcnn.io.run_folder import take_output
 
 COMMANDS = ("run", "partition", "report", "info")
 
@@ -216,7 +216,7 @@ def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
     done = ddcnn(*arguments, python=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0
-    assert "ddcnn.config" in imported
+    assert "ddcnn.config.settings" in imported
     assert not {"torch", "h5py", "sklearn", "torchvision", "matplotlib", "mpi4py.MPI"} & imported
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddcnn.ending import told
+from ddcnn.parallel.abort import told
 
 
 def said(error: Exception) -> str:

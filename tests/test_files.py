@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.files import replacing, write_text
+from ddcnn.io.atomic import replacing, write_text
 
 
 def test_a_file_is_replaced_or_stays(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from ddcnn.data.sources import DamagedSample, SourceOptions, decoding, open_source
 from ddcnn.data.sources.fitting import Fit
 from ddcnn.errors import InputError
-from ddcnn.vision import import_torchvision
+from ddcnn.networks.torchvision_compat import import_torchvision
 
 
 def opened(root, **options):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from launching import alone, refusal
 
-from ddcnn.follow import curve
+from ddcnn.report.follow import curve
 
 
 def lines_of(run: Path) -> list[str]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.hdf5 import attribute, own_dataset, own_group, reading
+from ddcnn.io.hdf5 import attribute, own_dataset, own_group, reading
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.engine import Engine
 from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
-from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, classify
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import Recipe, classify
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 LABELS = np.repeat(np.arange(3), 20)

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.lock import locked
+from ddcnn.io.lock import locked
 
 HOLD = """
 import errno, fcntl, os, sys
 from pathlib import Path
 from ddcnn.errors import InputError
-from ddcnn.lock import locked
+from ddcnn.io.lock import locked
 def refuse(*arguments): raise OSError(errno.ENOLCK, "no locks available")
 if os.environ.get("NO_FLOCK"): fcntl.flock = refuse
 sys.stdin.readline()
@@ -181,7 +181,7 @@ RACE = """
 import errno, fcntl, os, sys, time
 from pathlib import Path
 from ddcnn.errors import InputError
-from ddcnn.lock import locked
+from ddcnn.io.lock import locked
 def refuse(*arguments): raise OSError(errno.ENOLCK, "no locks available")
 if os.environ.get("NO_FLOCK"): fcntl.flock = refuse
 folder, won = Path(sys.argv[1]), 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcnn.memory import OWN_CHOICE
+from ddcnn.parallel.allocator import OWN_CHOICE
 
 # 16 MiB come and go after a command has begun: how many MiB of them does the process still have?
 PROGRAM = """

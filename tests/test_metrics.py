@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddcnn.metrics import MANY_CLASSES, auc, scores
+from ddcnn.report.metrics import MANY_CLASSES, auc, scores
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1])
 

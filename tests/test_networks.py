@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ddcnn.engine import Engine
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.registry import NETWORKS, check, default_width, make
 from ddcnn.networks.resnet import PaddedShortcut
 from ddcnn.networks.shape import Shape, scaled_width
-from ddcnn.seeding import Seeds
-from ddcnn.training import build
-from ddcnn.vision import import_torchvision
+from ddcnn.networks.torchvision_compat import import_torchvision
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import build
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 OTHERS = ["densenet121", "mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "googlenet"]  # of torchvision

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn.config import RunSettings
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
-from ddcnn.finished import load
-from ddcnn.method.data_parallel import batch_of_all
+from ddcnn.io.run_reader import load
 from ddcnn.networks.shape import Shape
-from ddcnn.scaling.network_speed import SIZES, alpha_beta
+from ddcnn.scaling.extrapolation import fitted
+from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
+from ddcnn.scaling.measurements import TOTAL, Point
 from ddcnn.scaling.performance_model import FITTED, Counts, Observation, Sizes, counts, fit
-from ddcnn.scaling.points import TOTAL, Point
-from ddcnn.scaling.prediction import fitted
-from ddcnn.scaling.problem import Network, Problem
+from ddcnn.scaling.workload import Network, Problem
+from ddcnn.training.data_parallel import batch_of_all
 
 SMALL = Sizes(
     ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
@@ -222,7 +222,7 @@ def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path)
 
 
 def test_the_network_is_measured_by_a_program_of_two_ranks(tmp_path):
-    done = launch(2, cwd=tmp_path, program=("-m", "ddcnn.scaling.network_speed"))
+    done = launch(2, cwd=tmp_path, program=("-m", "ddcnn.scaling.machine_benchmark"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {"messages", "bytes_sent", "collectives", "reduce_messages", "reduce_bytes"} == set(found)

@@ -14,8 +14,8 @@ from conftest import short_run
 from launching import alone, launch, refusal
 from PIL import Image
 
-import ddcnn.predict
-from ddcnn.cli import main
+import ddcnn.inference.predict
+from ddcnn.config.parser import main
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
 
@@ -251,7 +251,7 @@ def test_lost_subdomains_leave_an_answer(digits_run, predict, tmp_path, method):
 
 def test_no_more_than_two_blocks_are_in_memory(digits_run, digits, predict, monkeypatch, tmp_path):
     sizes, written = [], []
-    read, write = ddcnn.predict.read_block, ddcnn.predictions.CsvWriter.write
+    read, write = ddcnn.inference.predict.read_block, ddcnn.inference.writers.CsvWriter.write
 
     def reading(source, images, name, samples, *options):
         sizes.append(len(samples))
@@ -261,9 +261,9 @@ def test_no_more_than_two_blocks_are_in_memory(digits_run, digits, predict, monk
         written.append((len(sizes), len(rows)))
         write(writer, rows)
 
-    monkeypatch.setattr(ddcnn.predict, "read_block", reading)
-    monkeypatch.setattr(ddcnn.predict, "BATCH", 100)
-    monkeypatch.setattr(ddcnn.predictions.CsvWriter, "write", writing)
+    monkeypatch.setattr(ddcnn.inference.predict, "read_block", reading)
+    monkeypatch.setattr(ddcnn.inference.predict, "BATCH", 100)
+    monkeypatch.setattr(ddcnn.inference.writers.CsvWriter, "write", writing)
     found = predict(digits_run, "digits")
     assert sizes == [100, 100, 100, 60]
     assert [rows for _, rows in written] == sizes
@@ -387,7 +387,7 @@ def test_a_refusal_has_the_exit_code_2_on_all_ranks(digits_run, tmp_path):
 
 
 def test_nothing_is_left_where_a_network_says_no_number(digits_run, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ddcnn.predict.Assembled, "combine", lambda network, values: torch.full((len(values), 10), float("nan")))
+    monkeypatch.setattr(ddcnn.inference.predict.Assembled, "combine", lambda network, values: torch.full((len(values), 10), float("nan")))
     with pytest.raises(InputError, match="digits: of 0 the network makes no numbers: look at its pixels"):
         main(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.csv")], world)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 from threading import Thread
 
-from ddcnn.pulse import PULSE, WAITING, WORKING, beat, waiting
+from ddcnn.parallel.heartbeat import PULSE, WAITING, WORKING, beat, waiting
 
 
 def test_a_thread_that_reads_ahead_gives_signs_of_life_but_makes_no_waiting_rank_a_working_one():

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from readme import ROOT, Command, blocks, commands, prose
 
-from ddcnn import cli
+from ddcnn.config import parser as cli
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
 SMALL = {"--data": {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}}

@@ -14,11 +14,11 @@ import pytest
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn import figures
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.finished import load
-from ddcnn.report import write_report
+from ddcnn.io.run_reader import load
+from ddcnn.report import figures
+from ddcnn.report.run_report import write_report
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
 FIGURES = {
@@ -183,7 +183,7 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
 
 def test_the_report_needs_no_torch(bare):
     program = (
-        "import sys; from ddcnn.summary import write_reports; from pathlib import Path; write_reports(Path('copy')); "
+        "import sys; from ddcnn.report.seeds_report import write_reports; from pathlib import Path; write_reports(Path('copy')); "
         "sys.exit(bool({'torch', 'mpi4py'} & set(sys.modules)))"
     )
     made = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)

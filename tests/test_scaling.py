@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn import cli, figures
-from ddcnn.config import RunSettings
+from ddcnn.config import parser as cli
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
-from ddcnn.figures.studies import scaling as scaling_figure
+from ddcnn.parallel.timeline import PHASES
+from ddcnn.report import figures
+from ddcnn.report.figures.studies import scaling as scaling_figure
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import points, slurm
 from ddcnn.scaling.study import Study, grid_of
-from ddcnn.timeline import PHASES
 
 QUICK = (
     "--network",
@@ -264,7 +265,7 @@ def test_a_study_needs_no_torch(strong, tmp_path):
     """It may run on a login node."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"from ddcnn.cli import main; main(['scaling', 'collect', '{strong / '1'}', '{strong / '2'}', '--output', 'study'], None)"
+        f"from ddcnn.config.parser import main; main(['scaling', 'collect', '{strong / '1'}', '{strong / '2'}', '--output', 'study'], None)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "study" / "scaling.png").exists()

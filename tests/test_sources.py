@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from ddcnn.data.sources import DamagedSample, SourceOptions, balanced_subset, open_source
 from ddcnn.errors import InputError
-from ddcnn.vision import import_torchvision
+from ddcnn.networks.torchvision_compat import import_torchvision
 
 DATA_ROOT = os.environ.get("DDCNN_DATA_ROOT")
 needs_data = pytest.mark.skipif(not DATA_ROOT, reason="DDCNN_DATA_ROOT names no folder of data sets")

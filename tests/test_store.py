@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddcnn import partition as partitioning
+from ddcnn.data import partition as partitioning
+from ddcnn.data.partition import partition
+from ddcnn.data.partitioned_set import SCHEMA_VERSION, SPLITS, PartitionedSet, images_name, is_partitioned
 from ddcnn.data.sources import SourceOptions, open_source
-from ddcnn.data.store import SCHEMA_VERSION, SPLITS, PartitionedSet, images_name, is_partitioned
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.partition import partition
 
 TYPES = ["uint8", "uint16", "int16", "float32", "float64", ">u2", ">i2", ">f4"]
 in_parts = pytest.mark.skipif(h5py.get_config().mpi, reason="parallel h5py writes one file, without parts")
@@ -382,10 +382,10 @@ MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np
-from ddcnn.partition import partition
+from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
-from ddcnn.parallel import World
+from ddcnn.parallel.world import World
 
 def peak():  # of this program alone; getrusage would start with the peak of the process that started it
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddcnn import timeline as module
-from ddcnn.timeline import KINDS, PHASES, Timeline, phases_of, seconds_of, wall, windows
+from ddcnn.parallel import timeline as module
+from ddcnn.parallel.timeline import KINDS, PHASES, Timeline, phases_of, seconds_of, wall, windows
 
 
 def timeline(*spans: tuple[str, str, float, float]) -> np.ndarray:

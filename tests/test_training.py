@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.engine import Engine
-from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, build, classify, cross_entropy, train
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import Recipe, build, classify, cross_entropy, train
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 LABELS = torch.arange(20) % 2

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import ddcnn
-from ddcnn import figures
 from ddcnn.data.sources import SourceOptions, open_source
-from ddcnn.finished import load
+from ddcnn.io.run_reader import load
 from ddcnn.method.aggregate import vote
-from ddcnn.metrics import calibration_error, reliability
-from ddcnn.understanding import PICTURES, Decision, disagreements, small_picture, to_picture
-from ddcnn.understanding_report import understanding_text
+from ddcnn.report import figures
+from ddcnn.report.analysis import PICTURES, Decision, disagreements, small_picture, to_picture
+from ddcnn.report.analysis_report import understanding_text
+from ddcnn.report.metrics import calibration_error, reliability
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_without_a_subdomain_the_others_decide():
 
 
 def test_of_very_many_values_a_part_is_taken(monkeypatch):
-    monkeypatch.setattr("ddcnn.understanding.MOST_NUMBERS", 1000)
+    monkeypatch.setattr("ddcnn.report.analysis.MOST_NUMBERS", 1000)
     values = np.arange(500, dtype=np.float32).reshape(50, 5, 2)
     decision = Decision(values, np.arange(50), lambda p, present: p.argmax()).thinned()
     assert decision.values.size * 5 <= 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcnn.cli import main, needs_ranks
+from ddcnn.config.parser import main, needs_ranks
 from ddcnn.errors import InputError
 
 CALLS = [

@@ -10,12 +10,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "decompose": "api",
-    "DecomposedProblem": "api",
-    "load": "assembled",
-    "World": "parallel",
+    "decompose": "experiment.api",
+    "DecomposedProblem": "experiment.api",
+    "load": "inference.network",
+    "World": "parallel.world",
     "Decomposition": "decomposition",
-    "PartitionedSet": "data.store",
+    "PartitionedSet": "data.partitioned_set",
     "vote": "method.aggregate",
     "average": "method.aggregate",
     "InputError": "errors",

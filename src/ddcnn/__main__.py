@@ -3,13 +3,13 @@
 import signal
 import sys
 
-from ddcnn import cli
-from ddcnn.ending import end, is_echo, told
+from ddcnn.config import parser as cli
 from ddcnn.errors import InputError, Stopped
-from ddcnn.interrupts import hold
-from ddcnn.launcher import launched_rank
-from ddcnn.memory import keep_freed
-from ddcnn.parallel import World
+from ddcnn.parallel.abort import end, is_echo, told
+from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.launcher import launched_rank
+from ddcnn.parallel.stop_requests import hold
+from ddcnn.parallel.world import World
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL: try again

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from ddcnn import __main__, as_one, experiment, two_step
+from ddcnn import __main__
+from ddcnn.experiment import end_to_end as as_one
+from ddcnn.experiment import run as experiment
+from ddcnn.experiment import two_step
 
 rank, step, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 MORE = 2**26  # bytes: for the threads that a training starts

@@ -3,7 +3,8 @@
 import sys
 import time
 
-from ddcnn import __main__, cli, errors
+from ddcnn import __main__, errors
+from ddcnn.config import parser as cli
 
 ranks, error = [int(rank) for rank in sys.argv[1].split(",")], sys.argv[2]
 

@@ -4,7 +4,8 @@ import sys
 import threading
 from pathlib import Path
 
-from ddcnn import __main__, predict
+from ddcnn import __main__
+from ddcnn.inference import predict
 
 read = predict.read_block
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.checkpoint import Sequence, Step
-from ddcnn.parallel import World
+from ddcnn.io.checkpoints import Sequence, Step
+from ddcnn.parallel.world import World
 
 folder, rank, event = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 world = World()

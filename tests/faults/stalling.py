@@ -9,8 +9,10 @@ import time
 
 from mpi4py import MPI
 
-from ddcnn import __main__, as_one, two_step
+from ddcnn import __main__
 from ddcnn.data.batches import Subimages
+from ddcnn.experiment import end_to_end as as_one
+from ddcnn.experiment import two_step
 
 rank, how, step = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 

@@ -9,8 +9,8 @@ import pytest
 from launching import alone, launch, refusal
 from resuming import QUICK, assert_same, outcome, start
 
-from ddcnn.checkpoint import Sequence
-from ddcnn.parallel import World
+from ddcnn.io.checkpoints import Sequence
+from ddcnn.parallel.world import World
 
 SAVING = Path(__file__).with_name("saving.py")
 

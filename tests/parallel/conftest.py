@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcnn.parallel import World
+from ddcnn.parallel.world import World
 
 
 @pytest.fixture(scope="session")

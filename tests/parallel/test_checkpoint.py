@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from mutations import damaged
 
-from ddcnn import checkpoint
-from ddcnn.checkpoint import Sequence, Step
 from ddcnn.errors import InputError
+from ddcnn.io import checkpoints as checkpoint
+from ddcnn.io.checkpoints import Sequence, Step
 
 IDENTITY = {"seed": 1, "grid": "2x2"}
 

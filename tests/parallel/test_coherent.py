@@ -6,18 +6,18 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages
+from ddcnn.data.partition import partition
+from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
-from ddcnn.data.store import PartitionedSet
 from ddcnn.decomposition import Decomposition
-from ddcnn.engine import Engine
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import Collect, bytes_per_sample
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.shape import Shape
 from ddcnn.networks.vgg import vgg3
-from ddcnn.partition import partition
-from ddcnn.seeding import Seeds
-from ddcnn.training import NothingKept, Recipe, train
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import NothingKept, Recipe, train
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 INTERFACES = ("probabilities", "logits", "features")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddcnn.errors import InputError
-from ddcnn.method.composition import check_composes, compose
+from ddcnn.method.width import check_composes, compose
 from ddcnn.networks.registry import NETWORKS, make
 from ddcnn.networks.shape import Shape
 

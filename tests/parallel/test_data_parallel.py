@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, Subimages
-from ddcnn.engine import Engine
-from ddcnn.method.data_parallel import batch_of_all, bytes_per_step, classify_together, train_data_parallel
-from ddcnn.seeding import Seeds
-from ddcnn.training import Recipe, build, classify
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.data_parallel import batch_of_all, bytes_per_step, classify_together, train_data_parallel
+from ddcnn.training.loop import Recipe, build, classify
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 SAMPLES, BATCH = 72, 24

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages, Subimages
-from ddcnn.engine import Engine
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.local import hand_over, hand_over_out_of_fold, train_local
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.seeding import Seeds
-from ddcnn.training import NothingKept, Recipe
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import NothingKept, Recipe
+from ddcnn.training.precision import Engine
 
 ENGINE = Engine(torch.device("cpu"), "fp32")
 N, K, SAMPLES, BATCH = 2, 2, 48, 12

@@ -1,4 +1,4 @@
-"""The collectives of ddcnn.parallel, at whatever number of ranks mpirun has started."""
+"""The collectives of ddcnn.parallel.world, at whatever number of ranks mpirun has started."""
 
 import numpy as np
 import pytest

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from ddcnn import partition as partition_module
+from ddcnn.data import partition as partition_module
+from ddcnn.data.partition import partition
 from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.parallel import World
-from ddcnn.partition import partition
+from ddcnn.parallel.world import World
 
 SHAPE = (11, 9, 2)
 

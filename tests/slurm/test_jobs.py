@@ -87,7 +87,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bi
 
 def test_the_end_of_the_job_is_known(slurm, tmp_path):
     """Old SLURMs do not say it in the environment."""
-    program = "from ddcnn.interrupts import slurm_job; print(slurm_job())"
+    program = "from ddcnn.parallel.stop_requests import slurm_job; print(slurm_job())"
     command = f"srun {sys.executable} -c '{program}'"
     job = slurm.run("sbatch", "--parsable", "--time=3", "--output=out", f"--wrap={command}", cwd=tmp_path).strip()
     assert slurm.wait(job)["JobState"] == "COMPLETED"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ddcnn.data.store import PartitionedSet
+from ddcnn.data.partitioned_set import PartitionedSet
 
 
 class Samples(Protocol):

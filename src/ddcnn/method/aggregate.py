@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.engine import Engine
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.seeding import Seeds
-from ddcnn.training import Epoch, Keeper, NothingKept, Recipe, build, classify, train
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, build, classify, train
+from ddcnn.training.precision import Engine
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:

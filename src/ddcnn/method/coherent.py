@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images
-from ddcnn.engine import Engine
-from ddcnn.method.data_parallel import train_data_parallel
 from ddcnn.method.interface import Collect, handed_over, share
-from ddcnn.parallel import World
-from ddcnn.seeding import Seeds
-from ddcnn.training import Epoch, Keeper, NothingKept, Recipe
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.world import World
+from ddcnn.training.data_parallel import train_data_parallel
+from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe
+from ddcnn.training.precision import Engine
 
 
 class CoherentNetwork(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddcnn.parallel import World
-from ddcnn.training import at_least_single
+from ddcnn.parallel.world import World
+from ddcnn.training.loop import at_least_single
 
 
 def handed_over(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images, Samples
-from ddcnn.engine import Engine
-from ddcnn.method.data_parallel import divided, train_data_parallel
 from ddcnn.method.interface import handed_over
-from ddcnn.parallel import World
-from ddcnn.seeding import Seeds, numpy_generator
-from ddcnn.training import Epoch, Keeper, NothingKept, Recipe, build, evaluate
+from ddcnn.parallel.seeding import Seeds, numpy_generator
+from ddcnn.parallel.world import World
+from ddcnn.training.data_parallel import divided, train_data_parallel
+from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, build, evaluate
+from ddcnn.training.precision import Engine
 
 
 @dataclass(frozen=True)

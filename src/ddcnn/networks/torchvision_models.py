@@ -8,7 +8,7 @@ from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.refusals import refusing
 from ddcnn.networks.registry import NETWORKS
 from ddcnn.networks.shape import Shape, scaled_width
-from ddcnn.vision import import_torchvision
+from ddcnn.networks.torchvision_compat import import_torchvision
 
 DENSENETS = {  # growth rate, layers per block, channels of the stem (Huang, Liu, van der Maaten, Weinberger, arXiv 1608.06993)
     "densenet121": (32, (6, 12, 24, 16), 64),

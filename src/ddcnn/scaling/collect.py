@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
-from ddcnn.files import disk_errors, replacing, write_json, write_text
-from ddcnn.scaling.points import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
-from ddcnn.seeding import seed_names
-from ddcnn.tables import number, table
+from ddcnn.io.atomic import disk_errors, replacing, write_json, write_text
+from ddcnn.parallel.seeding import seed_names
+from ddcnn.report.markdown import number, table
+from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
 
 RUN = re.compile(r"(\d+)(-\d+)?")  # folder of a run in that of a study: its ranks, and from the second on the repetition
 WORDS = {
@@ -37,7 +37,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     Raises:
         InputError: no finished run, one that cannot be compared with the others, or runs on one number of ranks only.
     """
-    from ddcnn import figures
+    from ddcnn.report import figures
 
     runs = measured(folders, kind)
     points, training = points_of(runs, kind), runs[0].training

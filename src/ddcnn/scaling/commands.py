@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddcnn.config import RunSettings
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 
 STUDIES = {
@@ -100,7 +100,7 @@ def study(parsed: argparse.Namespace, options: Sequence[str], settings_of: Calla
 
 
 def predict(parsed: argparse.Namespace) -> None:
-    from ddcnn.scaling import prediction
+    from ddcnn.scaling import extrapolation as prediction
     from ddcnn.scaling.collect import kind_of
     from ddcnn.scaling.study import parse_ranks
 

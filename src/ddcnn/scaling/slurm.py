@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ddcnn.errors import InputError
-from ddcnn.files import write_text
+from ddcnn.io.atomic import write_text
 from ddcnn.scaling.study import Study
 
 LAUNCHER = ["srun", "--mpi=pmi2"]

@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 
 import tomli_w
 
-from ddcnn.config import RunSettings
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
-from ddcnn.files import disk_errors, write_text
-from ddcnn.finished import reading
-from ddcnn.launcher import launched_size
-from ddcnn.output import is_finished
-from ddcnn.progress import Progress
-from ddcnn.scaling.points import Kind
+from ddcnn.io.atomic import disk_errors, write_text
+from ddcnn.io.progress import Progress
+from ddcnn.io.run_folder import is_finished
+from ddcnn.io.run_reader import reading
+from ddcnn.parallel.launcher import launched_size
+from ddcnn.scaling.measurements import Kind
 
 PATIENCE = 10  # seconds for the ranks to end when the study is ended
 DEFAULTS = {"methods": "vote,average,dnn", "evaluate_every": "0", "progress": "none"}  # where the user says nothing

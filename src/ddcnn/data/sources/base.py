@@ -12,7 +12,7 @@ import numpy as np
 
 from ddcnn.data.sources.decoding import PixelFormat
 from ddcnn.errors import InputError
-from ddcnn.seeding import numpy_generator
+from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # unsigned and signed integers, floats
 SPLITS = ("train", "test")

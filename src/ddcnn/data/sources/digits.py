@@ -5,7 +5,7 @@ from importlib.metadata import distribution
 import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, in_memory
-from ddcnn.seeding import numpy_generator
+from ddcnn.parallel.seeding import numpy_generator
 
 
 def digits(options: SourceOptions) -> Source:

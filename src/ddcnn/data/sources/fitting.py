@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddcnn.data.sources.base import READ_BYTES, DamagedSample, Source, SourceOptions, Split
 from ddcnn.errors import InputError
-from ddcnn.pulse import beat
+from ddcnn.parallel.heartbeat import beat
 
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

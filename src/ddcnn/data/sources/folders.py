@@ -12,7 +12,7 @@ from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, Headers, PixelFormat, decode, header, probes
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
-from ddcnn.pulse import beat
+from ddcnn.parallel.heartbeat import beat
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "validation", "valid")  # the first that is there is the test split

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, Split
 from ddcnn.errors import InputError
-from ddcnn.seeding import numpy_generator, seed_for
+from ddcnn.parallel.seeding import numpy_generator, seed_for
 
 PREFIX = "synthetic:"
 VERSION = 1  # of the images: a new one makes partitioned sets of the old one stale

@@ -16,8 +16,8 @@ from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_mem
 from ddcnn.data.sources.decoding import Headers, format_of, probes, to_array
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
-from ddcnn.pulse import beat, unjudged
-from ddcnn.vision import import_torchvision
+from ddcnn.networks.torchvision_compat import import_torchvision
+from ddcnn.parallel.heartbeat import beat, unjudged
 
 TRAIN_NAMES = ("train", "trainval")  # what sets call their splits, the first that there is
 TEST_NAMES = ("test", "val", "valid")

@@ -1,0 +1,274 @@
+"""The partitioned HDF5 set: one dataset per subdomain and split, of which a rank reads its own and nothing else.
+
+    /                                  attributes: everything in ``PartitionedSet``, ``schema_version``, ``digest``
+    /train, /test
+        labels                         (S,) int64
+        indices                        (S,) int64, the samples' places in the source
+        runs                           (R + 1,) int64, where the runs of rows begin that have a checksum, and the end
+        checks                         (R, N) uint32, the checksum of every run of every subdomain
+        parts                          (P + 1,) int64, the rows at which the parts begin, and the end
+        subdomains/IIII/images         (S, *stored, C) in the source's type; attributes core, subimage, stored: (start, stop)
+
+Module ``ddcnn.data.partition`` writes it, in a format of HDF5 that has checksums of its own for all that is not an array. The arrays' are
+ours: ``digest``, a SHA-256, is over the attributes and the five small arrays, ``checks`` are over the images.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddcnn.data.set_parts import REFUSAL, Part, parts_of
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.io.hdf5 import DAMAGE, NUMBERS, attribute, own_dataset, reading
+
+SCHEMA_VERSION = 3
+HDF5_FORMAT = "v110"  # the oldest that has checksums throughout
+SPLITS = ("train", "test")
+LARGEST_OVERLAP = 1 << 16  # of a set that is read
+NOT_WRITTEN = ("path", "thin", "tables")  # of PartitionedSet
+SUBDOMAIN_BYTES = 256  # that a subdomain takes at least in a file, so that the file's size bounds the grid
+
+
+def images_name(split: str, index: int) -> str:
+    return f"{split}/subdomains/{index:04d}/images"
+
+
+def is_partitioned(path: Path) -> bool:
+    """Whether an HDF5 file claims to be a partitioned set."""
+    if not path.is_file():
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return "schema_version" in file.attrs
+    except DAMAGE:
+        return False
+
+
+def checksum(images: np.ndarray) -> int:
+    """CRC-32 of a C-contiguous array: of the row and column sums of its 64-bit words, which is several times as fast as of itself."""
+    data = images.reshape(-1).view(np.uint8)
+    table = data[: len(data) // 8192 * 8192].view(np.uint64).reshape(-1, 1024)
+    return zlib.crc32(table.sum(axis=0), zlib.crc32(table.sum(axis=1), zlib.crc32(data[table.nbytes :].data)))
+
+
+@dataclass(frozen=True)
+class PartitionedSet:
+    """A partitioned set and all that its attributes say; ``open`` reads one.
+
+    Attributes:
+        path: of the file.
+        source, source_sha256: the source's name, and the SHA-256 over those of the blocks of its selected images and over their labels.
+        shape: (*spatial, C) of a whole image, pixels.
+        dtype: the source's pixel type, as NumPy writes it: ``|u1``, ``<f4``.
+        grid, overlap, margin: of the decomposition; subdomains per axis, pixels, pixels.
+        class_names: K names.
+        mean, std: per channel over the selected training images, in the source's units.
+        train_samples, test_samples: S of each split.
+        skipped: samples that were damaged and left out.
+        preprocessing: what became of the source's images (see ``SourceOptions``), as JSON.
+        parts: name of the folder beside the file in which the images lie (see ``ddcnn.data.set_parts``); empty if they lie in the file.
+        digest: SHA-256 over all the above and the small arrays, once they have been written.
+        tables: the small arrays, by their names in the file.
+        thin: networks that a run trains per box of the grid (see ``Decomposition``); the file does not depend on it.
+    """
+
+    path: str
+    source: str
+    source_sha256: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: tuple[int, ...]
+    overlap: int
+    margin: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_samples: int
+    test_samples: int
+    skipped: int = 0
+    preprocessing: str = ""
+    parts: str = ""
+    digest: str = ""
+    tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    thin: int = 1
+
+    @property
+    def decomposition(self) -> Decomposition:
+        """The geometry: which pixels are whose."""
+        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin, self.thin)
+
+    def attributes(self) -> dict[str, Any]:
+        """What is written as attributes, by name; a digest that belongs to them and to the tables among it."""
+        values = {name: getattr(self, name) for name in self.__annotations__ if name not in (*NOT_WRITTEN, "digest")}
+        digest = hashlib.sha256(json.dumps(values).encode())
+        for table in self.tables.values():
+            digest.update(np.ascontiguousarray(table).data)
+        return values | {"class_names": json.dumps(self.class_names), "digest": digest.hexdigest()}
+
+    def write_attributes(self, file: h5py.File) -> None:
+        """Describes a set whose arrays have been written."""
+        for name, value in replace(self, tables=_tables(self, file)).attributes().items():
+            # Text has a fixed length: other text would lie where HDF5 has no checksums.
+            file.attrs[name] = np.bytes_(value.encode("utf-8", "surrogateescape")) if isinstance(value, str) else value
+        file.attrs["schema_version"] = SCHEMA_VERSION  # last: a file without it is not finished
+
+    @classmethod
+    def open(cls, path: Path) -> "PartitionedSet":
+        """Reads what is small, and checks that every dataset is there, of the right shape, with all of its parts.
+
+        Raises:
+            InputError: not a partitioned set, another schema version, or a missing, damaged or foreign part.
+        """
+        found = _opened(path)
+        held: dict[Path, list[tuple[str, Part]]] = {}
+        for split in SPLITS:
+            for part in parts_of(path, found.parts, found.tables[f"{split}/parts"]):
+                held.setdefault(part.file, []).append((split, part))
+        for name, parts in held.items():  # each is opened once
+            with parts[0][1].reading(path), h5py.File(name, "r") as file:
+                for split, part in parts:
+                    for place in found.decomposition.subdomains:
+                        part.dataset(file, images_name(split, place.index), (*place.stored.shape, found.shape[-1]), found.dtype)
+        return found
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """S per split."""
+        return {"train": self.train_samples, "test": self.test_samples}
+
+    def labels(self, split: str) -> np.ndarray:
+        """(S,) int64: the classes, numbers into ``class_names``, of "train" or "test"."""
+        return self.tables[f"{split}/labels"].astype(np.int64)
+
+    def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Stored subimages of subdomain ``index``, of all samples or some ascending ``rows``: (rows, *stored, C) in the source's type.
+
+        Raises:
+            InputError: the set has been damaged or replaced since it was opened.
+        """
+        place, path = self.decomposition.subdomains[index], Path(self.path)
+        name, shape = images_name(split, place.dataset), (*place.stored.shape, self.shape[-1])
+        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, place.dataset]
+        with reading(path, *REFUSAL), h5py.File(path, "r") as file:
+            if attribute(file, "digest") != self.digest:
+                raise InputError(f"{path}: was replaced by another partitioned set; start again")
+        parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
+
+        def read(first: int, last: int) -> np.ndarray:
+            """The rows of the runs first ... last-1, in order."""
+            start, stop = int(runs[first]), int(runs[last])
+            images = np.empty((stop - start, *shape), self.dtype)
+            for part in parts:
+                a, b = max(start, part.start), min(stop, part.stop)
+                if a < b:
+                    with part.reading(path), h5py.File(part.file, "r") as file:
+                        dataset = part.dataset(file, name, shape, self.dtype)
+                        dataset.read_direct(images, np.s_[a - part.start : b - part.start], np.s_[a - start : b - start])
+            for k in range(first, last):
+                if checksum(images[runs[k] - start : runs[k + 1] - start]) != checks[k]:
+                    raise InputError(f"{self.path}: {name} is damaged in rows {runs[k]} to {runs[k + 1] - 1}; partition the source again")
+            return images
+
+        everything = np.arange(self.samples[split])
+        wanted = everything[rows]
+        if np.array_equal(wanted, everything):
+            return read(0, len(checks))
+        places = np.searchsorted(runs, wanted, "right") - 1  # whole runs are read, since only they can be checked
+        some = [read(k, k + 1)[wanted[places == k] - runs[k]] for k in np.unique(places).tolist()]
+        return np.concatenate([np.empty((0, *shape), self.dtype), *some])
+
+    def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Images put together again from their cores, of all samples or some ascending ``rows``: (rows, *spatial, C) in the source's type.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        images = None
+        for subdomain in self.decomposition.subdomains[:: self.thin]:
+            stored = self.read(split, subdomain.index, rows)
+            offset = subdomain.stored.start
+            inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))
+            images = np.empty((len(stored), *self.shape), dtype=self.dtype) if images is None else images
+            images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *inside)]
+        assert images is not None
+        return images
+
+
+def _opened(path: Path) -> PartitionedSet:
+    """A set and its tables; InputError for whatever is wrong with them."""
+    with reading(path, *REFUSAL), h5py.File(path, "r") as file:
+        version = attribute(file, "schema_version") if "schema_version" in file.attrs else None
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path}: schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; partition the source again")
+        found = _described(path, file)
+        found = replace(found, tables=_tables(found, file))
+        if found.digest != found.attributes()["digest"]:
+            raise ValueError("its attributes, labels or checksums are not those that were written")
+        for split, samples in found.samples.items():
+            labels, runs, parts = (found.tables[f"{split}/{name}"] for name in ("labels", "runs", "parts"))
+            if labels.min() < 0 or labels.max() >= len(found.class_names) or not _ascends(runs, samples) or not _ascends(parts, samples):
+                raise ValueError(f"the labels, runs or parts of {split} are out of range")
+            if (runs[:-1] == runs[1:]).any():
+                raise ValueError(f"{split} has runs without rows")
+        return found
+
+
+def _described(path: Path, file: h5py.File) -> PartitionedSet:
+    """What the attributes say; ValueError if that cannot be."""
+    values: dict[str, Any] = {"path": str(path)}
+    for name, kind in PartitionedSet.__annotations__.items():
+        if name not in NOT_WRITTEN:
+            value = attribute(file, name)
+            value = json.loads(value) if name == "class_names" else value
+            values[name] = tuple(value) if isinstance(value, list) else value
+            if not _is(values[name], kind):
+                raise ValueError(f"attribute {name} has another type")
+    found = PartitionedSet(**values)
+    spatial, dtype = found.shape[:-1], np.dtype(found.dtype)
+    if (
+        len(spatial) not in (2, 3)
+        or len(found.grid) != len(spatial)
+        or any(not 1 <= parts <= n for parts, n in zip(found.grid, spatial, strict=True))
+        or math.prod(found.grid) * SUBDOMAIN_BYTES > file.id.get_filesize()
+        or not 0 <= found.overlap <= LARGEST_OVERLAP
+        or not 0 <= found.margin <= LARGEST_OVERLAP
+        or min(found.train_samples, found.test_samples) < 1
+        or dtype.kind not in NUMBERS
+        or not len(found.mean) == len(found.std) == found.shape[-1]
+        or not all(map(math.isfinite, found.mean + found.std))
+        or min(found.std) <= 0
+        or not found.class_names
+    ):
+        raise ValueError("its attributes contradict each other, or are out of range")
+    return found
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of one of the types of ``PartitionedSet``."""
+    if kind in (str, int):
+        return type(value) is kind
+    return isinstance(value, tuple) and all(type(entry) is kind.__args__[0] for entry in value)
+
+
+def _tables(described: PartitionedSet, file: h5py.File) -> dict[str, np.ndarray]:
+    """The small arrays of a set by name."""
+    tables = {}
+    for split, samples in described.samples.items():
+        for name, rows in (("labels", (samples,)), ("indices", (samples,)), ("runs", None), ("parts", None)):
+            tables[f"{split}/{name}"] = own_dataset(file, f"{split}/{name}", rows, "<i8")[...]
+        shape = (tables[f"{split}/runs"].size - 1, math.prod(described.grid))
+        tables[f"{split}/checks"] = own_dataset(file, f"{split}/checks", shape, "<u4")[...]
+    return tables
+
+
+def _ascends(bounds: np.ndarray, samples: int) -> bool:
+    """Whether (n + 1,) bounds of n intervals cover all samples."""
+    return bounds.ndim == 1 and len(bounds) > 1 and bounds[0] == 0 and bounds[-1] == samples and bool((bounds[:-1] <= bounds[1:]).all())

@@ -1,0 +1,77 @@
+"""The files in which the images of a partitioned set lie: itself, or a part of every rank in a folder beside it.
+
+For other programs virtual datasets join the parts. This one opens the parts itself: HDF5 would look for them in further places, read
+zeros where one is missing, and crash where a virtual dataset is damaged.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddcnn.errors import InputError
+from ddcnn.io.hdf5 import DAMAGE, attribute, own_dataset, reading
+
+REFUSAL = ("not a complete partitioned set", "partition the source again")  # what, and the way out
+
+
+def part_name(rank: int) -> str:
+    return f"{rank:05d}.h5"
+
+
+@dataclass(frozen=True)
+class Part:
+    """``file`` has the rows start <= s < stop of a split."""
+
+    file: Path
+    start: int
+    stop: int
+
+    def dataset(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+        """The part's rows of a dataset, each of ``shape``; ValueError if it is not as it must be."""
+        return own_dataset(file, name, (self.stop - self.start, *shape), dtype)
+
+    def reading(self, path: Path):
+        """Around reading this part of the set ``path``: whatever is wrong becomes an InputError."""
+        return reading(path, REFUSAL[0] if self.file == path else f"its part {self.file.name} is damaged or foreign", REFUSAL[1])
+
+
+def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:
+    """The parts of the set ``path``.
+
+    Args:
+        folder: name of the folder of the parts; empty where all rows lie in ``path``.
+        bounds: (ranks + 1,) ascending; the part of a rank has the rows bounds[rank] <= s < bounds[rank + 1], and exists if it has any.
+
+    Raises:
+        InputError: a part is missing, or lies elsewhere than in a folder beside the file.
+    """
+    rows = bounds.tolist()
+    if not folder:
+        return [Part(path, rows[0], rows[-1])]
+    parts = [Part(path.parent / folder / part_name(rank), a, b) for rank, (a, b) in enumerate(pairwise(rows)) if b > a]
+    with reading(path, *REFUSAL):  # names may be too long, links may be a circle
+        for part in parts:
+            name = f"{folder}/{part.file.name}"
+            if Path(folder).name != folder or part.file.resolve().parent != path.parent.resolve() / folder:
+                raise InputError(f"{path}: its part {name} lies outside of its folder, and is not followed")
+            if not part.file.is_file():
+                raise InputError(f"{path}: its part {name} is missing; bring it back beside the file, or partition again")
+    return parts
+
+
+def written_parts(path: Path) -> set[Path]:
+    """The parts that this program wrote for the set which is at ``path`` now, not for one that it was copied from."""
+    if not path.is_file():
+        return set()
+    try:
+        with h5py.File(path, "r") as file:
+            folder = str(attribute(file, "parts"))
+    except DAMAGE:
+        return set()
+    own = re.fullmatch(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts", folder) and not (path.parent / folder).is_symlink()
+    return set((path.parent / folder).glob("[0-9]" * 5 + ".h5")) if own else set()

@@ -1,0 +1,68 @@
+"""``ddcnn export``: the network of a finished run as one file for other programs."""
+
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+
+import torch
+
+from ddcnn.config.trained_settings import ExportSettings
+from ddcnn.errors import InputError
+from ddcnn.inference.network import Assembled, load
+from ddcnn.inference.writers import check_output
+from ddcnn.io.atomic import replacing
+
+EXAMPLES = 2  # images that the network is traced with; the number is free afterwards
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
+
+
+def export(settings: ExportSettings) -> None:
+    """Writes the file.
+
+    Raises:
+        InputError: no such run or method, a file that cannot be written, or a package that is missing.
+    """
+    check_output(settings.output, settings.overwrite, settings.run)
+    network = load(settings.run, settings.method, settings.without)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own interiors
+        content = FORMATS[settings.format](network)
+    with replacing(settings.output) as temporary:
+        temporary.write_bytes(content)  # torch itself, where the disk is full, ends the process
+    shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
+    print(f"{settings.output}: {network.method}; float32 images (B, {shape}) in their own range of values -> logits (B, {classes})")
+
+
+def _traced(network: Assembled) -> torch.export.ExportedProgram:
+    return torch.export.export(network, (torch.zeros(EXAMPLES, *network.shape),), dynamic_shapes=ANY_BATCH)
+
+
+def _torch_export(network: Assembled) -> bytes:
+    file = BytesIO()
+    torch.export.save(_traced(network), file)
+    return file.getvalue()
+
+
+def _onnx(network: Assembled) -> bytes:
+    try:
+        import onnx  # type: ignore[import-not-found] # noqa: F401
+        import onnxscript  # type: ignore[import-not-found] # noqa: F401
+    except ImportError as error:
+        raise InputError(f"--format onnx needs onnx and onnxscript: pip install 'ddcnn[export]' ({error})") from None
+    program = torch.onnx.export(
+        _traced(network), dynamic_shapes=ANY_BATCH, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )  # the shapes a second time: for the name of the axis
+    assert program
+    try:
+        return program.model_proto.SerializeToString()
+    except ValueError:
+        raise InputError("--format onnx: the network is larger than 2 GiB, which no ONNX file can be; take torch-export") from None
+
+
+def _state_dict(network: Assembled) -> bytes:
+    file = BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    return file.getvalue()
+
+
+FORMATS: dict[str, Callable[[Assembled], bytes]] = {"torch-export": _torch_export, "onnx": _onnx, "state-dict": _state_dict}

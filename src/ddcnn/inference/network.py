@@ -1,0 +1,140 @@
+"""The network of a finished run as one: restriction, local CNNs, interface and decision in a single ``torch.nn.Module``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.inference.trained_run import TrainedOn, TrainedRun
+from ddcnn.io import parameters
+from ddcnn.method.aggregate import completed, vote_scores
+from ddcnn.method.factory import Networks
+from ddcnn.method.interface import handed_over
+from ddcnn.method.local import classified
+from ddcnn.training.loop import build
+from ddcnn.training.precision import Engine
+
+AVERAGED = ("vote", "average")  # methods that decide out of the p_i, without a network of their own
+ON_CPU = Engine(torch.device("cpu"), "fp32")
+
+
+class Assembled(nn.Module):
+    """f(x): (B, C, *spatial) whole images in the source's own range of values -> logits (B, K) float32.
+
+    Their softmax are the method's probabilities: of ``average``, logits are the logarithm of the mean p_i. Of ``vote``, which has no
+    probabilities, they are scores the largest of which is the decision. The undecomposed CNN is that of a single subdomain.
+
+    Attributes:
+        method, class_names: of the run.
+        subdomains: numbers of those that ``local_cnns`` are of, in this order.
+        present: numbers of all that ``combine`` gets values of: ``subdomains``, unless ranks have parts of the network.
+    """
+
+    mean: torch.Tensor  # (C, 1, ..., 1)
+    scale: torch.Tensor
+
+    def __init__(
+        self, images: TrainedOn, decomposition: Decomposition, method: str, interface: str, local_cnns: Sequence[nn.Module],
+        dnn: nn.Module | None, subdomains: Sequence[int], present: Sequence[int],
+    ):  # fmt: skip
+        super().__init__()
+        self.method, self.interface, self.class_names = method, interface, images.class_names
+        self.shape = (images.shape[-1], *images.shape[:-1])
+        self.decomposition, self.subdomains, self.present = decomposition, tuple(subdomains), tuple(present)
+        self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
+        per_channel = (-1, *[1] * (len(images.shape) - 1))
+        self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
+        self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> logits (B, K)."""
+        values = self.hand_over(images)  # (B, n, C)
+        if self.method in AVERAGED:
+            values = self.classify(values)  # (B, n, K)
+        return self.combine(values).float()
+
+    def hand_over(self, images: torch.Tensor) -> torch.Tensor:
+        """What the local CNNs hand over of f_i(R_i x), i in ``subdomains``: (B, C, *spatial) -> interface values (B, n, C)."""
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.shape))})")
+        images = (images.float() - self.mean) * self.scale
+        pairs = zip(self.subdomains, self.local_cnns, strict=True)
+        restricted = ((network, self.decomposition.restrict(images, i, first_axis=2)) for i, network in pairs)
+        return torch.stack([handed_over(self.interface, network, subimages) for network, subimages in restricted], 1)
+
+    def classify(self, values: torch.Tensor) -> torch.Tensor:
+        """Local classifications p_i, i in ``subdomains``, out of what the local CNNs hand over: (B, n, C) -> (B, n, K)."""
+        return torch.stack([classified(self.interface, network, values[:, k]) for k, network in enumerate(self.local_cnns)], 1)
+
+    def combine(self, values: torch.Tensor) -> torch.Tensor:
+        """One decision, of all ``present``: interface values (B, n, C), for ``vote`` and ``average`` the p_i (B, n, K) -> logits (B, K)."""
+        if self.method == "vote":
+            return vote_scores(values)
+        if self.method == "average":
+            return values.mean(1, dtype=torch.float64).log()
+        if self.dnn is None:
+            return values[:, 0]
+        return self.dnn(completed(values, self.present, len(self.decomposition)).flatten(1))
+
+
+def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:
+    """The network of a finished run as one ordinary ``torch.nn.Module`` on the CPU, in its evaluation mode.
+
+    It takes whole images (B, C, *spatial), channels first, in the source's own range of values (0 ... 255 for most), of any type, and
+    gives logits (B, K); what the image size was, and which class is which, is in its ``shape`` and ``class_names``. It computes in
+    float32 whatever the run's ``--precision`` was, and equals the distributed network to rounding.
+
+    Args:
+        run: folder of the run (of several seeds: of one of them).
+        method: of the run; None for the first of transfer, coherent, dnn, average, vote, global that it has.
+        without: subdomains that are missing: as ``predict --without``.
+
+    Raises:
+        InputError: not a finished run, no such method, or a checkpoint that is missing or damaged.
+    """
+    with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, and replaced
+        return assemble(TrainedRun.open(Path(run)), method, tuple(without)).eval()
+
+
+def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...] = (), rank: int = 0, ranks: int = 1) -> Assembled:
+    """The part of the network that a rank has, out of ``ranks`` that share the subdomains: its local CNNs, and all of the DNN.
+
+    Raises:
+        InputError: as ``load``; or the ranks do not divide the subdomains.
+    """
+    method = run.choose(method, without)
+    networks = Networks(run.settings, run.images, ON_CPU)
+    if run.is_whole(method):
+        return _whole(run, networks, method)
+    present = [i for i in range(networks.subdomains) if i not in without]
+    if wrong := sorted(set(without) - set(range(networks.subdomains))):
+        raise InputError(f"--without {wrong[0]}: the subdomains of this run are 0 to {networks.subdomains - 1}")
+    if not present:
+        raise InputError("--without: at least one subdomain has to be there")
+    if len(present) % ranks:
+        raise InputError(f"--divide subdomains: {ranks} ranks do not fit {len(present)} subdomains; leave it out, or take other ranks")
+    each = len(present) // ranks
+    own = present[rank * each : (rank + 1) * each]
+    trained_together = method in ("coherent", "transfer")
+    local_cnns = []
+    for index in own:
+        local_cnns.append(networks.new_local(index, "local"))
+        path = run.checkpoint(f"{method if trained_together else 'local'}-{index:04d}")
+        parameters.load(path, local_cnns[-1], networks.about_local(index))
+    dnn = None
+    if method not in AVERAGED:
+        dnn = networks.new_dnn("dnn")
+        parameters.load(run.checkpoint(f"{method}-dnn" if trained_together else "dnn"), dnn, networks.about_dnn())
+    return Assembled(run.images, run.images.decomposition, method, run.settings.interface, local_cnns, dnn, own, present)
+
+
+def _whole(run: TrainedRun, networks: Networks, method: str) -> Assembled:
+    """The undecomposed CNN, or the one that thin networks have been composed to."""
+    settings, shape = run.settings, run.images.shape[:-1]
+    width = settings.width if method == "transfer" else settings.global_width or settings.width
+    network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
+    parameters.load(run.checkpoint(method), network, {"architecture": settings.network, "width": width or 0})
+    return Assembled(run.images, Decomposition(shape, (1,) * len(shape)), method, "logits", [network], None, [0], [0])

@@ -1,0 +1,192 @@
+"""A finished run as something to classify with: its settings, its checkpoints, and what its images were."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddcnn.config.load import of_run
+from ddcnn.config.settings import METHODS, RunSettings
+from ddcnn.config.trained_settings import BEST_SUITED, BEST_SUITED_IN_PART
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.sources import SourceOptions
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError, did_you_mean
+from ddcnn.io import parameters
+from ddcnn.io.run_reader import reading, unfinished_hint
+from ddcnn.networks.own import places
+from ddcnn.parallel.seeding import seed_names
+
+MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What the images of a run were; every checkpoint says it, so that the partitioned set may go.
+
+    Attributes:
+        source_sha256: of the run's images and labels.
+        shape: (*spatial, C) of a whole image.
+        dtype: its pixel type.
+        grid, overlap: of the decomposition of the image; ``thin`` networks per box.
+        mean, std: (C,) by which pixels have been normalised.
+        preprocessing: what has become of the source's images (see ``SourceOptions``), as JSON.
+    """
+
+    source_sha256: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: tuple[int, ...]
+    overlap: int
+    thin: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocessing: str
+
+    @classmethod
+    def of(cls, store: "PartitionedSet | TrainedOn") -> "TrainedOn":
+        return cls(**{name: getattr(store, name) for name in cls.__annotations__})
+
+    @property
+    def decomposition(self) -> Decomposition:
+        return Decomposition(self.shape[:-1], self.grid, self.overlap, thin=self.thin)
+
+    def attributes(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__annotations__}
+        return values | {"class_names": json.dumps(self.class_names)}
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainedOn":
+        """Of a checkpoint.
+
+        Raises:
+            InputError: it does not say.
+        """
+        found = parameters.attributes_of(path)
+        missing = next((name for name in cls.__annotations__ if name not in found), None)
+        if missing:
+            raise InputError(f"{path} does not say what {missing} the images had: it is of an older version of ddcnn; run again")
+        with reading(path):
+            values = {name: found[name] for name in cls.__annotations__} | {"class_names": json.loads(found["class_names"])}
+            read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            images = cls(**read)
+            images.check()
+        return images
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError, TypeError: values that cannot be.
+        """
+        np.dtype(self.dtype)
+        SourceOptions("", Path()).as_before(self.preprocessing)
+        if not all(isinstance(name, str) for name in self.class_names) or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class names that are no different names")
+        if min(*self.shape, *self.grid, self.thin) < 1 or prod(self.shape) > MOST_NUMBERS:
+            raise ValueError("a shape or a grid that cannot be")
+        numbers = (*self.mean, *self.std)
+        if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:
+            raise ValueError("mean and deviation that do not fit the images")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's folder.
+
+    Attributes:
+        precision: in which it was evaluated.
+        accuracies: on its test images, per method.
+        test_samples: how many these were.
+    """
+
+    folder: Path
+    settings: RunSettings
+    precision: str
+    accuracies: dict[str, float]
+    test_samples: int
+
+    @classmethod
+    def open(cls, folder: Path) -> "TrainedRun":
+        """Reads what is small.
+
+        Raises:
+            InputError: not the folder of a finished run.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give the folder of a finished run, its --output")
+        if names := seed_names(folder):
+            raise InputError(f"{folder} is a run with several seeds: give the folder of one of them, such as {folder / names[0]}")
+        if not (folder / "results.json").is_file():
+            raise InputError(f"{folder}: no results.json in it; {unfinished_hint(folder)}")
+        with reading(folder / "results.json"):
+            results = json.loads((folder / "results.json").read_text())
+            accuracies = {str(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
+            precision, samples = str(results["environment"]["precision"]), int(results["data"]["test_samples"])
+            if not accuracies or not set(accuracies) <= set(METHODS) or precision not in ("fp32", "bf16", "fp16"):
+                raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
+        settings = of_run(folder)
+        if ":" in settings.network:
+            check_own_network(folder, settings.network)
+        return cls(folder, settings, precision, accuracies, samples)
+
+    def choose(self, method: str | None, without: tuple[int, ...] = ()) -> str:
+        """The method that answers: the one that is asked for, else the best-suited one.
+
+        Raises:
+            InputError: the run has not that method, or it is one network, of which no part can be missing.
+        """
+        if method is not None and method not in self.accuracies:
+            there = ", ".join(self.accuracies)
+            raise InputError(f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {there}")
+        if not without:
+            return method or next(name for name in BEST_SUITED if name in self.accuracies)
+        able = [name for name in BEST_SUITED_IN_PART if name in self.accuracies and not self._needs_all(name)]
+        if method is None and not able:
+            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(self.accuracies)})")
+        if method is not None and (reason := self._needs_all(method)):
+            raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
+        return method or able[0]
+
+    def _needs_all(self, method: str) -> str:
+        """Why a method cannot answer without a subdomain, if so."""
+        if self.is_whole(method):
+            return "which sees the whole image"
+        if method in ("dnn", "coherent", "transfer") and self.settings.interface == "features":
+            return "since the run has --interface features: these mean something else in every subdomain, and nothing can stand for them"
+        return ""
+
+    def is_whole(self, method: str) -> bool:
+        """Whether the method's network is one that sees the whole image."""
+        return method == "global" or (method == "transfer" and self.settings.decomposition == "width")
+
+    def checkpoint(self, name: str) -> Path:
+        path = self.folder / "checkpoints" / f"{name}.h5"
+        if not path.is_file():
+            others = "; subdomains that are lost are named with --without I,J" if "-" in name and name[-4:].isdigit() else ""
+            raise InputError(f"{path} is missing: bring it back, or take another --method of the run{others}")
+        return path
+
+    @cached_property
+    def images(self) -> TrainedOn:
+        """What any of its checkpoints says."""
+        paths = sorted((self.folder / "checkpoints").glob("*.h5"))
+        if not paths:
+            raise InputError(f"{self.folder}: no checkpoints/*.h5 in it, and so no network to classify with; bring them back, or run again")
+        return TrainedOn.read(paths[0])
+
+
+def check_own_network(folder: Path, name: str) -> None:
+    """Refuses a run whose network's module is not here, or lies in the run's own folder: to import that would start it."""
+    found = places(name)
+    if not found:
+        raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")
+    if any(place.is_relative_to(folder.resolve()) for place in found):
+        raise InputError(
+            f"{folder}: its network {name} is a program in the run's own folder, and is not started; if you trust it, "
+            "bring the module elsewhere"
+        )

@@ -1,0 +1,153 @@
+"""What ``ddcnn predict`` writes: a CSV file with a line a sample, or the same as arrays in an HDF5 file, block by block."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddcnn.errors import InputError
+from ddcnn.io.atomic import disk_errors, replacing
+
+QUOTED = re.compile('[,"\r\n]')
+CHUNK = 1024  # rows of a chunk of an HDF5 file
+Names = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a row of predictions: sample, label (-1 for none), class, probabilities (K) if there are any, local ones (n·K).
+
+    Attributes:
+        class_names: K names.
+        labelled: whether any label is known.
+        probable: whether the method has probabilities.
+        subdomains: the n whose local classifications are wanted.
+    """
+
+    class_names: tuple[str, ...]
+    labelled: bool
+    probable: bool
+    subdomains: tuple[int, ...]
+
+    def rows(self, samples: np.ndarray, labels: np.ndarray, classes: np.ndarray, *probabilities: np.ndarray) -> np.ndarray:
+        """(n, columns) float64, in which all of these numbers are exact."""
+        columns = [samples, labels, classes, *(part.reshape(len(samples), -1).T for part in probabilities)]
+        return np.vstack(columns).astype(np.float64).T
+
+    @property
+    def width(self) -> int:
+        return 3 + len(self.class_names) * (self.probable + len(self.subdomains))
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """(n, K), or (n, 0) if there are none."""
+        return rows[:, 3 : 3 + len(self.class_names) * self.probable].astype(np.float32)
+
+    def local(self, rows: np.ndarray) -> np.ndarray:
+        """(n, subdomains, K)."""
+        own = rows[:, 3 + len(self.class_names) * self.probable :].astype(np.float32)
+        return own.reshape(len(rows), len(self.subdomains), len(self.class_names))
+
+
+class CsvWriter:
+    """A line a sample: its name, its label if it has one, class, probabilities, and the class of every subdomain."""
+
+    def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
+        self.columns, self.names = columns, names
+        self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        label = ["label"] * columns.labelled
+        probabilities = [f"p({name})" for name in columns.class_names] * columns.probable
+        local = [f"subdomain {i}" for i in columns.subdomains]
+        self.file.write(",".join(map(cell, ["sample", *label, "class", *probabilities, *local])) + "\n")
+        texts = ["%s"] * (1 + len(label) + 1)
+        self.line = ",".join([*texts, *["%.9g"] * len(probabilities), *["%s"] * len(local)]) + "\n"  # 9 digits: the same float32
+        self.class_cells = (*map(cell, columns.class_names), "")  # label -1 is the last one, no name
+
+    def write(self, rows: np.ndarray) -> None:
+        columns, cells = self.columns, self.class_cells
+        local = columns.local(rows).argmax(2).tolist() if columns.subdomains else [()] * len(rows)
+        numbers = columns.probabilities(rows).tolist()
+        for (sample, label, decision), probabilities, own in zip(rows[:, :3].astype(int).tolist(), numbers, local, strict=True):
+            name, labels = cell(str(self.names(sample))), [cells[label]] * columns.labelled
+            self.file.write(self.line % (name, *labels, cells[decision], *probabilities, *[cells[one] for one in own]))
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def cell(text: str) -> str:
+    """Of a CSV file (RFC 4180)."""
+    return '"' + text.replace('"', '""') + '"' if QUOTED.search(text) else text
+
+
+class H5Writer:
+    """Datasets ``samples`` (S,) names, ``labels`` (S,), ``classes`` (S,), ``probabilities`` (S, K), ``local_probabilities`` (S, n, K)."""
+
+    def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
+        self.columns, self.names = columns, names
+        self.file = h5py.File(path, "w")
+        self.file.attrs["class_names"] = json.dumps(columns.class_names)
+        self.file.attrs.update(about)
+
+    def write(self, rows: np.ndarray) -> None:
+        sample, label, decision = rows[:, :3].astype(np.int64).T
+        self._append("samples", np.array([str(self.names(i)).encode("utf-8", "surrogateescape") for i in sample.tolist()], object))
+        self._append("classes", decision)
+        if self.columns.labelled:
+            self._append("labels", label)
+        if self.columns.probable:
+            self._append("probabilities", self.columns.probabilities(rows))
+        if self.columns.subdomains:
+            self._append("local_probabilities", self.columns.local(rows))
+            self.file["local_probabilities"].attrs["subdomains"] = self.columns.subdomains
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        if name not in self.file:
+            kind = h5py.string_dtype() if values.dtype == object else values.dtype
+            own = values.shape[1:]
+            self.file.create_dataset(name, (0, *own), kind, maxshape=(None, *own), chunks=(CHUNK, *own))
+        dataset = self.file[name]
+        dataset.resize(len(dataset) + len(values), axis=0)
+        dataset[-len(values) :] = values
+
+    def close(self) -> None:
+        self.file.close()
+
+
+WRITERS: dict[str, type[CsvWriter] | type[H5Writer]] = {".csv": CsvWriter, ".h5": H5Writer}
+
+
+@contextmanager
+def writing(path: Path, columns: Columns, names: Names, about: dict[str, Any]) -> Iterator[CsvWriter | H5Writer]:
+    """A writer of a file that is whole or not there.
+
+    Args:
+        names: what samples are called.
+        about: attributes of an HDF5 file.
+    """
+    with replacing(path) as temporary:
+        writer = WRITERS[path.suffix](temporary, columns, names, about)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def check_output(path: Path, overwrite: bool, run: Path, source: Path | None = None) -> None:
+    """Refuses a file that cannot be written, or would be lost."""
+    with disk_errors(path):
+        if path.is_dir():
+            raise InputError(f"--output {path} is a folder: name a file in it")
+        if path.exists() and not overwrite:
+            raise InputError(f"--output {path} is there: name another file, or add --overwrite")
+        if path.exists() and path.resolve().is_relative_to(run.resolve()):
+            raise InputError(f"--output {path} is a file of the run, which is not replaced: name another file")
+        if source and source.exists() and path.exists() and path.samefile(source):
+            raise InputError(f"--output {path} is what is to be classified: name another file")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")

@@ -1,0 +1,256 @@
+"""Steps of a training on disk: a new folder for every step, never overwritten; what is not whole is not believed.
+
+    FOLDER/0000012/
+        rank-0000.h5 ...     what each rank has of it
+        manifest.json        of each of these files size, SHA-256 and parts; what the step is about
+
+Every rank writes and syncs its file in a folder with a temporary name. Rank 0 writes and syncs the manifest, renames the folder and
+syncs its parent: a folder with a number is a whole step. Files are read once, their SHA-256 is compared, and only then they are
+parsed: as HDF5 and JSON, nothing is unpickled.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddcnn.errors import InputError
+from ddcnn.io.atomic import disk_errors, sync
+from ddcnn.io.hdf5 import DAMAGE, own_dataset, own_group
+from ddcnn.parallel.heartbeat import beat
+from ddcnn.parallel.world import World
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 26
+PIECE = 1 << 26  # bytes written between two signs of life
+Arrays = dict[str, np.ndarray]
+
+
+class Damaged(Exception):
+    """A file of a step is not what has been written."""
+
+
+@dataclass
+class Step:
+    """A step of a training, as one rank sees it.
+
+    Attributes:
+        about: JSON values, the same on all ranks.
+        parts: arrays per part; on saving those that this rank writes, on loading those that it asked for.
+        own: arrays of this rank alone; after a change of the number of ranks, those of another one.
+    """
+
+    about: dict[str, Any]
+    parts: dict[str, Arrays] = field(default_factory=dict)
+    own: Arrays = field(default_factory=dict)
+
+
+class Sequence:
+    """The steps of one training, the newest of which are kept; used by all ranks of a world together.
+
+    Args:
+        identity: JSON values that tell the run from others, whose steps are refused.
+        keep: how many steps stay.
+    """
+
+    def __init__(self, world: World, folder: Path, identity: dict[str, Any], keep: int):
+        self.world, self.folder, self.identity, self.keep = world, folder, identity, keep
+        self._number = 0
+
+    def save(self, step: Step) -> None:
+        """Writes a step.
+
+        Raises:
+            InputError: the file system refuses it; the steps before it are untouched.
+        """
+        self._number += 1
+        temporary, final = self.folder / f".{self._number:07}", self.folder / f"{self._number:07}"
+
+        def prepare() -> None:
+            self._refuse_links()
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync(self.folder.parent)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+
+        def write() -> list[Any]:
+            data = _packed(step)
+            name = f"rank-{self.world.rank:04}.h5"
+            _write(temporary / name, data)
+            return [name, len(data), hashlib.sha256(data).hexdigest(), sorted(step.parts)]
+
+        def finish(files: list[list[Any]]) -> None:
+            manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": step.about}
+            manifest["files"] = {name: {"bytes": size, "sha256": digest, "parts": parts} for name, size, digest, parts in files}
+            _write(temporary / MANIFEST, _sealed(manifest))
+            sync(temporary)
+            os.rename(temporary, final)
+            sync(self.folder)
+
+        self.world.on_root(prepare)
+        try:
+            with self.world.together(), disk_errors(final):
+                written = write()
+            files = self.world.gather_values(written)
+            with self.world.together(), disk_errors(final):
+                if files is not None:
+                    finish(files)
+        except InputError:
+            if self.world.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self.world.rank == 0:
+            for number in self._numbers()[: -self.keep]:
+                shutil.rmtree(self.folder / f"{number:07}", ignore_errors=True)
+
+    def load(self, parts: Collection[str]) -> Step | None:
+        """The newest step that is whole, if there is one; damaged ones are named on stderr.
+
+        Args:
+            parts: those that this rank needs.
+
+        Raises:
+            InputError: a step of another run.
+        """
+        self.world.on_root(self._refuse_links)
+        numbers = self.world.broadcast(self._numbers() if self.world.rank == 0 else None)
+        self._number = max(numbers, default=0)
+        for number in reversed(numbers):
+            problem, step = "", None
+            with self.world.together():
+                try:
+                    step = self._read(self.folder / f"{number:07}", parts)
+                except Damaged as damage:
+                    problem = str(damage)
+            problems = self.world.gather_values(problem) or []
+            then = "going back to the step before it" if number != numbers[0] else "no step is left, so this training begins anew"
+            for problem in sorted(set(problems) - {""}):
+                print(f"ddcnn: warning: {problem}; {then}", file=sys.stderr, flush=True)
+            if self.world.broadcast(not any(problems)):
+                return step
+            self.world.on_root(partial(self._set_aside, number))
+        return None
+
+    def _set_aside(self, number: int) -> None:
+        """A damaged step is none any more: it must not count among those that stay."""
+        with disk_errors(self.folder):
+            os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{time.time_ns()}")
+
+    def _refuse_links(self) -> None:
+        for path in (self.folder, *list(self.folder.parents)[:2]):
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, which is not followed: a run keeps its checkpoints in its own folder")
+
+    def _numbers(self) -> list[int]:
+        """Of the steps in the folder, ascending."""
+        if not self.folder.is_dir():
+            return []
+        names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
+
+    def _read(self, folder: Path, parts: Collection[str]) -> Step:
+        manifest = _unsealed(folder / MANIFEST)
+        try:
+            for name, ours in self.identity.items():
+                if (theirs := manifest["identity"].get(name)) != ours:
+                    raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {theirs}, where this one has {ours}: not resumed")
+            names = [f"rank-{rank:04}.h5" for rank in range(len(manifest["files"]))]
+            own = names[self.world.rank % len(names)]
+            holder = {part: name for name in names for part in manifest["files"][name]["parts"]}
+            read = {}
+            for name in {own, *(holder[part] for part in parts)}:
+                file = manifest["files"][name]
+                read[name] = _unpacked(folder / name, file["bytes"], file["sha256"])
+            return Step(dict(manifest["about"]), {part: read[holder[part]][part] for part in parts}, read[own].get("own", {}))
+        except DAMAGE as error:
+            raise Damaged(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _packed(step: Step) -> bytes:
+    """As an HDF5 file, /PART/KIND/NAME; made in memory, so that a full disk is met by plain writing."""
+    with h5py.File("step", "w", driver="core", backing_store=False, block_size=1 << 22) as file:
+        for part, arrays in {**step.parts, "own": step.own}.items():
+            for name, array in arrays.items():
+                file[f"{part}/{name}"] = array
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
+    """Arrays per part.
+
+    Raises:
+        Damaged: not the file that has been written.
+    """
+    data = _read_file(path, size)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        raise Damaged(f"{path} is damaged")
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            return {part: dict(_arrays(file, part)) for part in file}
+    except DAMAGE as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+
+
+def _arrays(file: h5py.File, part: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Name within the part, and array: two levels below it, never deeper."""
+    for kind in own_group(file, part):
+        for name in own_group(file, f"{part}/{kind}"):
+            yield f"{kind}/{name}", own_dataset(file, f"{part}/{kind}/{name}")[...]
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """With the SHA-256 of its first line in the second."""
+    line = json.dumps(manifest).encode()
+    return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    data = _read_file(path, MOST_MANIFEST_BYTES)
+    line, *rest = data.split(b"\n")
+    if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
+        raise Damaged(f"{path} is damaged")
+    try:
+        manifest = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path}: not of this version of ddcnn, which reads version {SCHEMA_VERSION}")
+    return manifest
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    """Of a regular file, not of what a link leads to."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+                raise Damaged(f"{path} is no file, or too large")
+            beat(f"reading {path.name}")
+            return file.read()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        for begin in range(0, len(data), PIECE):  # slow disks are not to be taken for a rank that has stopped
+            beat(f"saving {path.name}")
+            file.write(memoryview(data)[begin : begin + PIECE])
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,93 @@
+"""What a rank records while networks are trained: a row an epoch, and local classifications after it; rows as lines and as curves."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ddcnn.parallel.timeline import PHASES
+
+COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
+
+
+@dataclass
+class Recorded:
+    """By all trainings of a rank.
+
+    Attributes:
+        epochs: rows of COLUMNS; NaN for none.
+        moments: (index, time) of the classifications.
+        classifications: each (S', K) float16.
+    """
+
+    epochs: list[tuple[float, ...]] = field(default_factory=list)
+    moments: list[tuple[float, ...]] = field(default_factory=list)
+    classifications: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What one training has recorded: of a subdomain, or of a network of all; it is ``keeping.Records``.
+
+    Attributes:
+        speaks: whether this rank records it.
+        tell: to be called when something has been brought back.
+    """
+
+    recorded: Recorded
+    phase: str
+    subdomain: int | None
+    speaks: bool
+    tell: Callable[[], None]
+
+    def kept(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
+        recorded = self.recorded
+        rows = [list(row) for row in recorded.epochs if self._mine(row)]
+        if self.phase != "local":
+            return rows, {}
+        found = [number for number, moment in enumerate(recorded.moments) if moment[0] == self.subdomain]
+        moments = np.array([recorded.moments[number] for number in found], dtype=np.float64).reshape(-1, 2)
+        return rows, {
+            "records/moments": moments,
+            "records/classifications": np.array([recorded.classifications[number] for number in found], dtype=np.float16),
+        }
+
+    def bring_back(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
+        recorded = self.recorded
+        if not self.speaks:
+            return
+        back = [tuple(map(float, row)) for row in rows]
+        if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):
+            raise ValueError("rows of other records")
+        recorded.epochs = [row for row in recorded.epochs if not self._mine(row)] + back
+        if self.phase == "local":
+            moments, classifications = arrays["records/moments"], arrays["records/classifications"]
+            recorded.moments += [tuple(moment) for moment in moments.tolist()]
+            recorded.classifications += list(classifications)
+        self.tell()
+
+    def _mine(self, row: tuple[float, ...]) -> bool:
+        subdomain = None if row[1] != row[1] else int(row[1])
+        return int(row[0]) == PHASES.index(self.phase) and subdomain == self.subdomain
+
+
+def line(row: Sequence[float]) -> str:
+    """Of metrics.jsonl."""
+    return json.dumps(values(row)) + "\n"
+
+
+def values(row: Sequence[float]) -> dict[str, Any]:
+    """What a row says, by COLUMNS."""
+    found: dict[str, Any] = {name: None if value != value else value for name, value in zip(COLUMNS, row, strict=True)}
+    found["phase"] = PHASES[int(row[0])]
+    found["subdomain"], found["epoch"] = None if row[1] != row[1] else int(row[1]), int(row[2])
+    return found
+
+
+def curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:
+    """(time, test accuracy) after the epochs of a phase of all subdomains together."""
+    test, time = rows[:, COLUMNS.index("test_accuracy")], rows[:, COLUMNS.index("time")]
+    chosen = (rows[:, 0] == PHASES.index(phase)) & ~np.isnan(test) & np.isnan(rows[:, COLUMNS.index("subdomain")])
+    return list(zip(time[chosen].tolist(), test[chosen].tolist(), strict=True))

@@ -1,0 +1,76 @@
+"""The lines of metrics.jsonl for TensorBoard: a curve a training, the trainings of a phase in one chart."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ddcnn.errors import InputError
+from ddcnn.io.atomic import disk_errors
+
+FOLDER = "tensorboard"  # in a run's folder
+SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
+
+
+def check_board() -> None:
+    """Refuses what cannot be written without the package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package tensorboard: pip install 'ddcnn[tensorboard]', or leave the option out")
+
+
+class Board:
+    """Writes every epoch of every training once, into ``FOLDER`` of a run's folder, which is cleared before.
+
+    An attempt that goes on with a run gets the epochs before it from the checkpoints, and writes them anew: so no point is there twice.
+
+    Args:
+        output: the run's folder.
+        now: seconds since the run began, as the lines tell their ``time``.
+    """
+
+    def __init__(self, output: Path, now: Callable[[], float]):
+        self.folder, self.now = output / FOLDER, now
+        self._written: set[tuple[str, int]] = set()  # (training, epoch)
+        self._training = ""  # the one whose writer is open: each has a thread and a file
+        self._writer: Any = None
+        with disk_errors(self.folder):
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+
+    def add(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Lines of metrics.jsonl, those of a training one after the other; what has been written before is left out."""
+        begin = time.time() - self.now()
+        for line in lines:
+            training = training_of(line)
+            if (training, line["epoch"]) in self._written:
+                continue
+            self._written.add((training, line["epoch"]))
+            self._open(training)
+            for name in SCALARS:
+                if line[name] is not None:
+                    self._writer.add_scalar(name, line[name], line["epoch"], walltime=begin + line["time"])
+        if self._writer:
+            self._writer.flush()
+
+    def _open(self, training: str) -> None:
+        if training != self._training:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.close()
+            self._training, self._writer = training, SummaryWriter(self.folder / training)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+        self._training, self._writer = "", None
+
+
+def training_of(line: dict[str, Any]) -> str:
+    """``local-0003``, ``dnn``, ``transfer``: as checkpoints name them."""
+    return line["phase"] if line["subdomain"] is None else f"{line['phase']}-{line['subdomain']:04}"

@@ -1,0 +1,48 @@
+"""``ddcnn info``: what a run would find on this machine."""
+
+import os
+import platform
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import h5py
+    import torch
+
+    import ddcnn
+
+    return {"hdf5": h5py.version.hdf5_version, "torch": torch.__version__, "ddcnn": ddcnn.__version__}
+
+
+def show_info() -> None:
+    """Prints MPI, HDF5, devices, cores and threads as a table."""
+    import h5py
+    import numpy
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from ddcnn.parallel.world import World
+
+    world = World()
+    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    found = versions()
+    hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"
+    rows = {
+        "ddcnn": found["ddcnn"],
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": f"{found['torch']}, CUDA {torch.version.cuda or 'not built in'}",
+        "MPI": world.library(),
+        "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {hdf5}",
+        "GPUs": ", ".join(devices) or "none",
+        "cores of this process": str(len(os.sched_getaffinity(0))),
+        "threads of a rank": str(world.threads(None)),
+        "CPU precision": torch.backends.cpu.get_cpu_capability(),
+    }
+    if world.rank:
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

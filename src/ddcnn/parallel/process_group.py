@@ -1,0 +1,41 @@
+"""torch.distributed's process group of all ranks, for DistributedDataParallel; they find each other through MPI, without torchrun."""
+
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import distributed
+
+from ddcnn.errors import Stopped
+from ddcnn.parallel.heartbeat import waiting
+from ddcnn.parallel.world import World
+
+
+@contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """All ranks together; over NCCL where each has a GPU of its own, else over gloo."""
+    host = "127.0.0.1" if world.local_size == world.size else socket.gethostname()
+    store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if world.rank == 0 else None
+    host, port = world.broadcast([host, store.port if store else 0])
+    store = store or distributed.TCPStore(host, port, is_master=False)
+    backend = "nccl" if device.type == "cuda" and _own_devices(world, device) else "gloo"
+    waiting()  # until the first step
+    distributed.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    stopped = None
+    try:
+        yield
+    except Stopped as stop:  # on all ranks
+        stopped = stop
+    world.barrier()  # rank 0's store must outlive the others' use of it
+    distributed.destroy_process_group()
+    if stopped:
+        raise stopped
+
+
+def _own_devices(world: World, device: torch.device) -> bool:
+    """Whether no two ranks share a GPU, which NCCL cannot do."""
+    own = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
+    return len(np.unique(world.gather_to_all(np.array([own])))) == world.size

@@ -1,0 +1,125 @@
+"""What a run's decisions rest on, told at its end out of what rank 0 has then anyway: nothing is communicated for it.
+
+*Reliance* on a subdomain is permutation importance: the accuracy that a method loses if what the subdomain's local CNN says of one
+test sample is exchanged for what it says of another. *Without* a subdomain a method answers as ``ddcnn predict --without`` does.
+Both decide anew N times, so that of very many values a part of the test samples is taken.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddcnn.parallel.heartbeat import beat
+from ddcnn.parallel.seeding import numpy_generator
+from ddcnn.report.metrics import calibration_error
+
+MOST_NUMBERS = 1 << 27  # N·S·N·C that the decisions are made of
+PICTURES = 6  # of one kind of disagreement
+MOST_PIXELS = 256  # of a picture along an axis
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a method decides out of what the local CNNs have handed over.
+
+    Attributes:
+        values: (S, N, C) float32 of test samples.
+        labels: (S,) int64 theirs.
+        decide: values (S, n, C) of the subdomains that are given by number -> classes (S,).
+        in_part: whether it can decide without some of them.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray
+    decide: Callable[[np.ndarray, Sequence[int]], np.ndarray]
+    in_part: bool = True
+
+    def thinned(self) -> "Decision":
+        """On as many of the samples as ``MOST_NUMBERS`` allows."""
+        stride = -(-self.values.size * self.subdomains // MOST_NUMBERS)
+        return Decision(np.ascontiguousarray(self.values[::stride]), self.labels[::stride], self.decide, self.in_part)
+
+    @property
+    def subdomains(self) -> int:
+        return self.values.shape[1]
+
+    def accuracy(self, values: np.ndarray, present: Sequence[int]) -> float:
+        beat("understanding")
+        return float((self.decide(values, present) == self.labels).mean())
+
+    def reliance(self, seed: int) -> list[float]:
+        """Accuracy lost per subdomain, whose values are permuted over the samples."""
+        everyone = range(self.subdomains)
+        whole, lost = self.accuracy(self.values, everyone), []
+        for index in everyone:
+            order = numpy_generator(seed, "reliance", index).permutation(len(self.values))
+            shuffled = self.values.copy()
+            shuffled[:, index] = self.values[order, index]
+            lost.append(whole - self.accuracy(shuffled, everyone))
+        return lost
+
+    def without(self) -> list[float] | None:
+        """Accuracy per subdomain if it is missing; None if the method needs all, or there is no other."""
+        if not self.in_part or self.subdomains == 1:
+            return None
+        present = [[other for other in range(self.subdomains) if other != index] for index in range(self.subdomains)]
+        return [self.accuracy(self.values[:, others], others) for others in present]
+
+
+def understanding(
+    decisions: dict[str, Decision],
+    labels: np.ndarray,
+    classes: dict[str, np.ndarray],
+    probabilities: dict[str, np.ndarray | None],
+    seed: int,
+) -> dict[str, Any]:
+    """Of results.json.
+
+    Args:
+        decisions: of those methods that decide out of what local CNNs say.
+        labels: (S,) of the test samples.
+        classes, probabilities: per method (S,), and (S, K) if it has any.
+    """
+    right = {name: found == labels for name, found in classes.items()}
+    return {
+        "influence": {
+            name: {"samples": len(decision.values), "reliance": decision.reliance(seed), "without": decision.without()}
+            for name, decision in decisions.items()
+        },
+        "calibration_error": {
+            name: calibration_error(found.max(axis=1), right[name]) for name, found in probabilities.items() if found is not None
+        },
+        "disagreement": {kind: len(rows) for kind, rows in disagreements(labels, classes).items()},
+    }
+
+
+def disagreements(labels: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Samples (n,) that vote and DNN decide differently, by who of them is right; nothing if there are not both.
+
+    Args:
+        labels: (S,)
+        classes: (S,) per method.
+    """
+    if not {"vote", "dnn"} <= set(classes):
+        return {}
+    vote, dnn = classes["vote"], classes["dnn"]
+    differ = vote != dnn
+    kinds = {"dnn": differ & (dnn == labels), "vote": differ & (vote == labels), "neither": differ & (dnn != labels) & (vote != labels)}
+    return {name: np.flatnonzero(found) for name, found in kinds.items()}
+
+
+def to_picture(labels: np.ndarray, classes: dict[str, np.ndarray]) -> np.ndarray:
+    """A few samples (n,) of every kind of disagreement, spread over the test set, in ascending order."""
+    kinds = disagreements(labels, classes).values()
+    few = [rows[np.linspace(0, len(rows) - 1, min(len(rows), PICTURES)).astype(int)] for rows in kinds]
+    return np.sort(np.concatenate([np.empty(0, dtype=int), *few]))
+
+
+def small_picture(image: np.ndarray) -> np.ndarray:
+    """(h, w, C) of an image (*spatial, C): of a volume the middle slice, of many pixels every k-th."""
+    if image.ndim == 4:
+        image = image[len(image) // 2]
+    k = -(-max(image.shape[:2]) // MOST_PIXELS)
+    return image[::k, ::k]

@@ -1,0 +1,152 @@
+"""Of a report, what the decisions rest on: reliance on subdomains, answers without one, vote against DNN, calibration."""
+
+from typing import Any
+
+import numpy as np
+
+from ddcnn.io.run_reader import FinishedRun, Influence, Understanding
+from ddcnn.report.analysis import disagreements
+from ddcnn.report.markdown import no_formula, plain, table
+from ddcnn.report.metrics import reliability
+
+MANY_SUBDOMAINS = 16  # of more, those on which the methods rely most
+MANY_CLASSES = 20  # of more, those in which vote and DNN disagree most
+LONGEST_NAME = 14  # below a picture
+RIGHT = {"dnn": "only the DNN is right", "vote": "only the vote is right", "neither": "neither is right"}
+INFLUENCE_NOTE = (
+    "Reliance on a subdomain is what the accuracy loses (in points) if what its local CNN says of one test sample is exchanged for what it "
+    "says of another. If a subdomain is missing altogether, `vote` and `average` take the others; for the others the mean of what is there "
+    "stands in its place, as in `ddcnn predict --without`."
+)
+CALIBRATION_NOTE = (
+    "The confidence is the probability of the class that is decided for. The expected calibration error (ECE) is how far it is from the "
+    "accuracy of samples of like confidence, in the mean: 0 where of all decisions at 80 % confidence 80 % are right."
+)
+
+
+def understanding_text(run: FinishedRun) -> str:
+    """Sections of report.md; nothing for a run of an older version."""
+    found = run.understanding
+    if found is None:
+        return ""
+    sections = {
+        "Reliance on subdomains": influence_text(run, found.influence) if found.influence else "",
+        "Vote and DNN": disagreement_text(run, found) if found.disagreement else "",
+        "Calibration": f"{CALIBRATION_NOTE}\n\n{calibration_table(run, found)}" if found.confidence else "",
+    }
+    return "".join(f"## {title}\n\n{text}\n\n" for title, text in sections.items() if text)
+
+
+def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
+    samples = {name: one.samples for name, one in influence.items()}
+    fewer = ", ".join(f"{name} {some}" for name, some in samples.items() if some < len(run.labels))
+    note = f"{INFLUENCE_NOTE}{f' On a part of the test samples: {fewer}.' if fewer else ''}"
+    return f"{note}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
+
+
+def absent_table(run: FinishedRun, influence: dict[str, Influence]) -> str:
+    """A row per method: most and least relied on, accuracy with any one subdomain absent."""
+    rows = []
+    for name, one in influence.items():
+        lost, rest = one.reliance.ravel(), None if one.without is None else one.without.ravel()
+        rows.append([
+            name, percent(run.test_accuracy[name]), f"{percent(lost.max())} ({lost.argmax()})", f"{percent(lost.min())} ({lost.argmin()})",
+            *(("–", "–") if rest is None else (percent(rest.mean()), f"{percent(rest.min())} (without {rest.argmin()})")),
+        ])  # fmt: skip
+    header = ("method", "test accuracy in %", "relies most (on)", "relies least (on)", "one absent: mean in %", "one absent: worst in %")
+    return table(header, rows)
+
+
+def reliance_table(influence: dict[str, Influence]) -> str:
+    """A row per subdomain: the reliance of every method; of many, those with the largest mean."""
+    lost = np.stack([one.reliance.ravel() for one in influence.values()], axis=1)  # (N, methods)
+    shown, note = np.arange(len(lost)), ""
+    if len(lost) > MANY_SUBDOMAINS:
+        shown = np.argsort(-lost.mean(axis=1), kind="stable")[:MANY_SUBDOMAINS]
+        note = f"The {MANY_SUBDOMAINS} of {len(lost)} subdomains on which the methods rely most, in the mean.\n\n"
+    return note + table(("subdomain", *(f"reliance of {name}" for name in influence)), ([k, *map(percent, lost[k])] for k in shown))
+
+
+def disagreement_text(run: FinishedRun, found: Understanding) -> str:
+    differ, samples = sum(found.disagreement.values()), len(run.labels)
+    text = f"Vote and DNN decide differently on {differ} of {samples} test samples ({differ / samples:.1%})"
+    if not differ:
+        return f"{text}."
+    told = ", ".join(f"{RIGHT[kind]} on {number}" for kind, number in found.disagreement.items())
+    return (
+        f"{text}: {told}. They are the samples in which `classes/vote` and `classes/dnn` of details.h5 differ. By true class:\n\n"
+        f"{disagreement_table(run)}"
+    )
+
+
+def disagreement_table(run: FinishedRun) -> str:
+    """A row per true class in which vote and DNN disagree."""
+    kinds = disagreements(run.labels, run.classes)
+    counts = np.stack([np.bincount(run.labels[kinds[kind]], minlength=len(run.class_names)) for kind in RIGHT], axis=1)  # (K, 3)
+    order = np.argsort(-counts.sum(axis=1), kind="stable")
+    shown = [k for k in order[:MANY_CLASSES] if counts[k].any()]
+    samples = np.bincount(run.labels, minlength=len(run.class_names))
+    rows = ([plain(run.class_names[k]), samples[k], counts[k].sum(), *counts[k]] for k in shown)
+    return table(("true class", "test samples", "decided differently", *RIGHT.values()), rows)
+
+
+def calibration_table(run: FinishedRun, found: Understanding) -> str:
+    rows = (
+        (name, percent(float(confidence.mean())), percent(run.test_accuracy[name]), percent(found.calibration_error[name]))
+        for name, confidence in found.confidence.items()
+    )
+    return table(("method", "mean confidence in %", "test accuracy in %", "ECE in %"), rows)
+
+
+def understanding_figures(run: FinishedRun) -> dict[str, Any]:
+    """Figures by name."""
+    from ddcnn.report import figures
+
+    found = run.understanding
+    if found is None:
+        return {}
+    drawn: dict[str, Any] = {}
+    if found.influence:
+        drawn["reliance"] = figures.reliance({name: one.reliance for name, one in found.influence.items()})
+    if len(found.pictures):
+        drawn["disagreement"] = figures.disagreement(disagreement_pictures(run, found))
+    if found.confidence:
+        bins = {name: reliability(confidence, run.classes[name] == run.labels) for name, confidence in found.confidence.items()}
+        drawn["reliability"] = figures.reliability(bins, found.calibration_error)
+    return drawn
+
+
+def disagreement_pictures(run: FinishedRun, found: Understanding) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Per kind of disagreement: pictures (n, h, w, C), and what is said of each."""
+    shown = {}
+    for kind, rows in disagreements(run.labels, run.classes).items():
+        chosen = np.isin(found.picture_rows, rows)
+        texts = [picture_text(run, row) for row in found.picture_rows[chosen]]
+        shown[f"{RIGHT[kind]} ({len(rows)})"] = found.pictures[chosen], texts
+    return shown
+
+
+def picture_text(run: FinishedRun, row: int) -> str:
+    said = {"true": run.labels[row], "vote": run.classes["vote"][row], "dnn": run.classes["dnn"][row]}
+    lines = (f"{name}: {shortened(run.class_names[k])}" for name, k in said.items())
+    return no_formula("\n".join((f"sample {row}", *lines)))
+
+
+def shortened(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def understanding_captions(run: FinishedRun) -> dict[str, str]:
+    slices = "; of a volume, the middle slice" if run.examples.ndim == 5 else ""
+    return {
+        "reliance": "What the accuracy of a method loses, in points, if a subdomain's classifications are exchanged between test samples: "
+        "the brighter, the more it relies on the subdomain.",
+        "disagreement": f"Some of the test samples that vote and DNN decide differently, by who is right{slices}.",
+        "reliability": "Accuracy of the decisions of like confidence (the larger a dot, the more of them); on the dashed line the "
+        "confidence is right, below it a method is too sure, above it not sure enough. Beneath, how many decisions have which confidence.",
+    }
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:z.2f}"

@@ -1,0 +1,148 @@
+"""What ``ddcnn scaling predict`` tells: tables, predict.csv, predict.md."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ddcnn.report.markdown import number, table
+from ddcnn.scaling.extrapolation import Model, Predicted
+from ddcnn.scaling.measurements import TOTAL, Measured
+from ddcnn.scaling.performance_model import Counts
+from ddcnn.scaling.workload import Problem
+
+OF_KIND = {
+    "strong": "Strong scaling: the image and the set are those of the study. Up to N ranks its subdomains are shared out; beyond, the grid "
+    "is finer, with one subdomain a rank, local CNNs are narrower by the width rule (4 channels at least), and the overlap stays. It ends "
+    "where a subimage is too small for the network.",
+    "weak": "Weak scaling: a rank has the subdomain of the study; the image grows with the ranks, and with it the global CNN, its first "
+    "dense layer most of all.",
+}
+DDP = (
+    "DDP is the global CNN under DistributedDataParallel: the batch of all ranks stays what it is in the study, shared out, until a rank "
+    "has 2 samples of it (batch normalisation needs them), and grows beyond; its all-reduce is a ring that does not "
+    "overlap with the computing."
+)
+NOT_MODELLED = """\
+- Accuracy: local CNNs of small subimages see little, and a larger batch of DDP learns otherwise.
+- A file system that all ranks share, memory that is too small, stragglers, and ranks of a node that slow each other down.
+- How the rates depend on the size of a layer: those of the study are taken for subimages and networks of all sizes. This fails first
+  where they are smallest; a study on finer grids (strong) or smaller sides (weak) tells."""
+RATES = {
+    "local_operations": ("R_l, local CNNs and DNN", 1e9, "GFLOP/s", True),
+    "global_operations": ("R_g, global CNN", 1e9, "GFLOP/s", True),
+    "layer_steps": ("t, a layer in a step beyond its arithmetic", 1e6, "µs", False),
+    "bytes_read": ("ρ, reading", 1e9, "GB/s", True),
+    "messages": ("α", 1e6, "µs", False),
+    "bytes_sent": ("β", 1e9, "GB/s", True),
+    "collectives": ("o, a collective beyond its messages", 1e6, "µs", False),
+    "reduce_messages": ("α', of DDP's all-reduce", 1e6, "µs", False),
+    "reduce_bytes": ("β', of DDP's all-reduce", 1e9, "GB/s", True),
+}  # what they are called, units and whether the number is one per second
+
+
+def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
+    """predict.md."""
+    conditions = ", ".join(f"{name} {run.conditions[name]}" for name in ("device", "precision", "threads per rank", "torch"))
+    return f"""# Prediction
+
+{OF_KIND[model.kind]} {DDP}
+
+{time_table(model.problem, wanted)}
+{refusals(wanted)}
+![time over ranks](predict.png)
+
+## Compared with what was measured
+
+Every number of ranks, with the model fitted to the others only ({conditions}; medians of the repetitions). {worst(model)}
+
+{error_table(model)}
+
+## The machine
+
+Fitted to all measured points, in relative least squares: R_l, R_g and t; the others are measured apart, or given. The equations
+are in the docstring of `ddcnn.scaling.performance_model`.
+
+{rate_table(model)}
+{untold(model)}
+## Not modelled
+
+{NOT_MODELLED}
+"""
+
+
+def refusals(wanted: Sequence[Predicted]) -> str:
+    """Why there is nothing to predict."""
+    lines = [f"{one.ranks} ranks: {one.refusal}" for one in wanted if one.refusal]
+    if crowded := [one.ranks for one in wanted if one.sizes and not one.sizes.global_fits]:
+        lines.append(f"From {crowded[0]} ranks on there are not two training samples a rank for the global CNN")
+    return "".join(f"\n{line}.\n" for line in lines)
+
+
+def worst(model: Model) -> str:
+    """The largest error of the whole time."""
+    most = max((one for one in model.compared if one.phase == TOTAL), key=lambda one: abs(one.error))
+    return f"The whole time is off by at most {100 * abs(most.error):.1f} % (on {most.ranks} ranks)."
+
+
+def error_table(model: Model) -> str:
+    rows = [
+        (one.ranks, one.phase, f"{one.measured:.3f}", f"{one.predicted:.3f}", f"{100 * one.error:+.1f}") for one in model.compared
+    ]  # fmt: skip
+    return table(("ranks", "phase", "measured s", "model s, fitted without it", "error in %"), rows)
+
+
+def time_table(problem: Problem, wanted: Sequence[Predicted]) -> str:
+    """Seconds on every number of ranks: of the phases, and of the methods in all."""
+    phases, methods = [phase for phase in problem.phases if phase != "global"], problem.methods
+    rows = []
+    for one in wanted:
+        sizes, in_all = one.sizes, [problem.in_all(method, one.seconds) for method in methods]
+        first, ddp = in_all[0], in_all[-1]
+        batch = sizes.global_share * one.ranks if sizes and sizes.global_fits else "–"
+        rows.append((
+            one.ranks, sizes.subdomains if sizes else "–", "x".join(map(str, sizes.subimage)) if sizes else "–",
+            *(short(one.of(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
+            batch, number(ddp / first if first and ddp else None, "{:.3g}"),
+        ))  # fmt: skip
+    in_alls = [f"**{'DDP' if method == 'global' else method}** in all s" for method in methods]
+    header = ("ranks", "N", "subimage", *(f"{phase} s" for phase in phases), *in_alls, "of it all-reduce s", "its batch")
+    return table((*header, f"DDP / {methods[0]}"), rows)
+
+
+def short(seconds: float | None) -> str:
+    return number(seconds, "{:.3g}" if seconds and seconds < 100 else "{:.0f}")
+
+
+def rate_table(model: Model) -> str:
+    """The machine of the study and the one that is predicted."""
+
+    def shown(machine: Counts, name: str) -> str:
+        _, factor, unit, inverse = RATES[name]
+        value = getattr(machine, name)
+        return f"{(1 / value / factor if inverse else value * factor):.4g} {unit}" if value else "–"
+
+    rows = [(told, shown(model.measured, name), shown(model.predicted, name)) for name, (told, *_) in RATES.items()]
+    return table(("rate", "measured machine", "predicted machine"), rows)
+
+
+def untold(model: Model) -> str:
+    """What the study leaves open, and what follows."""
+    notes = {
+        "layer_steps": "All steps are alike, so that t cannot be told from arithmetic and is taken as zero: the times of smaller "
+        "subimages, and of small shares of a batch, are predicted too short. A study with the methods `dnn` and `global` tells.",
+        "global_operations": "No global CNN was trained: R_g is taken to be R_l, which wider layers usually exceed.",
+    }
+    return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)
+
+
+def csv_row(problem: Problem) -> Callable[[Predicted], dict[str, Any]]:
+    """Of a prediction: all its numbers by name."""
+
+    def row(one: Predicted) -> dict[str, Any]:
+        found: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
+        found |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
+        kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
+        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in problem.phases}
+        found |= {f"method_{method}_seconds": problem.in_all(method, one.seconds) for method in problem.methods}
+        return found | {"refusal": one.refusal or None}
+
+    return row

@@ -1,0 +1,178 @@
+"""The problem of a scaling study on any number of ranks: what its subdomains and networks would be, by the rules of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from ddcnn.config.load import load
+from ddcnn.config.settings import METHODS, RunSettings
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.io.run_reader import FinishedRun
+from ddcnn.networks import registry
+from ddcnn.networks.shape import Shape
+from ddcnn.parallel.timeline import PHASES
+from ddcnn.scaling.measurements import Kind
+from ddcnn.scaling.performance_model import Sizes
+from ddcnn.scaling.study import grid_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a study measured, as one of its runs tells it.
+
+    Attributes:
+        shape: of that run's images, (*spatial, channels).
+        subdomains: of that run; in a weak study, as many for each of its ``ranks``.
+        phases: that took place in the study, beside the decomposed ones always ``global``, for comparison.
+    """
+
+    kind: Kind
+    settings: RunSettings
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    ranks: int
+    samples: int
+    test_samples: int
+    classes: int
+    phases: tuple[str, ...]
+    bytes_a_value: int
+
+    @classmethod
+    def of(cls, run: FinishedRun, kind: Kind, phases: set[str]) -> "Problem":
+        """
+        Raises:
+            InputError: the study is of a kind that is not modelled.
+        """
+        settings, data = load(RunSettings, {"resume": False}, run.folder / "config.toml"), run.results["data"]
+        if settings.decomposition == "width" or settings.start_from:
+            raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
+        if settings.dnn_data == "holdout" and "dnn" in phases:
+            raise InputError(f"{run.folder}: --dnn-data holdout is not modelled; study train or out-of-fold")
+        shape, grid = tuple(data["shape"]), tuple(run.results["decomposition"]["grid"])
+        ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
+        return cls(
+            kind, settings, shape, grid, run.results["environment"]["ranks"], data["train_samples"], data["test_samples"],
+            data["classes"], ordered, run.examples.dtype.itemsize,
+        )  # fmt: skip
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those whose times are told: of the two-step ones, which differ by little, the last; and the global CNN."""
+        asked = [name for name in METHODS if name in self.settings.methods and name != "global"]
+        two_step = [name for name in asked if name in ("vote", "average", "dnn")][-1:]
+        return (*two_step, *(name for name in asked if name in ("coherent", "transfer")), "global")
+
+    def in_all(self, method: str, seconds: Mapping[str, float]) -> float | None:
+        """Seconds of the phases that a method needs; None if one of those that take place in the study is not among them."""
+        needed = [phase for phase in self.settings.phases_of(method) if phase in self.phases]
+        return sum(seconds[phase] for phase in needed) if set(needed) <= set(seconds) else None
+
+    def at(self, ranks: int) -> Sizes:
+        """The problem on so many ranks.
+
+        Raises:
+            InputError: there is none: the network cannot take such small subimages, or the ranks do not fit the subdomains.
+        """
+        *spatial, channels = self.shape
+        if self.kind == "weak":
+            each = prod(self.grid) // self.ranks
+            side = [pixels // parts for pixels, parts in zip(spatial, self.grid, strict=True)]
+            grid = grid_of(each * ranks, (1,) * len(side))
+            spatial = [pixels * parts for pixels, parts in zip(side, grid, strict=True)]
+        elif ranks <= prod(self.grid):
+            grid = self.grid
+            if prod(grid) % ranks:
+                raise InputError(f"{ranks} ranks do not fit {prod(grid)} subdomains")
+        else:
+            grid = grid_of(ranks, spatial)  # a finer one, since a rank has a subdomain at least
+        settings, subdomains = self.settings, prod(grid)
+        boxes = Decomposition(tuple(spatial), grid, settings.overlap).subdomains
+        subimage = max((box.subimage.shape for box in boxes), key=prod)
+        divisor = settings.divisor(subdomains)
+        for own in {box.subimage.shape for box in boxes}:
+            registry.check(settings.network, Shape(own, channels, self.classes), settings.width, divisor, settings.features)
+        local = Network.local(settings, Shape(subimage, channels, self.classes), divisor)
+        whole = Network.undecomposed(settings, Shape(tuple(spatial), channels, self.classes))
+        dnn = Network.dense(settings.interface, subdomains, local.values, self.classes)
+        images = self.bytes_a_value * channels * (self.samples + self.test_samples)
+        epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
+        epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
+        return Sizes(
+            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
+            test_samples=self.test_samples, classes=self.classes, interface=settings.interface,
+            values=local.values, batch=settings.batch_size, epochs=epochs,
+            forward_epochs=settings.frozen_epochs, folds=settings.folds,
+            evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
+            local_operations=local.operations, global_operations=whole.operations,
+            dnn_operations=dnn.operations, local_layers=local.layers, global_layers=whole.layers, dnn_layers=dnn.layers,
+            parameters=whole.parameters,
+            local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network costs.
+
+    Attributes:
+        operations: floating-point ones, to train on one sample: forward and backward.
+        layers: modules without modules in them.
+        values: that it hands on.
+    """
+
+    operations: float
+    layers: int
+    parameters: int
+    values: int
+
+    @classmethod
+    @lru_cache
+    def local(cls, settings: RunSettings, shape: Shape, divisor: float) -> "Network":
+        return cls._of(settings, shape, settings.width, divisor, settings.features)
+
+    @classmethod
+    @lru_cache
+    def undecomposed(cls, settings: RunSettings, shape: Shape) -> "Network":
+        return cls._of(settings, shape, settings.global_width or settings.width, 1, None)
+
+    @classmethod
+    @lru_cache
+    def dense(cls, interface: str, subdomains: int, values: int, classes: int) -> "Network":
+        """The DNN."""
+        import torch
+
+        from ddcnn.networks.dense import DenseNetwork
+
+        with torch.device("meta"):
+            network = DenseNetwork(interface, subdomains, values, classes)
+            return cls(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
+
+    @classmethod
+    def _of(cls, settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> "Network":
+        import torch
+
+        from ddcnn.method.interface import values_per_subdomain
+
+        with torch.device("meta"):  # nothing is stored or computed
+            network: Any = registry.make(settings.network, shape, width, divisor, features)
+            operations = trained_operations(network, (shape.channels, *shape.spatial))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return cls(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
+
+
+def layers(network: Any) -> int:
+    return sum(not any(module.children()) for module in network.modules())
+
+
+def trained_operations(network: Callable[[Any], Any], sample: tuple[int, ...]) -> float:
+    """Multiplications and additions of convolutions and matrix products, forward and backward, as PyTorch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = 2  # batch normalisation needs two
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(batch, *sample)).sum().backward()
+    return counter.get_total_flops() / batch
