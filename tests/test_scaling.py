@@ -28,7 +28,8 @@ from ddcnn.parallel.timeline import PHASES
 from ddcnn.report import figures
 from ddcnn.report.figures.studies import scaling as scaling_figure
 from ddcnn.scaling import collect as scaling
-from ddcnn.scaling import points, slurm
+from ddcnn.scaling import measurements as points
+from ddcnn.scaling import slurm
 from ddcnn.scaling.study import Study, grid_of
 
 QUICK = (
