@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from launching import MPIRUN, alone, refusal
 
-from ddcnn.data.partitioned_set import HDF5_FORMAT, SPLITS, PartitionedSet, images_name
+from ddcnn.data.partitioned_set import SPLITS, PartitionedSet, images_name
 from ddcnn.data.set_parts import written_parts
 from ddcnn.errors import InputError
+from ddcnn.io.hdf5 import HDF5_FORMAT
 
 CASES = int(os.environ.get("DDCNN_FUZZ_CASES", 400))  # random damage, half of it to a set in one file and half to one in parts
 BATCH = 250

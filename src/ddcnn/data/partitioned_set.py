@@ -30,7 +30,6 @@ from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import DAMAGE, NUMBERS, attribute, own_dataset, reading
 
 SCHEMA_VERSION = 3
-HDF5_FORMAT = "v110"  # the oldest that has checksums throughout
 SPLITS = ("train", "test")
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
 NOT_WRITTEN = ("path", "thin", "tables")  # of PartitionedSet

@@ -10,10 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import HDF5_FORMAT, SPLITS, PartitionedSet, images_name
+from ddcnn.data.partitioned_set import SPLITS, PartitionedSet, images_name
 from ddcnn.data.set_parts import part_name, written_parts
 from ddcnn.data.sources import Source
 from ddcnn.io.atomic import put_in_place
+from ddcnn.io.hdf5 import HDF5_FORMAT
 from ddcnn.parallel.world import World
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddcnn.errors import InputError
 
+HDF5_FORMAT = "v110"  # of the files that are written: the oldest that has checksums throughout
 NUMBERS = "biuf"  # kinds of NumPy types
 LONGEST_REASON = 300
 ATTRIBUTE_BYTES = 1 << 24  # far more than the names of all classes take

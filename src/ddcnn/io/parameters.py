@@ -7,10 +7,9 @@ import h5py
 import torch
 from torch import nn
 
-from ddcnn.data.partitioned_set import HDF5_FORMAT
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import replacing
-from ddcnn.io.hdf5 import DAMAGE, attribute, own_dataset, own_group
+from ddcnn.io.hdf5 import DAMAGE, HDF5_FORMAT, attribute, own_dataset, own_group
 
 Attribute = str | int | float | tuple[int, ...] | tuple[float, ...]
 
