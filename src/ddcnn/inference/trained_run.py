@@ -18,7 +18,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io import parameters
 from ddcnn.io.run_reader import reading, unfinished_hint
-from ddcnn.networks.own import places
+from ddcnn.networks.custom import module_locations
 from ddcnn.parallel.seeding import seed_names
 
 MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
@@ -182,7 +182,7 @@ class TrainedRun:
 
 def check_own_network(folder: Path, name: str) -> None:
     """Refuses a run whose network's module is not here, or lies in the run's own folder: to import that would start it."""
-    found = places(name)
+    found = module_locations(name)
     if not found:
         raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")
     if any(place.is_relative_to(folder.resolve()) for place in found):

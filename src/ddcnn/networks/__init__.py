@@ -1,1 +1,5 @@
-"""Local CNNs, the global CNN and the DNN; the width rule; names. Import from the modules: ``shape`` needs no torch."""
+"""Networks: local CNNs, the global CNN, the DNN, and the width rule. No training, no data, no files; imports only ``errors``.
+
+``registry`` makes networks by name, out of ``vgg``, ``resnet``, ``torchvision_models`` and ``custom`` (the user's own); ``dense`` is
+the DNN. ``shape`` and ``registry`` can be imported without torch.
+"""

@@ -1,4 +1,4 @@
-"""The DNN: the small dense network that learns the global decision, the coarse problem of the method."""
+"""The DNN: the small dense network that combines the local CNNs into one decision; the coarse problem of the method."""
 
 import torch
 from torch import nn
@@ -7,15 +7,16 @@ SMALLEST_PROBABILITY = 1e-6
 
 
 class DenseNetwork(nn.Module):
-    """Hidden dense layers on what the local CNNs hand over, as a correction of a simple decision.
+    """Dense layers on the interface values of all local CNNs, as a correction of a simple decision.
 
-    The simple decision is, on probabilities, their (normalised) geometric mean; on logits, the same as their mean; on features,
-    one linear layer. The last layer starts at zero: before training, the decision is the simple one. A gradient that comes back
-    through the logarithm of a softmax is as strong as one through logits.
+    The simple decision is the normalised geometric mean of probabilities, the mean of logits, or one linear layer on features. The last
+    layer starts at zero, so the untrained network returns the simple decision. Taking logarithms of the probabilities keeps the
+    gradients through the softmax as large as gradients through logits.
 
     Args:
         interface: "probabilities", "logits" or "features".
-        subdomains, values: N, and C values per subdomain: K, or F for features.
+        subdomains: N.
+        values: C, interface values per subdomain: K for probabilities and logits, F for features.
         hidden: neurons per hidden layer.
     """
 

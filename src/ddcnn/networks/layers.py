@@ -1,4 +1,4 @@
-"""The layers of PyTorch that have a name per dimension."""
+"""PyTorch's layer classes by the dimension of the images, 2 or 3."""
 
 from torch import nn
 

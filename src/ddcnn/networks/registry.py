@@ -1,4 +1,4 @@
-"""Networks by name: ``--network``. Built-in ones, torchvision's classification networks, and your own.
+"""Networks by the name that ``--network`` gives: built-in ones, torchvision's classification networks, and your own.
 
 Your own is named ``package.module:factory``, for example ``mine:small`` with this in ``mine.py``::
 
@@ -13,21 +13,19 @@ Your own is named ``package.module:factory``, for example ``mine:small`` with th
         )
 
 The factory is called as ``factory(shape, width=..., divisor=...)`` for every local CNN and for the global one, ``width`` only if
-``--width`` is given. ``shape`` says what the network sees (see ``Shape``); ``divisor`` is that of the width rule, 1 for the global
-CNN. The network maps images (B, C, *spatial) to logits (B, K), and the last thing that it does is an ``nn.Linear`` with K outputs:
-what goes into that one is its last hidden layer. Initial parameters must come from PyTorch's generator, which is seeded.
+``--width`` is given. ``shape`` describes the network's input (see ``Shape``); ``divisor`` is that of the width rule, 1 for the
+global CNN. The network maps images (B, C, *spatial) to logits (B, K), and its last operation is an ``nn.Linear`` with K outputs,
+whose input is the last hidden layer. Initial parameters must come from PyTorch's generator, which is seeded.
 
-To add a built-in network, write a module with a factory ``(shape, width, divisor, features) -> nn.Module``, and name it in
-``NETWORKS``. Nothing here imports torch before a network is made.
+To add a built-in network, write a module with a factory ``(shape, width, divisor, features) -> nn.Module``, and enter it in
+``NETWORKS``. This module imports torch only when a network is made.
 """
 
 import importlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddcnn.errors import InputError
-from ddcnn.networks.refusals import refusing
 from ddcnn.networks.shape import Shape
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ class Architecture:
     Attributes:
         factory: "package.module:function", imported when it is used.
         width: default of ``--width``, the channels of the first stage of the global network.
-        smallest: pixels a side that a subimage must have at least.
+        smallest: smallest side of a subimage, pixels.
     """
 
     factory: str
@@ -53,53 +51,54 @@ NETWORKS = {
     "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4),
     "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4),
     "resnet20": Architecture("ddcnn.networks.resnet:resnet20", 16, 4),
-    "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8),  # below, one pixel is left for all stages
+    "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8),  # below 8 pixels all stages would see a single one
 }
 
 LARGER = "choose a coarser --grid or a larger --overlap"
 
 
 def default_width(name: str) -> int | None:
-    """What ``--width`` is if it is not given; None: the network has widths, or a default, of its own."""
+    """The default of ``--width``; None where the network has fixed widths or a default of its own."""
     return NETWORKS[name].width if name in NETWORKS else None
 
 
 def make(name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None) -> "nn.Module":
-    """A network with new initial parameters: a local CNN, or the global one.
+    """Makes a local CNN or the global CNN, with new initial parameters.
 
-    It maps images (B, C, *spatial) to logits (B, K). Its method ``features`` maps images to the last hidden layer (B, F), its
-    ``classifier`` is the ``nn.Linear`` from there to the logits.
+    The network maps images (B, C, *spatial) to logits (B, K). Its method ``features`` maps images to the last hidden layer (B, F), and
+    its ``classifier`` is the ``nn.Linear`` from there to the logits.
 
     Args:
-        shape: what it sees.
+        shape: of the network's input.
         width: channels of the first stage of the *global* network; None for the default.
         divisor: of the width rule; 1 for the global network.
-        features: F, if it is not to be what the network has by itself.
+        features: F; None for the network's own.
 
     Raises:
-        InputError: there is no such network, or it cannot be had like this.
+        InputError: an unknown network, or unsupported options.
     """
     if name in NETWORKS:
         built_in = NETWORKS[name]
         module, _, function = built_in.factory.partition(":")
         return getattr(importlib.import_module(module), function)(shape, width or built_in.width, divisor, features)
-    from ddcnn.networks import own, torchvision_models
-    from ddcnn.networks.adapted import Adapted
+    from ddcnn.networks import custom, torchvision_models
 
-    other = own.make if ":" in name else torchvision_models.make
-    network = other(name, shape, width, divisor)
-    with _refusing(name, shape):
-        return Adapted(name, network, shape, features)
+    if ":" in name:
+        network = custom.make(name, shape, width, divisor)
+    else:
+        network = torchvision_models.make(name, shape, width, divisor, built_in=list(NETWORKS))
+    with custom.errors_as_input_error(*_does_not_work(name, shape)):
+        return custom.HeadedNetwork(name, network, shape, features)
 
 
 def check(name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None) -> None:
-    """Refuses what ``make`` would refuse, and images that the network cannot take, before anything is trained.
+    """Refuses unsupported options and images that the network cannot take, before anything is trained.
 
-    Built-in networks are checked without torch. Any other one is made once, and two empty images are passed in training mode on the
-    CPU: call it once a shape.
+    Built-in networks are checked without torch. Any other network is made and passes two images of zeros in training mode on the CPU,
+    which takes time: call this once per shape.
 
     Raises:
-        InputError: naming the network, the size and the reason.
+        InputError: with the network, the size and the reason.
     """
     if name in NETWORKS:
         smallest = NETWORKS[name].smallest
@@ -110,11 +109,13 @@ def check(name: str, shape: Shape, width: int | None = None, divisor: float = 1,
         return
     import torch
 
+    from ddcnn.networks.custom import errors_as_input_error
+
     with torch.random.fork_rng(devices=[]):
         network = make(name, shape, width, divisor, features)
-        with _refusing(name, shape):
-            network.probe(shape)  # type: ignore[operator]
+        with errors_as_input_error(*_does_not_work(name, shape)):
+            network.check_on_zeros(shape)  # type: ignore[operator]
 
 
-def _refusing(name: str, shape: Shape) -> AbstractContextManager:
-    return refusing(f"--network {name} does not work on images of {shape.size}", f"; if they are too small for it, {LARGER}")
+def _does_not_work(name: str, shape: Shape) -> tuple[str, str]:
+    return f"--network {name} does not work on images of {shape.size}", f"; if they are too small for it, {LARGER}"

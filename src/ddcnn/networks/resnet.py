@@ -15,14 +15,14 @@ class ResNet(nn.Module):
     """A stem, stages of basic blocks, the mean over all pixels, then the logits.
 
     Args:
-        shape: what the network sees.
+        shape: of the network's input.
         width: channels of stem and first stage of the *global* network; they double from stage to stage.
         divisor: of the width rule; 1 for the global network.
-        features: neurons of a hidden dense layer with ReLU before the logits; without it, the channels of the last stage are the
-            last hidden layer.
-        blocks: per stage. From the second stage on, the first one halves the sides, rounding up.
-        large_images: ResNet18's stem, which makes a side a quarter as long, and shortcuts with weights (the paper's option B);
-            otherwise ResNet20's, a 3x3 convolution, and shortcuts without (option A).
+        features: neurons of a hidden dense layer with ReLU before the logits; None: the channels of the last stage are the last
+            hidden layer.
+        blocks: number of blocks per stage. From the second stage on, the first block halves the sides, rounding up.
+        large_images: ResNet18's stem, which divides the sides by 4, and shortcuts with weights (the paper's option B);
+            otherwise ResNet20's stem, a 3x3 convolution, and shortcuts without weights (option A).
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class ResNet(nn.Module):
             stem.append(MAX_POOLING[dimensions](3, 2, padding=1))
         stages: list[nn.Module] = []
         for stage, repeats in enumerate(blocks):
-            wanted = scaled_width(width << stage, divisor)
+            outputs = scaled_width(width << stage, divisor)
             for block in range(repeats):
-                stages.append(BasicBlock(dimensions, channels, wanted, 2 if stage > 0 and block == 0 else 1, large_images))
-                channels = wanted
+                stages.append(BasicBlock(dimensions, channels, outputs, 2 if stage > 0 and block == 0 else 1, large_images))
+                channels = outputs
         self.convolutions = nn.Sequential(*stem, *stages)
         dense: list[nn.Module] = [MEAN_POOLING[dimensions](1), nn.Flatten()]
         if features:
@@ -65,7 +65,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (B, inputs, *spatial) -> (B, outputs, *spatial / stride); with stride 1 as many channels."""
+    """Two 3x3 convolutions and a shortcut: (B, inputs, *spatial) -> (B, outputs, *spatial / stride); inputs = outputs with stride 1."""
 
     def __init__(self, dimensions: int, inputs: int, outputs: int, stride: int, projection: bool):
         super().__init__()
@@ -90,25 +90,25 @@ class BasicBlock(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """The paper's option A, without parameters: every ``stride``-th pixel, in more channels, the new ones zero.
+    """The paper's option A, without parameters: takes every ``stride``-th pixel and adds channels of zeros.
 
-    The paper leaves open which channels are the new ones. Here they are *interleaved*: with twice the channels, output channel 2j is
-    input channel j, and 2j + 1 is zero. Behind each other at the end, as usual, they would mix thin networks that are put side by
-    side. Interleaved, thin networks whose channels are concatenated (block-diagonal weights) are exactly the wide network.
+    The paper leaves open where the new channels lie. Here they are *interleaved*: with twice the channels, output channel 2j is input
+    channel j, and 2j + 1 is zero. Then thin networks whose channels are concatenated (block-diagonal weights) are exactly the wide
+    network; new channels at the end, as is usual, would mix them.
     """
 
-    places: torch.Tensor  # (inputs,) the output channels that input channels go to
+    targets: torch.Tensor  # (inputs,) output channel of each input channel
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.outputs, self.stride = outputs, stride
-        self.register_buffer("places", torch.arange(inputs) * outputs // inputs, persistent=False)
+        self.register_buffer("targets", torch.arange(inputs) * outputs // inputs, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixels = (slice(None, None, self.stride),) * (images.ndim - 2)
         kept = images[:, :, *pixels]
         padded = kept.new_zeros(len(kept), self.outputs, *kept.shape[2:])
-        padded[:, self.places] = kept
+        padded[:, self.targets] = kept
         return padded
 
 

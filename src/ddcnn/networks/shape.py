@@ -1,4 +1,4 @@
-"""What every network is told, and the width rule."""
+"""The shape of a network's input and output, and the width rule."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -6,12 +6,12 @@ from math import ceil
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network sees: images (B, channels, *spatial), to be sorted into classes.
+    """Shape of a network's input, images (B, channels, *spatial), and its number of classes.
 
     Attributes:
         spatial: pixels per axis, (rows, columns) in 2-D or (depth, rows, columns) in 3-D: of the subimage for a local CNN, of the
             whole image for the global one.
-        channels: per pixel: 3 for colours, 1 for grey values.
+        channels: 3 for colour images, 1 for grey ones.
         classes: K.
     """
 
@@ -21,7 +21,7 @@ class Shape:
 
     @property
     def size(self) -> str:
-        """``spatial`` as it stands in messages: rows x columns."""
+        """``spatial`` in messages, such as 32x32."""
         return "x".join(map(str, self.spatial))
 
 

@@ -1,4 +1,4 @@
-"""torchvision, also where it was built for CUDA and torch was not."""
+"""Imports torchvision, also where torchvision was built for CUDA and torch was not."""
 
 import sys
 from functools import cache
@@ -9,14 +9,13 @@ from types import ModuleType
 def import_torchvision() -> ModuleType:
     """torchvision with its ``datasets`` and ``models``.
 
-    In such an environment torchvision's own operators are missing, and its import fails on their fake implementations unless their
-    schemas exist.
+    With a CPU build of torch, torchvision's CUDA build lacks its own operators, and its import fails unless their schemas exist.
     """
     import torch
 
     try:
         import torchvision
-    except RuntimeError:  # only then: a second definition of an operator that is there ends the process
+    except RuntimeError:  # only then: defining an existing operator again ends the process
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")

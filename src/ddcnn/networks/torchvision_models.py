@@ -1,12 +1,11 @@
-"""torchvision's classification networks, by torchvision's names: untrained, for 2-D images of any number of channels and classes."""
+"""torchvision's classification networks by their names in torchvision: untrained, for 2-D images of any channels and classes."""
 
 from typing import Any
 
 from torch import nn
 
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.networks.refusals import refusing
-from ddcnn.networks.registry import NETWORKS
+from ddcnn.networks.custom import errors_as_input_error
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.networks.torchvision_compat import import_torchvision
 
@@ -18,13 +17,12 @@ DENSENETS = {  # growth rate, layers per block, channels of the stem (Huang, Liu
 }
 
 
-def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:
-    """The network ``name``, with K outputs.
+def make(name: str, shape: Shape, width: int | None, divisor: float, built_in: list[str]) -> nn.Module:
+    """Makes the network ``name`` with K outputs; the names of ``built_in`` networks are for messages.
 
     Raises:
-        InputError: there is none, or it cannot be had for this shape, width or divisor.
+        InputError: an unknown network, or an unsupported shape, width or divisor.
     """
-    built_in = list(NETWORKS)
     models = _models(name)
     known = models.list_models(module=models)
     if name not in known:
@@ -36,7 +34,7 @@ def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Modul
         raise InputError(f"--network {name} is for 2-D images, not for volumes of {shape.size}: take {' or '.join(built_in)}")
     if width is not None:
         raise InputError(f"--width {width}: --network {name} has widths of its own; leave --width and --global-width out")
-    with refusing(f"--network {name} cannot be made for images of {shape.size}"):
+    with errors_as_input_error(f"--network {name} cannot be made for images of {shape.size}"):
         network = _make(models, name, shape, divisor)
         if shape.channels != 3:
             _replace_stem(network, shape.channels)
@@ -44,12 +42,12 @@ def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Modul
 
 
 def _models(name: str) -> Any:
-    with refusing(f"--network {name} is none of ddcnn's own, and torchvision is not there", "; pip install torchvision"):
+    with errors_as_input_error(f"--network {name} is not built in, and torchvision cannot be imported", "; pip install torchvision"):
         return import_torchvision().models
 
 
 def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
-    """With the width rule where the network has a parameter for its width."""
+    """Applies the width rule where the network has a parameter for its width."""
     options: dict[str, Any] = {"num_classes": shape.classes}
     if name in DENSENETS:
         growth_rate, layers, stem = DENSENETS[name]
@@ -62,7 +60,7 @@ def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
     elif divisor != 1:
         raise InputError(f"--network {name}: its widths are fixed, local CNNs cannot be thinner: add --width-divisor 1")
     if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}  # with them, it returns more than logits in training
+        options |= {"aux_logits": False, "init_weights": True}  # auxiliary logits would be returned in training
     elif name.startswith("vit_"):
         if shape.spatial[0] != shape.spatial[1]:
             raise InputError(f"--network {name} takes square images only, not {shape.size}: choose a --grid of square subimages")
@@ -73,7 +71,7 @@ def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
 
 
 def _replace_stem(network: nn.Module, channels: int) -> None:
-    """A first convolution for images of other than 3 channels."""
+    """Replaces the first convolution by one for ``channels`` input channels."""
     path, stem = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     fitting = nn.Conv2d(
         channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""VGG networks: stages of 3x3 convolutions, each stage ended by a pooling, then dense layers (Simonyan, Zisserman, 2014)."""
+"""VGG networks: stages of 3x3 convolutions, each followed by pooling, then dense layers (Simonyan, Zisserman, 2014)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,14 +14,14 @@ class VGG(nn.Module):
     """Stages of convolution, batch normalisation and ReLU, then dense layers with ReLU, then the logits; 2-D or 3-D.
 
     Args:
-        shape: what the network sees.
+        shape: of the network's input.
         width: channels of the first stage of the *global* network; they double from stage to stage.
         divisor: of the width rule; 1 for the global network.
         convolutions: layers per stage.
         dense_layers: hidden dense layers, each with 4 ``width`` neurons before the width rule.
-        features: neurons of the last hidden layer, if not as many.
+        features: neurons of the last hidden layer; None: as many as in the others.
 
-    An axis is pooled only while at least 2 pixels are left of it, so that any subimage of 4 pixels a side and up will do.
+    An axis is pooled only where at least 2 pixels remain, so a subimage may be as small as 4 pixels a side.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         channels, size = shape.channels, shape.spatial
         for stage, repeats in enumerate(convolutions):
-            wanted = scaled_width(width << stage, divisor)
+            outputs = scaled_width(width << stage, divisor)
             for _ in range(repeats):
-                layers += [convolution(channels, wanted, 3, padding=1, bias=False), normalisation(wanted), nn.ReLU(inplace=True)]
-                channels = wanted
+                layers += [convolution(channels, outputs, 3, padding=1, bias=False), normalisation(outputs), nn.ReLU(inplace=True)]
+                channels = outputs
             factors = tuple(2 if side >= 4 else 1 for side in size)
             if max(factors) > 1:
                 layers.append(pooling(factors))

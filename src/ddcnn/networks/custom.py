@@ -1,0 +1,150 @@
+"""Networks from outside this package: the user's own, ``package.module:factory``, and the wrapper that splits off their last layer."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddcnn.errors import InputError, did_you_mean
+from ddcnn.networks.shape import Shape
+
+LIBRARIES = ("ddcnn", "torch", "torchvision", "importlib")  # packages whose frames an error message does not name
+
+
+def module_locations(name: str) -> list[Path]:
+    """Files and folders that a factory's module may be read from. Nothing is imported, since an import runs the module."""
+    first, *rest = name.partition(":")[0].split(".")
+    spec = find_spec(first) if first else None
+    roots = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])] if spec else []
+    return [Path(root, *rest).resolve() for root in roots]
+
+
+def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:
+    """Calls the factory ``name`` (see ``registry``); ``width`` is passed only if it is given.
+
+    Raises:
+        InputError: the factory does not exist, cannot be called, fails, or returns something other than a module.
+    """
+    option = f"--network {name}"
+    module_name, _, factory_name = name.partition(":")
+    if not (module_name and factory_name):
+        raise InputError(f"{option}: write it as package.module:factory")
+    way_out = "; a module has to be in the current folder (start with python -m ddcnn) or on PYTHONPATH"
+    with errors_as_input_error(f"{option} cannot be imported", way_out):
+        module = importlib.import_module(module_name)
+    factory = getattr(module, factory_name, None)
+    if factory is None:
+        raise InputError(f"{option}: {module_name} has no {factory_name}{did_you_mean(factory_name, dir(module))}")
+    options = {"divisor": divisor} if width is None else {"width": width, "divisor": divisor}
+    try:
+        inspect.signature(factory).bind(shape, **options)
+    except (TypeError, ValueError) as error:
+        call = f"{factory_name}({', '.join(['shape', *(f'{key}={value:g}' for key, value in options.items())])})"
+        hint = "; give --width" if "'width'" in str(error) and width is None else ""
+        raise InputError(f"{option} cannot be called as {call}: {error}{hint}") from None
+    with errors_as_input_error(f"{option} fails to make a network for images of {shape.size}"):
+        network = factory(shape, **options)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{option} has to return a torch.nn.Module, but it returned a {type(network).__name__}")
+    return network
+
+
+class HeadedNetwork(nn.Module):
+    """A network whose last ``nn.Linear`` is split off as ``classifier``, so that its last hidden layer can be read.
+
+    Args:
+        name: of the network, for messages.
+        network: (B, C, *spatial) -> logits (B, K).
+        shape: of its input.
+        features: neurons of a dense layer with ReLU that is inserted before the logits; None: the last hidden layer is the input of
+            the network's last ``nn.Linear``.
+
+    Raises:
+        InputError: the network has no ``nn.Linear`` with K outputs.
+        Exception: whatever the network raises, if it has lazy layers.
+    """
+
+    def __init__(self, name: str, network: nn.Module, shape: Shape, features: int | None = None):
+        super().__init__()
+        if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, shape.channels, *shape.spatial))
+            network.train()
+        self.backbone = network
+        layers = [(path, module) for path, module in self.named_modules() if isinstance(module, nn.Linear)]
+        heads = [(path, module) for path, module in layers if module.out_features == shape.classes]
+        if not heads:
+            last = f"; its last one has {layers[-1][1].out_features}" if layers else ""
+            raise InputError(f"--network {name} must end in an nn.Linear with {shape.classes} outputs, one a class{last}")
+        self.name = name
+        self.head, head = heads[-1]
+        self.set_submodule(self.head, nn.Identity())
+        self.hidden = nn.Identity() if features is None else nn.Sequential(nn.Linear(head.in_features, features), nn.ReLU())
+        self.classifier = head if features is None else nn.Linear(features, shape.classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last hidden layer: (B, C, *spatial) -> (B, F)."""
+        return self.hidden(self.backbone(images))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> logits (B, K)."""
+        return self.classifier(self.features(images))
+
+    def check_on_zeros(self, shape: Shape) -> None:
+        """Passes two images of zeros forward and backward as in training: in training mode, in channels_last memory format.
+
+        Raises:
+            InputError: the head is not the network's last operation, or a parameter gets no gradient.
+            Exception: whatever the network raises.
+        """
+        images = torch.zeros(2, *shape.spatial, shape.channels).movedim(-1, 1)
+        self.to(memory_format=torch.channels_last if len(shape.spatial) == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+        markers: list[torch.Tensor] = []
+
+        def replace_output(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+            markers.append(torch.linspace(-1, 1, output.numel()).view(output.shape))
+            return markers[-1]
+
+        handle = self.get_submodule(self.head).register_forward_hook(replace_output)
+        try:
+            output = self.train().backbone(images)
+        finally:
+            handle.remove()
+        if not (len(markers) == 1 and isinstance(output, torch.Tensor) and output.ndim == 2 and torch.equal(output, markers[0])):
+            raise InputError(
+                f"--network {self.name}: its output has to be that of its last nn.Linear with {shape.classes} outputs, applied once to a "
+                "matrix (images x neurons): flatten or pool before it, and leave a softmax out"
+            )
+        self(images).sum().backward()
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise InputError(f"--network {self.name}: its parameter {name.removeprefix('backbone.')} is not used; take it out")
+
+
+@contextmanager
+def errors_as_input_error(what: str, way_out: str = "") -> Iterator[None]:
+    """Turns any exception of code that is not ours into a one-line InputError: ``what``, the reason, the way out."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # SystemExit: an imported module may be a script
+        raise InputError(f"{what}: {_reason(error)}{way_out}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Type and message of an exception, and the last line of user code in its traceback."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    message = lines[0] if isinstance(error, RuntimeError) else " ".join(lines)  # PyTorch appends a C++ stack
+    user_lines = [
+        f" ({frame.f_code.co_filename}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES
+    ]
+    return f"{type(error).__name__}: {message}{user_lines[-1] if user_lines else ''}"
