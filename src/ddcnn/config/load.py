@@ -105,7 +105,7 @@ def _explain(kind: type[Command], error: ValidationError, options: dict[str, Any
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])
     given = " ".join(map(str, given)) if isinstance(given, list) else given
-    if first["type"] == "literal_error":
+    if first["type"] in ("enum", "literal_error"):
         known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         return f"{where} {given}: {first['input']} is none of {', '.join(known)}{did_you_mean(str(first['input']), known)}"
     return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"

@@ -7,18 +7,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ddcnn.config.methods import Method
 from ddcnn.config.types import Every, Grid, ImageSize, Interface, Methods, Signals, VolumeSize, Window, option
 from ddcnn.networks.registry import NETWORKS, default_width
-
-PHASES_OF = {
-    "vote": ("local", "gather"),
-    "average": ("local", "gather"),
-    "dnn": ("local", "folds", "gather", "dnn"),
-    "coherent": ("coherent",),
-    "transfer": ("local", "folds", "gather", "dnn", "transfer"),
-    "global": ("global",),
-}  # the phases whose seconds and bytes a method needs
-METHODS = tuple(PHASES_OF)
 
 
 class Command(BaseModel):
@@ -124,7 +115,7 @@ class RunSettings(DataSettings):
     width_divisor: float | None = option(
         None, "local widths are the global ones divided by D (default: the square root of N; decomposed in width: N)", "D", ge=1
     )
-    methods: Methods = option(",".join(METHODS), f"what to compare, of {', '.join(METHODS)} (default: all)", "LIST", validate_default=True)
+    methods: Methods = option(",".join(Method), f"what to compare, of {', '.join(Method)} (default: all)", "LIST", validate_default=True)
     interface: Interface = option("probabilities", "what a local CNN hands to the DNN; features: its last hidden layer")
     features: int | None = option(None, "neurons of the local CNNs' last hidden layer (default: by the width rule)", "F", ge=1)
     epochs: int = option(10, "epochs of local training", "E", ge=1)
@@ -165,9 +156,17 @@ class RunSettings(DataSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "of the arithmetic; auto: bf16 on GPUs that have it, else fp32")
     threads: int | None = option(None, "threads per rank (default: $OMP_NUM_THREADS, else cores divided by ranks)", "T", ge=1)
 
+    def is_composed(self, method: str) -> bool:
+        """Whether a method trains the network that the thin ones of ``--decomposition width`` are composed to."""
+        return self.decomposition == "width" and method == Method.TRANSFER
+
+    def sees_whole_image(self, method: str) -> bool:
+        """Whether a method's network is a single one, of the whole image."""
+        return Method(method).whole_image or self.is_composed(method)
+
     def phases_of(self, method: str) -> tuple[str, ...]:
         """The phases whose seconds and bytes a method needs; thin networks are composed without a DNN."""
-        return ("local", "transfer") if self.decomposition == "width" and method == "transfer" else PHASES_OF[method]
+        return ("local", "transfer") if self.is_composed(method) else Method(method).phases
 
     def needs(self, phase: str) -> bool:
         """Whether a method that was asked for needs this phase."""
@@ -178,9 +177,13 @@ class RunSettings(DataSettings):
         return self.width_divisor or (subdomains if self.decomposition == "width" else subdomains**0.5)
 
     def epochs_of(self, method: str) -> int:
-        """Passes over the training images that end in a method's network; by default the last three make as many."""
+        """Passes over the training images of a method's network or of a local CNN; by default coherent, global and transfer make as many."""
         in_all = self.epochs + self.frozen_epochs + self.transfer_epochs
-        whole = {"coherent": self.coherent_epochs or in_all, "global": self.global_epochs or in_all, "transfer": in_all}
+        whole: dict[str, int] = {
+            Method.COHERENT: self.coherent_epochs or in_all,
+            Method.GLOBAL: self.global_epochs or in_all,
+            Method.TRANSFER: in_all,
+        }
         return whole.get(method, self.epochs)
 
     @property

@@ -3,20 +3,16 @@
 from pathlib import Path
 from typing import Literal
 
+from ddcnn.config.methods import PREFERRED, Method
 from ddcnn.config.settings import SOURCES, Command
 from ddcnn.config.types import Subdomains, option
-
-BEST_SUITED = ("transfer", "coherent", "dnn", "average", "vote", "global")  # which one answers, if nobody says
-BEST_SUITED_IN_PART = ("transfer", "dnn", "average", "vote", "coherent")  # the same where subdomains are missing; coherent suffers most
 
 
 class TrainedSettings(Command):
     """Which network of a finished run, as one; what its images were is taken from there."""
 
     run: Path = option(..., "folder of a finished run (of several seeds: of one of them, RUN/seed-K)", "RUN")
-    method: Literal["vote", "average", "dnn", "coherent", "transfer", "global"] | None = option(
-        None, f"one of the run's methods (default: the first of {', '.join(BEST_SUITED)} that it has)", "NAME"
-    )
+    method: Method | None = option(None, f"one of the run's methods (default: the first of {', '.join(PREFERRED)} that it has)", "NAME")
     without: Subdomains = option((), "answer without these subdomains, as if they were lost: their numbers, such as 1,3", "I,J")
     overwrite: bool = option(False, "replace the file --output")
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
+from ddcnn.config.methods import Method
+
 
 def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, **bounds: Any) -> Any:
     """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
@@ -78,7 +80,7 @@ ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_
 VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]
 Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Methods = Annotated[
-    tuple[Literal["vote", "average", "dnn", "coherent", "transfer", "global"], ...],
+    tuple[Method, ...],
     BeforeValidator(_methods),
     PlainSerializer(",".join),
     Field(min_length=1),

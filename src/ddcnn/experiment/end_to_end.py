@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.data.batches import OwnedSubimages, Subimages
 from ddcnn.experiment.context import Job, failing_in
 from ddcnn.method.aggregate import what_it_sees
@@ -18,8 +19,8 @@ from ddcnn.training.loop import START, Epoch, build
 def run_coherent(job: Job, method: str, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
     """Trains the coherent network from what it is given, watched; its parts are saved."""
     settings, world, engine, results = job.settings, job.world, job.engine, job.results
-    recipe = job.transfer_recipe if method == "transfer" else job.recipe(settings.epochs_of(method), settings.coherent_lr)
-    frozen_epochs = settings.frozen_epochs if method == "transfer" else 0
+    recipe = job.transfer_recipe if method == Method.TRANSFER else job.recipe(settings.epochs_of(method), settings.coherent_lr)
+    frozen_epochs = settings.frozen_epochs if method == Method.TRANSFER else 0
     epochs = frozen_epochs + recipe.epochs
     group, leads = job.groups.group, job.groups.leads
     recipe = replace(recipe, batch_size=batch_of_all(recipe.batch_size, job.store.train_samples, group.size))

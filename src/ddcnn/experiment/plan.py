@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
@@ -176,13 +177,13 @@ def check_methods(world: World, settings: RunSettings) -> None:
     """Refuses what a method cannot do, or cannot tell."""
     if settings.tensorboard:
         check_board()
-    coherent = {"coherent"} if settings.decomposition == "width" else {"coherent", "transfer"}
-    if settings.precision == "fp16" and coherent & set(settings.methods):
+    joint = [method for method in Method if method.joint and not settings.is_composed(method)]
+    if settings.precision == "fp16" and set(joint) & set(settings.methods):
         raise InputError(
             "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
-            f"or leave {' and '.join(sorted(coherent))} out of --methods"
+            f"or leave {' and '.join(joint)} out of --methods"
         )
-    if settings.decomposition == "width" and settings.frozen_epochs and "transfer" in settings.methods:
+    if settings.decomposition == "width" and settings.frozen_epochs and Method.TRANSFER in settings.methods:
         raise InputError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
     if settings.start_from and settings.needs("local"):
         if not (settings.start_from / "results.json").is_file():
@@ -215,7 +216,7 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
     """Refuses too few samples, subimages that are too small for the network, and ranks that do not fit the subdomains."""
     if samples < max(2, settings.folds):
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
-    sharing = world.size if "global" in settings.methods else max(1, world.size // len(decomposition))
+    sharing = world.size if Method.GLOBAL in settings.methods else max(1, world.size // len(decomposition))
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     check_networks(settings, decomposition, channels, classes)
@@ -228,10 +229,10 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
 def check_networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
     """Refuses a network that cannot be what is asked for: too small subimages, a width rule that it does not know, an unknown name."""
     divisor = settings.divisor(len(decomposition))
-    if any(method != "global" for method in settings.methods):
+    if any(not method.whole_image for method in settings.methods):
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
             registry.check(settings.network, Shape(spatial, channels, classes), settings.width, divisor, settings.features)
-    if "global" in settings.methods:
+    if Method.GLOBAL in settings.methods:
         registry.check(settings.network, Shape(decomposition.shape, channels, classes), settings.global_width or settings.width, 1, None)
 
 

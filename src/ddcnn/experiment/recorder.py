@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.io.atomic import disk_errors, replacing, write_json, write_text
@@ -131,12 +132,9 @@ class Results:
             "epochs": self.settings.epochs_of(name),
             "batch_size": self.settings.batch_size,
         }
-        if name == "global" or self._composed(name):
+        if self.settings.sees_whole_image(name):
             batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
-
-    def _composed(self, method: str) -> bool:
-        return method == "transfer" and self.settings.decomposition == "width"
 
     def write(self, engine: Engine, global_parameters: int | None) -> None:
         """All ranks: gathers what they have collected; rank 0 writes the files and the report.
@@ -171,11 +169,11 @@ class Results:
                 method["seconds"]["total"] = wall(intervals)
                 method["bytes_communicated"] = self._bytes(name, sent)
                 method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in curve(rows, phases[-1])]
-                if name == "average" and moments is not None and kept is not None:
+                if name == Method.AVERAGE and moments is not None and kept is not None:
                     points = self._anytime(np.concatenate(moments), np.concatenate(kept))
                     method["curve"] = [(wall(intervals, time), accuracy) for time, accuracy in points]
-                if "dnn" in phases and name == "transfer" and "dnn" in self._methods:  # where it starts from
-                    method["curve"].insert(0, self._methods["dnn"]["curve"][-1])
+                if "dnn" in phases and name == Method.TRANSFER and Method.DNN in self._methods:  # where it starts from
+                    method["curve"].insert(0, self._methods[Method.DNN]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
             write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains), global_parameters))
             write_report(self.output, show=self.settings.progress != "none", draw=self.settings.figures)
@@ -184,7 +182,7 @@ class Results:
 
     def _bytes(self, name: str, sent: np.ndarray) -> int:
         """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
-        if name in ("vote", "average"):
+        if name in (Method.VOTE, Method.AVERAGE):
             leading = self.groups.peers.size
             row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (leading - 1) // leading
             return row * self.store.test_samples + int(sent[:, PHASES.index("local")].sum())  # there, within groups
@@ -218,8 +216,8 @@ class Results:
                 "test_accuracy": accuracy, "seconds": None if np.isnan(seconds) else seconds,
             })  # fmt: skip
         for name, method in self._methods.items():
-            if name != "global" and not self._composed(name):  # these are one network alone
-                method["parameters"] += int(subdomains[:, 1 if name in ("vote", "average") else 2].sum())
+            if not self.settings.sees_whole_image(name):  # these are one network alone
+                method["parameters"] += int(subdomains[:, 1 if name in (Method.VOTE, Method.AVERAGE) else 2].sum())
         return {
             "schema_version": SCHEMA_VERSION,
             "data": {

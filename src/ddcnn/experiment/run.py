@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # torch's optimizers import it at their first step, a second that is none of the training
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import SPLITS, PartitionedSet
 from ddcnn.errors import Stopped
@@ -44,7 +45,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
             seeds = [check_start(Networks(own, store, engine), groups.peers.owned(len(store.decomposition))) for own in seeds]
-    if settings.decomposition == "width" and "transfer" in settings.methods:
+    if settings.decomposition == "width" and Method.TRANSFER in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
     with ExitStack() as held:
         output = Path(world.on_root(lambda: str(take_output(settings, held))))  # nothing is refused any more: an older run may go
@@ -92,17 +93,17 @@ def run_seed(
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(job)
-    if "coherent" in settings.methods:
+    if Method.COHERENT in settings.methods:
         fresh = [job.networks.new_local(index, "coherent") for index in job.owned]
-        run_coherent(job, "coherent", fresh, job.networks.new_dnn("coherent dnn"))
-    if "transfer" in settings.methods and settings.decomposition == "width":
-        run_global(job, "transfer", local_cnns)
-    elif "transfer" in settings.methods:
+        run_coherent(job, Method.COHERENT, fresh, job.networks.new_dnn("coherent dnn"))
+    if Method.TRANSFER in settings.methods and settings.decomposition == "width":
+        run_global(job, Method.TRANSFER, local_cnns)
+    elif Method.TRANSFER in settings.methods:
         with world.timeline.phase("transfer"):
             warm = dnn or job.networks.new_dnn("dnn")  # rank 0 has trained it
             share(world, warm.parameters())
-        run_coherent(job, "transfer", local_cnns, warm)
-    if "global" in settings.methods:
-        run_global(job, "global")
+        run_coherent(job, Method.TRANSFER, local_cnns, warm)
+    if Method.GLOBAL in settings.methods:
+        run_global(job, Method.GLOBAL)
     job.results.write(engine, networks.global_parameters)
     world.on_root(lambda: shutil.rmtree(output / TRAINING, ignore_errors=True))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.data.batches import Subimages
 from ddcnn.experiment.context import Job, failing_in, state_of
 from ddcnn.io.progress import Progress
@@ -142,12 +143,12 @@ def decide(job: Job, probabilities: np.ndarray) -> None:
     """On rank 0: vote and average out of the local classifications (S_test, N, K)."""
     results, labels = job.results, job.labels["test"]
     results.local_classes = probabilities.argmax(axis=2)
-    if "vote" in job.settings.methods:
-        results.method("vote", vote(probabilities), decision=Decision(probabilities, labels, lambda p, present: vote(p)))
-    if "average" in job.settings.methods:
+    if Method.VOTE in job.settings.methods:
+        results.method(Method.VOTE, vote(probabilities), decision=Decision(probabilities, labels, lambda p, present: vote(p)))
+    if Method.AVERAGE in job.settings.methods:
         mean = average(probabilities)
         decision = Decision(probabilities, labels, lambda p, present: average(p).argmax(axis=1))
-        results.method("average", mean.argmax(axis=1), mean, decision=decision)
+        results.method(Method.AVERAGE, mean.argmax(axis=1), mean, decision=decision)
 
 
 def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray, others_stop: Callable[[], bool]) -> nn.Module:
@@ -165,7 +166,7 @@ def decide_by_dnn(job: Job, values: np.ndarray, test: np.ndarray, others_stop: C
             keeper = job.keeper("dnn", recipe, len(labels), progress, "dnn", None, others_stop)
             network = train_dnn(values, labels, settings.interface, job.networks.classes, recipe, engine, seeds, after_epoch, keeper)
         job.save("dnn", network, **job.networks.about_dnn())
-        if "dnn" in settings.methods:
+        if Method.DNN in settings.methods:
             found = classify_by_dnn(network, test, engine)
-            results.method("dnn", found.argmax(axis=1), found, network, job.decision(network, test, job.labels["test"]))
+            results.method(Method.DNN, found.argmax(axis=1), found, network, job.decision(network, test, job.labels["test"]))
         return network

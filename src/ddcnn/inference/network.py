@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedOn, TrainedRun
@@ -17,7 +18,6 @@ from ddcnn.method.local import classified
 from ddcnn.training.loop import build
 from ddcnn.training.precision import Engine
 
-AVERAGED = ("vote", "average")  # methods that decide out of the p_i, without a network of their own
 ON_CPU = Engine(torch.device("cpu"), "fp32")
 
 
@@ -37,7 +37,7 @@ class Assembled(nn.Module):
     scale: torch.Tensor
 
     def __init__(
-        self, images: TrainedOn, decomposition: Decomposition, method: str, interface: str, local_cnns: Sequence[nn.Module],
+        self, images: TrainedOn, decomposition: Decomposition, method: Method, interface: str, local_cnns: Sequence[nn.Module],
         dnn: nn.Module | None, subdomains: Sequence[int], present: Sequence[int],
     ):  # fmt: skip
         super().__init__()
@@ -52,7 +52,7 @@ class Assembled(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
         values = self.hand_over(images)  # (B, n, C)
-        if self.method in AVERAGED:
+        if self.method in (Method.VOTE, Method.AVERAGE):
             values = self.classify(values)  # (B, n, K)
         return self.combine(values).float()
 
@@ -71,9 +71,9 @@ class Assembled(nn.Module):
 
     def combine(self, values: torch.Tensor) -> torch.Tensor:
         """One decision, of all ``present``: interface values (B, n, C), for ``vote`` and ``average`` the p_i (B, n, K) -> logits (B, K)."""
-        if self.method == "vote":
+        if self.method == Method.VOTE:
             return vote_scores(values)
-        if self.method == "average":
+        if self.method == Method.AVERAGE:
             return values.mean(1, dtype=torch.float64).log()
         if self.dnn is None:
             return values[:, 0]
@@ -105,10 +105,10 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     Raises:
         InputError: as ``load``; or the ranks do not divide the subdomains.
     """
-    method = run.choose(method, without)
+    chosen = run.choose(method, without)
     networks = Networks(run.settings, run.images, ON_CPU)
-    if run.is_whole(method):
-        return _whole(run, networks, method)
+    if run.is_whole(chosen):
+        return _whole(run, networks, chosen)
     present = [i for i in range(networks.subdomains) if i not in without]
     if wrong := sorted(set(without) - set(range(networks.subdomains))):
         raise InputError(f"--without {wrong[0]}: the subdomains of this run are 0 to {networks.subdomains - 1}")
@@ -118,23 +118,22 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
         raise InputError(f"--divide subdomains: {ranks} ranks do not fit {len(present)} subdomains; leave it out, or take other ranks")
     each = len(present) // ranks
     own = present[rank * each : (rank + 1) * each]
-    trained_together = method in ("coherent", "transfer")
     local_cnns = []
     for index in own:
         local_cnns.append(networks.new_local(index, "local"))
-        path = run.checkpoint(f"{method if trained_together else 'local'}-{index:04d}")
+        path = run.checkpoint(f"{chosen if chosen.joint else 'local'}-{index:04d}")
         parameters.load(path, local_cnns[-1], networks.about_local(index))
     dnn = None
-    if method not in AVERAGED:
+    if chosen.has_dnn:
         dnn = networks.new_dnn("dnn")
-        parameters.load(run.checkpoint(f"{method}-dnn" if trained_together else "dnn"), dnn, networks.about_dnn())
-    return Assembled(run.images, run.images.decomposition, method, run.settings.interface, local_cnns, dnn, own, present)
+        parameters.load(run.checkpoint(f"{chosen}-dnn" if chosen.joint else "dnn"), dnn, networks.about_dnn())
+    return Assembled(run.images, run.images.decomposition, chosen, run.settings.interface, local_cnns, dnn, own, present)
 
 
-def _whole(run: TrainedRun, networks: Networks, method: str) -> Assembled:
+def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
     """The undecomposed CNN, or the one that thin networks have been composed to."""
     settings, shape = run.settings, run.images.shape[:-1]
-    width = settings.width if method == "transfer" else settings.global_width or settings.width
+    width = settings.width if method == Method.TRANSFER else settings.global_width or settings.width
     network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
     parameters.load(run.checkpoint(method), network, {"architecture": settings.network, "width": width or 0})
     return Assembled(run.images, Decomposition(shape, (1,) * len(shape)), method, "logits", [network], None, [0], [0])

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddcnn.config.methods import Method
 from ddcnn.config.trained_settings import PredictSettings
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.partition import Block, blocks, read_block
 from ddcnn.data.prediction_source import Wanted, open_images
 from ddcnn.data.sources import SourceOptions, Split
 from ddcnn.errors import InputError
-from ddcnn.inference.network import AVERAGED, Assembled, assemble
+from ddcnn.inference.network import Assembled, assemble
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.inference.writers import WRITERS, Columns, check_output, writing
 from ddcnn.io.progress import Progress
@@ -55,10 +56,10 @@ def predict(world: World, settings: PredictSettings) -> None:
         images, chosen = opened(settings, run)
 
     known = bool((images.labels[chosen] >= 0).any())
-    columns = Columns(run.images.class_names, known, method != "vote", network.present if settings.local else ())
+    columns = Columns(run.images.class_names, known, method != Method.VOTE, network.present if settings.local else ())
     classifier = Classifier(world, network, engine, columns, settings.source, images, settings.skip_damaged, shared)
     work = blocks(images, chosen, min(BATCH, ROWS_BYTES // (8 * columns.width)))
-    about = {"run": str(settings.run), "method": method, "without": ",".join(map(str, settings.without))}
+    about = {"run": str(settings.run), "method": str(method), "without": ",".join(map(str, settings.without))}
     count = Count()
     style = settings.progress if world.rank == 0 else "none"
     with ExitStack() as stack:
@@ -82,7 +83,7 @@ def opened(settings: PredictSettings, run: TrainedRun, download: bool = False) -
     return open_images(options, run.images, Wanted(settings.split, settings.samples, settings.unlabelled))
 
 
-def check(settings: PredictSettings, run: TrainedRun, method: str) -> None:
+def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
     """Refuses what does not fit together."""
     if settings.output.suffix not in WRITERS:
         raise InputError(f"--output {settings.output}: the name of the predictions ends in {' or '.join(WRITERS)}")
@@ -106,7 +107,7 @@ class Count:
         self.labelled += int((labels >= 0).sum())
         self.correct += int((labels == classes).sum())
 
-    def text(self, settings: PredictSettings, run: TrainedRun, method: str) -> str:
+    def text(self, settings: PredictSettings, run: TrainedRun, method: Method) -> str:
         without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
         text = f"{settings.output}: {self.samples} image{'s' * (self.samples != 1)} classified by {method}{without}"
         if not self.labelled:
@@ -177,7 +178,7 @@ class Classifier:
     @torch.inference_mode()
     def _decide(self, samples: np.ndarray, images: torch.Tensor) -> list[np.ndarray] | None:
         """(B, C, *spatial) -> classes (B,) and, as far as wanted, probabilities (B, K), p_i (B, n, K); on rank 0 if shared."""
-        network, averaged, wanted = self.network, self.network.method in AVERAGED, bool(self.columns.subdomains)
+        network, averaged, wanted = self.network, self.network.method in (Method.VOTE, Method.AVERAGE), bool(self.columns.subdomains)
         with self.engine.autocast():
             values = network.hand_over(images)
         local = network.classify(values) if averaged or wanted else values

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ddcnn.config.load import of_run
-from ddcnn.config.settings import METHODS, RunSettings
-from ddcnn.config.trained_settings import BEST_SUITED, BEST_SUITED_IN_PART
+from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
+from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions
 from ddcnn.decomposition import Decomposition
@@ -107,7 +107,7 @@ class TrainedRun:
     folder: Path
     settings: RunSettings
     precision: str
-    accuracies: dict[str, float]
+    accuracies: dict[Method, float]
     test_samples: int
 
     @classmethod
@@ -125,16 +125,16 @@ class TrainedRun:
             raise InputError(f"{folder}: no results.json in it; {unfinished_hint(folder)}")
         with reading(folder / "results.json"):
             results = json.loads((folder / "results.json").read_text())
-            accuracies = {str(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
+            accuracies = {Method(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
             precision, samples = str(results["environment"]["precision"]), int(results["data"]["test_samples"])
-            if not accuracies or not set(accuracies) <= set(METHODS) or precision not in ("fp32", "bf16", "fp16"):
+            if not accuracies or precision not in ("fp32", "bf16", "fp16"):
                 raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
         settings = of_run(folder)
         if ":" in settings.network:
             check_own_network(folder, settings.network)
         return cls(folder, settings, precision, accuracies, samples)
 
-    def choose(self, method: str | None, without: tuple[int, ...] = ()) -> str:
+    def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
         """The method that answers: the one that is asked for, else the best-suited one.
 
         Raises:
@@ -143,26 +143,27 @@ class TrainedRun:
         if method is not None and method not in self.accuracies:
             there = ", ".join(self.accuracies)
             raise InputError(f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {there}")
+        chosen = None if method is None else Method(method)
         if not without:
-            return method or next(name for name in BEST_SUITED if name in self.accuracies)
-        able = [name for name in BEST_SUITED_IN_PART if name in self.accuracies and not self._needs_all(name)]
-        if method is None and not able:
+            return chosen or next(name for name in PREFERRED if name in self.accuracies)
+        able = [name for name in PREFERRED_IN_PART if name in self.accuracies and not self._needs_all(name)]
+        if chosen is None and not able:
             raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(self.accuracies)})")
-        if method is not None and (reason := self._needs_all(method)):
+        if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
-        return method or able[0]
+        return chosen or able[0]
 
-    def _needs_all(self, method: str) -> str:
+    def _needs_all(self, method: Method) -> str:
         """Why a method cannot answer without a subdomain, if so."""
         if self.is_whole(method):
             return "which sees the whole image"
-        if method in ("dnn", "coherent", "transfer") and self.settings.interface == "features":
+        if method.has_dnn and self.settings.interface == "features":
             return "since the run has --interface features: these mean something else in every subdomain, and nothing can stand for them"
         return ""
 
-    def is_whole(self, method: str) -> bool:
+    def is_whole(self, method: Method) -> bool:
         """Whether the method's network is one that sees the whole image."""
-        return method == "global" or (method == "transfer" and self.settings.decomposition == "width")
+        return self.settings.sees_whole_image(method)
 
     def checkpoint(self, name: str) -> Path:
         path = self.folder / "checkpoints" / f"{name}.h5"

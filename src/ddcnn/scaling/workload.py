@@ -7,7 +7,8 @@ from math import prod
 from typing import Any
 
 from ddcnn.config.load import load
-from ddcnn.config.settings import METHODS, RunSettings
+from ddcnn.config.methods import Method
+from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
@@ -61,9 +62,9 @@ class Problem:
     @property
     def methods(self) -> tuple[str, ...]:
         """Those whose times are told: of the two-step ones, which differ by little, the last; and the global CNN."""
-        asked = [name for name in METHODS if name in self.settings.methods and name != "global"]
-        two_step = [name for name in asked if name in ("vote", "average", "dnn")][-1:]
-        return (*two_step, *(name for name in asked if name in ("coherent", "transfer")), "global")
+        decomposed = [method for method in Method if method in self.settings.methods and not method.whole_image]
+        two_step = [method for method in decomposed if not method.joint][-1:]
+        return (*two_step, *(method for method in decomposed if method.joint), Method.GLOBAL)
 
     def in_all(self, method: str, seconds: Mapping[str, float]) -> float | None:
         """Seconds of the phases that a method needs; None if one of those that take place in the study is not among them."""

@@ -1,0 +1,47 @@
+"""The methods that a run compares: what each of them needs, and which one classifies new images by default."""
+
+from enum import StrEnum
+
+
+class Method(StrEnum):
+    """A method, equal to its name; in the order of results."""
+
+    VOTE = "vote"
+    AVERAGE = "average"
+    DNN = "dnn"
+    COHERENT = "coherent"
+    TRANSFER = "transfer"
+    GLOBAL = "global"
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases whose seconds and bytes the method needs."""
+        return PHASES_OF[self]
+
+    @property
+    def has_dnn(self) -> bool:
+        """Whether a DNN decides."""
+        return self in (Method.DNN, Method.COHERENT, Method.TRANSFER)
+
+    @property
+    def joint(self) -> bool:
+        """Whether local CNNs and DNN are trained together, with checkpoints of their own."""
+        return self in (Method.COHERENT, Method.TRANSFER)
+
+    @property
+    def whole_image(self) -> bool:
+        """Whether the method is a single CNN that sees the whole image."""
+        return self == Method.GLOBAL
+
+
+PHASES_OF = {
+    Method.VOTE: ("local", "gather"),
+    Method.AVERAGE: ("local", "gather"),
+    Method.DNN: ("local", "folds", "gather", "dnn"),
+    Method.COHERENT: ("coherent",),
+    Method.TRANSFER: ("local", "folds", "gather", "dnn", "transfer"),
+    Method.GLOBAL: ("global",),
+}
+PREFERRED = (Method.TRANSFER, Method.COHERENT, Method.DNN, Method.AVERAGE, Method.VOTE, Method.GLOBAL)
+# the same where subdomains are missing: coherent suffers most
+PREFERRED_IN_PART = (Method.TRANSFER, Method.DNN, Method.AVERAGE, Method.VOTE, Method.COHERENT)
