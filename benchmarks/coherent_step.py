@@ -17,19 +17,22 @@ import torch
 from torch import nn
 
 from ddcnn.decomposition import Decomposition
+from ddcnn.experiment.plan import check_ranks
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.environment import threads_per_rank
+from ddcnn.parallel.groups import owned_subdomains
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.parallel.timeline import KINDS, seconds_of
 from ddcnn.parallel.world import STEP_SLEEP, World
 from ddcnn.training.data_parallel import all_reduce, bytes_per_step
 from ddcnn.training.loop import build
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 CLASSES = 10
 
@@ -57,7 +60,7 @@ class CoherentOnRoot(CoherentNetwork):
     """The coherent network with the DNN on rank 0 alone."""
 
     def forward(self, subimages):
-        values = OnRoot.apply(self.hand_over(subimages), self.world)
+        values = OnRoot.apply(self.interface_values(subimages), self.world)
         return self.dnn(values.movedim(0, 1).flatten(1)) if self.world.rank == 0 else values
 
 
@@ -76,12 +79,12 @@ def main() -> None:
     asked = parser.parse_args()
     keep_freed()
     world = World()
-    torch.set_num_threads(world.threads(None))
-    engine = Engine(torch.device("cpu"), asked.precision)
+    torch.set_num_threads(threads_per_rank(world, None))
+    policy = DevicePolicy(torch.device("cpu"), asked.precision)
     decomposition = Decomposition((asked.size, asked.size), tuple(map(int, asked.grid.split("x"))), asked.overlap)
-    world.check_fits(decomposition)
-    with process_group(world, engine.device):
-        steps, facts = variants(world, engine, decomposition, asked)
+    check_ranks(world.size, decomposition)
+    with process_group(world, policy.device):
+        steps, facts = variants(world, policy, decomposition, asked)
         found = {name: [] for name in steps}
         for turn in range(asked.rounds + 1):
             for name, step in steps.items():
@@ -102,21 +105,21 @@ def main() -> None:
             print(f"| {row['variant']} | {row['step_ms']:.1f} | {shares} | {row['bytes_per_step']:,} |")
 
 
-def variants(world, engine, decomposition, asked):
+def variants(world, policy, decomposition, asked):
     divisor = asked.width_divisor or len(decomposition) ** 0.5
-    owned, labels = world.owned(len(decomposition)), torch.arange(asked.batch_size) % CLASSES
+    owned, labels = owned_subdomains(world, len(decomposition)), torch.arange(asked.batch_size) % CLASSES
     shapes = [Shape(decomposition.subdomains[index].subimage.shape, 3, CLASSES) for index in owned]
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
     def coherent(kind):
-        local = [build(lambda shape=shape: make("vgg9", shape, asked.width, divisor), Seeds(0, "b"), engine) for shape in shapes]
+        local = [build(lambda shape=shape: make("vgg9", shape, asked.width, divisor), Seeds(0, "b"), policy) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
-        dnn = build_dnn(asked.interface, len(decomposition), values, CLASSES, engine, Seeds(0, "dnn"))
+        dnn = build_dnn(asked.interface, len(decomposition), values, CLASSES, policy, Seeds(0, "dnn"))
         return kind(world, asked.interface, local, dnn), values
 
     redundant, values = coherent(CoherentNetwork)
     on_root, _ = coherent(CoherentOnRoot)
-    whole = build(lambda: make("vgg9", Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), engine)
+    whole = build(lambda: make("vgg9", Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), policy)
     ddp = nn.parallel.DistributedDataParallel(whole)
     ddp.register_comm_hook(world, all_reduce)
     share = torch.randn(asked.batch_size // world.size, 3, *decomposition.shape).to(memory_format=torch.channels_last)
@@ -125,7 +128,7 @@ def variants(world, engine, decomposition, asked):
         optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
 
         def step():
-            with engine.autocast():
+            with policy.autocast():
                 logits = network(images)
             loss = nn.functional.cross_entropy(logits.float(), of_labels) if len(logits) == len(of_labels) else logits.sum()
             optimizer.zero_grad()

@@ -23,7 +23,7 @@ from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, build, train
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 EPOCHS = 4  # of a training
 
@@ -49,10 +49,10 @@ def main() -> None:
     batches = [samples.batch(index.to(device)) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
     sides = {}
     for precision in asked.precisions.split(","):
-        engine = Engine.choose(device, precision)
-        network = build(lambda: make(asked.network, Shape(spatial, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), engine)
-        sides[precision, "ddcnn"] = partial(train, network, samples, chosen, recipe, engine, Seeds(0, "benchmark"))
-        sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, engine)
+        policy = DevicePolicy.choose(device, precision)
+        network = build(lambda: make(asked.network, Shape(spatial, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), policy)
+        sides[precision, "ddcnn"] = partial(train, network, samples, chosen, recipe, policy, Seeds(0, "benchmark"))
+        sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, policy)
     measured: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
     for turn in range(asked.rounds + 1):
         for side in list(sides)[:: (-1) ** turn]:
@@ -81,16 +81,16 @@ def random_subimages(images: int, spatial: tuple[int, ...], device: torch.device
     )
 
 
-def bare_epoch(network: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], engine: Engine) -> None:
+def bare_epoch(network: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], policy: DevicePolicy) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), 0.005, weight_decay=0.01, fused=True)
     network.train()
     for images, labels in batches:
-        with engine.autocast():
+        with policy.autocast():
             loss = functional.cross_entropy(network(images).float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    if engine.device.type == "cuda":
+    if policy.device.type == "cuda":
         torch.cuda.synchronize()
 
 

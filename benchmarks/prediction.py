@@ -21,7 +21,7 @@ from ddcnn.inference.predict import BATCH, opened, predict
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.world import World
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy, choose_device
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path)
@@ -46,16 +46,16 @@ with tempfile.TemporaryDirectory() as folder:
         overwrite=True, threads=1, progress="none",
     )  # fmt: skip
     run = TrainedRun.open(given.run)
-    engine = Engine.choose(world.device("auto"), run.precision)
+    policy = DevicePolicy.choose(choose_device(world.local_rank, "auto"), run.precision)
     network = assemble(run, given.method).eval()
-    engine.place(network)
+    policy.place(network)
     split, chosen = opened(settings, run)
-    images = torch.from_numpy(split.read(chosen)).to(engine.device).movedim(-1, 1)
+    images = torch.from_numpy(split.read(chosen)).to(policy.device).movedim(-1, 1)
 
     @torch.inference_mode()
     def bare() -> None:
         for batch in images.split(BATCH):
-            with engine.autocast():
+            with policy.autocast():
                 network(batch).argmax(1).cpu()
 
     predict(world, settings)  # warms up, and sets the threads

@@ -21,22 +21,22 @@ PHASES = ("partition", "local", "gather", "dnn")
 LOOP = """
 import sys, time, torch
 sys.path.insert(0, "benchmarks")
-from engine import bare_epoch, random_subimages
+from policy import bare_epoch, random_subimages
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.training.loop import build
 keep_freed()
 torch.set_num_threads(1)
-engine = Engine(torch.device("cpu"), sys.argv[1])
-network = build(lambda: make("vgg9", Shape((16, 16), 3, 10), 32, 2), Seeds(0, "bare"), engine)
-batches = [random_subimages(128, (16, 16), engine.device).batch(torch.arange(128))] * 30
-bare_epoch(network, batches, engine)
+policy = DevicePolicy(torch.device("cpu"), sys.argv[1])
+network = build(lambda: make("vgg9", Shape((16, 16), 3, 10), 32, 2), Seeds(0, "bare"), policy)
+batches = [random_subimages(128, (16, 16), policy.device).batch(torch.arange(128))] * 30
+bare_epoch(network, batches, policy)
 begin = time.perf_counter()
 for _ in range(4):
-    bare_epoch(network, batches, engine)
+    bare_epoch(network, batches, policy)
 print(time.perf_counter() - begin)
 """
 

@@ -13,7 +13,7 @@ import json
 import time
 
 import torch
-from engine import ratios, spread
+from policy import ratios, spread
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
@@ -21,7 +21,7 @@ from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 def main() -> None:
@@ -37,17 +37,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    engine = Engine.choose(torch.device(asked.device), "fp32")
+    policy = DevicePolicy.choose(torch.device(asked.device), "fp32")
     shape = Shape((asked.side,) * 2, 3, 10)
     networks = [
-        build(lambda: make(asked.network, shape, 32, asked.divisor), Seeds(0, "together", k), engine) for k in range(asked.networks)
+        build(lambda: make(asked.network, shape, 32, asked.divisor), Seeds(0, "together", k), policy) for k in range(asked.networks)
     ]
     for network in networks:
         without_running_averages(network)
     torch.manual_seed(0)
-    images = torch.randn(asked.networks, asked.batch_size, 3, *shape.spatial, device=engine.device)
-    labels = torch.randint(0, 10, (asked.networks, asked.batch_size), device=engine.device)
-    sides = {"in turn": in_turn(networks, images, labels, engine), "together": together(networks, images, labels, engine)}
+    images = torch.randn(asked.networks, asked.batch_size, 3, *shape.spatial, device=policy.device)
+    labels = torch.randint(0, 10, (asked.networks, asked.batch_size), device=policy.device)
+    sides = {"in turn": in_turn(networks, images, labels, policy), "together": together(networks, images, labels, policy)}
     measured: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(asked.rounds + 1):
         losses = []
@@ -73,20 +73,20 @@ def without_running_averages(network: nn.Module) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def loss_of(network, parameters, images, labels, engine):
-    with engine.autocast():
+def loss_of(network, parameters, images, labels, policy):
+    with policy.autocast():
         logits = functional_call(network, parameters, (images,))
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def in_turn(networks, images, labels, engine):
+def in_turn(networks, images, labels, policy):
     images = [part.contiguous(memory_format=torch.channels_last) for part in images]
     optimizers = [torch.optim.AdamW(network.parameters(), 0.005, fused=True) for network in networks]
 
     def step():
         losses = []
         for network, optimizer, part, own in zip(networks, optimizers, images, labels, strict=True):
-            with engine.autocast():
+            with policy.autocast():
                 loss = nn.functional.cross_entropy(network(part).float(), own)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -97,10 +97,10 @@ def in_turn(networks, images, labels, engine):
     return step
 
 
-def together(networks, images, labels, engine):
+def together(networks, images, labels, policy):
     stacked = {name: value.detach().clone().requires_grad_() for name, value in stack_module_state(networks)[0].items()}
     optimizer = torch.optim.AdamW(stacked.values(), 0.005, fused=True)
-    gradient = vmap(grad_and_value(lambda parameters, part, own: loss_of(networks[0], parameters, part, own, engine)))
+    gradient = vmap(grad_and_value(lambda parameters, part, own: loss_of(networks[0], parameters, part, own, policy)))
 
     def step():
         gradients, losses = gradient({name: value.detach() for name, value in stacked.items()}, images, labels)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, classify
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 RECIPE = Recipe(epochs=30, batch_size=32, optimizer="adamw", lr=0.01, weight_decay=0.01, schedule="one-cycle")
 
 
@@ -76,12 +76,12 @@ def pairs(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decisions(network, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    found = classify(network, dnn_rows(probabilities, labels, ENGINE), torch.arange(len(labels)), ENGINE)
+    found = classify(network, dnn_rows(probabilities, labels, POLICY), torch.arange(len(labels)), POLICY)
     return found.argmax(1).numpy()
 
 
 def test_the_dnn_learns_what_no_vote_can_tell():
-    network = train_dnn(*pairs(512, seed=1), "probabilities", 2, RECIPE, ENGINE, Seeds(0, "dnn"))
+    network = train_dnn(*pairs(512, seed=1), "probabilities", 2, RECIPE, POLICY, Seeds(0, "dnn"))
     probabilities, labels = pairs(200, seed=2)
     assert (decisions(network, probabilities, labels) == labels).mean() > 0.98
 
@@ -89,7 +89,7 @@ def test_the_dnn_learns_what_no_vote_can_tell():
 def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
     def parameters(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        network = train_dnn(*pairs(128, seed=1), "probabilities", 2, RECIPE, ENGINE, Seeds(seed, "dnn"))
+        network = train_dnn(*pairs(128, seed=1), "probabilities", 2, RECIPE, POLICY, Seeds(seed, "dnn"))
         return torch.nn.utils.parameters_to_vector(network.parameters())
 
     first = parameters(seed=0, before=5)
@@ -99,5 +99,5 @@ def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
 
 def test_the_dnn_sees_the_subdomains_side_by_side():
     probabilities = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
-    rows = dnn_rows(probabilities, np.array([0, 1]), ENGINE)
+    rows = dnn_rows(probabilities, np.array([0, 1]), POLICY)
     assert rows.batch(torch.tensor([1]))[0].tolist() == [[6, 7, 8, 9, 10, 11]]

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.method.local import DnnSamples, classify_handed, hand_over, hand_over_out_of_fold, train_local
+from ddcnn.method.local import DnnSamples, evaluate_interface, evaluate_interface_out_of_fold, probabilities_of, train_local
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, classify
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 LABELS = np.repeat(np.arange(3), 20)
 
 
@@ -42,7 +42,7 @@ def recipe(epochs: int = 1) -> Recipe:
 
 def test_out_of_fold_every_sample_is_classified_by_a_network_that_has_not_seen_it(world):
     samples = DnnSamples.choose("out-of-fold", LABELS, 4, seed=0)
-    found = hand_over_out_of_fold(world, Memory, "probabilities", numbered(), samples.fold, recipe(3), ENGINE, Seeds(0, "local"))
+    found = evaluate_interface_out_of_fold(world, Memory, "probabilities", numbered(), samples.fold, recipe(3), POLICY, Seeds(0, "local"))
     assert found.argmax(axis=1).tolist() == [0] * 60
 
 
@@ -56,14 +56,14 @@ def test_out_of_fold_classifications_come_in_the_order_of_the_samples(world):
             return torch.cat([samples / 10 + self.offset, torch.zeros(len(samples), 2)], dim=1)
 
     fold = DnnSamples.choose("out-of-fold", LABELS, 5, seed=1).fold
-    found = hand_over_out_of_fold(world, Echo, "probabilities", numbered(), fold, recipe(), ENGINE, Seeds(0, "local"))
+    found = evaluate_interface_out_of_fold(world, Echo, "probabilities", numbered(), fold, recipe(), POLICY, Seeds(0, "local"))
     assert (np.diff(found[:, 0]) > 0).all()
 
 
 def test_a_held_out_sample_is_seen_by_the_dnn_and_not_by_the_local_cnn(world):
     samples = DnnSamples.choose("holdout", LABELS, 5, seed=0)
     assert sorted([*samples.index, *samples.for_cnn]) == list(range(60))
-    network = train_local(world, Memory, numbered(), samples.for_cnn, recipe(3), ENGINE, Seeds(0, "local"))
+    network = train_local(world, Memory, numbered(), samples.for_cnn, recipe(3), POLICY, Seeds(0, "local"))
     assert not network.known & set(samples.index.astype(float).tolist())
     assert network.known == set(samples.for_cnn.astype(float).tolist())
 
@@ -91,7 +91,7 @@ def test_what_is_handed_over_gives_the_local_classification(world, interface):
     torch.manual_seed(0)
     network = make("vgg3", Shape((4, 4), 1, 3), 4)
     samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
-    values = hand_over(world, interface, network, samples, np.arange(60), ENGINE)
+    values = evaluate_interface(world, interface, network, samples, np.arange(60), POLICY)
     assert values.shape == (60, 16 if interface == "features" else 3)
-    expected = classify(network, samples, torch.arange(60), ENGINE).numpy()
-    np.testing.assert_allclose(classify_handed(interface, network, values, ENGINE), expected, rtol=1e-4, atol=1e-7)
+    expected = classify(network, samples, torch.arange(60), POLICY).numpy()
+    np.testing.assert_allclose(probabilities_of(interface, network, values, POLICY), expected, rtol=1e-4, atol=1e-7)

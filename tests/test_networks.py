@@ -23,9 +23,9 @@ from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.networks.torchvision_compat import import_torchvision
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 OTHERS = ["densenet121", "mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "googlenet"]  # of torchvision
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -62,7 +62,7 @@ def check_forward_and_backward(name: str, spatial: tuple[int, ...], channels: in
     shape = Shape(spatial, channels, classes)
     width = 4 if name in NETWORKS else None
     check(name, shape, width)
-    network = ENGINE.place(make(name, shape, width))
+    network = POLICY.place(make(name, shape, width))
     logits = network(torch.randn(2, channels, *spatial))
     assert logits.shape == (2, classes)
     logits.square().sum().backward()
@@ -286,7 +286,7 @@ def test_initial_parameters_depend_on_torchs_generator_alone(name):
 def test_initial_parameters_are_a_function_of_the_seeds_alone():
     def initial(seeds: Seeds, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        return flat(build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), seeds, ENGINE))
+        return flat(build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), seeds, POLICY))
 
     first = initial(Seeds(0, "local", 1), before=1)
     assert torch.equal(first, initial(Seeds(0, "local", 1), before=2))
@@ -298,7 +298,7 @@ def test_building_a_network_leaves_the_global_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), Seeds(0, "local"), ENGINE)
+    build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), Seeds(0, "local"), POLICY)
     check("mobilenet_v2", Shape((8, 8), 1, 3))
     assert torch.equal(torch.rand(1), expected)
 

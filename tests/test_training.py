@@ -7,9 +7,9 @@ from torch import nn
 from ddcnn.data.batches import Rows
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, build, classify, cross_entropy, train
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 LABELS = torch.arange(20) % 2
 
 
@@ -31,9 +31,9 @@ def samples(kind=Rows) -> Rows:
 def trained(epochs=1, seed=0, kind=Rows, network=None, watch=lambda epoch: None, **changes) -> nn.Module:
     options = {"batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "schedule": "constant"} | changes
     seeds = Seeds(seed, "test")
-    network = network or build(lambda: nn.Linear(2, 2), seeds, ENGINE)
+    network = network or build(lambda: nn.Linear(2, 2), seeds, POLICY)
     ORDERS.append([])
-    train(network, samples(kind), torch.arange(20), Recipe(epochs, **options), ENGINE, seeds, watch)
+    train(network, samples(kind), torch.arange(20), Recipe(epochs, **options), POLICY, seeds, watch)
     return network
 
 
@@ -62,7 +62,7 @@ def test_every_optimizer_learns(optimizer):
     losses = []
     network = trained(epochs=30, optimizer=optimizer, watch=lambda epoch: losses.append(epoch.loss))
     assert losses[-1] < 0.5 * losses[0]
-    found = classify(network, samples(), torch.arange(20), ENGINE)
+    found = classify(network, samples(), torch.arange(20), POLICY)
     assert (found.argmax(1) == LABELS).all()
     torch.testing.assert_close(found.sum(1), torch.ones(20))
 
@@ -84,7 +84,7 @@ def test_schedules_end_where_they_should(schedule, ends):
     network = Slope()
     rows = Rows(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
     recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule)
-    train(network, rows, torch.arange(20), recipe, ENGINE, Seeds(0, "test"))
+    train(network, rows, torch.arange(20), recipe, POLICY, Seeds(0, "test"))
     steps = [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
     assert max(steps) == pytest.approx(0.1, rel=0.3)  # momentum is cycled too
     assert steps[-1] <= 1.1 * ends * 0.1
@@ -94,12 +94,12 @@ def test_label_smoothing_changes_the_loss_and_the_mode_is_training_after_an_eval
     losses: dict[float, float] = {}
     modes = []
     for smoothing in (0.0, 0.2):
-        network = build(lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2)), Seeds(0, "test"), ENGINE)
+        network = build(lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2)), Seeds(0, "test"), POLICY)
 
         def watch(epoch, network=network, smoothing=smoothing):
             losses[smoothing] = epoch.loss
             modes.append(network.training)
-            classify(network, samples(), torch.arange(20), ENGINE)
+            classify(network, samples(), torch.arange(20), POLICY)
 
         trained(epochs=20, network=network, label_smoothing=smoothing, watch=watch)
     assert losses[0.2] > losses[0.0]
@@ -117,12 +117,12 @@ def test_a_loss_or_an_output_that_is_no_number_is_a_failure():
     network = nn.Linear(2, 2)
     nn.init.constant_(network.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="smaller --lr"):
-        classify(network, samples(), torch.arange(20), ENGINE)
+        classify(network, samples(), torch.arange(20), POLICY)
 
 
 def test_training_takes_the_steps_of_a_plain_loop_over_the_same_batches():
     network = trained(epochs=3, kind=Recorder)
-    plain = build(lambda: nn.Linear(2, 2), Seeds(0, "test"), ENGINE)
+    plain = build(lambda: nn.Linear(2, 2), Seeds(0, "test"), POLICY)
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, fused=True)
     rows = samples()
     for batch in ORDERS[-1]:
@@ -155,9 +155,9 @@ def test_small_images_have_right_gradients_in_half_precision(kernel, size, strid
     convolution = nn.Conv3d if len(size) == 3 else nn.Conv2d
 
     def gradient(precision: str) -> torch.Tensor:
-        engine = Engine(torch.device("cpu"), precision)
-        network = build(lambda: convolution(8, 16, kernel, stride, kernel // 2), Seeds(0, "test"), engine)
-        with engine.autocast():
+        policy = DevicePolicy(torch.device("cpu"), precision)
+        network = build(lambda: convolution(8, 16, kernel, stride, kernel // 2), Seeds(0, "test"), policy)
+        with policy.autocast():
             output = network(images)
         output.float().backward(torch.ones_like(output, dtype=torch.float32))
         assert network.weight.grad is not None

@@ -76,7 +76,7 @@ def test_a_run_relies_on_what_it_has_learnt(digits_run, understood):
     for method in ("dnn", "transfer"):
         network = ddcnn.load(digits_run, method)
         with torch.no_grad():
-            values = network.hand_over(images)
+            values = network.interface_values(images)
             decision = Decision(values.numpy(), test.labels, lambda v, present: network.combine(torch.from_numpy(v)).argmax(1).numpy())  # noqa: B023
             assert decision.reliance(seed) == understood["influence"][method]["reliance"]
 

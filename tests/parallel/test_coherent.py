@@ -15,11 +15,12 @@ from ddcnn.method.interface import Collect, bytes_per_sample
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.shape import Shape
 from ddcnn.networks.vgg import vgg3
+from ddcnn.parallel.groups import owned_subdomains
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import NothingKept, Recipe, train
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 INTERFACES = ("probabilities", "logits", "features")
 N, K, SAMPLES, BATCH, STEPS = 12, 3, 60, 12, 5
 VALUES = {"probabilities": K, "logits": K, "features": 8}
@@ -88,7 +89,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_loss_and_gradients_are_those_of_one_process(world, interface):
-    owned = world.owned(N)
+    owned = owned_subdomains(world, N)
     networks, dnn = parts(interface, owned)
     distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
     losses = []
@@ -111,15 +112,15 @@ def test_loss_and_gradients_are_those_of_one_process(world, interface):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_five_steps_of_training_are_those_of_one_process(world, interface, optimizer):
-    owned, recipe = world.owned(N), Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle")
+    owned, recipe = owned_subdomains(world, N), Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle")
     assert SAMPLES // BATCH == STEPS
     networks, dnn = parts(interface, owned)
     distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
     found_epochs, epochs = [], []
     train_coherent(
-        world.alone(), distributed, Numbers(owned), np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), found_epochs.append
+        world.alone(), distributed, Numbers(owned), np.arange(SAMPLES), recipe, POLICY, Seeds(0, "coherent"), found_epochs.append
     )
-    train(single, Numbers(range(N)), torch.arange(SAMPLES), recipe, ENGINE, Seeds(0, "coherent"), epochs.append)
+    train(single, Numbers(range(N)), torch.arange(SAMPLES), recipe, POLICY, Seeds(0, "coherent"), epochs.append)
     assert found_epochs[0].loss == pytest.approx(epochs[0].loss, rel=1e-12)
     assert found_epochs[0].accuracy == epochs[0].accuracy
     expected = [
@@ -133,7 +134,7 @@ def test_five_steps_of_training_are_those_of_one_process(world, interface, optim
 
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interface):
-    owned = world.owned(N)
+    owned = owned_subdomains(world, N)
     network = CoherentNetwork(world, interface, *parts(interface, owned)).float()
     inputs, labels = Numbers(owned).batch(torch.arange(BATCH))
     world.timeline.begin()
@@ -146,20 +147,20 @@ def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interf
 
 
 def test_copies_of_the_dnn_that_have_drifted_apart_become_rank_0s(world):
-    networks, dnn = parts("logits", world.owned(N))
+    networks, dnn = parts("logits", owned_subdomains(world, N))
     network = CoherentNetwork(world, "logits", networks, dnn)
     expected = [tensor.clone() for tensor in dnn.state_dict().values()]
     world.timeline.begin()
-    network.agree()
+    network.sync_dnn()
     assert not any(world.timeline.sent.values())  # they are the same
     with torch.no_grad():
         dnn.layers[0].bias += 1e-15 * world.rank
-    network.agree()
+    network.sync_dnn()
     assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(dnn.state_dict().values(), expected, strict=True))
 
 
 def test_in_frozen_epochs_only_the_dnn_learns(world):
-    networks, dnn = parts("features", world.owned(N))
+    networks, dnn = parts("features", owned_subdomains(world, N))
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (networks[0], dnn)]
     network = CoherentNetwork(world, "features", networks, dnn)
     changed = []
@@ -169,14 +170,14 @@ def test_in_frozen_epochs_only_the_dnn_learns(world):
         changed.append([any(not torch.equal(now[name], then[name]) for name in then) for now, then in zip(state, before, strict=True)])
 
     recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
-    samples = Numbers(world.owned(N))
+    samples = Numbers(owned_subdomains(world, N))
     train_coherent(
         world.alone(),
         network,
         samples,
         np.arange(SAMPLES),
         recipe,
-        ENGINE,
+        POLICY,
         Seeds(0, "transfer"),
         after_epoch,
         frozen=(recipe, NothingKept()),
@@ -197,20 +198,20 @@ def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world
     store = PartitionedSet.open(shared_path / "set.h5")
 
     def trained(ranks) -> tuple[list[nn.Module], nn.Module]:
-        owned = ranks.owned(N)
+        owned = owned_subdomains(ranks, N)
         networks, dnn = [], parts("features", [])[1].float()
         for index in owned:
             torch.manual_seed(index)
-            networks.append(ENGINE.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
-        samples = OwnedSubimages.load(store, "train", owned, ENGINE.device, Augmentation(True, 1))
+            networks.append(POLICY.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
+        samples = OwnedSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
         train_coherent(
-            world.alone(), CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "c")
+            world.alone(), CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, POLICY, Seeds(0, "c")
         )
         return networks, dnn
 
     found, dnn = trained(world)
     expected, single = trained(world.alone())
-    for one, other in [(dnn, single), *zip(found, [expected[index] for index in world.owned(N)], strict=True)]:
+    for one, other in [(dnn, single), *zip(found, [expected[index] for index in owned_subdomains(world, N)], strict=True)]:
         for tensor, wanted in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
             assert torch.equal(tensor, wanted)

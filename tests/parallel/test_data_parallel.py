@@ -9,9 +9,9 @@ from ddcnn.data.batches import Augmentation, Subimages
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import batch_of_all, bytes_per_step, classify_together, train_data_parallel
 from ddcnn.training.loop import Recipe, build, classify
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 SAMPLES, BATCH = 72, 24
 
 
@@ -34,8 +34,8 @@ def with_normalisation() -> nn.Module:
 
 def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, class_weights=None) -> nn.Module:
     recipe = Recipe(epochs, batch_of_all(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
-    network = build(make, Seeds(0, "global"), ENGINE)
-    train_data_parallel(world, network, samples, np.arange(SAMPLES), recipe, ENGINE, Seeds(0, "global"), watch)
+    network = build(make, Seeds(0, "global"), POLICY)
+    train_data_parallel(world, network, samples, np.arange(SAMPLES), recipe, POLICY, Seeds(0, "global"), watch)
     return network
 
 
@@ -79,8 +79,8 @@ def test_all_ranks_together_classify_as_one_does(world, samples):
     torch.manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    found = classify_together(world, network, data, samples, ENGINE)
+    found = classify_together(world, network, data, samples, POLICY)
     if world.rank:
         assert found is None
     else:
-        np.testing.assert_allclose(found, classify(network, data, torch.arange(samples), ENGINE), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found, classify(network, data, torch.arange(samples), POLICY), rtol=1e-5, atol=1e-7)

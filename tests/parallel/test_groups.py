@@ -7,13 +7,14 @@ from torch import nn
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages, Subimages
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
-from ddcnn.method.local import hand_over, hand_over_out_of_fold, train_local
+from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, train_local
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.parallel.groups import form_groups, owned_subdomains
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import NothingKept, Recipe
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ENGINE = Engine(torch.device("cpu"), "fp32")
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 N, K, SAMPLES, BATCH = 2, 2, 48, 12
 RECIPE = Recipe(2, BATCH, "sgd", 0.05, 0.0, "one-cycle")
 
@@ -55,30 +56,30 @@ def subdomains(world, request):
 
 
 def test_every_group_owns_one_subdomain_and_the_peers_own_all(world, subdomains):
-    groups = world.groups(subdomains)
-    assert (groups.group.size, groups.peers.size) == (world.size // subdomains, subdomains)
-    owned = groups.peers.owned(subdomains)
-    assert list(owned) == [groups.peers.rank]
-    assert groups.leads == (groups.group.rank == 0)
-    everyone = world.gather(np.array([owned[0], groups.group.rank]))
+    groups = form_groups(world, subdomains)
+    assert (groups.data_parallel.size, groups.across_subdomains.size) == (world.size // subdomains, subdomains)
+    owned = groups.owned(subdomains)
+    assert list(owned) == [groups.across_subdomains.rank]
+    assert groups.leads == (groups.data_parallel.rank == 0)
+    everyone = world.gather(np.array([owned[0], groups.data_parallel.rank]))
     if everyone is not None:
-        assert everyone.tolist() == [[rank // groups.group.size, rank % groups.group.size] for rank in range(world.size)]
+        assert everyone.tolist() == [[rank // groups.data_parallel.size, rank % groups.data_parallel.size] for rank in range(world.size)]
 
 
 def test_with_as_many_ranks_or_fewer_every_rank_is_a_group_of_its_own(world):
-    groups = world.groups(4 * world.size)
-    assert (groups.group.size, groups.peers) == (1, world)
-    assert len(groups.peers.owned(4 * world.size)) == 4
+    groups = form_groups(world, 4 * world.size)
+    assert (groups.data_parallel.size, groups.across_subdomains) == (1, world)
+    assert len(groups.owned(4 * world.size)) == 4
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1)])
 def test_a_group_trains_a_local_cnn_as_one_process_does(world, subdomains, augmentation):
-    groups = world.groups(subdomains)
-    index, samples = groups.peers.rank, images(groups.peers.rank, augmentation)
+    groups = form_groups(world, subdomains)
+    index, samples = groups.across_subdomains.rank, images(groups.across_subdomains.rank, augmentation)
     chosen, seeds = np.arange(5, SAMPLES), Seeds(0, "local", index)
     epochs, alone = [], []
-    found = train_local(groups.group, Local, samples, chosen, RECIPE, ENGINE, seeds, lambda network, epoch: epochs.append(epoch))
-    expected = train_local(world.alone(), Local, samples, chosen, RECIPE, ENGINE, seeds, lambda network, epoch: alone.append(epoch))
+    found = train_local(groups.data_parallel, Local, samples, chosen, RECIPE, POLICY, seeds, lambda network, epoch: epochs.append(epoch))
+    expected = train_local(world.alone(), Local, samples, chosen, RECIPE, POLICY, seeds, lambda network, epoch: alone.append(epoch))
     close(found.parameters(), expected.parameters())
     for one, other in zip(epochs, alone, strict=True):
         assert (one.epoch, one.accuracy) == (other.epoch, pytest.approx(other.accuracy))
@@ -88,20 +89,22 @@ def test_a_group_trains_a_local_cnn_as_one_process_does(world, subdomains, augme
 @pytest.mark.parametrize("interface", ["probabilities", "logits", "features"])
 @pytest.mark.parametrize("chosen", [np.arange(SAMPLES), np.array([7, 3, 40]), np.array([], dtype=np.int64)])
 def test_the_first_rank_of_a_group_has_what_all_of_it_hand_over(world, subdomains, interface, chosen):
-    groups = world.groups(subdomains)
+    groups = form_groups(world, subdomains)
     torch.manual_seed(0)
-    network, samples = Local(), images(groups.peers.rank)
-    found = hand_over(groups.group, interface, network, samples, chosen, ENGINE)
+    network, samples = Local(), images(groups.across_subdomains.rank)
+    found = evaluate_interface(groups.data_parallel, interface, network, samples, chosen, POLICY)
     assert (found is not None) == (groups.leads or not chosen.size)
     if found is not None:
-        np.testing.assert_allclose(found, hand_over(world.alone(), interface, network, samples, chosen, ENGINE), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            found, evaluate_interface(world.alone(), interface, network, samples, chosen, POLICY), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_a_group_hands_over_out_of_fold_as_one_process_does(world, subdomains):
-    groups = world.groups(subdomains)
-    rest = (images(groups.peers.rank), np.arange(SAMPLES) % 3, RECIPE, ENGINE, Seeds(0, "local"))
-    found = hand_over_out_of_fold(groups.group, Local, "logits", *rest)
-    expected = hand_over_out_of_fold(world.alone(), Local, "logits", *rest)
+    groups = form_groups(world, subdomains)
+    rest = (images(groups.across_subdomains.rank), np.arange(SAMPLES) % 3, RECIPE, POLICY, Seeds(0, "local"))
+    found = evaluate_interface_out_of_fold(groups.data_parallel, Local, "logits", *rest)
+    expected = evaluate_interface_out_of_fold(world.alone(), Local, "logits", *rest)
     assert (found is not None) == groups.leads
     if found is not None:
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
@@ -111,24 +114,24 @@ def test_a_group_hands_over_out_of_fold_as_one_process_does(world, subdomains):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_groups_train_the_coherent_network_as_one_process_does(world, subdomains, interface, frozen):
     def trained(group, peers) -> tuple[list[nn.Module], nn.Module]:
-        owned, networks = peers.owned(N), []
+        owned, networks = owned_subdomains(peers, N), []
         for index in owned:
             torch.manual_seed(index)
-            networks.append(ENGINE.place(Local()))
+            networks.append(POLICY.place(Local()))
         torch.manual_seed(1000)
         dnn = DenseNetwork(interface, N, 8 if interface == "features" else K, K, hidden=(16,))
         nn.init.normal_(dnn.layers[-1].weight)
         network = CoherentNetwork(peers, interface, networks, dnn)
         samples = OwnedSubimages([images(index, Augmentation(True, 1)) for index in owned])
         before = (RECIPE, NothingKept()) if frozen else None
-        train_coherent(group, network, samples, np.arange(SAMPLES), RECIPE, ENGINE, Seeds(0, "coherent"), frozen=before)
+        train_coherent(group, network, samples, np.arange(SAMPLES), RECIPE, POLICY, Seeds(0, "coherent"), frozen=before)
         return networks, dnn
 
-    groups = world.groups(subdomains)
-    found, dnn = trained(groups.group, groups.peers)
+    groups = form_groups(world, subdomains)
+    found, dnn = trained(groups.data_parallel, groups.across_subdomains)
     expected, single = trained(world.alone(), world.alone())
     close(dnn.parameters(), single.parameters())
-    for network, other in zip(found, [expected[index] for index in groups.peers.owned(N)], strict=True):
+    for network, other in zip(found, [expected[index] for index in groups.owned(N)], strict=True):
         close(network.parameters(), other.parameters())
     copies = world.gather(nn.utils.parameters_to_vector(dnn.parameters()).detach().numpy())
     if copies is not None:

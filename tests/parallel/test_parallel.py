@@ -5,6 +5,8 @@ import pytest
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.experiment.plan import check_ranks
+from ddcnn.parallel.groups import owned_subdomains
 
 
 def part_of(rank: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -43,14 +45,14 @@ def test_broadcast_brings_a_value_to_all_ranks(world, root):
 
 
 def test_one_rank_refuses_and_all_ranks_refuse_with_its_words(world):
-    with pytest.raises(InputError, match=r"^of the last rank$") as raised, world.together():
+    with pytest.raises(InputError, match=r"^of the last rank$") as raised, world.raise_on_all_ranks():
         if world.rank == world.size - 1:
             raise InputError("of the last rank")
     assert raised.value.agreed
 
 
 def test_the_lowest_of_several_refusing_ranks_speaks(world):
-    with pytest.raises(InputError, match=r"^rank 0$"), world.together():
+    with pytest.raises(InputError, match=r"^rank 0$"), world.raise_on_all_ranks():
         raise InputError(f"rank {world.rank}")
 
 
@@ -68,18 +70,18 @@ def test_on_root_gives_its_result_and_its_refusal_to_all(world):
 
 @pytest.mark.parametrize("each", [1, 3])
 def test_ranks_own_every_subdomain_exactly_once(world, each):
-    owned = list(world.owned(each * world.size))
+    owned = list(owned_subdomains(world, each * world.size))
     gathered = world.gather(np.array(owned))
     if gathered is not None:
         assert gathered.reshape(-1).tolist() == list(range(each * world.size))
 
 
 def test_ranks_that_do_not_fit_the_subdomains_are_refused_with_those_that_do(world):
-    world.check_fits(Decomposition((100,), (2 * world.size,)))
-    world.check_fits(Decomposition((100,), (1,)))  # a group of all ranks
+    check_ranks(world.size, Decomposition((100,), (2 * world.size,)))
+    check_ranks(world.size, Decomposition((100,), (1,)))  # a group of all ranks
     if world.size > 1:
         with pytest.raises(InputError, match=f"start 1.* or {2 * world.size + 1} ranks, or a multiple of {2 * world.size + 1}"):
-            world.check_fits(Decomposition((100,), (2 * world.size + 1,)))
+            check_ranks(world.size, Decomposition((100,), (2 * world.size + 1,)))
 
 
 def test_waiting_and_communicating_are_recorded_apart(world):
@@ -92,14 +94,14 @@ def test_waiting_and_communicating_are_recorded_apart(world):
 
 
 def test_gather_to_all_brings_every_part_to_every_rank(world):
-    found = world.gather_to_all(part_of(world.rank, (2, 5), "float64"))
+    found = world.all_gather(part_of(world.rank, (2, 5), "float64"))
     np.testing.assert_array_equal(found, [part_of(rank, (2, 5), "float64") for rank in range(world.size)])
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0,), ()])
-def test_share_brings_rank_0s_array_to_all(world, shape):
+def test_broadcast_in_place_brings_rank_0s_array_to_all(world, shape):
     array = part_of(world.rank, shape, "float32")
-    world.share(array)
+    world.broadcast_(array)
     np.testing.assert_array_equal(array, part_of(0, shape, "float32"))
 
 
@@ -112,6 +114,6 @@ def test_bytes_sent_are_counted_in_their_phase(world):
     with world.timeline.phase("gather"):
         world.gather(np.zeros(10))
     with world.timeline.phase("coherent"):
-        world.gather_to_all(np.zeros(10, np.float32))
+        world.all_gather(np.zeros(10, np.float32))
     assert world.timeline.sent["gather"] == (80 if world.rank else 0)
     assert world.timeline.sent["coherent"] == 40 * (world.size - 1)

@@ -15,7 +15,7 @@ TRAININGS = {*(f"local-000{i}" for i in range(4)), "dnn", "coherent", "transfer"
 
 
 def points(run: Path) -> list[tuple[str, str, int, float]]:
-    """Training, scalar, epoch and value of all points that are there, sorted."""
+    """TrainState, scalar, epoch and value of all points that are there, sorted."""
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader", reason="pip install 'ddcnn[tensorboard]'")
     found = []
     for file in (run / "tensorboard").glob("*/events.out.tfevents.*"):

@@ -107,11 +107,11 @@ def partition(
             bounds = {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS}
             files.finish(described, source, written, bounds, {name: np.concatenate(every_run[name]) for name in SPLITS})
 
-    with world.together(), disk_errors(path):
+    with world.raise_on_all_ranks(), disk_errors(path):
         files.prepare()
     try:
         with (
-            world.together(), world.stopping_together(number % 2**14, asked) as stopped,
+            world.raise_on_all_ranks(), world.cancel_together(number % 2**14, asked) as stopped,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(shares.values()):
@@ -123,7 +123,7 @@ def partition(
     except (InputError, Stopped):
         files.discard()
         raise
-    with world.together():
+    with world.raise_on_all_ranks():
         return PartitionedSet.open(path)
 
 

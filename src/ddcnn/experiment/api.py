@@ -17,8 +17,10 @@ from ddcnn.data.batches import Subimages
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.experiment.plan import prepare_run, resolved
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
-from ddcnn.method.factory import Problem, choose_engine
-from ddcnn.method.local import DnnSamples, hand_over, train_local
+from ddcnn.method.factory import Problem, choose_policy
+from ddcnn.method.local import DnnSamples, evaluate_interface, train_local
+from ddcnn.parallel.environment import threads_per_rank
+from ddcnn.parallel.groups import form_groups
 from ddcnn.parallel.world import World
 
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
@@ -47,12 +49,12 @@ def decompose(world: World, **options: Any) -> "DecomposedProblem":
     if settings.dnn_data == "out-of-fold":
         raise InputError("dnn_data out-of-fold: needs further local CNNs, which ddcnn run trains; take train or holdout")
     store = prepare_run(world, settings)
-    torch.set_num_threads(world.threads(settings.threads))
-    engine = choose_engine(world, settings)
+    torch.set_num_threads(threads_per_rank(world, settings.threads))
+    policy = choose_policy(world, settings)
     labels = {split: store.labels(split) for split in store.samples}
     dnn_samples = DnnSamples.choose(settings.dnn_data, labels["train"], settings.folds, settings.seed)
-    groups = world.groups(len(store.decomposition))
-    return DecomposedProblem(world, groups, resolved(settings, store), store, engine, labels, dnn_samples)
+    groups = form_groups(world, len(store.decomposition))
+    return DecomposedProblem(world, groups, resolved(settings, store), store, policy, labels, dnn_samples)
 
 
 class DecomposedProblem(Problem):
@@ -75,9 +77,9 @@ class DecomposedProblem(Problem):
         """
         if index not in self.owned:
             raise ValueError(f"subdomain {index} is not one of this rank's, {list(self.owned)}")
-        training = Subimages.load(self.store, "train", index, self.engine.device, self.augmentation)
+        training = Subimages.load(self.store, "train", index, self.policy.device, self.augmentation)
         make, seeds = self.networks.make_local(index), self.networks.seeds("local", index)
-        return train_local(self.groups.group, make, training, self.dnn_samples.for_cnn, self.local_recipe, self.engine, seeds)
+        return train_local(self.groups.data_parallel, make, training, self.dnn_samples.for_cnn, self.local_recipe, self.policy, seeds)
 
     def gather(self, local_cnns: list[nn.Module], split: str, interface: str | None = None) -> np.ndarray | None:
         """What all local CNNs say of the images: (S, N, C) float32 on rank 0, None on the others; all ranks together.
@@ -97,18 +99,18 @@ class DecomposedProblem(Problem):
         chosen = self.dnn_samples.index if split == "train" else np.arange(self.store.test_samples)
         handed = []
         for index, network in zip(self.owned, local_cnns, strict=True):
-            images = Subimages.load(self.store, split, index, self.engine.device)
-            handed.append(hand_over(self.groups.group, interface, network, images, chosen, self.engine))
+            images = Subimages.load(self.store, split, index, self.policy.device)
+            handed.append(evaluate_interface(self.groups.data_parallel, interface, network, images, chosen, self.policy))
         own = [values for values in handed if values is not None]  # on the first rank of a group
-        gathered = self.groups.peers.gather(np.stack(own)) if own else None  # (ranks, n, S, C)
+        gathered = self.groups.across_subdomains.gather(np.stack(own)) if own else None  # (ranks, n, S, C)
         return None if gathered is None else np.concatenate(gathered).swapaxes(0, 1)
 
     def train_dnn(self, values: np.ndarray) -> nn.Module:
         """On rank 0: trains the DNN on what has been gathered of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""
         labels, seeds = self.labels["train"][self.dnn_samples.index], self.networks.seeds("dnn")
-        classes, engine = self.networks.classes, self.networks.small_engine
-        return train_dnn(values, labels, self.settings.interface, classes, self.dnn_recipe, engine, seeds)
+        classes, policy = self.networks.classes, self.networks.fp32_policy
+        return train_dnn(values, labels, self.settings.interface, classes, self.dnn_recipe, policy, seeds)
 
     def decide(self, dnn: nn.Module, values: np.ndarray) -> np.ndarray:
         """On rank 0: the DNN's probabilities (S, K) float32 of what has been gathered, (S, N, C)."""
-        return classify_by_dnn(dnn, values, self.networks.small_engine)
+        return classify_by_dnn(dnn, values, self.networks.fp32_policy)

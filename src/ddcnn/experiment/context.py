@@ -68,9 +68,9 @@ class Job(Problem):
         group, or without a subdomain this rank.
         """
         settings, world = self.settings, self.world
-        identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.engine.precision}
+        identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.policy.precision}
         folder = self.results.output / TRAINING / name
-        ranks = world if others_stop is None else world.alone() if subdomain is None else self.groups.group
+        ranks = world if others_stop is None else world.alone() if subdomain is None else self.groups.data_parallel
         sequence = Sequence(ranks, folder, identity, settings.keep_checkpoints)
         every = (settings.checkpoint_epochs, settings.checkpoint_seconds)
         return Keeper(
@@ -80,9 +80,9 @@ class Job(Problem):
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How a DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""
-        now, engine = copy.deepcopy(dnn), self.networks.small_engine  # transfer will train it on
+        now, policy = copy.deepcopy(dnn), self.networks.fp32_policy  # transfer will train it on
         return Decision(
-            values, labels, lambda values, present: classify_by_dnn(now, values, engine, present).argmax(axis=1),
+            values, labels, lambda values, present: classify_by_dnn(now, values, policy, present).argmax(axis=1),
             in_part=self.settings.interface != "features",
         )  # fmt: skip
 

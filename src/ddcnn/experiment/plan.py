@@ -46,7 +46,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
             raise InputError(f"--output {settings.output} is there and no partitioned set: it is not overwritten, name another file")
 
     world.on_root(check)
-    with world.together(), world.timeline.span("compute"):
+    with world.raise_on_all_ranks(), world.timeline.span("compute"):
         if world.rank == 0 or not loads_whole(options.name):  # all at once: a folder of many files takes its time
             opened.append(open_source(options if world.rank == 0 else replace(options, download=False)))
             decompose(settings, opened[0])
@@ -113,11 +113,11 @@ def partition_source(
 
     if world.broadcast(bool(opened and opened[0].in_memory)):
         world.on_root(lambda: write(world.alone(), opened[0]).path)
-        with world.together():
+        with world.raise_on_all_ranks():
             return PartitionedSet.open(path)
-    with world.together(), world.timeline.span("compute"):
+    with world.raise_on_all_ranks(), world.timeline.span("compute"):
         source = opened[0] if opened else open_source(replace(options, download=False))
-    if not world.agree(source.fingerprint.encode()):
+    if not world.all_equal(source.fingerprint.encode()):
         raise InputError(f"--data {options.name}: its files changed while they were looked at; start again", agreed=True)
     return write(world, source, asked)
 
@@ -150,7 +150,7 @@ def find_or_partition(world: World, settings: RunSettings, asked: Callable[[], b
 
     path, there = world.on_root(plan)
     if there:
-        with world.together():
+        with world.raise_on_all_ranks():
             store = PartitionedSet.open(Path(path))
     else:
         store = partition_source(world, settings, options, Path(path), opened, asked)
@@ -223,7 +223,19 @@ def check_fits(world: World, settings: RunSettings, decomposition: Decomposition
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)
-    world.check_fits(decomposition)
+    check_ranks(world.size, decomposition)
+
+
+def check_ranks(ranks: int, decomposition: Decomposition) -> None:
+    """Refuses ranks that neither divide the subdomains nor are a multiple of them; names the numbers of ranks that would do."""
+    subdomains = len(decomposition)
+    if subdomains % ranks and ranks % subdomains:
+        fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
+        fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
+        parts = (
+            f"{subdomains} subdomains (--grid {_times(decomposition.grid)})" if decomposition.thin == 1 else f"{subdomains} thin networks"
+        )
+        raise InputError(f"{ranks} ranks do not fit {parts}: start {fewer} ranks, or a multiple of {subdomains} with mpirun -n")
 
 
 def check_networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:

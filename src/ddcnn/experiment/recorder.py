@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
@@ -17,14 +18,15 @@ from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, curve, line, values
 from ddcnn.io.run_reader import SCHEMA_VERSION
 from ddcnn.io.tensorboard import Board
 from ddcnn.parallel.environment import versions
+from ddcnn.parallel.groups import Groups
 from ddcnn.parallel.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
-from ddcnn.parallel.world import Groups, World
+from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision, small_picture, to_picture, understanding
 from ddcnn.report.metrics import scores
 from ddcnn.report.run_report import write_report
 from ddcnn.training.data_parallel import batch_of_all
 from ddcnn.training.loop import Epoch
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 EXAMPLES = 4
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
@@ -136,7 +138,7 @@ class Results:
             batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
 
-    def write(self, engine: Engine, global_parameters: int | None) -> None:
+    def write(self, policy: DevicePolicy, global_parameters: int | None) -> None:
         """All ranks: gathers what they have collected; rank 0 writes the files and the report.
 
         Args:
@@ -148,8 +150,8 @@ class Results:
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
         moments = kept = None
         if self._recorded.classifications:  # on the first rank of every group
-            moments = self.groups.peers.gather(np.array(self._recorded.moments).reshape(-1, 2))
-            kept = self.groups.peers.gather(np.stack(self._recorded.classifications))
+            moments = self.groups.across_subdomains.gather(np.array(self._recorded.moments).reshape(-1, 2))
+            kept = self.groups.across_subdomains.gather(np.stack(self._recorded.classifications))
 
         def write() -> None:
             assert sent is not None and spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
@@ -175,7 +177,7 @@ class Results:
                 if "dnn" in phases and name == Method.TRANSFER and Method.DNN in self._methods:  # where it starts from
                     method["curve"].insert(0, self._methods[Method.DNN]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
-            write_json(self.output / "results.json", self._document(engine, spans, np.concatenate(subdomains), global_parameters))
+            write_json(self.output / "results.json", self._document(policy, spans, np.concatenate(subdomains), global_parameters))
             write_report(self.output, show=self.settings.progress != "none", draw=self.settings.figures)
 
         self.world.on_root(write)
@@ -183,7 +185,7 @@ class Results:
     def _bytes(self, name: str, sent: np.ndarray) -> int:
         """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
         if name in (Method.VOTE, Method.AVERAGE):
-            leading = self.groups.peers.size
+            leading = self.groups.across_subdomains.size
             row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (leading - 1) // leading
             return row * self.store.test_samples + int(sent[:, PHASES.index("local")].sum())  # there, within groups
         return int(sum(sent[:, PHASES.index(phase)].sum() for phase in self.settings.phases_of(name)))
@@ -201,7 +203,9 @@ class Results:
                 found.append((float(moments[event, 1]), float((mean.argmax(1) == labels).mean())))
         return found
 
-    def _document(self, engine: Engine, spans: list[np.ndarray], subdomains: np.ndarray, global_parameters: int | None) -> dict[str, Any]:
+    def _document(
+        self, policy: DevicePolicy, spans: list[np.ndarray], subdomains: np.ndarray, global_parameters: int | None
+    ) -> dict[str, Any]:
         store, world, settings = self.store, self.world, self.settings
         trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in subdomains}
         local = []
@@ -235,9 +239,9 @@ class Results:
             "understanding": understanding(self._decisions, self._labels, self._classes, self._probabilities, settings.seed),
             "phases": phases_of(spans),
             "environment": {
-                "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // self.groups.peers.size,
-                "ranks_per_subdomain": self.groups.group.size,
-                "threads_per_rank": world.threads(settings.threads), "device": str(engine.device), "precision": engine.precision,
+                "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // self.groups.across_subdomains.size,
+                "ranks_per_subdomain": self.groups.data_parallel.size,
+                "threads_per_rank": torch.get_num_threads(), "device": str(policy.device), "precision": policy.precision,
                 "mpi": world.library(), **versions(), "seed": settings.seed, "resumed": world.timeline.resumed,
             },
         }  # fmt: skip

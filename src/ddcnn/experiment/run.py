@@ -21,14 +21,16 @@ from ddcnn.experiment.plan import resolved, worth_knowing
 from ddcnn.experiment.recorder import Results
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import TRAINING, is_finished, prepare_output, take_output
-from ddcnn.method.factory import Networks, choose_engine
-from ddcnn.method.interface import share
+from ddcnn.method.factory import Networks, choose_policy
 from ddcnn.method.local import DnnSamples
+from ddcnn.parallel.environment import threads_per_rank
+from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.seeding import seed_name
 from ddcnn.parallel.stop_requests import Interrupts
-from ddcnn.parallel.world import Groups, World
+from ddcnn.parallel.tensors import broadcast_
+from ddcnn.parallel.world import World
 from ddcnn.report.seeds_report import write_summary
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: Interrupts) -> None:
@@ -38,15 +40,15 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         Stopped: on all ranks, with what to tell.
     """
     settings = resolved(settings, store)
-    torch.set_num_threads(world.threads(settings.threads))
-    groups = world.groups(len(store.decomposition))
-    engine = choose_engine(world, settings)
-    with world.together():
+    torch.set_num_threads(threads_per_rank(world, settings.threads))
+    groups = form_groups(world, len(store.decomposition))
+    policy = choose_policy(world, settings)
+    with world.raise_on_all_ranks():
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local"):
-            seeds = [check_start(Networks(own, store, engine), groups.peers.owned(len(store.decomposition))) for own in seeds]
+            seeds = [check_start(Networks(own, store, policy), groups.owned(len(store.decomposition))) for own in seeds]
     if settings.decomposition == "width" and Method.TRANSFER in settings.methods:
-        world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, engine)))
+        world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, policy)))
     with ExitStack() as held:
         output = Path(world.on_root(lambda: str(take_output(settings, held))))  # nothing is refused any more: an older run may go
         if world.on_root(lambda: is_finished(settings)):  # by another job, meanwhile
@@ -54,7 +56,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         if world.rank == 0 and settings.progress != "none":
             print("".join(f"note: {text}\n" for text in worth_knowing(settings, store)), end="", flush=True)
         try:
-            run_seeds(world, groups, seeds, store, engine, output, interrupts)
+            run_seeds(world, groups, seeds, store, policy, output, interrupts)
         except Stopped:
             reasons = world.broadcast(world.gather_values(interrupts.reason))
             reason = next(filter(None, reasons), "asked to")
@@ -62,11 +64,12 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
 
 
 def run_seeds(
-    world: World, groups: Groups, seeds: list[RunSettings], store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
+    world: World, groups: Groups, seeds: list[RunSettings], store: PartitionedSet, policy: DevicePolicy,
+    output: Path, interrupts: Interrupts,
 ) -> None:  # fmt: skip
     """One run with each of the seeds, into a folder of its own if there are several."""
     if len(seeds) == 1:
-        run_seed(world, groups, seeds[0], store, engine, output, interrupts)
+        run_seed(world, groups, seeds[0], store, policy, output, interrupts)
         return
     folders = [output / seed_name(own.seed) for own in seeds]
     for own, folder in zip(seeds, folders, strict=True):
@@ -76,20 +79,20 @@ def run_seeds(
         own = own.model_copy(update={"output": folder})
         if not world.on_root(lambda own=own: is_finished(own)):
             world.on_root(lambda own=own, folder=folder: prepare_output(own, folder))
-            run_seed(world, groups, own, store, engine, folder, interrupts)
+            run_seed(world, groups, own, store, policy, folder, interrupts)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
 
 
 def run_seed(
-    world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, engine: Engine, output: Path, interrupts: Interrupts
+    world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, policy: DevicePolicy, output: Path, interrupts: Interrupts
 ) -> None:  # fmt: skip
     labels = {split: store.labels(split) for split in SPLITS}
-    networks = Networks(settings, store, engine)
+    networks = Networks(settings, store, policy)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
     kind = settings.dnn_data if trains_dnn else "none"
     dnn_samples = DnnSamples.choose(kind, labels["train"], settings.folds, settings.seed)
     results = Results(world, groups, settings, store, output)
-    job = Job(world, groups, settings, store, engine, labels, dnn_samples, results, interrupts)
+    job = Job(world, groups, settings, store, policy, labels, dnn_samples, results, interrupts)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(job)
@@ -101,9 +104,9 @@ def run_seed(
     elif Method.TRANSFER in settings.methods:
         with world.timeline.phase("transfer"):
             warm = dnn or job.networks.new_dnn("dnn")  # rank 0 has trained it
-            share(world, warm.parameters())
+            broadcast_(world, warm.parameters())
         run_coherent(job, Method.TRANSFER, local_cnns, warm)
     if Method.GLOBAL in settings.methods:
         run_global(job, Method.GLOBAL)
-    job.results.write(engine, networks.global_parameters)
+    job.results.write(policy, networks.global_parameters)
     world.on_root(lambda: shutil.rmtree(output / TRAINING, ignore_errors=True))

@@ -11,14 +11,14 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedOn, TrainedRun
 from ddcnn.io import parameters
-from ddcnn.method.aggregate import completed, vote_scores
+from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
-from ddcnn.method.interface import handed_over
+from ddcnn.method.interface import interface_values
 from ddcnn.method.local import classified
 from ddcnn.training.loop import build
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
-ON_CPU = Engine(torch.device("cpu"), "fp32")
+ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
 
 
 class Assembled(nn.Module):
@@ -51,19 +51,19 @@ class Assembled(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
-        values = self.hand_over(images)  # (B, n, C)
+        values = self.interface_values(images)  # (B, n, C)
         if self.method in (Method.VOTE, Method.AVERAGE):
             values = self.classify(values)  # (B, n, K)
         return self.combine(values).float()
 
-    def hand_over(self, images: torch.Tensor) -> torch.Tensor:
+    def interface_values(self, images: torch.Tensor) -> torch.Tensor:
         """What the local CNNs hand over of f_i(R_i x), i in ``subdomains``: (B, C, *spatial) -> interface values (B, n, C)."""
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.shape))})")
         images = (images.float() - self.mean) * self.scale
         pairs = zip(self.subdomains, self.local_cnns, strict=True)
         restricted = ((network, self.decomposition.restrict(images, i, first_axis=2)) for i, network in pairs)
-        return torch.stack([handed_over(self.interface, network, subimages) for network, subimages in restricted], 1)
+        return torch.stack([interface_values(self.interface, network, subimages) for network, subimages in restricted], 1)
 
     def classify(self, values: torch.Tensor) -> torch.Tensor:
         """Local classifications p_i, i in ``subdomains``, out of what the local CNNs hand over: (B, n, C) -> (B, n, K)."""
@@ -77,7 +77,7 @@ class Assembled(nn.Module):
             return values.mean(1, dtype=torch.float64).log()
         if self.dnn is None:
             return values[:, 0]
-        return self.dnn(completed(values, self.present, len(self.decomposition)).flatten(1))
+        return self.dnn(fill_missing(values, self.present, len(self.decomposition)).flatten(1))
 
 
 def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:

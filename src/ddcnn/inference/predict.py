@@ -25,9 +25,10 @@ from ddcnn.inference.network import Assembled, assemble
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.inference.writers import WRITERS, Columns, check_output, writing
 from ddcnn.io.progress import Progress
+from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy, choose_device
 
 BATCH = 512  # images of a block at most: what passes through the network at once where a run is evaluated, too
 ROWS_BYTES = 1 << 25  # of their predictions at most, of many classes and subdomains
@@ -39,25 +40,25 @@ def predict(world: World, settings: PredictSettings) -> None:
     Raises:
         InputError: what is asked for cannot be done.
     """
-    torch.set_num_threads(world.threads(settings.threads))
+    torch.set_num_threads(threads_per_rank(world, settings.threads))
     shared = settings.divide == "subdomains"
-    with world.together(), world.timeline.span("compute"):
+    with world.raise_on_all_ranks(), world.timeline.span("compute"):
         run = TrainedRun.open(settings.run)
         method = run.choose(settings.method, settings.without)
         check(settings, run, method)
         precision = run.precision if settings.precision == "run" else settings.precision
-        engine = Engine.choose(world.device(settings.device), precision)
+        policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), precision)
         part = (world.rank, world.size) if shared else (0, 1)
         network = assemble(run, method, settings.without, *part).eval()
-        engine.place(network)
+        policy.place(network)
     if settings.download:
         world.on_root(lambda: len(opened(settings, run, settings.download)[1]))
-    with world.together(), world.timeline.span("compute"):
+    with world.raise_on_all_ranks(), world.timeline.span("compute"):
         images, chosen = opened(settings, run)
 
     known = bool((images.labels[chosen] >= 0).any())
     columns = Columns(run.images.class_names, known, method != Method.VOTE, network.present if settings.local else ())
-    classifier = Classifier(world, network, engine, columns, settings.source, images, settings.skip_damaged, shared)
+    classifier = Classifier(world, network, policy, columns, settings.source, images, settings.skip_damaged, shared)
     work = blocks(images, chosen, min(BATCH, ROWS_BYTES // (8 * columns.width)))
     about = {"run": str(settings.run), "method": str(method), "without": ",".join(map(str, settings.without))}
     count = Count()
@@ -66,12 +67,12 @@ def predict(world: World, settings: PredictSettings) -> None:
         writer = stack.enter_context(writing(settings.output, columns, images.name, about)) if world.rank == 0 else None
         told = stack.enter_context(Progress("predict", classifier.rounds(work), style, seconds=5))
         for rows in classifier.classify(work):
-            with world.together():
+            with world.raise_on_all_ranks():
                 if writer and rows is not None and len(rows):
                     writer.write(rows)
                     count.add(rows)
             told.advance(f"{count.samples} of {len(chosen)} images")
-        with world.together():
+        with world.raise_on_all_ranks():
             if world.rank == 0 and not count.samples:
                 raise InputError(f"{settings.source}: all of its {len(chosen)} images are damaged")
     if world.rank == 0:
@@ -128,7 +129,7 @@ class Classifier:
 
     world: World
     network: Assembled
-    engine: Engine
+    policy: DevicePolicy
     columns: Columns
     source: str
     images: Split
@@ -146,7 +147,7 @@ class Classifier:
         reading = ahead.submit(self._read, every[0])
         try:
             for block, following in pairwise(every):
-                with self.world.together():
+                with self.world.raise_on_all_ranks():
                     if block:
                         beat(f"sample {block.samples[0]}")
                     samples, images = reading.result()
@@ -172,15 +173,15 @@ class Classifier:
         if not len(samples):
             return None
         with self.world.timeline.span("compute"):
-            decided = self._decide(samples, to_tensor(images).to(self.engine.device).movedim(-1, 1))
+            decided = self._decide(samples, to_tensor(images).to(self.policy.device).movedim(-1, 1))
         return None if decided is None else self.columns.rows(samples, self.images.labels[samples], *decided)
 
     @torch.inference_mode()
     def _decide(self, samples: np.ndarray, images: torch.Tensor) -> list[np.ndarray] | None:
         """(B, C, *spatial) -> classes (B,) and, as far as wanted, probabilities (B, K), p_i (B, n, K); on rank 0 if shared."""
         network, averaged, wanted = self.network, self.network.method in (Method.VOTE, Method.AVERAGE), bool(self.columns.subdomains)
-        with self.engine.autocast():
-            values = network.hand_over(images)
+        with self.policy.autocast():
+            values = network.interface_values(images)
         local = network.classify(values) if averaged or wanted else values
         handed = self._of_all(local if averaged else values)
         shown = self._of_all(local) if wanted else None
@@ -189,7 +190,7 @@ class Classifier:
             return None
         scores = network.combine(handed)
         if len(wrong := scores.isnan().any(1).nonzero()):
-            hint = "" if self.engine.precision == "fp32" else ", or try --precision fp32"
+            hint = "" if self.policy.precision == "fp32" else ", or try --precision fp32"
             name = self.images.name(int(samples[int(wrong[0])]))
             raise InputError(f"{self.source}: of {name} the network makes no numbers: look at its pixels{hint}")
         found = [scores.argmax(1), scores.softmax(1) if self.columns.probable else None, shown]

@@ -104,10 +104,10 @@ class Sequence:
 
         self.world.on_root(prepare)
         try:
-            with self.world.together(), disk_errors(final):
+            with self.world.raise_on_all_ranks(), disk_errors(final):
                 written = write()
             files = self.world.gather_values(written)
-            with self.world.together(), disk_errors(final):
+            with self.world.raise_on_all_ranks(), disk_errors(final):
                 if files is not None:
                     finish(files)
         except InputError:
@@ -132,7 +132,7 @@ class Sequence:
         self._number = max(numbers, default=0)
         for number in reversed(numbers):
             problem, step = "", None
-            with self.world.together():
+            with self.world.raise_on_all_ranks():
                 try:
                     step = self._read(self.folder / f"{number:07}", parts)
                 except Damaged as damage:

@@ -15,7 +15,7 @@ from ddcnn.data.batches import Rows
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, build, classify, train
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 def vote(probabilities: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def train_dnn(
     interface: str,
     classes: int,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
@@ -63,25 +63,25 @@ def train_dnn(
     Raises:
         FloatingPointError: the loss is no longer a number.
     """
-    network = build_dnn(interface, values.shape[1], values.shape[2], classes, engine, seeds)
-    train(network, dnn_rows(values, labels, engine), torch.arange(len(labels)), recipe, engine, seeds, after_epoch, keeper)
+    network = build_dnn(interface, values.shape[1], values.shape[2], classes, policy, seeds)
+    train(network, dnn_rows(values, labels, policy), torch.arange(len(labels)), recipe, policy, seeds, after_epoch, keeper)
     return network
 
 
-def build_dnn(interface: str, subdomains: int, values: int, classes: int, engine: Engine, seeds: Seeds) -> nn.Module:
+def build_dnn(interface: str, subdomains: int, values: int, classes: int, policy: DevicePolicy, seeds: Seeds) -> nn.Module:
     """The DNN before training, of N subdomains, C values each, and K classes."""
-    return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, engine)
+    return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, policy)
 
 
-def classify_by_dnn(network: Any, values: np.ndarray, engine: Engine, present: Sequence[int] | None = None) -> np.ndarray:
+def classify_by_dnn(network: Any, values: np.ndarray, policy: DevicePolicy, present: Sequence[int] | None = None) -> np.ndarray:
     """The DNN's probabilities (S, K) float32 out of interface values (S, n, C) of the subdomains ``present``, None for all."""
     if present is not None:
-        values = completed(torch.from_numpy(values), present, network.subdomains).numpy()
+        values = fill_missing(torch.from_numpy(values), present, network.subdomains).numpy()
     unknown = np.zeros(len(values), dtype=np.int64)  # labels
-    return classify(network, dnn_rows(values, unknown, engine), torch.arange(len(values)), engine).numpy()
+    return classify(network, dnn_rows(values, unknown, policy), torch.arange(len(values)), policy).numpy()
 
 
-def completed(values: torch.Tensor, present: Sequence[int], subdomains: int) -> torch.Tensor:
+def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) -> torch.Tensor:
     """(B, n, C) of the subdomains ``present`` -> (B, N, C): in the place of a missing one's values stands the mean of the others'.
 
     On CIFAR-10 (2x2) the geometric mean did as well, 1/K for every class worse, and leaving the DNN out too (``average``) worse
@@ -95,7 +95,7 @@ def completed(values: torch.Tensor, present: Sequence[int], subdomains: int) -> 
 
 
 @contextmanager
-def what_it_sees(dnn: nn.Module) -> Iterator[list[np.ndarray]]:
+def capture_inputs(dnn: nn.Module) -> Iterator[list[np.ndarray]]:
     """Collects the DNN's inputs, (B, N·C) each, while it classifies as a part of another network."""
     seen: list[np.ndarray] = []
     hook = dnn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu().numpy()))
@@ -105,7 +105,7 @@ def what_it_sees(dnn: nn.Module) -> Iterator[list[np.ndarray]]:
         hook.remove()
 
 
-def dnn_rows(values: np.ndarray, labels: np.ndarray, engine: Engine) -> Rows:
+def dnn_rows(values: np.ndarray, labels: np.ndarray, policy: DevicePolicy) -> Rows:
     """The DNN's samples: (S, N, C) -> inputs (S, N·C)."""
-    inputs = torch.from_numpy(values.reshape(len(labels), -1)).to(engine.device)
-    return Rows(inputs, torch.from_numpy(labels).to(engine.device))
+    inputs = torch.from_numpy(values.reshape(len(labels), -1)).to(policy.device)
+    return Rows(inputs, torch.from_numpy(labels).to(policy.device))

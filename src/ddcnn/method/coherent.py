@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images
-from ddcnn.method.interface import Collect, handed_over, share
+from ddcnn.method.interface import Collect, interface_values
 from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import train_data_parallel
 from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 class CoherentNetwork(nn.Module):
@@ -30,7 +31,7 @@ class CoherentNetwork(nn.Module):
         local_cnns: of this rank, as many on every rank.
         dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks.
 
-    The DNN's gradient is the same on all ranks, so its copies stay the same; ``agree`` sees to it on unlike devices.
+    The DNN's gradient is the same on all ranks, so its copies stay the same; ``sync_dnn`` sees to it on unlike devices.
     """
 
     def __init__(self, world: World, interface: str, local_cnns: Sequence[nn.Module], dnn: nn.Module):
@@ -41,13 +42,13 @@ class CoherentNetwork(nn.Module):
 
     def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks."""
-        values = self.hand_over(subimages)
+        values = self.interface_values(subimages)
         if self.world.size > 1:
             values = Collect.apply(values, self.world)  # (N, B, C)
         with torch.autocast(values.device.type, enabled=False):  # too small to gain from half precision
             return self.dnn(values.movedim(0, 1).flatten(1))
 
-    def hand_over(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
+    def interface_values(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Interface values (n, B, C) of the rank's own subdomains."""
         draw = int(torch.randint(1 << 62, ())) if self.training else 0  # the same on all ranks
         parts = []
@@ -55,7 +56,7 @@ class CoherentNetwork(nn.Module):
             with torch.random.fork_rng([images.device] if images.is_cuda else [], enabled=self.training):
                 if self.training:
                     torch.manual_seed(draw + self.first + k)  # dropout is that of the subdomain, whichever rank has it
-                parts.append(handed_over(self.interface, network, images))
+                parts.append(interface_values(self.interface, network, images))
         return torch.stack(parts)
 
     @property
@@ -73,10 +74,10 @@ class CoherentNetwork(nn.Module):
             self.local_cnns.eval()
         return self
 
-    def agree(self) -> None:
+    def sync_dnn(self) -> None:
         """All ranks: copies of the DNN that other rounding has driven apart become rank 0's."""
-        if not self.world.agree(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes()):
-            share(self.world, self.dnn.parameters())
+        if not self.world.all_equal(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes()):
+            broadcast_(self.world, self.dnn.parameters())
 
 
 def train_coherent(
@@ -85,7 +86,7 @@ def train_coherent(
     training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
@@ -106,16 +107,16 @@ def train_coherent(
     before = frozen[0].epochs if frozen else 0
 
     def after(epoch: Epoch) -> None:
-        network.agree()
+        network.sync_dnn()
         after_epoch(epoch)
 
     if frozen:
         network.freeze(True)
         own = Seeds(seeds.seed, f"{seeds.role} frozen")
-        train_data_parallel(group, network, training, chosen, frozen[0], engine, own, after, frozen[1])
+        train_data_parallel(group, network, training, chosen, frozen[0], policy, own, after, frozen[1])
         network.freeze(False)
     train_data_parallel(
-        group, network, training, chosen, recipe, engine, seeds,
+        group, network, training, chosen, recipe, policy, seeds,
         lambda epoch: after(replace(epoch, epoch=before + epoch.epoch)), keeper,
         has_unused=network.interface == "features",  # of the local CNNs' last layers
     )  # fmt: skip

@@ -21,24 +21,25 @@ from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
+from ddcnn.parallel.groups import Groups
 from ddcnn.parallel.seeding import Seeds, seed_name, seed_names
-from ddcnn.parallel.world import Groups, World
+from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import batch_of_all
 from ddcnn.training.loop import Recipe, build
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy, choose_device
 
 
-def choose_engine(world: World, settings: RunSettings) -> Engine:
+def choose_policy(world: World, settings: RunSettings) -> DevicePolicy:
     """What this rank computes with, in the same precision on all ranks; all together.
 
     Raises:
-        InputError: as ``Engine.choose``, or there is no such device.
+        InputError: as ``DevicePolicy.choose``, or there is no such device.
     """
-    with world.together():
-        engine = Engine.choose(world.device(settings.device), settings.precision)
-    if world.agree(engine.precision.encode()):
-        return engine
-    return replace(engine, precision="fp32")  # --precision auto, and GPUs of which some have no bf16
+    with world.raise_on_all_ranks():
+        policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), settings.precision)
+    if world.all_equal(policy.precision.encode()):
+        return policy
+    return replace(policy, precision="fp32")  # --precision auto, and GPUs of which some have no bf16
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Networks:
 
     settings: RunSettings
     store: PartitionedSet | TrainedOn
-    engine: Engine
+    policy: DevicePolicy
 
     @property
     def subdomains(self) -> int:
@@ -58,9 +59,9 @@ class Networks:
         return len(self.store.class_names)
 
     @property
-    def small_engine(self) -> Engine:
+    def fp32_policy(self) -> DevicePolicy:
         """For the DNN, which is too small to gain from half precision."""
-        return replace(self.engine, precision="fp32")
+        return replace(self.policy, precision="fp32")
 
     def seeds(self, role: str, subdomain: int = 0) -> Seeds:
         return Seeds(self.settings.seed, role, subdomain)
@@ -87,11 +88,11 @@ class Networks:
             return None
 
     def new_local(self, index: int, role: str) -> nn.Module:
-        return build(self.make_local(index), self.seeds(role, index), self.engine)
+        return build(self.make_local(index), self.seeds(role, index), self.policy)
 
     def new_dnn(self, role: str) -> nn.Module:
         values = values_per_subdomain(self.settings.interface, self.make_local(0)())
-        return build_dnn(self.settings.interface, self.subdomains, values, self.classes, self.small_engine, self.seeds(role))
+        return build_dnn(self.settings.interface, self.subdomains, values, self.classes, self.fp32_policy, self.seeds(role))
 
     # Of the run that this one starts from
 
@@ -157,7 +158,7 @@ class Problem:
         world, groups: the ranks, and how the subdomains are shared out among them.
         settings: the options of ``ddcnn run``.
         store: the decomposed images.
-        engine: device and precision of this rank.
+        policy: device and precision of this rank.
         labels: (S,) int64 per split.
         dnn_samples: which training samples the local CNNs and the DNN learn from.
     """
@@ -166,18 +167,18 @@ class Problem:
     groups: Groups
     settings: RunSettings
     store: PartitionedSet
-    engine: Engine
+    policy: DevicePolicy
     labels: dict[str, np.ndarray]
     dnn_samples: DnnSamples
 
     @property
     def owned(self) -> range:
         """The subdomains that this rank trains."""
-        return self.groups.peers.owned(len(self.store.decomposition))
+        return self.groups.owned(len(self.store.decomposition))
 
     @property
     def networks(self) -> Networks:
-        return Networks(self.settings, self.store, self.engine)
+        return Networks(self.settings, self.store, self.policy)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -199,7 +200,7 @@ class Problem:
         samples, folds = self.store.train_samples, self.settings.folds
         fewest = samples - -(-samples // folds) if self.dnn_samples.kind in ("holdout", "out-of-fold") else samples
         recipe = self.recipe(self.settings.epochs)
-        return replace(recipe, batch_size=batch_of_all(recipe.batch_size, fewest, self.groups.group.size))
+        return replace(recipe, batch_size=batch_of_all(recipe.batch_size, fewest, self.groups.data_parallel.size))
 
     @property
     def transfer_recipe(self) -> Recipe:

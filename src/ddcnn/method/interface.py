@@ -4,7 +4,6 @@ The papers' interface are the probabilities p_i = softmax of f_i(R_i x), K numbe
 are K numbers as well; the features are the last hidden layer of f_i, F numbers.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ddcnn.parallel.world import World
 from ddcnn.training.loop import at_least_single
 
 
-def handed_over(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
+def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
     """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), at least float32; C = K but for features."""
     values = network.features(subimages) if interface == "features" else network(subimages)  # type: ignore[operator]
     values = at_least_single(values)
@@ -22,7 +21,7 @@ def handed_over(interface: str, network: nn.Module, subimages: torch.Tensor) -> 
 
 
 def values_per_subdomain(interface: str, network: nn.Module) -> int:
-    """C of ``handed_over``: numbers per sample and subdomain."""
+    """C of ``interface_values``: numbers per sample and subdomain."""
     classifier: Any = network.classifier
     return classifier.in_features if interface == "features" else classifier.out_features
 
@@ -38,21 +37,12 @@ class Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, world: World) -> torch.Tensor:
         ctx.own = slice(world.rank * len(part), (world.rank + 1) * len(part))
-        everyone = world.gather_to_all(part.detach().cpu().numpy())
+        everyone = world.all_gather(part.detach().cpu().numpy())
         return torch.from_numpy(everyone).flatten(0, 1).to(part.device)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
         return cotangents[0][ctx.own].contiguous(), None
-
-
-@torch.no_grad()
-def share(world: World, tensors: Iterable[torch.Tensor]) -> None:
-    """All ranks: rank 0's tensors, into the others' in place."""
-    for tensor in tensors:
-        values = tensor.detach().cpu().numpy()
-        world.share(values)
-        tensor.copy_(torch.from_numpy(values))
 
 
 def bytes_per_sample(subdomains: int, values: int, ranks: int) -> int:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images, Samples
-from ddcnn.method.interface import handed_over
+from ddcnn.method.interface import interface_values
 from ddcnn.parallel.seeding import Seeds, numpy_generator
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided, train_data_parallel
 from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, build, evaluate
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train_local(
     training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
     keeper: Keeper = NothingKept(),
@@ -85,19 +85,19 @@ def train_local(
         FloatingPointError: the loss is no longer a number.
         Stopped: the keeper was asked to stop.
     """
-    network = build(make, seeds, engine)
-    train_data_parallel(group, network, training, chosen, recipe, engine, seeds, lambda epoch: after_epoch(network, epoch), keeper)
+    network = build(make, seeds, policy)
+    train_data_parallel(group, network, training, chosen, recipe, policy, seeds, lambda epoch: after_epoch(network, epoch), keeper)
     return network
 
 
-def hand_over_out_of_fold(
+def evaluate_interface_out_of_fold(
     group: World,
     make: Callable[[], nn.Module],
     interface: str,
     training: Images,
     fold: np.ndarray,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
     keeper: Callable[[int, int], Keeper] = lambda fold, samples: NothingKept(),
@@ -118,20 +118,20 @@ def hand_over_out_of_fold(
     for k in range(int(fold.max()) + 1):
         own = Seeds(seeds.seed, f"{seeds.role} without fold {k}", seeds.subdomain)
         chosen = np.flatnonzero(fold != k)
-        network = train_local(group, make, training, chosen, recipe, engine, own, after_epoch, keeper(k, len(chosen)))
-        unseen.append(hand_over(group, interface, network, training, np.flatnonzero(fold == k), engine))
+        network = train_local(group, make, training, chosen, recipe, policy, own, after_epoch, keeper(k, len(chosen)))
+        unseen.append(evaluate_interface(group, interface, network, training, np.flatnonzero(fold == k), policy))
     if group.rank:
         return None
     return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
 
 
-def hand_over(
-    group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, engine: Engine
+def evaluate_interface(
+    group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, policy: DevicePolicy
 ) -> np.ndarray | None:  # fmt: skip
     """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank, None on the others."""
 
     def work(own: np.ndarray) -> np.ndarray:
-        return evaluate(network, partial(handed_over, interface, network), samples, torch.from_numpy(own), engine).numpy()
+        return evaluate(network, partial(interface_values, interface, network), samples, torch.from_numpy(own), policy).numpy()
 
     return divided(group, chosen, work)
 
@@ -144,6 +144,6 @@ def classified(interface: str, network: Any, values: torch.Tensor) -> torch.Tens
 
 
 @torch.inference_mode()
-def classify_handed(interface: str, network: Any, values: np.ndarray, engine: Engine) -> np.ndarray:
+def probabilities_of(interface: str, network: Any, values: np.ndarray, policy: DevicePolicy) -> np.ndarray:
     """The p_i (S, K) float32 out of interface values (S, C)."""
-    return classified(interface, network, torch.from_numpy(values).to(engine.device)).cpu().numpy()
+    return classified(interface, network, torch.from_numpy(values).to(policy.device)).cpu().numpy()

@@ -28,7 +28,7 @@ def compose(world: World, thin: Sequence[nn.Module], wide: nn.Module) -> None:
     states = [network.state_dict() for network in thin]
     for name, values in wide.state_dict().items():
         part = torch.stack([state[name].cpu() for state in states])
-        every = torch.from_numpy(world.gather_to_all(part.numpy())).flatten(0, 1)  # (N, *thin)
+        every = torch.from_numpy(world.all_gather(part.numpy())).flatten(0, 1)  # (N, *thin)
         values.copy_(side_by_side(every, values.shape))
 
 

@@ -2,6 +2,12 @@
 
 import os
 import platform
+import socket
+import zlib
+
+import numpy as np
+
+from ddcnn.parallel.world import World
 
 
 def versions() -> dict[str, str]:
@@ -14,6 +20,15 @@ def versions() -> dict[str, str]:
     return {"hdf5": h5py.version.hdf5_version, "torch": torch.__version__, "ddcnn": ddcnn.__version__}
 
 
+def threads_per_rank(world: World, requested: int | None) -> int:
+    """Threads of each rank: as requested, else OMP_NUM_THREADS, else the cores that it may use divided by the ranks on them; all ranks."""
+    cores = sorted(os.sched_getaffinity(0))
+    mask = zlib.crc32(f"{socket.gethostname()} {cores}".encode())
+    sharing = int((world.all_gather(np.array([mask], dtype=np.int64)) == mask).sum())
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return requested or (int(given) if given.isdigit() and int(given) > 0 else max(1, len(cores) // sharing))
+
+
 def show_info() -> None:
     """Prints MPI, HDF5, devices, cores and threads as a table."""
     import h5py
@@ -21,8 +36,6 @@ def show_info() -> None:
     import torch
     from rich.console import Console
     from rich.table import Table
-
-    from ddcnn.parallel.world import World
 
     world = World()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
@@ -37,7 +50,7 @@ def show_info() -> None:
         "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {hdf5}",
         "GPUs": ", ".join(devices) or "none",
         "cores of this process": str(len(os.sched_getaffinity(0))),
-        "threads of a rank": str(world.threads(None)),
+        "threads of a rank": str(threads_per_rank(world, None)),
         "CPU precision": torch.backends.cpu.get_cpu_capability(),
     }
     if world.rank:

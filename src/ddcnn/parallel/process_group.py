@@ -38,4 +38,4 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 def _own_devices(world: World, device: torch.device) -> bool:
     """Whether no two ranks share a GPU, which NCCL cannot do."""
     own = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
-    return len(np.unique(world.gather_to_all(np.array([own])))) == world.size
+    return len(np.unique(world.all_gather(np.array([own])))) == world.size

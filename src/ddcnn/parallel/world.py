@@ -1,23 +1,20 @@
-"""Ranks: who owns which subdomain, the gather, waiting, threads and devices, and ending all ranks. Only this module imports mpi4py.
+"""The communicator: collectives on buffers, agreement on errors, abort. Only this module imports mpi4py.
 
-Every collective operation here is nonblocking underneath and waited for politely: an idle rank sleeps instead of spinning, so that
-it takes no core from a rank that computes. Data travel as buffers, never as pickles.
+Every collective is a nonblocking MPI operation that is polled with growing sleeps: an idle rank does not spin and takes no core from a
+rank that computes. Data travel as buffers, never as pickles.
 """
 
 import json
-import os
 import sys
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.launcher import launched_size
@@ -29,19 +26,19 @@ STEP_SLEEP = 2e-4  # the same where all ranks arrive in every step of training
 
 
 class World:
-    """All ranks of the job, or of a communicator.
+    """The ranks of a communicator, by default of ``MPI.COMM_WORLD``.
 
     Attributes:
-        rank, size: of this process in the job.
-        local_rank, local_size: of this process among those on its node.
-        communicator: of all ranks, for parallel HDF5; everything else goes through the methods.
-        timeline: what this rank does when; collectives record their own waiting and communicating in it.
+        rank, size: this rank's number, and the number of ranks.
+        local_rank, local_size: the same among the ranks on this node.
+        communicator: the mpi4py communicator, for parallel HDF5 and point-to-point messages.
+        timeline: where collectives record the time that they wait and communicate.
 
     Raises:
-        InputError: the launcher started several processes that MPI does not know as one job.
+        InputError: there is no MPI library, or the launcher started several processes that MPI sees as separate jobs.
     """
 
-    def __init__(self, communicator=None):
+    def __init__(self, communicator=None, timeline: Timeline | None = None):
         try:
             with warnings.catch_warnings():  # of a launcher of another MPI, which is refused below
                 warnings.simplefilter("ignore", RuntimeWarning)
@@ -61,54 +58,18 @@ class World:
                 f"use the launcher that belongs to this MPI ({self.library()}); with srun, try --mpi=pmi2 or --mpi=pmix",
                 agreed=True,
             )
-        self.timeline = Timeline()
+        self.timeline = timeline or Timeline()
         node = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
-        cores = sorted(os.sched_getaffinity(0))
-        masks = np.empty(self.local_size, dtype=np.int64)
-        node.Allgather(np.array([zlib.crc32(repr(cores).encode())], dtype=np.int64), masks)
         node.Free()
-        sharing = int((masks == masks[self.local_rank]).sum())  # ranks that run on the same cores as this one
-        self.cores_per_rank = max(1, len(cores) // sharing)
-
-    # Who owns what
-
-    def check_fits(self, decomposition: Decomposition) -> None:
-        """Every rank owns as many subdomains as the others, or every subdomain has as many ranks.
-
-        Raises:
-            InputError: neither; names the numbers of ranks that would do.
-        """
-        subdomains = len(decomposition)
-        if subdomains % self.size and self.size % subdomains:
-            fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
-            fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
-            choice = f"{fewer} ranks, or a multiple of {subdomains}"
-            grid = "x".join(map(str, decomposition.grid))
-            parts = f"{subdomains} subdomains (--grid {grid})" if decomposition.thin == 1 else f"{subdomains} thin networks"
-            raise InputError(f"{self.size} ranks do not fit {parts}: start {choice} with mpirun -n")
-
-    def owned(self, subdomains: int) -> range:
-        """The subdomains of this rank, as many on every rank."""
-        each = subdomains // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
 
     def alone(self) -> "World":
-        """This rank as a world of its own."""
+        """This rank as a world of its own, with a timeline of its own."""
         return World(self._mpi.COMM_SELF)
 
-    def groups(self, subdomains: int) -> "Groups":
-        """Who trains which of N subdomains; all ranks together."""
-        size = max(1, self.size // subdomains)
-        if size == 1:
-            return Groups(self.alone(), self)
-        return Groups(self._part(self.rank // size), self._part(self.rank % size))
-
-    def _part(self, number: int) -> "World":
-        """The ranks that give the same number, in their order."""
-        part = World(self.communicator.Split(number, self.rank))
-        part.timeline = self.timeline
-        return part
+    def split(self, color: int) -> "World":
+        """The ranks that give the same color, in their order; they record in the same timeline."""
+        return World(self.communicator.Split(color, self.rank), self.timeline)
 
     # Collectives
 
@@ -145,7 +106,7 @@ class World:
                 everyone.reshape(self.size, -1)[:, begin : begin + piece.size] = arriving
         return everyone
 
-    def gather_to_all(self, part: np.ndarray) -> np.ndarray:
+    def all_gather(self, part: np.ndarray) -> np.ndarray:
         """``MPI_Allgather`` within a step of training: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on all."""
         everyone = np.empty((self.size, *part.shape), dtype=part.dtype)
         self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # tells waiting for a slower rank from communicating
@@ -153,7 +114,7 @@ class World:
         self.timeline.count((self.size - 1) * part.nbytes)
         return everyone
 
-    def share(self, array: np.ndarray) -> None:
+    def broadcast_(self, array: np.ndarray) -> None:
         """``MPI_Bcast`` of rank 0's ``array`` (...) into the others' in place, in chunks."""
         self.barrier()
         flat = array.reshape(-1)
@@ -194,7 +155,7 @@ class World:
         self._wait(self.communicator.Iallreduce(np.array(numbers, dtype=np.int64), result, op=self._mpi.MAX))
         return result.tolist()
 
-    def agree(self, data: bytes) -> bool:
+    def all_equal(self, data: bytes) -> bool:
         """Whether all ranks have the same data."""
         checksum = zlib.crc32(data)
         return self.largest(checksum) == -self.largest(-checksum)
@@ -212,7 +173,7 @@ class World:
     # Agreeing on errors
 
     @contextmanager
-    def stopping_together(self, work: int, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
+    def cancel_together(self, work: int, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
         """Around long work without communication, on all ranks: yields whether another rank refuses or stops, so that this one may stop.
 
         Args:
@@ -248,7 +209,7 @@ class World:
             raise error or Stopped
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """Around work without communication that may refuse its input: if one rank refuses, all ranks do, with its words.
 
         Raises:
@@ -266,36 +227,13 @@ class World:
     def on_root(self, work: Callable):
         """Rank 0 does ``work``; all ranks have its JSON-serialisable result, or its InputError."""
         result = None
-        with self.together():
+        with self.raise_on_all_ranks():
             if self.rank == 0:
                 with self.timeline.span("compute"):
                     result = work()
         return self.broadcast(result)
 
-    # Starting and ending
-
-    def threads(self, asked: int | None) -> int:
-        """Threads for this rank: as asked, else OMP_NUM_THREADS, else the cores of the node divided by the ranks that share them."""
-        if asked:
-            return asked
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        return int(given) if given.isdigit() and int(given) > 0 else self.cores_per_rank
-
-    def device(self, asked: str):
-        """The torch device of this rank: its node-local rank modulo the devices that it sees.
-
-        Raises:
-            InputError: ``cuda`` was asked for and there is none.
-        """
-        import torch
-
-        if asked == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: this process sees no CUDA device; take --device cpu or auto")
-        if asked == "cpu" or not torch.cuda.is_available():
-            return torch.device("cpu")
-        device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
+    # Library and abort
 
     def library(self) -> str:
         return " ".join(self._mpi.Get_library_version().split("\n")[0].rstrip("\0").split())
@@ -306,21 +244,3 @@ class World:
         sys.stderr.flush()
         time.sleep(0.5)  # for the launcher to pass on what was said: it drops what it has not read when the job ends
         self.communicator.Abort(code)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The ranks of the job as subdomains times data-parallel ranks.
-
-    Attributes:
-        group: the ranks that train this one's subdomain together; itself alone if there are no more ranks than subdomains.
-        peers: the ranks at the same place in their groups, in the order of the subdomains: together they own each of them once.
-    """
-
-    group: World
-    peers: World
-
-    @property
-    def leads(self) -> bool:
-        """Whether this rank speaks for its group."""
-        return self.group.rank == 0

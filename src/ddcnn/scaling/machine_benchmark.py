@@ -23,7 +23,7 @@ REPEATS = 20
 def main(arguments: Sequence[str]) -> None:
     world = World()
     found = messages(world) | all_reduce(world)
-    latency = float(np.median([_seconds(lambda: world.gather_to_all(np.zeros(1))) for _ in range(REPEATS)]))
+    latency = float(np.median([_seconds(lambda: world.all_gather(np.zeros(1))) for _ in range(REPEATS)]))
     steps = 2 * np.ceil(np.log2(world.size)) * found["messages"]
     found["collectives"] = max(0.0, latency - steps) / 2  # a barrier and an allgather
     if world.rank == 0:
@@ -60,8 +60,9 @@ def all_reduce(world: World) -> dict[str, float]:
     from torch import distributed
 
     from ddcnn.parallel.process_group import process_group
+    from ddcnn.training.precision import choose_device
 
-    device, found = world.device("auto"), []
+    device, found = choose_device(world.local_rank, "auto"), []
     with process_group(world, device):
         for size in SIZES:
             tensor = torch.zeros(size // 4, device=device)

@@ -13,13 +13,13 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Images, Samples, Share
-from ddcnn.method.interface import share
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, Training, classify, train
-from ddcnn.training.precision import Engine
+from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, TrainState, classify, train
+from ddcnn.training.precision import DevicePolicy
 
 
 def train_data_parallel(
@@ -28,7 +28,7 @@ def train_data_parallel(
     training: Images,
     chosen: np.ndarray,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
@@ -48,11 +48,11 @@ def train_data_parallel(
         Stopped: the keeper was asked to stop.
     """
     if world.size == 1:
-        train(network, training, torch.from_numpy(chosen), recipe, engine, seeds, after_epoch, keeper)
+        train(network, training, torch.from_numpy(chosen), recipe, policy, seeds, after_epoch, keeper)
         return
-    with process_group(world, engine.device):
+    with process_group(world, policy.device):
         parallel = DistributedDataParallel(
-            network, [engine.device] if engine.device.type == "cuda" else None, find_unused_parameters=has_unused
+            network, [policy.device] if policy.device.type == "cuda" else None, find_unused_parameters=has_unused
         )
         parallel.register_comm_hook(world, all_reduce)
         # The group must go after the reducer: gloo's threads may need the interpreter to end, which only the group's own destructor leaves.
@@ -60,7 +60,7 @@ def train_data_parallel(
         buffers = sum(buffer.nbytes for buffer in network.buffers())  # DistributedDataParallel shares rank 0's in every step
 
         def over_all_ranks(epoch: Epoch) -> None:
-            share(world, network.buffers())  # its averages over a rank's shares have gone on since the last step
+            broadcast_(world, network.buffers())  # its averages over a rank's shares have gone on since the last step
             loss, accuracy = world.mean([epoch.loss, epoch.accuracy])
             world.timeline.count(0 if world.rank else (world.size - 1) * buffers * recipe.steps_per_epoch(len(chosen)))
             after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
@@ -71,7 +71,7 @@ def train_data_parallel(
             parallel.register_forward_pre_hook(lambda *_: waiting()),
             network.register_forward_pre_hook(lambda *_: beat()),
         ]
-        train(parallel, own, torch.from_numpy(chosen), recipe, engine, seeds, over_all_ranks, _InOrder(world, keeper, own))
+        train(parallel, own, torch.from_numpy(chosen), recipe, policy, seeds, over_all_ranks, _InOrder(world, keeper, own))
         for hook in hooks:
             hook.remove()
 
@@ -87,7 +87,7 @@ class _InOrder:
     keeper: Keeper
     samples: Share
 
-    def restore(self, training: Training) -> None:
+    def restore(self, training: TrainState) -> None:
         self.keeper.restore(training)
         if (training.epoch, training.step) == (1, 0):
             return
@@ -101,10 +101,10 @@ class _InOrder:
             for buffer, values in zip(network.buffers(), before, strict=True):
                 buffer.copy_(values)
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, training: TrainState) -> None:
         self.keeper.after_step(training)
 
-    def after_epoch(self, training: Training) -> None:
+    def after_epoch(self, training: TrainState) -> None:
         self.keeper.after_epoch(training)
 
 
@@ -135,9 +135,9 @@ def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
     return (ranks - 1) * (2 * 4 * parameters + buffers)
 
 
-def classify_together(world: World, network: nn.Module, images: Samples, samples: int, engine: Engine) -> np.ndarray | None:
+def classify_together(world: World, network: nn.Module, images: Samples, samples: int, policy: DevicePolicy) -> np.ndarray | None:
     """Probabilities (S, K) float32 of all S samples, which the ranks share; on rank 0, None on the others."""
-    return divided(world, np.arange(samples), lambda own: classify(network, images, torch.from_numpy(own), engine).numpy())
+    return divided(world, np.arange(samples), lambda own: classify(network, images, torch.from_numpy(own), policy).numpy())
 
 
 def divided(world: World, chosen: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:

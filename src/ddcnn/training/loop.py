@@ -13,7 +13,7 @@ from torch.nn import functional
 from ddcnn.data.batches import Samples
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.precision import Engine
+from ddcnn.training.precision import DevicePolicy
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network
 
 
 @dataclass
-class Training:
+class TrainState:
     """Everything that a training is between two steps: with it, it goes on as if it had never stopped.
 
     Attributes:
@@ -78,11 +78,11 @@ class Training:
     begin: float = 0.0
 
     @classmethod
-    def start(cls, network: nn.Module, recipe: Recipe, engine: Engine, steps: int) -> "Training":
+    def start(cls, network: nn.Module, recipe: Recipe, policy: DevicePolicy, steps: int) -> "TrainState":
         optimizer = _optimizer(network, recipe)
-        scaler = torch.amp.GradScaler(engine.device.type, enabled=engine.precision == "fp16")
-        loss_sum = torch.zeros((), device=engine.device)
-        correct = torch.zeros((), dtype=torch.int64, device=engine.device)
+        scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == "fp16")
+        loss_sum = torch.zeros((), device=policy.device)
+        correct = torch.zeros((), dtype=torch.int64, device=policy.device)
         schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
         return cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
 
@@ -107,28 +107,28 @@ class Training:
         return ended
 
 
-def build(make: Callable[[], nn.Module], seeds: Seeds, engine: Engine) -> nn.Module:
+def build(make: Callable[[], nn.Module], seeds: Seeds, policy: DevicePolicy) -> nn.Module:
     """A network with initial parameters from its own seed, whatever has been drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.at("initial parameters"))
-        return engine.place(make())
+        return policy.place(make())
 
 
 class Keeper(Protocol):
     """What keeps a training, so that it can go on where it stopped."""
 
-    def restore(self, training: Training) -> None:
+    def restore(self, training: TrainState) -> None:
         """Brings a training that has just begun to where an earlier attempt has got, if there was one."""
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, training: TrainState) -> None:
         """Between two steps of an epoch; may keep the training, and raise ``Stopped``."""
 
-    def after_epoch(self, training: Training) -> None:
+    def after_epoch(self, training: TrainState) -> None:
         """Between two epochs, or after the last one; the same."""
 
 
 class NothingKept:
-    def restore(self, training: Training) -> None:
+    def restore(self, training: TrainState) -> None:
         pass
 
     after_step = after_epoch = restore
@@ -139,7 +139,7 @@ def train(
     samples: Samples,
     chosen: torch.Tensor,
     recipe: Recipe,
-    engine: Engine,
+    policy: DevicePolicy,
     seeds: Seeds,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     keeper: Keeper = NothingKept(),
@@ -153,19 +153,19 @@ def train(
         Stopped: the keeper was asked to stop.
     """
     steps = recipe.steps_per_epoch(len(chosen))
-    training = Training.start(network, recipe, engine, steps)
+    training = TrainState.start(network, recipe, policy, steps)
     keeper.restore(training)
-    weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=engine.device)
+    weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=policy.device)
     while training.epoch <= recipe.epochs:
         if training.step == 0:
             torch.manual_seed(seeds.at("dropout", training.epoch))
             training.draw.manual_seed(seeds.at("augmentation", training.epoch))
         order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", training.epoch)))]
-        batches = order.to(engine.device).split(recipe.batch_size)[:steps]
+        batches = order.to(policy.device).split(recipe.batch_size)[:steps]
         network.train()
         training.begin = time.perf_counter()
         for index in batches[training.step :]:
-            take_step(training, *samples.batch(index, training.draw), engine, weights, recipe.label_smoothing)
+            take_step(training, *samples.batch(index, training.draw), policy, weights, recipe.label_smoothing)
             if training.step < steps:
                 keeper.after_step(training)
         after_epoch(training.end_epoch())
@@ -173,10 +173,10 @@ def train(
 
 
 def take_step(
-    training: Training, inputs: Any, labels: torch.Tensor, engine: Engine, weights: torch.Tensor | None, label_smoothing: float
+    training: TrainState, inputs: Any, labels: torch.Tensor, policy: DevicePolicy, weights: torch.Tensor | None, label_smoothing: float
 ) -> None:
     """One step of the optimiser on a batch, with labels (B,); ``weights`` (K,) of the classes in the loss."""
-    with engine.autocast():
+    with policy.autocast():
         logits = at_least_single(training.network(inputs))
     loss = cross_entropy(logits, labels, weights, label_smoothing)
     training.optimizer.zero_grad(set_to_none=True)
@@ -191,13 +191,13 @@ def take_step(
     beat(f"epoch {training.epoch}, step {training.step}")
 
 
-def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, engine: Engine) -> torch.Tensor:
+def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy: DevicePolicy) -> torch.Tensor:
     """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU.
 
     Raises:
         FloatingPointError: the last step of training has spoilt the parameters.
     """
-    return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, engine)
+    return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, policy)
 
 
 @torch.inference_mode()
@@ -206,14 +206,14 @@ def evaluate(
     function: Callable[[Any], torch.Tensor],
     samples: Samples,
     chosen: torch.Tensor,
-    engine: Engine,
+    policy: DevicePolicy,
     batch_size: int = 512,
 ) -> torch.Tensor:
     """A function of the network, in its evaluation mode, of the samples ``chosen`` (S,): (S, ...) on the CPU."""
     network.eval()
     found = []
-    for index in chosen.to(engine.device).split(batch_size):
-        with engine.autocast():
+    for index in chosen.to(policy.device).split(batch_size):
+        with policy.autocast():
             found.append(function(samples.batch(index)[0]))
         beat("evaluation")
     values = torch.cat(found).cpu()

@@ -10,15 +10,33 @@ from torch import nn
 from ddcnn.errors import InputError
 
 
+def choose_device(local_rank: int, name: str) -> torch.device:
+    """The device of this rank; of several GPUs, the one of its node-local rank modulo the GPUs that it sees.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: ``cuda`` was requested and this process sees no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this process sees no CUDA device; take --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 @dataclass(frozen=True)
-class Engine:
+class DevicePolicy:
     """What computes: a device and a precision ("fp32", "bf16" or "fp16"; weights and loss are always fp32)."""
 
     device: torch.device
     precision: str
 
     @classmethod
-    def choose(cls, device: torch.device, precision: str) -> "Engine":
+    def choose(cls, device: torch.device, precision: str) -> "DevicePolicy":
         """``auto`` is bf16 on a GPU that has it, else fp32.
 
         Raises:

@@ -20,7 +20,7 @@ from ddcnn.io.hdf5 import DAMAGE
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.stop_requests import Interrupts
 from ddcnn.parallel.timeline import Timeline
-from ddcnn.training.loop import Recipe, Training
+from ddcnn.training.loop import Recipe, TrainState
 
 GO_ON, KEEP, STOP = range(3)
 LOOK_EVERY = 1.0  # seconds, about, between two looks of all ranks together at whether to save or stop
@@ -67,7 +67,7 @@ class Keeper:
 
     # When
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, training: TrainState) -> None:
         self._steps += 1
         if self._steps < self._look:
             return
@@ -77,7 +77,7 @@ class Keeper:
         if wish == STOP:
             raise Stopped
 
-    def after_epoch(self, training: Training) -> None:
+    def after_epoch(self, training: TrainState) -> None:
         wish = self._wish()
         ended = training.epoch > self.recipe["epochs"]
         if ended or wish != GO_ON or (self.every_epochs and (training.epoch - 1) % self.every_epochs == 0):
@@ -99,7 +99,7 @@ class Keeper:
 
     # What
 
-    def _save(self, training: Training) -> None:
+    def _save(self, training: TrainState) -> None:
         ended = training.epoch > self.recipe["epochs"]
         rows, arrays = self.records.kept()
         about = {"recipe": self.recipe, "epoch": training.epoch, "step": training.step, "seconds": self.seconds, "rows": rows}
@@ -111,7 +111,7 @@ class Keeper:
         self.sequence.save(Step(about | _numbers(training), parts, own))
         self._kept = time.monotonic()
 
-    def restore(self, training: Training) -> None:
+    def restore(self, training: TrainState) -> None:
         """Brings back the newest step that is whole.
 
         Raises:
@@ -186,7 +186,7 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, arra
                 optimizer.state[parameter][kind] = torch.empty_like(like).copy_(_like(like, array))
 
 
-def _running_arrays(training: Training) -> Arrays:
+def _running_arrays(training: TrainState) -> Arrays:
     """Of this rank: random state, and the sums of the epoch that goes on."""
     sums = [training.loss_sum.item(), training.correct.item(), training.seen, training.seconds_so_far]
     random = {"random/cpu": torch.get_rng_state().numpy(), "random/draw": training.draw.get_state().numpy()}
@@ -195,7 +195,7 @@ def _running_arrays(training: Training) -> Arrays:
     return random | {"sums/epoch": np.array(sums, dtype=np.float64)}
 
 
-def _restore_running(training: Training, arrays: Arrays) -> None:
+def _restore_running(training: TrainState, arrays: Arrays) -> None:
     loss_sum, correct, seen, training.seconds = arrays["sums/epoch"].tolist()
     training.loss_sum.fill_(loss_sum)
     training.correct.fill_(int(correct))
@@ -206,13 +206,13 @@ def _restore_running(training: Training, arrays: Arrays) -> None:
         torch.cuda.set_rng_state(torch.from_numpy(arrays["random/cuda"]), training.loss_sum.device)
 
 
-def _numbers(training: Training) -> dict[str, Any]:
+def _numbers(training: TrainState) -> dict[str, Any]:
     """JSON values of schedule, loss scale and the optimiser's options, the learning rate among them."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in training.optimizer.param_groups]
     return {"schedule": training.schedule.state_dict(), "scaler": training.scaler.state_dict(), "groups": groups}
 
 
-def _restore_numbers(training: Training, about: dict[str, Any]) -> None:
+def _restore_numbers(training: TrainState, about: dict[str, Any]) -> None:
     fresh = _numbers(training)
     same = {name: _of_the_kind(fresh[name], about[name]) for name in fresh}
     training.schedule.load_state_dict(same["schedule"])
