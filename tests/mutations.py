@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.partitioned_set import SPLITS, PartitionedSet
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.sources import SPLITS
 from ddcnn.errors import InputError
 
 MEMORY, SECONDS = 1 << 30, 30  # that reading a set of a few kilobytes may take, Python and its libraries included
@@ -33,7 +34,9 @@ def make(folder: Path) -> None:
     partitioning.BLOCK_BYTES = 300  # three samples, so that every rank has some
     selections = {name: np.arange(len(split)) for name, split in splits.items()}
     source = Source("made up", splits, ("a", "b", "c"), "")
-    partitioning.partition(World(), source, selections, Decomposition((6, 5), (2, 2), 1), folder / "F.h5", skip_damaged=True)
+    partitioning.partition(
+        World(), source, selections, Decomposition((6, 5), (2, 2), 1), folder / "F.h5", partitioning.PartitionOptions(skip_damaged=True)
+    )
 
 
 def content(path: Path) -> list[object]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcnn.data.batches import Augmentation, OwnedSubimages, Share, Subimages
+from ddcnn.data.batches import Augmentation, OwnedSubimages, RankShare, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -183,6 +183,6 @@ def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
     whole = Subimages.load_whole(store, "train", CPU, augmentation)
     index = order()[: SAMPLES // ranks * ranks]
     expected, labels = whole.batch(index, torch.Generator().manual_seed(5))
-    shares = [Share(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
+    shares = [RankShare(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
     assert torch.equal(torch.stack([images for images, _ in shares], 1).flatten(0, 1), expected)
     assert torch.equal(torch.stack([part for _, part in shares], 1).flatten(), labels)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from launching import MPIRUN, alone, refusal
 
-from ddcnn.data.partitioned_set import SPLITS, PartitionedSet, images_name
+from ddcnn.data.partitioned_set import PartitionedSet, images_name
 from ddcnn.data.set_parts import written_parts
+from ddcnn.data.sources import SPLITS
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import HDF5_FORMAT
 

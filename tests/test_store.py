@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ddcnn.data import partition as partitioning
 from ddcnn.data.partition import partition
-from ddcnn.data.partitioned_set import SCHEMA_VERSION, SPLITS, PartitionedSet, images_name, is_partitioned
-from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, images_name, is_partitioned
+from ddcnn.data.sources import SPLITS, SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 
@@ -383,7 +383,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from ddcnn.data.partition import partition
-from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.sources import SPLITS, SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.parallel.world import World
 

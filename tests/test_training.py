@@ -16,9 +16,9 @@ LABELS = torch.arange(20) % 2
 class Recorder(Rows):
     """Rows that note the order in which they are asked for."""
 
-    def batch(self, index, draw=None):
+    def batch(self, index, generator=None):
         ORDERS[-1].append(index.tolist())
-        return super().batch(index, draw)
+        return super().batch(index, generator)
 
 
 ORDERS: list[list[list[int]]] = []

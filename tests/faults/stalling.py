@@ -26,9 +26,9 @@ def sleep(*arguments, **keywords):
     ctypes.PyDLL(None).sleep(1000)  # which keeps every other thread of Python from going on
 
 
-def slow(self, index, draw=None, batch=Subimages.batch):
+def slow(self, *arguments, batch=Subimages.batch):
     time.sleep(0.2)
-    return batch(self, index, draw)
+    return batch(self, *arguments)
 
 
 if MPI.COMM_WORLD.Get_rank() == rank:

@@ -50,7 +50,7 @@ class Numbers:
         self.images = [normal(SAMPLES, 1, 4, 4, seed=index) for index in owned]
         self.labels = torch.arange(SAMPLES) % K
 
-    def batch(self, index, draw=None):
+    def batch(self, index, generator=None):
         return [images[index] for images in self.images], self.labels[index]
 
 

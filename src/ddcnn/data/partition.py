@@ -1,15 +1,15 @@
-"""Partitioning: a source, read block by block, becomes a partitioned HDF5 set.
+"""Partitioning: a source is read block by block and written as a partitioned HDF5 set.
 
-The samples are cut into blocks of a fixed size, whatever the number of ranks, and every rank works on a contiguous share of them;
-so the statistics and the digest do not depend on the number of ranks, and no rank holds more than a block. With parallel h5py all
-ranks write one file; with the ordinary wheel, or where damaged samples may be skipped, so that nobody knows in advance how many rows
-there will be, every rank writes a part, and virtual datasets join the parts.
+The samples are cut into blocks of a fixed size, whatever the number of ranks, and every rank works on a contiguous range of blocks. So
+statistics and digest do not depend on the number of ranks, and no rank holds more than one block. With parallel h5py all ranks write
+one file. With the ordinary wheel, or where damaged samples may be skipped and the number of rows is not known in advance, every rank
+writes a part of its own, and virtual datasets join the parts.
 """
 
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -17,10 +17,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import SPLITS, PartitionedSet, checksum, images_name
+from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
 from ddcnn.data.set_writer import SetFiles
-from ddcnn.data.sources import DamagedSample, Source, Split
-from ddcnn.data.statistics import Facts
+from ddcnn.data.sources import SPLITS, DamagedSample, Source, Split
+from ddcnn.data.statistics import BlockStatistics
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, sync
@@ -28,20 +28,37 @@ from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
 
-BLOCK_BYTES = 1 << 22  # small enough for shares that are nearly equal
+BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Block:
-    """Ascending ``samples`` (n,) of the source, which lie near each other and go to the rows from ``row`` on."""
+    """Neighbouring ``samples`` (n,) of the source, ascending, which go to the rows from ``row`` on."""
 
     samples: np.ndarray
     row: int
 
 
+@dataclass(frozen=True)
+class PartitionOptions:
+    """How a source is partitioned.
+
+    Attributes:
+        skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
+        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
+        reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
+        should_stop: whether this rank has been asked to stop.
+    """
+
+    skip_damaged: bool = False
+    progress: str = "none"
+    reuse: bool = False
+    should_stop: Callable[[], bool] = lambda: False
+
+
 def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list[Block]:
-    """All blocks of a split, of ``most`` samples each, that hold selected samples; ``selection`` (S,) is ascending."""
+    """The selected samples of a split, (S,) ascending, in blocks that span at most ``most`` samples of the split."""
     sample = int(np.prod(split.shape[1:])) * split.dtype.itemsize
     size = max(1, min(BLOCK_BYTES // sample, most))
     bounds = range(0, len(split), size)
@@ -51,74 +68,65 @@ def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list
 
 def partition(
     world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
-    skip_damaged: bool = False, progress: str = "none", reuse: bool = False,
-    asked: Callable[[], bool] = lambda: False,
+    options: PartitionOptions = PartitionOptions(),
 ) -> PartitionedSet:  # fmt: skip
-    """Writes ``path``, all ranks together.
+    """Writes the partitioned set ``path``; collective.
 
     Args:
         selections: ascending indices of the samples of each split, (S,) int64.
-        path: the file to write; parts lie in a folder beside it.
-        skip_damaged: leaves damaged samples out, and says so on stderr.
-        progress: style of rank 0's, which has read as much as the others, or nearly so.
-        asked: whether this rank has been asked to stop.
-        reuse: takes a set that another job has put there meanwhile, whose content is the same.
+        path: of the file; a folder of parts may lie beside it.
 
     Raises:
-        InputError: a damaged sample, a pixel that is no number, or a file system that refuses the files.
-        Stopped: on all ranks, if one has been asked to; nothing is left.
+        InputError: a damaged sample, a pixel that is not a finite number, or files that cannot be written.
+        Stopped: on all ranks, if one has been asked to stop; nothing is left behind.
     """
-    parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
+    parallel_file = h5py.get_config().mpi and world.size > 1 and not options.skip_damaged
     number = world.on_root(lambda: int.from_bytes(os.urandom(4)))
-    files = SetFiles(path, f"{number:08x}", world.rank, world.size, parallel_file, reuse)
-    shares = {name: _share(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
-    rows = {name: (0, len(selections[name])) if parallel_file else _rows(shares[name]) for name in SPLITS}
-    facts = Facts(source.shape[-1])
-    kept: dict[str, np.ndarray] = {name: np.empty(0, np.int64) for name in SPLITS}
-    runs: dict[str, np.ndarray] = {name: np.empty((0, 1 + len(decomposition))) for name in SPLITS}
-
-    def write(stopped: Callable[[], bool]) -> None:
-        told = Progress("partition", sum(map(len, shares.values())), progress if world.rank == 0 else "none", seconds=5)
-        with files.open(world) as file, told:  # with parallel h5py, opening, creating and closing are collective
-            _create(file, source, rows, decomposition, skip_damaged)
-            for name in SPLITS:
-                share = takewhile(lambda block: not stopped() and not asked(), shares[name])
-                kept[name], runs[name] = _write(file, source, name, share, rows[name][0], decomposition, facts, skip_damaged, told)
-        if stopped() or asked():
-            raise Stopped
-        sync(files.written)
-
-    def finish() -> None:
-        parts = {name: [part[:, 0].astype(np.int64) for part in every_kept[name] or ()] for name in SPLITS}
-        written = {name: np.concatenate(parts[name]) for name in SPLITS}
-        content = hashlib.sha256(bytes.fromhex(digest))
-        for name in SPLITS:
-            if not len(written[name]):
-                raise InputError(f"{source.name}: all of its {len(selections[name])} {name} samples are damaged")
-            content.update(source.splits[name].labels[written[name]].astype("<i8").data)
-        train, test = (len(written[name]) for name in SPLITS)
-        skipped = sum(map(len, selections.values())) - train - test
-        described = PartitionedSet(
-            str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
-            decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
-            source.preprocessing, "" if files.one_file else files.parts.name,
-        )  # fmt: skip
-        with disk_errors(path):
-            bounds = {name: np.cumsum([0, *map(len, parts[name])]) for name in SPLITS}
-            files.finish(described, source, written, bounds, {name: np.concatenate(every_run[name]) for name in SPLITS})
-
+    files = SetFiles(path, f"{number:08x}", world.rank, world.size, parallel_file, options.reuse)
+    work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
+    writer = BlockWriter(source, decomposition, options.skip_damaged)
     with world.raise_on_all_ranks(), disk_errors(path):
         files.prepare()
     try:
         with (
-            world.raise_on_all_ranks(), world.cancel_together(number % 2**14, asked) as stopped,
+            world.raise_on_all_ranks(), world.cancel_together(number % 2**14, options.should_stop) as cancelled,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
-            if parallel_file or any(shares.values()):
-                write(stopped)
-        mean, std, digest = facts.combine(world)
-        every_kept = {name: world.gather_rows(kept[name][:, None].astype(np.float64)) for name in SPLITS}  # exact up to 2⁵³
-        every_run = {name: world.gather_rows(runs[name]) or [] for name in SPLITS}
+            if parallel_file or any(work.values()):
+                progress = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
+                with files.open(world) as file, progress:  # with parallel h5py, opening, creating and closing are collective
+                    rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in SPLITS}
+                    for name in SPLITS:
+                        writer.create_datasets(file, name, rows[name])
+                    for name in SPLITS:
+                        for block in takewhile(lambda block: not (cancelled() or options.should_stop()), work[name]):
+                            writer.write(file, name, block, rows[name])
+                            progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
+                        writer.shrink_datasets(file, name, rows[name])
+                if cancelled() or options.should_stop():
+                    raise Stopped
+                sync(files.written)
+        mean, std, digest = writer.statistics.combine(world)
+        samples = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
+        runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in SPLITS}
+
+        def finish() -> None:
+            written = {name: [part[:, 0].astype(np.int64) for part in samples[name]] for name in SPLITS}
+            content = hashlib.sha256(bytes.fromhex(digest))
+            for name in SPLITS:
+                if not any(map(len, written[name])):
+                    raise InputError(f"{source.name}: all of its {len(selections[name])} {name} samples are damaged")
+                content.update(source.splits[name].labels[np.concatenate(written[name])].astype("<i8").data)
+            train, test = (sum(map(len, written[name])) for name in SPLITS)
+            skipped = sum(map(len, selections.values())) - train - test
+            described = PartitionedSet(
+                str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
+                decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
+                source.preprocessing, "" if files.one_file else files.parts.name,
+            )  # fmt: skip
+            with disk_errors(path):
+                files.finish(described, source, written, {name: np.concatenate(runs[name]) for name in SPLITS})
+
         world.on_root(finish)
     except (InputError, Stopped):
         files.discard()
@@ -127,53 +135,73 @@ def partition(
         return PartitionedSet.open(path)
 
 
-def _write(
-    file: h5py.File, source: Source, name: str, share: Iterable[Block], first_row: int, decomposition: Decomposition, facts: "Facts",
-    skip_damaged: bool, progress: Progress,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Writes a rank's share of a split, block by block, into datasets that begin with ``first_row``.
+class BlockWriter:
+    """Writes blocks, and keeps of them what the description of the whole set needs.
 
-    Returns the samples (S',) that it wrote, and (blocks, 1 + N) float64: how many of each block, and each subdomain's checksum.
+    Attributes:
+        samples: of each split, the samples of every written block, (n',) float64: exact up to 2⁵³.
+        runs: of each split, a row per written block: its number of samples, then each subdomain's checksum (1 + N).
+        statistics: of the written images.
     """
-    written, runs = [np.empty(0, np.int64)], [np.empty((0, 1 + len(decomposition)))]
-    for block in share:
+
+    def __init__(self, source: Source, decomposition: Decomposition, skip_damaged: bool):
+        self.source, self.decomposition, self.skip_damaged = source, decomposition, skip_damaged
+        self.samples: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in SPLITS}
+        self.runs: dict[str, list[list[float]]] = {name: [] for name in SPLITS}
+        self.statistics = BlockStatistics(source.shape[-1])
+
+    def create_datasets(self, file: h5py.File, name: str, rows: slice) -> None:
+        """Creates the datasets of a split for the ``rows`` of the set that this file holds."""
+        samples, dtype = rows.stop - rows.start, self.source.splits[name].dtype
+        for subdomain in self.decomposition.subdomains if samples else ():
+            shape = (*subdomain.stored.shape, self.source.shape[-1])
+            chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * dtype.itemsize)))
+            most = (samples, *shape) if self.skip_damaged else None
+            file.create_dataset(images_name(name, subdomain.index), (samples, *shape), dtype, chunks=(chunk, *shape), maxshape=most)
+
+    def write(self, file: h5py.File, name: str, block: Block, rows: slice) -> None:
+        """Writes a block of a split into the datasets, or raises DamagedSample."""
         beat(f"{name} sample {block.samples[0]}")
-        samples, images = read_block(source.name, source.splits[name], name, block.samples, skip_damaged)
-        progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
+        samples, images = read_block(self.source.name, self.source.splits[name], name, block.samples, self.skip_damaged)
         if not len(samples):
-            continue
-        facts.add(name, block.row, images)
-        at = sum(map(len, written)) if skip_damaged else block.row - first_row
+            return
+        self.statistics.add(name, block.row, images)
+        start = sum(map(len, self.samples[name])) if self.skip_damaged else block.row - rows.start
         run = [float(len(images))]
-        for subdomain in decomposition.subdomains:
+        for subdomain in self.decomposition.subdomains:
             stored = np.ascontiguousarray(images[(slice(None), *subdomain.stored.slices)])
-            file[images_name(name, subdomain.index)][at : at + len(images)] = stored
+            file[images_name(name, subdomain.index)][start : start + len(images)] = stored
             run.append(checksum(stored))
-        written.append(samples)
-        runs.append(np.array([run]))
-    everything = np.concatenate(written)
-    for subdomain in decomposition.subdomains if skip_damaged else ():
-        if images_name(name, subdomain.index) in file:
-            file[images_name(name, subdomain.index)].resize(len(everything), axis=0)
-    return everything, np.concatenate(runs)
+        self.samples[name].append(samples.astype(np.float64))
+        self.runs[name].append(run)
+
+    def shrink_datasets(self, file: h5py.File, name: str, rows: slice) -> None:
+        """Cuts off the rows that skipped samples have left empty."""
+        for subdomain in self.decomposition.subdomains if self.skip_damaged and rows.stop > rows.start else ():
+            file[images_name(name, subdomain.index)].resize(sum(map(len, self.samples[name])), axis=0)
 
 
-def _share(all_blocks: list[Block], world: World) -> list[Block]:
+def rank_slice(all_blocks: list[Block], world: World) -> list[Block]:
+    """The contiguous range of the blocks that this rank works on."""
     return all_blocks[len(all_blocks) * world.rank // world.size : len(all_blocks) * (world.rank + 1) // world.size]
 
 
-def _rows(share: list[Block]) -> tuple[int, int]:
-    """First row and end of the rows of a share."""
-    return (share[0].row, share[-1].row + len(share[-1].samples)) if share else (0, 0)
+def _rows(work: list[Block]) -> slice:
+    """The rows of the whole set that consecutive blocks go to."""
+    return slice(work[0].row, work[-1].row + len(work[-1].samples)) if work else slice(0, 0)
 
 
 def read_block(
     source: str, split: Split, name: str, samples: np.ndarray, skip_damaged: bool, quiet: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The samples (n',) of a split, out of ``samples`` (n,), that are not damaged, and their images (n', *spatial, C).
+    """Those of ``samples`` (n,) of a split that are not damaged, (n',), and their images (n', *spatial, C).
+
+    Args:
+        source, name: of the source and of the split, for messages.
+        quiet: do not report skipped samples.
 
     Raises:
-        DamagedSample: a sample cannot be read, or has a pixel that is not a finite number, and is not to be skipped.
+        DamagedSample: a sample cannot be read or has a pixel that is not a finite number, and ``skip_damaged`` is false.
     """
     try:
         images = split.read(samples)
@@ -194,14 +222,3 @@ def read_block(
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
     one_by_one = [read_block(source, split, name, samples[k : k + 1], skip_damaged, quiet) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])
-
-
-def _create(file: h5py.File, source: Source, rows: dict[str, tuple[int, int]], decomposition: Decomposition, shrinking: bool) -> None:
-    for name in SPLITS:
-        samples = rows[name][1] - rows[name][0]
-        for subdomain in decomposition.subdomains if samples else ():
-            shape = (*subdomain.stored.shape, source.shape[-1])
-            chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * source.splits[name].dtype.itemsize)))
-            most = (samples, *shape) if shrinking else None
-            name_of_images, dtype = images_name(name, subdomain.index), source.splits[name].dtype
-            file.create_dataset(name_of_images, (samples, *shape), dtype, chunks=(chunk, *shape), maxshape=most)

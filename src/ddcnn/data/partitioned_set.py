@@ -25,12 +25,12 @@ import h5py
 import numpy as np
 
 from ddcnn.data.set_parts import REFUSAL, Part, parts_of
+from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import DAMAGE, NUMBERS, attribute, own_dataset, reading
 
 SCHEMA_VERSION = 3
-SPLITS = ("train", "test")
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
 NOT_WRITTEN = ("path", "thin", "tables")  # of PartitionedSet
 SUBDOMAIN_BYTES = 256  # that a subdomain takes at least in a file, so that the file's size bounds the grid

@@ -1,4 +1,4 @@
-"""The files of a partitioned set while they are written: one, or a part of every rank that virtual datasets join."""
+"""The files of a partitioned set while it is written: one file, or a part per rank that virtual datasets join."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import SPLITS, PartitionedSet, images_name
+from ddcnn.data.partitioned_set import PartitionedSet, images_name
 from ddcnn.data.set_parts import part_name, written_parts
-from ddcnn.data.sources import Source
+from ddcnn.data.sources import SPLITS, Source
 from ddcnn.io.atomic import put_in_place
 from ddcnn.io.hdf5 import HDF5_FORMAT
 from ddcnn.parallel.world import World
@@ -20,12 +20,13 @@ from ddcnn.parallel.world import World
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set that is being written and its parts lie, under temporary names until they are whole.
+    """Paths of a set that is being written, temporary until it is complete.
 
     Attributes:
-        identity: of this writing, 8 hexadecimal digits.
+        identity: 8 random hexadecimal digits.
+        rank, size: of the communicator that writes.
         parallel_file: all ranks write one file, with parallel h5py.
-        reuse: a set of the same name that another job has made meanwhile stays: it has the same content, and may be being read.
+        reuse: keep a set that another job has written to ``path`` meanwhile: it has the same content, and may be in use.
     """
 
     path: Path
@@ -68,37 +69,34 @@ class SetFiles:
             try:
                 yield file
             finally:
-                world.barrier()  # HDF5 would wait for the others with every thread of this process held up, the one that watches too
+                world.barrier()  # else HDF5 waits for the other ranks and blocks every thread, also the watchdog's
 
     def discard(self) -> None:
-        """Removes what an unfinished partitioning has written; every rank has closed its file."""
+        """Removes the files of an unfinished set; every rank must have closed its own."""
         if self.rank == 0:
             self.temporary.unlink(missing_ok=True)
             shutil.rmtree(self.parts, ignore_errors=True)
 
-    def finish(
-        self, described: PartitionedSet, source: Source, written: dict[str, np.ndarray], bounds: dict[str, np.ndarray],
-        runs: dict[str, np.ndarray],
-    ) -> None:  # fmt: skip
-        """Adds labels, checksums and attributes, joins the parts, and gives the file its name; the parts of an older file go.
+    def finish(self, described: PartitionedSet, source: Source, written: dict[str, list[np.ndarray]], runs: dict[str, np.ndarray]) -> None:
+        """Adds labels, checksums and attributes, joins the parts, renames the file to ``path``, and removes the parts of an older file.
 
         Args:
-            written: samples of each split, (S,) int64.
-            bounds: rows of each split at which the ranks' parts begin, and its end: (ranks + 1,).
-            runs: of each split, (R, 1 + N): the rows of every run, and its checksums.
+            written: of each split, for every rank, the samples that it has written, (S',) int64.
+            runs: of each split, (R, 1 + N): the number of rows of every run, and its checksums.
         """
         with h5py.File(self.temporary, "a", libver=HDF5_FORMAT) as file:
             for name in SPLITS:
-                group = file.require_group(name)
-                group["labels"] = source.splits[name].labels[written[name]].astype("<i8")
-                group["indices"] = written[name].astype("<i8")
+                group, samples = file.require_group(name), np.concatenate(written[name])
+                bounds = np.array([0, len(samples)] if self.one_file else np.cumsum([0, *map(len, written[name])]))
+                group["labels"] = source.splits[name].labels[samples].astype("<i8")
+                group["indices"] = samples.astype("<i8")
                 group["runs"] = np.cumsum([0, *runs[name][:, 0]]).astype("<i8")
-                group["parts"] = (bounds[name][[0, -1]] if self.one_file else bounds[name]).astype("<i8")
+                group["parts"] = bounds.astype("<i8")
                 group["checks"] = runs[name][:, 1:].astype("<u4")
                 for subdomain in described.decomposition.subdomains:
                     images = images_name(name, subdomain.index)
                     if not self.one_file:
-                        layout = self._join(images, bounds[name], described, subdomain.stored.shape)
+                        layout = self._join(images, bounds, described, subdomain.stored.shape)
                         file.create_virtual_dataset(images, layout)
                     for box in ("core", "subimage", "stored"):
                         file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]

@@ -1,34 +1,34 @@
-"""Mean, deviation and digest of images that are read block by block by all ranks."""
+"""Mean, standard deviation and digest of images that all ranks read block by block."""
 
 import hashlib
 
 import numpy as np
 
-from ddcnn.data.partitioned_set import SPLITS
+from ddcnn.data.sources import SPLITS
 from ddcnn.parallel.world import World
 
-PIECE = 1 << 16  # pixels that are summed at a time
+PIECE = 1 << 16  # pixels per summation
 
 
-class Facts:
-    """What is summed over the samples, a row per block, so that it adds up alike on any number of ranks."""
+class BlockStatistics:
+    """Statistics of each block, which combine to the same numbers on any number of ranks."""
 
     def __init__(self, channels: int):
         self.channels = channels
         self.rows: list[np.ndarray] = []  # (split, row, pixels, C means, C sums of squared deviations, 32 bytes of SHA-256)
 
     def add(self, name: str, row: int, images: np.ndarray) -> None:
-        """Of the images (n, *spatial, C) of a block that goes to the rows from ``row`` on."""
+        """Adds a block of the split ``name``: images (n, *spatial, C), which go to the rows from ``row`` on."""
         pixels = images.reshape(-1, self.channels)
-        origin = pixels[0].astype(np.float64)  # differences to a pixel lose no digits where pixels are large and alike
+        origin = pixels[0].astype(np.float64)  # summing differences to one pixel avoids cancellation
         total, squares = np.zeros(self.channels), np.zeros(self.channels)
         for begin in range(0, len(pixels), PIECE):
             piece = np.subtract(pixels[begin : begin + PIECE].T, origin[:, None], order="C")  # (C, P): summed along the memory
             total += piece.sum(axis=1)
             squares += np.einsum("cp,cp->c", piece, piece)
         digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(images).data).digest(), dtype=np.uint8)
-        facts = [[SPLITS.index(name), row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
-        self.rows.append(np.concatenate(facts))
+        values = [[SPLITS.index(name), row, len(pixels)], origin + total / len(pixels), squares - total**2 / len(pixels), digest]
+        self.rows.append(np.concatenate(values))
 
     def combine(self, world: World) -> tuple[tuple[float, ...], tuple[float, ...], str]:
         """On rank 0: mean and standard deviation per channel over the training images, SHA-256 over the blocks' SHA-256."""

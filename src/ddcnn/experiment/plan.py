@@ -13,9 +13,9 @@ import numpy as np
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
-from ddcnn.data.partition import partition
-from ddcnn.data.partitioned_set import SCHEMA_VERSION, SPLITS, PartitionedSet, is_partitioned
-from ddcnn.data.sources import Source, SourceOptions, balanced_subset, loads_whole, open_source
+from ddcnn.data.partition import PartitionOptions, partition
+from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
+from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import short_name
@@ -109,7 +109,8 @@ def partition_source(
 
     def write(ranks: World, source: Source, asked: Callable[[], bool] = lambda: False) -> PartitionedSet:
         boxes, reuse = replace(decompose(settings, source), thin=1), isinstance(settings, RunSettings)
-        return partition(ranks, source, select(settings, source), boxes, path, settings.skip_damaged, settings.progress, reuse, asked)
+        how = PartitionOptions(settings.skip_damaged, settings.progress, reuse, asked)
+        return partition(ranks, source, select(settings, source), boxes, path, how)
 
     if world.broadcast(bool(opened and opened[0].in_memory)):
         world.on_root(lambda: write(world.alone(), opened[0]).path)

@@ -12,7 +12,8 @@ import torch._dynamo  # torch's optimizers import it at their first step, a seco
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.data.partitioned_set import SPLITS, PartitionedSet
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.sources import SPLITS
 from ddcnn.errors import Stopped
 from ddcnn.experiment.checks import check_composition, check_start
 from ddcnn.experiment.context import Job

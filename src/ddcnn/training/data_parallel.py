@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddcnn.data.batches import Images, Samples, Share
+from ddcnn.data.batches import Images, RankShare, Samples
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
@@ -65,7 +65,7 @@ def train_data_parallel(
             world.timeline.count(0 if world.rank else (world.size - 1) * buffers * recipe.steps_per_epoch(len(chosen)))
             after_epoch(replace(epoch, loss=loss, accuracy=accuracy))
 
-        own = Share(training, world.rank, world.size)
+        own = RankShare(training, world.rank, world.size)
         # before the network's own forward pass DistributedDataParallel shares its buffers, and waits
         hooks = [
             parallel.register_forward_pre_hook(lambda *_: waiting()),
@@ -85,7 +85,7 @@ class _InOrder:
 
     world: World
     keeper: Keeper
-    samples: Share
+    samples: RankShare
 
     def restore(self, training: TrainState) -> None:
         self.keeper.restore(training)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddcnn.data.arrays import open_h5, open_npz
 from ddcnn.data.sources.array_files import array_file
-from ddcnn.data.sources.base import DamagedSample, Source, SourceOptions, Split, balanced_subset, check
+from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check
 from ddcnn.data.sources.digits import digits
 from ddcnn.data.sources.fitting import fitted
 from ddcnn.data.sources.folders import class_folders
@@ -22,7 +22,7 @@ from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
 from ddcnn.data.sources.volumes import TABLE, labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
-__all__ = ["DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
+__all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
 
 MOST_GUESSES = 5000  # entries of a folder that a name is compared with
 Opener = Callable[[SourceOptions], Source]
