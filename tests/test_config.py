@@ -9,14 +9,14 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddcnn.config.load import OF_AN_ATTEMPT, load
+from ddcnn.config.load import load
 from ddcnn.config.settings import PartitionSettings, RunSettings
 from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.experiment.plan import prepare_run, resolved
-from ddcnn.io.run_folder import take_output
+from ddcnn.io.run_folder import OF_AN_ATTEMPT, take_output
 
 COMMANDS = ("run", "partition", "report", "info")
 
@@ -176,14 +176,14 @@ def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, c
     run = load(RunSettings, given_options | {"grid": "2x3", "overlap": 1, "output": tmp_path / "a 'run' \"é\""})
     with ExitStack() as held:
         output = take_output(resolved(run, store), held)
-    assert output == run.output
-    assert load(RunSettings, {}, output / "config.toml") == run.model_copy(update=OF_AN_ATTEMPT)
+    assert output.path == run.output
+    assert load(RunSettings, {}, output.config) == run.model_copy(update=OF_AN_ATTEMPT)
 
 
 def test_the_config_of_a_run_has_the_grid_of_its_partitioned_set(store, tmp_path):
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
     with ExitStack() as held:
-        found = load(RunSettings, {}, take_output(resolved(run, store), held) / "config.toml")
+        found = load(RunSettings, {}, take_output(resolved(run, store), held).config)
     assert (found.grid, found.overlap) == ((2, 3), 1)
 
 
@@ -191,10 +191,10 @@ def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_p
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
     with ExitStack() as held:
         output = take_output(resolved(run, prepare_run(world, run)), held)
-    (output / "results.json").write_text("{}")
+    output.results.write_text("{}")
     with pytest.raises(InputError, match="--overwrite"):
         prepare_run(world, run)
-    assert (output / "results.json").read_text() == "{}"
+    assert output.results.read_text() == "{}"
     prepare_run(world, run.model_copy(update={"overwrite": True}))
 
 

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
 from ddcnn.networks.shape import Shape
 from ddcnn.scaling.extrapolation import fitted
@@ -279,7 +280,7 @@ def test_the_batch_of_the_global_cnn_is_that_of_a_run(ranks):
 
 
 def test_held_out_samples_are_not_modelled(digits_run, tmp_path):
-    run = load(digits_run)
+    run = load(RunFolder(digits_run))
     shutil.copytree(digits_run, tmp_path / "copy")
     settings = (digits_run / "config.toml").read_text().replace('dnn-data = "train"', 'dnn-data = "holdout"')
     (tmp_path / "copy" / "config.toml").write_text(settings)

@@ -24,6 +24,7 @@ from matplotlib.image import imread
 from ddcnn.config import parser as cli
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.report import figures
 from ddcnn.report.figures.studies import scaling as scaling_figure
@@ -146,7 +147,9 @@ def test_a_total_is_that_of_the_run_also_where_another_rank_starts_late(strong, 
         del file["timeline"]
         file["timeline"] = np.vstack([spans, late])
         file["timeline"].attrs.update(about)
-    assert points.measure(folder, "strong").seconds["total"] == points.measure(strong / "2", "strong").seconds["total"]
+    assert (
+        points.measure(RunFolder(folder), "strong").seconds["total"] == points.measure(RunFolder(strong / "2"), "strong").seconds["total"]
+    )
 
 
 def test_weak_study_compares_the_times_of_equal_work_per_rank(weak, tmp_path):

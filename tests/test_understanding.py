@@ -8,6 +8,7 @@ import torch
 
 import ddcnn
 from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
 from ddcnn.method.aggregate import vote
 from ddcnn.report import figures
@@ -72,7 +73,7 @@ def test_a_run_relies_on_what_it_has_learnt(digits_run, understood):
     """The reliance of dnn is that of the DNN before transfer has trained it on."""
     test = open_source(SourceOptions("digits", "")).splits["test"]
     images = torch.from_numpy(test.read(np.arange(len(test)))).movedim(-1, 1)
-    seed = load(digits_run).results["environment"]["seed"]
+    seed = load(RunFolder(digits_run)).results["environment"]["seed"]
     for method in ("dnn", "transfer"):
         network = ddcnn.load(digits_run, method)
         with torch.no_grad():
@@ -88,7 +89,7 @@ def test_features_cannot_be_without_a_subdomain_and_global_has_none(volumes_run)
         assert (influence["without"] is None) == (name not in ("vote", "average"))
         assert len(influence["reliance"]) == 4
     assert set(told["calibration_error"]) == {"average", "dnn", "coherent", "transfer", "global"}
-    run = load(volumes_run)
+    run = load(RunFolder(volumes_run))
     assert run.understanding.influence["dnn"].reliance.shape == (2, 2, 1)
     assert "| dnn |" in understanding_text(run)
 
@@ -110,7 +111,7 @@ def test_pictures_are_spread_over_the_test_set():
 
 
 def test_a_run_counts_and_shows_where_vote_and_dnn_disagree(digits_run, understood):
-    run = load(digits_run)
+    run = load(RunFolder(digits_run))
     differ = run.classes["vote"] != run.classes["dnn"]
     assert sum(understood["disagreement"].values()) == differ.sum() > 0
     assert differ[run.understanding.picture_rows].all()
@@ -147,7 +148,7 @@ def test_calibration_error_is_the_mean_distance_of_confidence_and_accuracy():
 
 
 def test_a_run_tells_how_well_its_methods_are_calibrated(digits_run, understood):
-    run = load(digits_run)
+    run = load(RunFolder(digits_run))
     for name, error in understood["calibration_error"].items():
         correct = run.classes[name] == run.labels
         assert error == pytest.approx(calibration_error(run.understanding.confidence[name], correct), abs=1e-6)

@@ -1,18 +1,14 @@
-"""Settings as they are given: by options, by a TOML file, by the folder of a run; and what is said of those that will not do."""
+"""Reads settings from options and a TOML file, and explains invalid ones."""
 
 import re
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
-from ddcnn.config.settings import FREE, Command, RunSettings, Settings
+from ddcnn.config.settings import Command, Settings
 from ddcnn.errors import InputError, did_you_mean
-
-MARK = "# settings of a run of ddcnn, written by it"  # the first line of config.toml, which tells a run's folder from others
-OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # not of the run
 
 
 def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None) -> Settings:
@@ -21,53 +17,10 @@ def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None
     Raises:
         InputError: an unreadable file, an unknown key or a bad value, with its name and what is allowed.
     """
-    values = (_read_toml(kind, file) if file else {}) | options
-    settings = _validated(kind, values, options, file)
-    return cast(Settings, _resumed(settings, values)) if isinstance(settings, RunSettings) else settings
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run: its config.toml is one that a run has written."""
     try:
-        with (folder / "config.toml").open("rb") as file:
-            return file.read(len(MARK)) == MARK.encode()
-    except OSError:
-        return False
-
-
-def of_run(folder: Path) -> RunSettings:
-    """The settings in the folder of a run.
-
-    Raises:
-        InputError: its config.toml is damaged, or of another version.
-    """
-    file = folder / "config.toml"
-    return _validated(RunSettings, _read_toml(RunSettings, file) | OF_AN_ATTEMPT, {}, file)
-
-
-def _validated(kind: type[Settings], values: dict[str, Any], options: dict[str, Any], file: Path | None) -> Settings:
-    try:
-        return kind.model_validate(values)
+        return kind.model_validate((_read_toml(kind, file) if file else {}) | options)
     except ValidationError as error:
         raise InputError(_explain(kind, error, options, file)) from None
-
-
-def _resumed(settings: RunSettings, given: Iterable[str]) -> RunSettings:
-    """The settings in the folder of a run that is resumed, with those of the ``given`` ones that may change.
-
-    Raises:
-        InputError: another one of the given settings is not that of the folder.
-    """
-    if not settings.resume or settings.output is None or not is_run(settings.output):
-        return settings
-    stored = of_run(settings.output)
-    for name in given:
-        ours, theirs = (values.model_dump(mode="json")[name] for values in (settings, stored))
-        if name not in FREE and ours != theirs:
-            raise InputError(
-                f"--{name.replace('_', '-')} {ours}: the run in {settings.output} has {theirs}; leave it out, or name another --output"
-            )
-    return stored.model_copy(update={name: getattr(settings, name) for name in given if name in FREE})
 
 
 def _read_toml(kind: type[Command], file: Path) -> dict[str, Any]:

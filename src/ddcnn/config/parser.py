@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, cast, get_args, get_origin
 
 from ddcnn import __version__
 from ddcnn.config.load import load, option_names
 from ddcnn.config.settings import Command, Literal, PartitionSettings, RunSettings, Settings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.errors import InputError, Stopped, did_you_mean
+from ddcnn.io.run_folder import RunFolder, with_stored
 from ddcnn.parallel.launcher import launched_rank
 from ddcnn.parallel.stall_watchdog import watched
 from ddcnn.parallel.world import World
@@ -67,10 +68,10 @@ def _together(settings: Command, world: World) -> int:
         partition_command(world, settings)
     elif isinstance(settings, RunSettings):
         from ddcnn.experiment.plan import prepare_run
-        from ddcnn.io.run_folder import is_finished
+        from ddcnn.io.run_folder import resumes_finished
         from ddcnn.parallel.stop_requests import Interrupts, slurm_job
 
-        if world.on_root(lambda: is_finished(settings)):
+        if world.on_root(lambda: resumes_finished(settings)):
             if world.rank == 0:
                 print(f"{settings.output}: finished, nothing to resume")
             return 0
@@ -129,12 +130,12 @@ def report(runs: list[Path], follow: bool) -> None:
 
         if len(runs) > 1:
             raise InputError("--follow shows one run: name one folder (a run of several seeds is one)")
-        following.follow(runs[0])
+        following.follow(RunFolder(runs[0]))
         return
     from ddcnn.report.seeds_report import write_reports
 
     for run in runs:
-        write_reports(run)
+        write_reports(RunFolder(run))
 
 
 def _settings(kind: type[Settings], arguments: list[str]) -> Settings:
@@ -145,7 +146,8 @@ def _settings(kind: type[Settings], arguments: list[str]) -> Settings:
         raise _unknown(unknown[0], parsed.command, [f"--{name}" for name in option_names(kind)])
     options = vars(parsed)
     del options["command"]
-    return load(kind, options, options.pop("config"))
+    settings = load(kind, options, options.pop("config"))
+    return cast(Settings, with_stored(settings)) if isinstance(settings, RunSettings) else settings
 
 
 def _unknown(word: str, command: str, options: list[str]) -> InputError:

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from ddcnn.config.methods import Method
 from ddcnn.config.types import Every, Grid, ImageSize, Interface, Methods, Signals, VolumeSize, Window, option
@@ -177,7 +177,7 @@ class RunSettings(DataSettings):
         return self.width_divisor or (subdomains if self.decomposition == "width" else subdomains**0.5)
 
     def epochs_of(self, method: str) -> int:
-        """Passes over the training images of a method's network or of a local CNN; by default coherent, global and transfer make as many."""
+        """Epochs of training of a method's network or of a local CNN; by default coherent, global and transfer make the same."""
         in_all = self.epochs + self.frozen_epochs + self.transfer_epochs
         whole: dict[str, int] = {
             Method.COHERENT: self.coherent_epochs or in_all,
@@ -213,10 +213,13 @@ class RunSettings(DataSettings):
             raise ValueError("--overwrite throws away what --resume goes on with: leave one of them out")
         return self
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Those that depend on other options."""
+    def _defaults(cls, values: dict[str, Any], validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Defaults that depend on other options; like other defaults they do not count as given."""
         width = default_width(str(values.get("network", cls.model_fields["network"].default)))
-        own = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
-        return own | ({"width": width} if width else {}) | values
+        defaults: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
+        defaults |= {"width": width} if width else {}
+        settings = validate(defaults | values)
+        settings.model_fields_set.difference_update(set(defaults) - set(values))
+        return settings

@@ -15,7 +15,6 @@ from ddcnn.io import parameters
 from ddcnn.io.checkpoints import Sequence
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Progress
-from ddcnn.io.run_folder import TRAINING
 from ddcnn.method.aggregate import classify_by_dnn
 from ddcnn.method.factory import Problem
 from ddcnn.parallel.heartbeat import at
@@ -69,7 +68,7 @@ class Job(Problem):
         """
         settings, world = self.settings, self.world
         identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.policy.precision}
-        folder = self.results.output / TRAINING / name
+        folder = self.results.folder.training / name
         ranks = world if others_stop is None else world.alone() if subdomain is None else self.groups.data_parallel
         sequence = Sequence(ranks, folder, identity, settings.keep_checkpoints)
         every = (settings.checkpoint_epochs, settings.checkpoint_seconds)
@@ -87,7 +86,7 @@ class Job(Problem):
         )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
-        parameters.save(self.results.output / "checkpoints" / f"{name}.h5", network, TrainedOn.of(self.store).attributes() | attributes)
+        parameters.save(self.results.folder.parameters(name), network, TrainedOn.of(self.store).attributes() | attributes)
 
 
 def state_of(epoch: Epoch, epochs: int) -> str:

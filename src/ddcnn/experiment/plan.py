@@ -19,11 +19,10 @@ from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, l
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import short_name
-from ddcnn.io.run_folder import check_output
+from ddcnn.io.run_folder import RunFolder, check_output
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
-from ddcnn.parallel.seeding import seed_name, seed_names
 from ddcnn.parallel.world import World
 
 OF_A_SOURCE = (
@@ -187,12 +186,13 @@ def check_methods(world: World, settings: RunSettings) -> None:
     if settings.decomposition == "width" and settings.frozen_epochs and Method.TRANSFER in settings.methods:
         raise InputError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
     if settings.start_from and settings.needs("local"):
-        if not (settings.start_from / "results.json").is_file():
-            raise InputError(f"--start-from {settings.start_from}: no results.json there; give the folder of a finished run")
-        kept = seed_names(settings.start_from)
+        start = RunFolder(settings.start_from)
+        if not start.has_results:
+            raise InputError(f"--start-from {start}: no {start.results.name} there; give the folder of a finished run")
+        kept = start.seeds()
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            if kept and seed_name(seed) not in kept:
-                raise InputError(f"--start-from {settings.start_from}: has no {seed_name(seed)}; take the seeds of that run")
+            if kept and start.seed(seed) not in kept:
+                raise InputError(f"--start-from {start}: has no {start.seed(seed).path.name}; take the seeds of that run")
         if not kept and settings.seeds > 1:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
 

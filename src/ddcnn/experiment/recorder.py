@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -15,6 +14,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.io.atomic import disk_errors, replacing, write_json, write_text
 from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, curve, line, values
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import SCHEMA_VERSION
 from ddcnn.io.tensorboard import Board
 from ddcnn.parallel.environment import versions
@@ -37,15 +37,15 @@ class Results:
     """Collects on every rank what happens there, and on rank 0 everything.
 
     Attributes:
-        output: the run's folder.
+        folder: of the run.
         local_classes: (S_test, N) arg max p_i, on rank 0, if local CNNs have been trained.
     """
 
     local_classes: np.ndarray | None = None
 
-    def __init__(self, world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, output: Path):
+    def __init__(self, world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, folder: RunFolder):
         self.groups = groups
-        self.world, self.settings, self.store, self.output = world, settings, store, output
+        self.world, self.settings, self.store, self.folder = world, settings, store, folder
         self._recorded = Recorded()
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
         self._methods: dict[str, dict[str, Any]] = {}
@@ -54,14 +54,14 @@ class Results:
         self._decisions: dict[str, Decision] = {}
         self._labels = store.labels("test")
         everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
-        self.board = Board(output, world.timeline.now) if settings.tensorboard and world.rank == 0 else None
+        self.board = Board(folder, world.timeline.now) if settings.tensorboard and world.rank == 0 else None
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
         self.tell()
 
     def tell(self) -> None:
         """Writes rank 0's lines of metrics.jsonl anew."""
         if self.world.rank == 0:
-            write_text(self.output / "metrics.jsonl", "".join(map(line, self._recorded.epochs)))
+            write_text(self.folder.metrics, "".join(map(line, self._recorded.epochs)))
             self._show(self._recorded.epochs)
 
     def _show(self, rows: Iterable[Sequence[float]]) -> None:
@@ -88,7 +88,7 @@ class Results:
         )
         self._recorded.epochs.append(tuple(np.nan if value is None else value for value in row))
         if self.world.rank == 0:
-            with disk_errors(self.output), (self.output / "metrics.jsonl").open("a") as file:
+            with disk_errors(self.folder.path), self.folder.metrics.open("a") as file:
                 file.write(line(self._recorded.epochs[-1]))
             self._show(self._recorded.epochs[-1:])
 
@@ -157,7 +157,7 @@ class Results:
             assert sent is not None and spans is not None and epochs is not None and subdomains is not None  # on rank 0 they are
             rows = np.concatenate(epochs)
             rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
-            write_text(self.output / "metrics.jsonl", "".join(map(line, rows.tolist())))
+            write_text(self.folder.metrics, "".join(map(line, rows.tolist())))
             self._show(rows.tolist())
             if self.board:
                 self.board.close()
@@ -177,8 +177,8 @@ class Results:
                 if "dnn" in phases and name == Method.TRANSFER and Method.DNN in self._methods:  # where it starts from
                     method["curve"].insert(0, self._methods[Method.DNN]["curve"][-1])
                 method["curve"].append((method["seconds"]["total"], method["test_accuracy"]))
-            write_json(self.output / "results.json", self._document(policy, spans, np.concatenate(subdomains), global_parameters))
-            write_report(self.output, show=self.settings.progress != "none", draw=self.settings.figures)
+            write_json(self.folder.results, self._document(policy, spans, np.concatenate(subdomains), global_parameters))
+            write_report(self.folder, show=self.settings.progress != "none", draw=self.settings.figures)
 
         self.world.on_root(write)
 
@@ -248,7 +248,7 @@ class Results:
 
     def _write_details(self, spans: list[np.ndarray]) -> None:
         """details.h5, from which the figures are drawn: decisions, a few images, and the timeline."""
-        with replacing(self.output / "details.h5") as temporary, h5py.File(temporary, "w") as file:
+        with replacing(self.folder.details) as temporary, h5py.File(temporary, "w") as file:
             file["labels"] = self._labels
             if self.local_classes is not None:
                 file["local_classes"] = self.local_classes

@@ -21,12 +21,11 @@ from ddcnn.experiment.end_to_end import run_coherent, run_global
 from ddcnn.experiment.plan import resolved, worth_knowing
 from ddcnn.experiment.recorder import Results
 from ddcnn.experiment.two_step import two_step
-from ddcnn.io.run_folder import TRAINING, is_finished, prepare_output, take_output
+from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.factory import Networks, choose_policy
 from ddcnn.method.local import DnnSamples
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
-from ddcnn.parallel.seeding import seed_name
 from ddcnn.parallel.stop_requests import Interrupts
 from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
@@ -51,8 +50,9 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
     if settings.decomposition == "width" and Method.TRANSFER in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), Networks(settings, store, policy)))
     with ExitStack() as held:
-        output = Path(world.on_root(lambda: str(take_output(settings, held))))  # nothing is refused any more: an older run may go
-        if world.on_root(lambda: is_finished(settings)):  # by another job, meanwhile
+        # Nothing is refused any more: an older run in the folder may go.
+        output = RunFolder(Path(world.on_root(lambda: str(take_output(settings, held)))))
+        if world.on_root(lambda: resumes_finished(settings)):  # by another job, meanwhile
             return
         if world.rank == 0 and settings.progress != "none":
             print("".join(f"note: {text}\n" for text in worth_knowing(settings, store)), end="", flush=True)
@@ -66,26 +66,27 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
 
 def run_seeds(
     world: World, groups: Groups, seeds: list[RunSettings], store: PartitionedSet, policy: DevicePolicy,
-    output: Path, interrupts: Interrupts,
+    output: RunFolder, interrupts: Interrupts,
 ) -> None:  # fmt: skip
     """One run with each of the seeds, into a folder of its own if there are several."""
     if len(seeds) == 1:
         run_seed(world, groups, seeds[0], store, policy, output, interrupts)
         return
-    folders = [output / seed_name(own.seed) for own in seeds]
+    folders = [output.seed(own.seed) for own in seeds]
     for own, folder in zip(seeds, folders, strict=True):
         if folder != folders[0]:
             world.barrier()
             world.timeline.begin()
-        own = own.model_copy(update={"output": folder})
-        if not world.on_root(lambda own=own: is_finished(own)):
-            world.on_root(lambda own=own, folder=folder: prepare_output(own, folder))
+        own = own.model_copy(update={"output": folder.path})
+        if not world.on_root(lambda own=own: resumes_finished(own)):
+            world.on_root(lambda own=own, folder=folder: folder.prepare(own))
             run_seed(world, groups, own, store, policy, folder, interrupts)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
 
 
 def run_seed(
-    world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, policy: DevicePolicy, output: Path, interrupts: Interrupts
+    world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, policy: DevicePolicy,
+    output: RunFolder, interrupts: Interrupts,
 ) -> None:  # fmt: skip
     labels = {split: store.labels(split) for split in SPLITS}
     networks = Networks(settings, store, policy)
@@ -110,4 +111,4 @@ def run_seed(
     if Method.GLOBAL in settings.methods:
         run_global(job, Method.GLOBAL)
     job.results.write(policy, networks.global_parameters)
-    world.on_root(lambda: shutil.rmtree(output / TRAINING, ignore_errors=True))
+    world.on_root(lambda: shutil.rmtree(output.training, ignore_errors=True))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ddcnn.config.load import of_run
 from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
@@ -17,9 +16,9 @@ from ddcnn.data.sources import SourceOptions
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io import parameters
-from ddcnn.io.run_reader import reading, unfinished_hint
+from ddcnn.io.run_folder import RunFolder
+from ddcnn.io.run_reader import reading
 from ddcnn.networks.custom import module_locations
-from ddcnn.parallel.seeding import seed_names
 
 MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
 
@@ -119,17 +118,17 @@ class TrainedRun:
         """
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the folder of a finished run, its --output")
-        if names := seed_names(folder):
-            raise InputError(f"{folder} is a run with several seeds: give the folder of one of them, such as {folder / names[0]}")
-        if not (folder / "results.json").is_file():
-            raise InputError(f"{folder}: no results.json in it; {unfinished_hint(folder)}")
-        with reading(folder / "results.json"):
-            results = json.loads((folder / "results.json").read_text())
+        run = RunFolder(folder)
+        if seeds := run.seeds():
+            raise InputError(f"{run} is a run with several seeds: give the folder of one of them, such as {seeds[0]}")
+        run.check_has_results()
+        with reading(run.results):
+            results = json.loads(run.results.read_text())
             accuracies = {Method(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
             precision, samples = str(results["environment"]["precision"]), int(results["data"]["test_samples"])
             if not accuracies or precision not in ("fp32", "bf16", "fp16"):
                 raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
-        settings = of_run(folder)
+        settings = run.settings()
         if ":" in settings.network:
             check_own_network(folder, settings.network)
         return cls(folder, settings, precision, accuracies, samples)
@@ -166,7 +165,7 @@ class TrainedRun:
         return self.settings.sees_whole_image(method)
 
     def checkpoint(self, name: str) -> Path:
-        path = self.folder / "checkpoints" / f"{name}.h5"
+        path = RunFolder(self.folder).parameters(name)
         if not path.is_file():
             others = "; subdomains that are lost are named with --without I,J" if "-" in name and name[-4:].isdigit() else ""
             raise InputError(f"{path} is missing: bring it back, or take another --method of the run{others}")
@@ -175,7 +174,7 @@ class TrainedRun:
     @cached_property
     def images(self) -> TrainedOn:
         """What any of its checkpoints says."""
-        paths = sorted((self.folder / "checkpoints").glob("*.h5"))
+        paths = sorted(RunFolder(self.folder).checkpoints.glob("*.h5"))
         if not paths:
             raise InputError(f"{self.folder}: no checkpoints/*.h5 in it, and so no network to classify with; bring them back, or run again")
         return TrainedOn.read(paths[0])

@@ -1,41 +1,244 @@
-"""A run's folder: what may be used as one, who holds it, what an earlier run has left there."""
+"""The folder of a run: the names of its files, whether it is a run, its settings, its state; how a job takes and clears it.
+
+No other module knows these names::
+
+    FOLDER/config.toml      resolved settings      FOLDER/report.md, report.html, figures/*.png   the report
+    FOLDER/metrics.jsonl    a line per epoch       FOLDER/checkpoints/*.h5         parameters of trained networks
+    FOLDER/results.json     all numbers            FOLDER/checkpoints/training/    checkpoints of unfinished trainings
+    FOLDER/details.h5       data of the figures    FOLDER/tensorboard/             curves for TensorBoard
+    FOLDER/seed-K/          the same for every seed of a run with --seeds
+"""
 
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from ddcnn.config.load import MARK, OF_AN_ATTEMPT, is_run
-from ddcnn.config.settings import RunSettings
+from ddcnn.config.load import load
+from ddcnn.config.settings import FREE, RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, short_name, write_text
 from ddcnn.io.lock import locked
 
-TRAINING = "checkpoints/training"  # of trainings that go on; parameters of trained networks lie beside it
+MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
+OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # settings of one attempt, not stored with the run
 LEFT_BY_A_RUN = {
     "": ("results.json", "details.h5", "metrics.jsonl", "report.md", "report.html", "config.toml", ".config.toml.*", "tensorboard"),
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
-}
+}  # folder -> patterns of what a new run clears
 
 
-def is_finished(settings: RunSettings) -> bool:
-    """Whether a run that is to be resumed has nothing left to do."""
-    output = settings.output
-    return (
-        settings.resume
-        and output is not None
-        and is_run(output)
-        and all((output / name).is_file() for name in ("results.json", "report.md"))
-    )
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run with one seed, or of a run with several seeds, which have folders of their own in it."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def details(self) -> Path:
+        return self.path / "details.h5"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def html(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def training(self) -> Path:
+        return self.checkpoints / "training"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def figure(self, name: str) -> Path:
+        return self.figures / f"{name}.png"
+
+    def parameters(self, name: str) -> Path:
+        """The parameters of a trained network: ``local-0003``, ``dnn``, ``transfer-0003``, ``global`` …"""
+        return self.checkpoints / f"{name}.h5"
+
+    def seed(self, seed: int) -> "RunFolder":
+        return RunFolder(self.path / f"seed-{seed}")
+
+    def seeds(self) -> list["RunFolder"]:
+        """The folders of the single seeds; none if the run has one seed, or the folder is not that of a run.
+
+        Raises:
+            InputError: as ``settings``.
+        """
+        if not self.config.is_file():
+            return []
+        settings = self.settings()
+        return [self.seed(settings.seed + k) for k in range(settings.seeds)] if settings.seeds > 1 else []
+
+    # State
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has written the config.toml."""
+        try:
+            with self.config.open("rb") as file:
+                return file.read(len(MARK)) == MARK.encode()
+        except OSError:
+            return False
+
+    @property
+    def has_results(self) -> bool:
+        return self.results.is_file()
+
+    @property
+    def has_any_results(self) -> bool:
+        """Whether the run, or one of its seeds, has results."""
+        return any(folder.has_results for folder in self._with_seeds())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: the report is the last file that is written."""
+        return self.is_run and self.has_results and self.report.is_file()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are checkpoints of trainings that have not ended."""
+        return any(entry for folder in self._with_seeds() for entry in folder.training.glob("*"))
+
+    def settings(self) -> RunSettings:
+        """The settings that the run has stored.
+
+        Raises:
+            InputError: config.toml is missing, damaged, or of another version.
+        """
+        if self.config.is_file():
+            settings = load(RunSettings, OF_AN_ATTEMPT, self.config)
+            if "seed" in settings.model_fields_set:  # not an empty file, nor the beginning of one
+                return settings
+        raise InputError(f"{self}: {self.config.name} is missing, damaged or foreign; bring it back, or run again")
+
+    def check_has_results(self) -> None:
+        """
+        Raises:
+            InputError: the run has no results, with what to do about it.
+        """
+        if self.has_results:
+            return
+        way_out = "give the folder of a finished run, its --output"
+        if self.config.is_file():
+            way_out = f"the run has not finished: go on with python -m ddcnn run --resume --output {self}"
+        raise InputError(f"{self}: no {self.results.name} in it; {way_out}")
+
+    # Taking the folder for a run
+
+    def check(self, settings: RunSettings) -> None:
+        """
+        Raises:
+            InputError: something in the folder would be lost.
+        """
+        if settings.overwrite:
+            return
+        if settings.resume and self.is_unfinished and not self.is_run:
+            raise InputError(
+                f"--output {self}: its {self.config.name} is missing or damaged: bring it back, or add --overwrite to begin anew"
+            )
+        if settings.resume and self.is_run:
+            return
+        if self.has_any_results:
+            raise InputError(f"--output {self} holds a finished run: name another folder, or add --overwrite")
+        if self.is_unfinished:
+            raise InputError(
+                f"--output {self} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
+            )
+        names = [entry.name for entry in self.path.iterdir() if entry != self.checkpoints or any(entry.iterdir())]
+        if not self.is_run and any(not re.fullmatch(r"\.lock.*|\.config\.toml\.\d+", name) for name in names):
+            raise InputError(f"--output {self} holds files that are not of a run: name another folder, or add --overwrite")
+
+    def prepare(self, settings: RunSettings) -> None:
+        """Writes config.toml; before that, unless the run is resumed, removes what an earlier run has left."""
+        with disk_errors(self.path):
+            if not settings.resume:
+                for folder in self._with_seeds():
+                    folder._clear()
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        stored = settings.model_copy(update=OF_AN_ATTEMPT | {"output": self.path})
+        values = {name.replace("_", "-"): value for name, value in stored.model_dump(mode="json", exclude_none=True).items()}
+        write_text(self.config, f"{MARK}\n{tomli_w.dumps(values)}")
+
+    def _with_seeds(self) -> Iterator["RunFolder"]:
+        """This folder, and those of single seeds that are in it, whatever config.toml says."""
+        yield self
+        yield from (RunFolder(entry) for entry in self.path.glob("seed-*") if re.fullmatch(r"seed-\d+", entry.name))
+
+    def _clear(self) -> None:
+        """Removes what a run leaves; links are not followed."""
+        for part, patterns in LEFT_BY_A_RUN.items():
+            if any(path.is_symlink() for path in (self.path, self.path / part)):
+                continue
+            for pattern in patterns:
+                for old in (self.path / part).glob(pattern):
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+
+
+def resumes_finished(settings: RunSettings) -> bool:
+    """Whether a run is to be resumed that has nothing left to do."""
+    return settings.resume and settings.output is not None and RunFolder(settings.output).is_finished
+
+
+def with_stored(settings: RunSettings) -> RunSettings:
+    """The settings of a run: with --resume those stored in its folder, and of the given ones those that may change.
+
+    Raises:
+        InputError: another one of the given settings is not that of the folder.
+    """
+    if not settings.resume or settings.output is None or not RunFolder(settings.output).is_run:
+        return settings
+    stored = RunFolder(settings.output).settings()
+    given, before = (values.model_dump(mode="json") for values in (settings, stored))
+    for name in settings.model_fields_set:
+        if name not in FREE and given[name] != before[name]:
+            raise InputError(
+                f"--{name.replace('_', '-')} {given[name]}: the run in {settings.output} has {before[name]}; leave it out, "
+                "or name another --output"
+            )
+    return stored.model_copy(update={name: getattr(settings, name) for name in settings.model_fields_set if name in FREE})
 
 
 def check_output(settings: RunSettings) -> None:
-    """Refuses an output folder that holds a finished run, or something else."""
+    """
+    Raises:
+        InputError: the output folder holds a finished run, or something else that would be lost; or another job holds it.
+    """
     output = settings.output
     if settings.resume and output is None:
         raise InputError("--resume: name the folder of the run with --output")
@@ -44,33 +247,13 @@ def check_output(settings: RunSettings) -> None:
     if not output.is_dir():
         raise InputError(f"--output {output} is a file: name a folder, which the run makes")
     with locked(output):
-        check_folder(settings, output)
+        RunFolder(output).check(settings)
     start = settings.start_from.resolve() if settings.start_from else None
     if start and (output.resolve() in (start, *start.parents) or start in output.resolve().parents):
         raise InputError(f"--output {output}: --start-from reads from there; name another folder")
 
 
-def check_folder(settings: RunSettings, output: Path) -> None:
-    """Refuses a folder with something in it that would be lost."""
-    if settings.overwrite:
-        return
-    unfinished = any(output.glob(f"{TRAINING}/*")) or any(output.glob(f"seed-*/{TRAINING}/*"))
-    if settings.resume and unfinished and not is_run(output):
-        raise InputError(f"--output {output}: its config.toml is missing or damaged: bring it back, or add --overwrite to begin anew")
-    if settings.resume and is_run(output):
-        return
-    if any(output.glob("results.json")) or any(output.glob("seed-*/results.json")):
-        raise InputError(f"--output {output} holds a finished run: name another folder, or add --overwrite")
-    if unfinished:
-        raise InputError(
-            f"--output {output} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
-        )
-    names = [entry.name for entry in output.iterdir() if entry.name != "checkpoints" or any(entry.iterdir())]
-    if not is_run(output) and any(not re.fullmatch(r"\.lock.*|\.config\.toml\.\d+", name) for name in names):
-        raise InputError(f"--output {output} holds files that are not of a run: name another folder, or add --overwrite")
-
-
-def take_output(settings: RunSettings, held: ExitStack) -> Path:
+def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
     """Makes the output folder, holds it for this job, and prepares it.
 
     Raises:
@@ -83,36 +266,10 @@ def take_output(settings: RunSettings, held: ExitStack) -> Path:
             output = output.with_name(f"{output.name}-{os.getpid()}")
         output.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(output))
-    check_folder(settings, output)  # another job may have used it meanwhile
-    if settings.resume and not is_run(output):
+    folder = RunFolder(output)
+    folder.check(settings)  # another job may have used it meanwhile
+    if settings.resume and not folder.is_run:
         print(f"{output}: no run to go on with; a new one, on {settings.data}, begins", flush=True)
-    if not is_finished(settings):
-        prepare_output(settings, output)
-    return output
-
-
-def prepare_output(settings: RunSettings, output: Path) -> None:
-    """Clears a run's folder of what an earlier run has left there, unless that goes on, and writes the resolved settings into it."""
-    with disk_errors(output):
-        if not settings.resume:
-            for folder in (output, *(entry for entry in output.glob("seed-*") if re.fullmatch(r"seed-\d+", entry.name))):
-                _clear(folder)
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_text(output / "config.toml", config_of(settings.model_copy(update={"output": output})))
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a run leaves, and nothing that links lead to."""
-    for part, names in LEFT_BY_A_RUN.items():
-        if any(path.is_symlink() for path in (folder, folder / part)):
-            continue
-        for name in names:
-            for old in (folder / part).glob(name):
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-
-
-def config_of(settings: RunSettings) -> str:
-    """The config.toml of a run."""
-    resolved = settings.model_copy(update=OF_AN_ATTEMPT)
-    values = {name.replace("_", "-"): value for name, value in resolved.model_dump(mode="json", exclude_none=True).items()}
-    return f"{MARK}\n{tomli_w.dumps(values)}"
+    if not resumes_finished(settings):
+        folder.prepare(settings)
+    return folder

@@ -1,7 +1,6 @@
 """What a finished run has left in its folder, read again and checked: results.json, config.toml, metrics.jsonl, details.h5."""
 
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import DAMAGE, attribute, own_dataset
+from ddcnn.io.run_folder import RunFolder
 
 SCHEMA_VERSION = 1  # of results.json
-SETTINGS = ("network", "interface", "seed")  # those that the report tells
 METRICS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy")
 
 
@@ -64,9 +64,9 @@ class FinishedRun:
         understanding: None of a run of an older version.
     """
 
-    folder: Path
+    folder: RunFolder
     results: dict[str, Any]
-    settings: dict[str, Any]
+    settings: RunSettings
     epochs: list[dict[str, Any]]
     cores: np.ndarray
     subimages: np.ndarray
@@ -95,20 +95,16 @@ class FinishedRun:
         return max(self.test_accuracy, key=lambda name: self.test_accuracy[name])
 
 
-def unfinished_hint(run: Path) -> str:
-    """What to do with a folder without results."""
-    if (run / "config.toml").is_file():
-        return f"the run has not finished: go on with python -m ddcnn run --resume --output {run}"
-    return "give the folder of a finished run, its --output"
+def load(run: RunFolder) -> FinishedRun:
+    """Reads the files of a run's folder.
 
-
-def load(run: Path) -> FinishedRun:
-    """Reads the files of a run's folder."""
-    if not (run / "results.json").is_file():
-        raise InputError(f"{run}: no results.json in it; {unfinished_hint(run)}")
+    Raises:
+        InputError: the run has not finished, or a file is damaged.
+    """
+    run.check_has_results()
     values: dict[str, Any] = {"folder": run}
-    with reading(run / "results.json"):
-        results = json.loads((run / "results.json").read_text())
+    with reading(run.results):
+        results = json.loads(run.results.read_text())
         if results["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {results['schema_version']}, where this program reads {SCHEMA_VERSION}")
         subdomains = results["decomposition"]["subdomains"]
@@ -124,16 +120,13 @@ def load(run: Path) -> FinishedRun:
             "calibration_error": {name: float(error) for name, error in told["calibration_error"].items()},
             "disagreement": {kind: int(samples) for kind, samples in told["disagreement"].items()},
         }
-    with reading(run / "config.toml"):
-        settings = tomllib.loads((run / "config.toml").read_text())
-        optional = {name: settings.get(name) for name in ("width", "start-from")}
-        values["settings"] = {name: settings[name] for name in SETTINGS} | optional
-    with reading(run / "metrics.jsonl"):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    values["settings"] = run.settings()
+    with reading(run.metrics):
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         values["epochs"] = [_epoch(line) for line in lines]
-        if not lines and not values["settings"]["start-from"]:
+        if not lines and not values["settings"].start_from:
             raise ValueError("no epochs")
-    with reading(run / "details.h5"), h5py.File(run / "details.h5", "r") as file:
+    with reading(run.details), h5py.File(run.details, "r") as file:
         values["labels"] = own_dataset(file, "labels")[...]
         values["classes"] = {name: own_dataset(file, f"classes/{name}")[...] for name in results["methods"]}
         examples = own_dataset(file, "examples")
@@ -189,7 +182,7 @@ def _check_shapes(values: dict[str, Any]) -> None:
         or values["spans"].shape[1:] != (5,)
         or len(values["spans"]) == 0
     ):
-        raise ValueError("its arrays do not fit results.json")
+        raise ValueError("its arrays do not fit the results")
 
 
 @contextmanager

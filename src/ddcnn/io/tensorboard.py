@@ -4,13 +4,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors
+from ddcnn.io.run_folder import RunFolder
 
-FOLDER = "tensorboard"  # in a run's folder
 SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
 
 
@@ -25,17 +24,17 @@ def check_board() -> None:
 
 
 class Board:
-    """Writes every epoch of every training once, into ``FOLDER`` of a run's folder, which is cleared before.
+    """Writes every epoch of every training once, into a folder that is cleared before.
 
     An attempt that goes on with a run gets the epochs before it from the checkpoints, and writes them anew: so no point is there twice.
 
     Args:
-        output: the run's folder.
+        run: the folder of the run.
         now: seconds since the run began, as the lines tell their ``time``.
     """
 
-    def __init__(self, output: Path, now: Callable[[], float]):
-        self.folder, self.now = output / FOLDER, now
+    def __init__(self, run: RunFolder, now: Callable[[], float]):
+        self.folder, self.now = run.tensorboard, now
         self._written: set[tuple[str, int]] = set()  # (training, epoch)
         self._training = ""  # the one whose writer is open: each has a thread and a file
         self._writer: Any = None

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,14 @@ from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedOn
 from ddcnn.io import parameters
 from ddcnn.io.parameters import Attribute
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import DnnSamples
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.groups import Groups
-from ddcnn.parallel.seeding import Seeds, seed_name, seed_names
+from ddcnn.parallel.seeding import Seeds
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import batch_of_all
 from ddcnn.training.loop import Recipe, build
@@ -103,7 +103,7 @@ class Networks:
             InputError: there is none, or one of another kind.
         """
         network = self.new_local(index, "local")
-        path = self._kept / f"local-{index:04d}.h5"
+        path = self._kept.parameters(f"local-{index:04d}")
         attributes = parameters.load(path, network, self.about_local(index))
         if "epochs" not in attributes:
             raise InputError(f"{path}: does not say for how many epochs it has been trained; it is of an older version of ddcnn")
@@ -112,21 +112,21 @@ class Networks:
     @property
     def has_dnn(self) -> bool:
         """Whether that run has trained a DNN for the same interface."""
-        path = self._kept / "dnn.h5"
+        path = self._kept.parameters("dnn")
         return path.is_file() and parameters.attributes_of(path).get("interface") == self.settings.interface
 
     def kept_dnn(self) -> nn.Module | None:
         if not self.has_dnn:
             return None
         network = self.new_dnn("dnn")
-        parameters.load(self._kept / "dnn.h5", network, self.about_dnn())
+        parameters.load(self._kept.parameters("dnn"), network, self.about_dnn())
         return network
 
     @property
-    def _kept(self) -> Path:
-        start = self.settings.start_from
-        assert start
-        return (start / seed_name(self.settings.seed) if seed_names(start) else start) / "checkpoints"
+    def _kept(self) -> RunFolder:
+        assert self.settings.start_from
+        start = RunFolder(self.settings.start_from)
+        return start.seed(self.settings.seed) if start.seeds() else start
 
     # Attributes of checkpoints
 

@@ -74,7 +74,8 @@ def disagreement_text(run: FinishedRun, found: Understanding) -> str:
         return f"{text}."
     told = ", ".join(f"{RIGHT[kind]} on {number}" for kind, number in found.disagreement.items())
     return (
-        f"{text}: {told}. They are the samples in which `classes/vote` and `classes/dnn` of details.h5 differ. By true class:\n\n"
+        f"{text}: {told}. They are the samples in which `classes/vote` and `classes/dnn` of "
+        f"{run.folder.details.name} differ. By true class:\n\n"
         f"{disagreement_table(run)}"
     )
 

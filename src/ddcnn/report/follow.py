@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,11 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ddcnn.config.load import is_run, of_run
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.lock import is_held
-from ddcnn.parallel.seeding import seed_name
+from ddcnn.io.run_folder import RunFolder
 
 INTERVAL = 0.5  # seconds between two looks
 MOST = 20  # trainings that are shown, the latest
@@ -50,7 +48,7 @@ class Line:
 LINE = TypeAdapter(Line)
 
 
-def follow(run: Path, interval: float = INTERVAL) -> None:
+def follow(run: RunFolder, interval: float = INTERVAL) -> None:
     """Shows the run until it has written its results: a table on a terminal that renews itself, else a line for every epoch.
 
     Raises:
@@ -75,11 +73,11 @@ def follow(run: Path, interval: float = INTERVAL) -> None:
     show_results(run)
 
 
-def looks(run: Path, interval: float) -> Iterator[list[Line]]:
+def looks(run: RunFolder, interval: float) -> Iterator[list[Line]]:
     """What is there, again and again; for the last time when the results are."""
     while True:
-        finished = (run / "results.json").is_file()
-        if run.exists() and not run.is_dir():
+        finished = run.has_results
+        if run.path.exists() and not run.path.is_dir():
             raise InputError(f"{run} is no folder: name the one that the run has as its --output")
         yield list(read(run))
         if finished:
@@ -87,12 +85,12 @@ def looks(run: Path, interval: float) -> Iterator[list[Line]]:
         time.sleep(interval)
 
 
-def read(run: Path) -> Iterator[Line]:
+def read(run: RunFolder) -> Iterator[Line]:
     """The lines of the run, or of the runs of its seeds; a last line that is still being written is left for later."""
     settings = settings_of(run)
     seeds = range(settings.seed, settings.seed + settings.seeds) if settings and settings.seeds > 1 else [None]
     for seed in seeds:
-        file = (run if seed is None else run / seed_name(seed)) / "metrics.jsonl"
+        file = (run if seed is None else run.seed(seed)).metrics
         try:
             whole = file.read_text().rpartition("\n")[0].splitlines()
             yield from sorted((line_of(seed, text) for text in whole), key=lambda line: line.time)
@@ -110,21 +108,21 @@ def line_of(seed: int | None, text: str) -> Line:
         raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
-def settings_of(run: Path) -> RunSettings | None:
+def settings_of(run: RunFolder) -> RunSettings | None:
     """None if the run has not begun."""
-    return of_run(run) if is_run(run) else None
+    return run.settings() if run.is_run else None
 
 
-def state_of(run: Path) -> str:
+def state_of(run: RunFolder) -> str:
     """Why nothing happens, if so."""
-    if not is_run(run):
+    if not run.is_run:
         return f"{run}: no run yet; waiting for one to begin (Ctrl-C ends this)"
-    if is_held(run) or (run / "results.json").is_file():
+    if is_held(run.path) or run.has_results:
         return ""
     return f"{run}: no job is at work on it; to go on: python -m ddcnn run --resume --output {run}"
 
 
-def view(run: Path, lines: list[Line]) -> RenderableType:
+def view(run: RunFolder, lines: list[Line]) -> RenderableType:
     """A row for each of the latest trainings."""
     settings = settings_of(run)
     if settings is None:
@@ -177,13 +175,13 @@ def shown(value: float | None, pattern: str) -> str:
     return "" if value is None else pattern.format(value)
 
 
-def show_results(run: Path) -> None:
+def show_results(run: RunFolder) -> None:
     """Prints the methods of the finished run."""
     from ddcnn.io.run_reader import reading
     from ddcnn.report.run_report import METHODS_HEADER, method_row, show_table
 
-    with reading(run / "results.json"):
-        methods: dict[str, dict[str, Any]] = json.loads((run / "results.json").read_text())["methods"]
+    with reading(run.results):
+        methods: dict[str, dict[str, Any]] = json.loads(run.results.read_text())["methods"]
         rows = [method_row(name, method) for name, method in methods.items()]
         best = max(methods, key=lambda name: methods[name]["test_accuracy"])
     show_table(METHODS_HEADER[:-1], rows, best)

@@ -9,8 +9,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ddcnn.io.atomic import write_text
+from ddcnn.io.run_folder import RunFolder
 
-FIGURE = re.compile(r"figures/\w+\.png")
 STYLE = """
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
@@ -22,23 +22,23 @@ img { max-width: 100%; height: auto; } code { background: #f3f3f3; padding: 0 0.
 """
 
 
-def write_pages(folder: Path, text: str) -> None:
+def write_pages(run: RunFolder, text: str) -> None:
     """Writes report.md, and as the same page report.html.
 
     Args:
         text: Markdown with a heading first.
     """
-    write_text(folder / "report.html", page(folder, text))
-    write_text(folder / "report.md", text)
+    write_text(run.html, page(run, text))
+    write_text(run.report, text)
 
 
-def page(folder: Path, text: str) -> str:
+def page(run: RunFolder, text: str) -> str:
     """An HTML page that loads nothing: HTML in the text is shown as it is written, and the folder's figures are put inside."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for token in tokens:
         if token.children:
-            token.children = [_inside(folder, child) for child in token.children]
+            token.children = [_inside(run, child) for child in token.children]
     title = html.escape("".join(part.content for part in tokens[1].children or ()))
     body = markdown.renderer.render(tokens, markdown.options, {})
     return f"""<!DOCTYPE html>
@@ -55,13 +55,13 @@ def page(folder: Path, text: str) -> str:
 """
 
 
-def _inside(folder: Path, token: Token) -> Token:
+def _inside(run: RunFolder, token: Token) -> Token:
     """A figure with its content, of any other image its text; a link to a report that leads to its page; the rest as it is."""
     if token.type == "image":
         source = str(token.attrs["src"])
-        if not FIGURE.fullmatch(source):
+        if not re.fullmatch(r"\w+/\w+\.png", source) or Path(source) != run.figure(Path(source).stem).relative_to(run.path):
             return Token("text", "", 0, content=token.content)
-        token.attrs["src"] = f"data:image/png;base64,{base64.b64encode((folder / source).read_bytes()).decode()}"
+        token.attrs["src"] = f"data:image/png;base64,{base64.b64encode((run.path / source).read_bytes()).decode()}"
     elif token.type == "link_open":
-        token.attrs["href"] = str(token.attrs["href"]).replace("report.md", "report.html")
+        token.attrs["href"] = str(token.attrs["href"]).replace(run.report.name, run.html.name)
     return token

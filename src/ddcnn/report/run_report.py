@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddcnn.io.atomic import disk_errors, replacing
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load, reading
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import understanding_captions, understanding_figures, understanding_text
@@ -32,22 +33,22 @@ CURVES_CAPTION = (
 )
 
 
-def write_report(run: Path, show: bool = True, draw: bool = True) -> None:
+def write_report(run: RunFolder, show: bool = True, draw: bool = True) -> None:
     """Writes report.md, report.html and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
 
     Raises:
         InputError: the folder of no finished run, or a file in it is damaged.
     """
     found = load(run)
-    with reading(run / "results.json"):
+    with reading(run.results):
         text = report_text(found)
     text += "\n## Figures\n" if draw else ""
     for name, caption in (write_figures(found) if draw else {}).items():
-        text += f"\n![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n"
+        text += figure_text(run, name, caption)
     write_pages(run, text)
     if show:
         show_methods(found)
-        print(f"report: {run / 'report.md'}")
+        print(f"report: {run.report}")
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
@@ -70,15 +71,15 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     if run.accuracies is not None:
         drawn["local_accuracy"] = figures.local_accuracy(run.accuracies, run.test_accuracy)
     drawn |= understanding_figures(run)
-    save_figures(run.folder / "figures", drawn)
+    save_figures(run.folder, drawn)
     return {name: caption for name, caption in (captions(run, shares) | understanding_captions(run)).items() if name in drawn}
 
 
-def save_figures(folder: Path, drawn: dict[str, Any]) -> None:
-    with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
+def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
+    with disk_errors(run.figures):
+        run.figures.mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        with replacing(folder / f"{name}.png") as temporary:
+        with replacing(run.figure(name)) as temporary:
             beat("figures")
             figure.savefig(temporary, format="png", dpi=150)
 
@@ -124,14 +125,14 @@ def report_text(run: FinishedRun) -> str:
     return f"""# {title(results)}
 
 {data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes\
-{f" (damaged and left out: {data['skipped']})" if data["skipped"] else ""}; network {settings["network"]}, \
-{f"width {settings['width']}, " if settings["width"] else ""}interface {settings["interface"]}, seed {settings["seed"]}. \
-{start_note(settings)}\
-All settings: [config.toml](config.toml); all numbers: [results.json](results.json).
+{f" (damaged and left out: {data['skipped']})" if data["skipped"] else ""}; network {settings.network}, \
+{f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
+{start_note(settings.start_from)}\
+{sources_note(run.folder)}
 
 ## Methods
 
-{method_table(results["methods"], settings["start-from"])}
+{method_table(results["methods"], settings.start_from)}
 
 {METHODS_NOTE}
 
@@ -151,6 +152,15 @@ A rank is busy while it computes.
 
 {table(("what", "value"), environment.items())}
 """
+
+
+def sources_note(run: RunFolder) -> str:
+    config, results = run.config.name, run.results.name
+    return f"All settings: [{config}]({config}); all numbers: [{results}]({results})."
+
+
+def figure_text(run: RunFolder, name: str, caption: str) -> str:
+    return f"\n![{name.replace('_', ' ')}]({run.figure(name).relative_to(run.path)})\n\n{caption}\n"
 
 
 def _said(value: Any) -> Any:
@@ -178,16 +188,14 @@ def parameters_note(decomposition: dict[str, Any]) -> str:
     return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition['width_divisor']:.3g}."
 
 
-def start_note(settings: dict[str, Any]) -> str:
-    start = settings["start-from"]
-    return (
-        f"The local CNNs (and a DNN for the same interface) are taken from {plain(start)}: seconds and bytes are without their training. "
-        if start
-        else ""
-    )
+def start_note(start: Path | None) -> str:
+    if not start:
+        return ""
+    taken = f"The local CNNs (and a DNN for the same interface) are taken from {plain(str(start))}"
+    return f"{taken}: seconds and bytes are without their training. "
 
 
-def method_table(methods: dict[str, dict[str, Any]], start: str | None = None) -> str:
+def method_table(methods: dict[str, dict[str, Any]], start: Path | None = None) -> str:
     target = methods["global"]["test_accuracy"] if "global" in methods else None
     rows = [[*method_row(name, method), reached(method["curve"], target)] for name, method in methods.items()]
     if start:

@@ -1,12 +1,11 @@
 """Several seeds of one run, put together: mean and spread of every method."""
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 from ddcnn.io.atomic import write_json
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
-from ddcnn.parallel.seeding import seed_names
 from ddcnn.report.markdown import human, table
 from ddcnn.report.page import write_pages
 from ddcnn.report.run_report import (
@@ -14,9 +13,11 @@ from ddcnn.report.run_report import (
     METHODS_HEADER,
     METHODS_NOTE,
     TIME_COLUMNS,
+    figure_text,
     reached,
     save_figures,
     show_table,
+    sources_note,
     title,
     write_report,
 )
@@ -24,13 +25,13 @@ from ddcnn.report.run_report import (
 MEASURES = ("test_accuracy", "balanced_accuracy", "auc", "test_loss")
 
 
-def write_reports(output: Path) -> None:
+def write_reports(output: RunFolder) -> None:
     """The report of a finished run made anew or, if it has had several seeds, that of each and of all.
 
     Raises:
         InputError: as ``report.write_report``.
     """
-    folders = [output / name for name in seed_names(output)]
+    folders = output.seeds()
     if not folders:
         write_report(output)
         return
@@ -39,7 +40,7 @@ def write_reports(output: Path) -> None:
     write_summary(output, folders)
 
 
-def write_summary(output: Path, folders: list[Path], show: bool = True, draw: bool = True) -> None:
+def write_summary(output: RunFolder, folders: list[RunFolder], show: bool = True, draw: bool = True) -> None:
     """Writes results.json (means over the runs, ``seeds``, ``spread``), the report and, if ``draw``, a figure beside the runs' folders."""
     runs = [load(folder) for folder in folders]
     documents = [run.results for run in runs]
@@ -54,14 +55,14 @@ def write_summary(output: Path, folders: list[Path], show: bool = True, draw: bo
         from ddcnn.report import figures
 
         curves = figures.accuracy_over_time([curves_of(document) for document in documents])
-        save_figures(output / "figures", {"accuracy_over_time": curves})
-        report += f"\n## Figure\n\n![accuracy over time](figures/accuracy_over_time.png)\n\n{CURVES_CAPTION} A curve a seed.\n"
+        save_figures(output, {"accuracy_over_time": curves})
+        report += f"\n## Figure\n{figure_text(output, 'accuracy_over_time', f'{CURVES_CAPTION} A curve a seed.')}"
     write_pages(output, report)
-    write_json(output / "results.json", together)
+    write_json(output.results, together)
     if show:
         rows = method_rows(runs)
         show_table(METHODS_HEADER, rows, None)
-        print(f"report: {output / 'report.md'}")
+        print(f"report: {output.report}")
 
 
 def mean_of(values: list[Any]) -> Any:
@@ -106,12 +107,12 @@ def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
 def text(runs: list[FinishedRun]) -> str:
     """report.md without its figure."""
     first = runs[0].results
-    seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.name}/report.md)" for run in runs)
+    seeds = ", ".join(f"[{run.results['environment']['seed']}]({run.folder.report.relative_to(run.folder.path.parent)})" for run in runs)
     environment = first["environment"]
     return f"""# {title(first)}, {len(runs)} seeds
 
 Seeds {seeds}; {environment["ranks"]} ranks, {environment["threads_per_rank"]} threads a rank, {environment["device"]}, \
-{environment["precision"]}. Mean ± standard deviation; all settings: [config.toml](config.toml); all numbers: [results.json](results.json).
+{environment["precision"]}. Mean ± standard deviation; {sources_note(runs[0].folder)}
 
 ## Methods
 

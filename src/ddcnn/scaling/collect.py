@@ -13,7 +13,7 @@ from typing import Any
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, replacing, write_json, write_text
-from ddcnn.parallel.seeding import seed_names
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.report.markdown import number, table
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
 
@@ -65,15 +65,14 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
 def measured(folders: Iterable[Path], kind: Kind) -> list[Measured]:
     """The runs in folders of runs, of several seeds, or of studies; they can be compared."""
     runs = [run for folder in folders for run in runs_of(folder) or [folder]]
-    found = [measure(seed, kind) for run in runs for seed in [run / name for name in seed_names(run)] or [run]]
+    found = [measure(seed, kind) for run in runs for seed in RunFolder(run).seeds() or [RunFolder(run)]]
     check_comparable(found)
     return found
 
 
 def runs_of(study: Path) -> list[Path]:
     """The finished runs in the folder of a study, by their ranks; none if it is no such folder."""
-    found = [path.parent for path in (*study.glob("*/results.json"), *study.glob("*/seed-*/results.json"))]
-    runs = {path for folder in found for path in (folder, folder.parent) if path.parent == study and RUN.fullmatch(path.name)}
+    runs = [path for path in study.glob("*") if RUN.fullmatch(path.name) and RunFolder(path).has_any_results]
     return sorted(runs, key=lambda run: tuple(map(int, run.name.split("-"))))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, replacing, write_text
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load, reading
 from ddcnn.scaling.collect import csv_text, measured
 from ddcnn.scaling.measurements import TOTAL, Kind, Point, points_of
@@ -99,7 +100,7 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     if launcher is None and not {"messages", "bytes_sent"} <= set(given):
         raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
     runs = measured([study], kind)
-    problem = Problem.of(load(runs[0].folder), kind, set(runs[0].seconds))
+    problem = Problem.of(load(RunFolder(runs[0].folder)), kind, set(runs[0].seconds))
     most = max(run.ranks for run in runs) if kind == "strong" else problem.ranks
     if most > prod(problem.grid):
         raise InputError(f"{study}: {most} ranks trained {prod(problem.grid)} subdomains, in groups, which are not modelled: study fewer")

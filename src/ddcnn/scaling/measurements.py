@@ -9,7 +9,6 @@ e that grows with P tells of overhead (communication, imbalance), e that does no
 """
 
 import statistics
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from ddcnn.config.settings import FREE
 from ddcnn.errors import InputError
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, load, reading
 from ddcnn.parallel.timeline import PHASES, wall, windows
 
@@ -25,7 +25,7 @@ Kind = Literal["strong", "weak"]
 TIMED = tuple(phase for phase in PHASES if phase not in ("start", "partition"))  # a set is partitioned once for many runs
 TOTAL = "total"
 TRAINING = ("local", "coherent", "global")  # the first of them that took place is the phase whose load and images are told
-NOT_COMPARED = {name.replace("_", "-") for name in FREE} | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
+NOT_COMPARED = set(FREE) | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
 MOST_DIFFERENCES = 3  # that a refusal names
 
 
@@ -84,12 +84,11 @@ class Point:
         return tuple(self.speed_up[name] * self.seconds[name] / value if value else 1.0 for value in (longest, shortest))  # type: ignore[return-value]
 
 
-def measure(folder: Path, kind: Kind) -> Measured:
+def measure(folder: RunFolder, kind: Kind) -> Measured:
     """Times and conditions of a finished run."""
     run = load(folder)
-    with reading(folder / "config.toml"):
-        settings = tomllib.loads((folder / "config.toml").read_text())
-    with reading(folder / "results.json"):
+    settings = run.settings
+    with reading(folder.results):
         results, environment = run.results, run.results["environment"]
         if environment.get("resumed"):
             raise InputError(f"{folder}: this run was stopped and resumed, which is no measurement: run it anew, in one go")
@@ -97,16 +96,16 @@ def measure(folder: Path, kind: Kind) -> Measured:
         training = next((name for name in TRAINING if name in phases), None)
         if training is None:
             raise InputError(f"{folder}: nothing was trained from scratch in this run (--start-from): it has no place in a scaling study")
-        epochs = settings["epochs"] if training == "local" else results["methods"][training]["epochs"]
+        epochs = settings.epochs if training == "local" else results["methods"][training]["epochs"]
         return Measured(
-            folder, environment["ranks"], environment["seed"],
+            folder.path, environment["ranks"], environment["seed"],
             {name: phase["seconds"] for name, phase in phases.items()} | {TOTAL: wall(windows(run.spans_by_rank, TIMED))},
             {name: (phase["max_rank_seconds"], phase["mean_rank_seconds"]) for name, phase in phases.items()},
-            training, epochs * results["data"]["train_samples"] / phases[training]["seconds"], conditions(run, settings, kind),
+            training, epochs * results["data"]["train_samples"] / phases[training]["seconds"], conditions(run, kind),
         )  # fmt: skip
 
 
-def conditions(run: FinishedRun, settings: dict[str, Any], kind: Kind) -> dict[str, Any]:
+def conditions(run: FinishedRun, kind: Kind) -> dict[str, Any]:
     """What has to be the same in all runs of a study; options under their names."""
     data, boxes, environment = run.results["data"], run.results["decomposition"], run.results["environment"]
     ranks, subdomains = environment["ranks"], boxes["subdomains"]
@@ -121,7 +120,8 @@ def conditions(run: FinishedRun, settings: dict[str, Any], kind: Kind) -> dict[s
         }  # fmt: skip
     found |= {name.replace("_", " "): environment[name] for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")}
     free = NOT_COMPARED if kind == "strong" else NOT_COMPARED | {"grid"}
-    return found | {f"--{name}": value for name, value in settings.items() if name not in free}
+    options = run.settings.model_dump(mode="json", exclude_none=True, exclude=free)
+    return found | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
 
 
 def check_comparable(runs: Sequence[Measured]) -> None:

@@ -21,7 +21,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.progress import Progress
-from ddcnn.io.run_folder import is_finished
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import reading
 from ddcnn.parallel.launcher import launched_size
 from ddcnn.scaling.measurements import Kind
@@ -166,7 +166,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
     asked, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
     threads = study.describe(int(asked) if asked.isdigit() else max(1, cores // study.ranks[-1]))
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
-    left = [run for run in runs if not is_finished(RunSettings(output=study.run(*run), resume=True))]
+    left = [run for run in runs if not RunFolder(study.run(*run)).is_finished]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # as many for every number of ranks
     with Progress(f"{study.kind} scaling", len(runs), "auto") as progress:
         progress.skip(len(runs) - len(left))

@@ -6,7 +6,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from ddcnn.config.load import load
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
@@ -47,7 +46,7 @@ class Problem:
         Raises:
             InputError: the study is of a kind that is not modelled.
         """
-        settings, data = load(RunSettings, {"resume": False}, run.folder / "config.toml"), run.results["data"]
+        settings, data = run.settings, run.results["data"]
         if settings.decomposition == "width" or settings.start_from:
             raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
         if settings.dnn_data == "holdout" and "dnn" in phases:
