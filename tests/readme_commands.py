@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ddcnn.config import parser as cli
+from ddcnn.__main__ import execute, needs_ranks
 from ddcnn.errors import InputError
 from ddcnn.experiment import plan
 from ddcnn.parallel.world import World
@@ -34,7 +34,7 @@ def do(command: dict[str, Any], world: World) -> tuple[int, str]:
                 runpy.run_path(command["python"], {"images": torch.zeros(2, 1, 8, 8)})
                 return 0, ""
             asked["ranks"] = command["ranks"]
-            code = cli.main(command["arguments"], world if cli.needs_ranks(command["arguments"]) else None)
+            code = execute(command["arguments"], world if needs_ranks(command["arguments"]) else None)
         except InputError as error:
             return 2, str(error)
         except SystemExit as end:  # argparse's, of --help

@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 from readme import ROOT, Command, blocks, commands, prose
 
-from ddcnn.config import parser as cli
+from ddcnn.__main__ import COMMANDS as OURS
+from ddcnn.__main__ import execute
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
 SMALL = {"--data": {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}}
@@ -31,7 +32,6 @@ FOREIGN = {
     "--build", "--ntasks", "--mpi", "--gpus-per-task", "--cpus-per-task", "--oversubscribe", "--time", "--logdir", "--signal", 
 }  # options of other programs in the text  # fmt: skip
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
-STUDIES = ("strong", "weak", "collect", "predict")
 COMMANDS = commands()
 OF_DDCNN = [command for command in COMMANDS if command.arguments is not None]
 OTHERS = [command for command in COMMANDS if command.arguments is None]
@@ -122,9 +122,9 @@ def test_options_in_the_text_exist():
 def known_options() -> set[str]:
     """Those of all commands, from their help, and those of the benchmarks."""
     shown = io.StringIO()
-    for words in (*((name,) for name in ("run", "partition", "predict", "export", "report")), *(("scaling", name) for name in STUDIES)):
+    for command in OURS:
         with redirect_stdout(shown), suppress(SystemExit):
-            cli.main([*words, "--help"], None)
+            execute([*command.name.split(), "--help"], None)
     programs = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
     return set(OPTION.findall(shown.getvalue() + programs))
 

@@ -21,8 +21,6 @@ from hypothesis import strategies as st
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
-from ddcnn.config import parser as cli
-from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.parallel.timeline import PHASES
@@ -31,6 +29,7 @@ from ddcnn.report.figures.studies import scaling as scaling_figure
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import measurements as points
 from ddcnn.scaling import slurm
+from ddcnn.scaling.commands import run_settings
 from ddcnn.scaling.study import Study, grid_of
 
 QUICK = (
@@ -249,7 +248,7 @@ def test_strong_runs_are_no_weak_study_and_the_other_way_round(strong, weak, tmp
         (("nowhere", "--output", "study"), "nowhere: no results.json"),
         (("nowhere",), "--output"),
         (("--output", "study"), "RUN"),
-        (("nowhere", "--output", "study", "--kind", "odd"), "'strong', 'weak'"),
+        (("nowhere", "--output", "study", "--kind", "odd"), "odd is none of strong, weak"),
     ],
 )
 def test_bad_usage_is_one_line(tmp_path, arguments, words):
@@ -269,7 +268,8 @@ def test_a_study_needs_no_torch(strong, tmp_path):
     """It may run on a login node."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"from ddcnn.config.parser import main; main(['scaling', 'collect', '{strong / '1'}', '{strong / '2'}', '--output', 'study'], None)"
+        "from ddcnn.__main__ import execute\n"
+        f"execute(['scaling', 'collect', '{strong / '1'}', '{strong / '2'}', '--output', 'study'], None)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "study" / "scaling.png").exists()
@@ -307,15 +307,11 @@ def described(kind: str = "strong", *options: str, given: tuple[str, ...] = (), 
     return Study(kind=kind, options=options, given=frozenset(given), **values)
 
 
-def settings_of(arguments) -> RunSettings:
-    return cli._settings(RunSettings, list(arguments))
-
-
 @pytest.mark.parametrize(
     ("ranks", "grid"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (4, (2, 2)), (6, (2, 3)), (12, (3, 4)), (4096, (64, 64))]
 )
 def test_weak_grids_are_the_closest_to_a_square(ranks, grid):
-    settings = settings_of(described("weak").arguments(ranks))
+    settings = run_settings(described("weak").arguments(ranks))
     assert settings.grid == grid and settings.width_divisor == 1
     assert settings.data == f"synthetic:{8 * grid[0]}x{8 * grid[1]}x4x100"
 
@@ -331,10 +327,10 @@ def test_grids_divide_the_longest_axes_most(number, sides):
 
 
 def test_what_the_user_says_wins_over_the_defaults_of_a_study():
-    plain, own = settings_of(described().arguments(2)), described(given=("methods",)).arguments(2)
+    plain, own = run_settings(described().arguments(2)), described(given=("methods",)).arguments(2)
     assert (plain.methods, plain.evaluate_every, plain.partitions) == (("vote", "average", "dnn"), 0, Path("study/partitions"))
     assert "--methods" not in own and plain.output == Path("study/2") and plain.overwrite
-    assert settings_of(described().arguments(2, 2)).output == Path("study/2-2")
+    assert run_settings(described().arguments(2, 2)).output == Path("study/2-2")
 
 
 @pytest.mark.parametrize(

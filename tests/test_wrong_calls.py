@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcnn.config.parser import main, needs_ranks
+from ddcnn.__main__ import execute, needs_ranks
 from ddcnn.errors import InputError
 
 CALLS = [
@@ -28,7 +28,10 @@ CALLS = [
     ("scaling predict TMP", "no study.toml of a scaling study"),
     ("scaling collect RUN --output TMP/s", "different numbers"),
     ("info --verbose", "unknown option --verbose; see python -m ddcnn info --help"),
-    ("runn", "'runn'.*'run', 'partition', 'predict'"),
+    ("runn", r"runn: no such command \(did you mean run\?\); there are run, partition, predict"),
+    ("scaling", "scaling: name a command; there are strong, weak, collect, predict"),
+    ("scaling colect", r"scaling: colect: no such command \(did you mean collect\?\); there are strong"),
+    ("scaling weak --output TMP/s --samples 9", "--samples 9: give 10 or more"),
 ]
 
 
@@ -38,7 +41,7 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(digits_run, worl
     (tmp_path / "text.txt").write_text("mine")
     arguments = call.replace("TMP", str(tmp_path)).replace("RUN", str(digits_run)).split()
     with pytest.raises(InputError, match=words) as refused:
-        main(arguments, world if needs_ranks(arguments) else None)
+        execute(arguments, world if needs_ranks(arguments) else None)
     assert "\n" not in str(refused.value)
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
 

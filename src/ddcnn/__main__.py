@@ -1,28 +1,151 @@
-"""``python -m ddcnn``: starts the command, and ends all ranks if one of them fails."""
+"""``python -m ddcnn``: the commands, and exit codes; a rank that fails ends all of them."""
 
+import gc
 import signal
 import sys
+from pathlib import Path
+from tempfile import gettempdir
 
-from ddcnn.config import parser as cli
+from ddcnn import __version__
+from ddcnn.config.parser import HELP, Command, find, overview, parse
+from ddcnn.config.settings import PartitionSettings, ReportSettings, RunSettings, Settings
+from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.errors import InputError, Stopped
+from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
 from ddcnn.parallel.abort import end, is_echo, told
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
-from ddcnn.parallel.stop_requests import hold
+from ddcnn.parallel.stall_watchdog import watched
+from ddcnn.parallel.stop_requests import Interrupts, hold, release, slurm_job
 from ddcnn.parallel.world import World
+from ddcnn.scaling import commands as scaling
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL: try again
+
+# torch and h5py are imported by these functions, so that --help and refusals are quick
+
+
+def run(world: World, settings: RunSettings) -> None:
+    from ddcnn.experiment.plan import prepare_run
+
+    if world.on_root(lambda: resumes_finished(settings)):
+        if world.rank == 0:
+            print(f"{settings.output}: finished, nothing to resume")
+        return
+    interrupts = Interrupts(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
+    try:
+        store = prepare_run(world, settings, lambda: bool(interrupts.reason))
+    except Stopped:
+        raise Stopped("while the images were being partitioned, of which nothing is kept: start again") from None
+    with world.timeline.span("compute"):
+        gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
+        from ddcnn.experiment.run import run
+
+        gc.enable()
+
+    run(world, settings, store, interrupts)
+
+
+def partition(world: World, settings: PartitionSettings) -> None:
+    from ddcnn.experiment.plan import partition_command
+
+    release()
+    partition_command(world, settings)
+
+
+def predict(world: World, settings: PredictSettings) -> None:
+    from ddcnn.inference.predict import predict
+
+    release()
+    predict(world, settings)
+
+
+def export(settings: ExportSettings) -> None:
+    from ddcnn.inference.export import export
+
+    export(settings)
+
+
+def report(settings: ReportSettings) -> None:
+    if settings.follow:
+        from ddcnn.report.follow import follow
+
+        if len(settings.runs) > 1:
+            raise InputError("--follow shows one run: name one folder (a run of several seeds is one)")
+        follow(RunFolder(settings.runs[0]))
+        return
+    from ddcnn.report.seeds_report import write_reports
+
+    for folder in settings.runs:
+        write_reports(RunFolder(folder))
+
+
+def info(world: World, settings: Settings) -> None:
+    from ddcnn.parallel.environment import show_info
+
+    release()
+    show_info(world)
+
+
+COMMANDS = (  # the first one is run if none is named
+    Command("run", "decompose, train the local CNNs, gather, decide, report (the default command)", RunSettings, run, all_ranks=True),
+    Command("partition", "write a data set as a partitioned HDF5 file", PartitionSettings, partition, all_ranks=True),
+    Command("predict", "classify images with a finished run, into a CSV or HDF5 file", PredictSettings, predict, all_ranks=True),
+    Command("export", "write the network of a finished run as one, for other programs", ExportSettings, export),
+    Command("report", "tables and figures of finished runs, made anew; what a run does while it goes on", ReportSettings, report),
+    Command("scaling strong", "run one problem on several numbers of ranks, and collect the runs", scaling.StrongSettings, scaling.study),
+    Command("scaling weak", "run a problem that grows with the ranks: one subdomain a rank", scaling.WeakSettings, scaling.study),
+    Command("scaling collect", "compare finished runs on different numbers of ranks", scaling.CollectSettings, scaling.collect),
+    Command("scaling predict", "times on more ranks, by a performance model", scaling.ExtrapolationSettings, scaling.predict),
+    Command("info", "MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True),
+)
+
+
+def needs_ranks(arguments: list[str]) -> bool:
+    """Whether the command is one that all ranks run together."""
+    command, _ = find(COMMANDS, arguments)
+    return command is not None and command.all_ranks and not set(HELP) & set(arguments)
+
+
+def execute(arguments: list[str], world: World | None) -> int:
+    """Runs a command and returns the exit code; ``world`` is None unless the command needs ranks."""
+    if world is None and launched_rank() > 0:  # one process is enough; MPI is not started, since all ranks would have to
+        return 0
+    if arguments == ["--version"]:
+        print(f"ddcnn {__version__}")
+        return 0
+    command, own = find(COMMANDS, arguments)
+    if command is None:
+        print(overview(COMMANDS, arguments))
+        return 0
+
+    def parsed() -> Settings:
+        settings = parse(command.settings, own, command.name, command.summary, command.examples)
+        return with_stored(settings) if isinstance(settings, RunSettings) else settings
+
+    if world is None:
+        return command.function(parsed()) or 0
+    settings = command.settings.model_validate_json(world.on_root(lambda: parsed().model_dump_json(exclude_unset=True)))
+    with watched(world, _meeting_places(world, settings), getattr(settings, "stall_timeout", 0)):
+        return command.function(world, settings) or 0
+
+
+def _meeting_places(world: World, settings: Settings) -> list[Path]:
+    """Folders that all ranks see: on one host none of the user's needs to be written into."""
+    output: Path | None = getattr(settings, "output", None)
+    own = [Path(gettempdir())] if world.local_size == world.size else []
+    return [*own, *([output.parent, output] if output else [Path("runs")])]
 
 
 def main() -> int:
     world = None
     try:
-        if cli.needs_ranks(sys.argv[1:]):
+        if needs_ranks(sys.argv[1:]):
             hold()
             keep_freed()
             world = World()
-        return cli.main(sys.argv[1:], world)
+        return execute(sys.argv[1:], world)
     except InputError as error:
         rank = world.rank if world else launched_rank()
         if world and not error.agreed:

@@ -4,7 +4,6 @@ import sys
 import time
 
 from ddcnn import __main__, errors
-from ddcnn.config import parser as cli
 
 ranks, error = [int(rank) for rank in sys.argv[1].split(",")], sys.argv[2]
 
@@ -17,6 +16,6 @@ def fail(arguments, world):
     world.barrier()
 
 
-cli.main = fail
+__main__.execute = fail
 sys.argv[1:] = ["run"]
 sys.exit(__main__.main())

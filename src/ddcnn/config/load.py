@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ddcnn.config.settings import Command, Settings
+from ddcnn.config.settings import AnySettings, Settings
 from ddcnn.errors import InputError, did_you_mean
 
 
-def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None) -> Settings:
+def load(kind: type[AnySettings], options: dict[str, Any], file: Path | None = None) -> AnySettings:
     """Settings from a TOML file and the command line's options, which win.
 
     Raises:
@@ -23,7 +23,7 @@ def load(kind: type[Settings], options: dict[str, Any], file: Path | None = None
         raise InputError(_explain(kind, error, options, file)) from None
 
 
-def _read_toml(kind: type[Command], file: Path) -> dict[str, Any]:
+def _read_toml(kind: type[Settings], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             found = tomllib.load(stream)
@@ -38,15 +38,15 @@ def _read_toml(kind: type[Command], file: Path) -> dict[str, Any]:
     return values
 
 
-def option_names(kind: type[Command]) -> list[str]:
+def option_names(kind: type[Settings]) -> list[str]:
     return [name.replace("_", "-") for name in kind.model_fields]
 
 
-def suggest(key: str, kind: type[Command]) -> str:
+def suggest(key: str, kind: type[Settings]) -> str:
     return did_you_mean(key.replace("_", "-"), option_names(kind))
 
 
-def _explain(kind: type[Command], error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
+def _explain(kind: type[Settings], error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # of several options together
         return str(first["msg"]).removeprefix("Value error, ")

@@ -3,7 +3,7 @@
 import os
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
@@ -12,11 +12,21 @@ from ddcnn.config.types import Every, Grid, ImageSize, Interface, Methods, Signa
 from ddcnn.networks.registry import NETWORKS, default_width
 
 
-class Command(BaseModel):
-    """What the commands that read images have in common."""
+class Settings(BaseModel):
+    """Settings of a command; those of one without options.
+
+    Attributes:
+        from_file: whether they can be given in a TOML file, ``--config``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    from_file: ClassVar[bool] = False
 
+
+class ImageSettings(Settings):
+    """Settings of the commands that read images, on all ranks."""
+
+    from_file: ClassVar[bool] = True
     data_root: Path = option(
         Path(os.environ.get("DDCNN_DATA_ROOT", "data")), "folder of torchvision's sets (default: $DDCNN_DATA_ROOT, else data)", "DIR"
     )
@@ -26,7 +36,7 @@ class Command(BaseModel):
     stall_timeout: float = option(1800, "seconds without a sign of life from a rank after which the job is ended; 0 for never", "S", ge=0)
 
 
-class DataSettings(Command):
+class DataSettings(ImageSettings):
     """Which images, and how they are decomposed."""
 
     volumes: bool = option(False, "the arrays are volumes (n, depth, rows, columns)")
@@ -67,7 +77,7 @@ class DataSettings(Command):
         return self
 
 
-Settings = TypeVar("Settings", bound=Command)
+AnySettings = TypeVar("AnySettings", bound=Settings)
 SOURCES = (
     "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 of arrays; a folder of class folders, or of NIfTI "
     "volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
@@ -77,7 +87,7 @@ SOURCES = (
 class PartitionSettings(DataSettings):
     """Settings of ``ddcnn partition``."""
 
-    source: str = option(..., SOURCES, "SOURCE")
+    source: str = option(..., SOURCES, "SOURCE", positional=True)
     output: Path = option(..., "the partitioned file to write", "FILE.h5")
 
 
@@ -223,3 +233,10 @@ class RunSettings(DataSettings):
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))
         return settings
+
+
+class ReportSettings(Settings):
+    """Settings of ``ddcnn report``."""
+
+    runs: tuple[Path, ...] = option(..., "folders of finished runs", "RUN", positional=True)
+    follow: bool = option(False, "instead show what one run does, until it has finished")

@@ -1,26 +1,30 @@
 """Settings of the commands that take a finished run: ``predict`` and ``export``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ddcnn.config.methods import PREFERRED, Method
-from ddcnn.config.settings import SOURCES, Command
+from ddcnn.config.settings import SOURCES, ImageSettings, Settings
 from ddcnn.config.types import Subdomains, option
 
 
-class TrainedSettings(Command):
+class TrainedSettings(Settings):
     """Which network of a finished run, as one; what its images were is taken from there."""
 
-    run: Path = option(..., "folder of a finished run (of several seeds: of one of them, RUN/seed-K)", "RUN")
+    from_file: ClassVar[bool] = True
+
+    run: Path = option(..., "folder of a finished run (of several seeds: of one of them, RUN/seed-K)", "RUN", positional=True)
     method: Method | None = option(None, f"one of the run's methods (default: the first of {', '.join(PREFERRED)} that it has)", "NAME")
     without: Subdomains = option((), "answer without these subdomains, as if they were lost: their numbers, such as 1,3", "I,J")
     overwrite: bool = option(False, "replace the file --output")
 
 
-class PredictSettings(TrainedSettings):
+class PredictSettings(TrainedSettings, ImageSettings):
     """Settings of ``ddcnn predict``."""
 
-    source: str = option(..., f"{SOURCES}; a partitioned .h5; an image, a NIfTI volume, or a folder of such files", "SOURCE")
+    source: str = option(
+        ..., f"{SOURCES}; a partitioned .h5; an image, a NIfTI volume, or a folder of such files", "SOURCE", positional=True
+    )
     output: Path = option(..., "the predictions: a line a sample, or arrays", "FILE.csv|FILE.h5")
     split: Literal["test", "train", "all"] = option("test", "of a source with labels: which of its images")
     samples: int | None = option(None, "class-balanced subset of them, as --test-samples makes it", "S", ge=1)

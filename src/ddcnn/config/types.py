@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from ddcnn.config.methods import Method
 
 
-def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, **bounds: Any) -> Any:
+def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, *, positional: bool = False, **bounds: Any) -> Any:
     """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
-    extra: dict[str, Any] = {"metavar": metavar}
+    extra: dict[str, Any] = {"metavar": metavar, "positional": positional}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 

@@ -29,15 +29,14 @@ def threads_per_rank(world: World, requested: int | None) -> int:
     return requested or (int(given) if given.isdigit() and int(given) > 0 else max(1, len(cores) // sharing))
 
 
-def show_info() -> None:
-    """Prints MPI, HDF5, devices, cores and threads as a table."""
+def show_info(world: World) -> None:
+    """On rank 0: prints MPI, HDF5, devices, cores and threads as a table."""
     import h5py
     import numpy
     import torch
     from rich.console import Console
     from rich.table import Table
 
-    world = World()
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     found = versions()
     hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"

@@ -1,136 +1,137 @@
-"""The command line of ``ddcnn scaling``."""
+"""The commands ``ddcnn scaling strong|weak|collect|predict``: their settings and functions."""
 
-import argparse
-import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, Self
 
-from ddcnn.config.settings import RunSettings
+from pydantic import model_validator
+
+from ddcnn.config.parser import parse
+from ddcnn.config.settings import RunSettings, Settings
+from ddcnn.config.types import option
 from ddcnn.errors import InputError
 
-STUDIES = {
-    "strong": "run one problem on several numbers of ranks, and collect the runs",
-    "weak": "run a problem that grows with the ranks: one subdomain of SIDE x SIDE pixels a rank, of synthetic images",
-}
-COLLECT = "put finished runs on different numbers of ranks together: scaling.csv, .json, .md and .png"
-PREDICT = "times on more ranks, by a performance model that is fitted to a study, beside those of DistributedDataParallel"
+
+class StrongSettings(Settings):
+    """Settings of ``ddcnn scaling strong``."""
+
+    ranks: str = option("1,2,4", "numbers of ranks", "LIST")
+    output: Path = option(..., "of the study; one that is there goes on", "FOLDER")
+    repetitions: int = option(5, "runs on every number of ranks, in turn", "R", ge=1)
+    launcher: str = option("", 'what starts ranks with -n (default: mpirun; with --slurm: "srun --mpi=pmi2")', "COMMAND")
+    slurm: bool = option(False, "submit a job array, and a job that collects it")
+    sbatch: str = option("", 'of sbatch, such as --sbatch="--time=02:00:00"', "OPTIONS")
+    collect: bool = option(True, "collect the runs when they have finished; --no-collect leaves it to ddcnn scaling collect")
+    run_options: tuple[str, ...] = option((), "options of ddcnn run, after --")
 
 
-def add_parsers(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
-    for kind, summary in STUDIES.items():
-        study = commands.add_parser(
-            kind, help=summary, description=summary, allow_abbrev=False, usage=f"ddcnn scaling {kind} [options] -- [options of ddcnn run]"
-        )
-        study.add_argument("--ranks", default="1,2,4", metavar="LIST", help="numbers of ranks (default: 1,2,4)")
-        study.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the study; one that is there goes on")
-        study.add_argument("--repetitions", type=int, default=5, metavar="R", help="runs on every number of ranks, in turn (default: 5)")
-        launcher = 'what starts ranks with -n (default: mpirun; with --slurm: "srun --mpi=pmi2")'
-        study.add_argument("--launcher", metavar="COMMAND", help=launcher)
-        study.add_argument("--slurm", action="store_true", help="submit a job array, and a job that collects it")
-        study.add_argument("--sbatch", default="", metavar="OPTIONS", help='of sbatch, such as --sbatch="--time=02:00:00"')
-        study.add_argument("--no-collect", action="store_true", help="leave it to ddcnn scaling collect")
-        if kind == "weak":
-            study.add_argument("--side", type=int, default=32, metavar="PIXELS", help="of a rank's subdomain (default: 32)")
-            study.add_argument("--classes", type=int, default=10, metavar="K", help="of the images (default: 10)")
-            study.add_argument("--samples", type=int, default=5000, metavar="S", help="training images (default: 5000)")
-        study.set_defaults(side=32, classes=10, samples=5000)
-    collect = commands.add_parser("collect", help=COLLECT, description=COLLECT, allow_abbrev=False)
-    collect.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or of a study")
-    collect.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write them")
-    collect.add_argument("--kind", choices=("strong", "weak"), default="strong", help="what the runs must share (default: strong)")
-    predict = commands.add_parser("predict", help=PREDICT, description=PREDICT, allow_abbrev=False)
-    predict.add_argument("folder", type=Path, metavar="STUDY", help="folder of a finished study")
-    predict.add_argument("--ranks", default="16,64,256,1024,4096", metavar="LIST", help="beside those of the study (default: 16,64,…,4096)")
-    predict.add_argument("--measure", action="store_true", help="measure latency, bandwidth and reading on this machine, with two ranks")
-    predict.add_argument("--launcher", metavar="COMMAND", help="what starts these (default: mpirun)")
-    predict.add_argument("--latency-us", type=float, metavar="α", help="microseconds a message of the machine that is predicted")
-    predict.add_argument("--bandwidth-gb", type=float, metavar="β", help="gigabytes a second of its network, for a rank")
-    predict.add_argument("--read-gb", type=float, metavar="ρ", help="gigabytes a second of reading a partitioned set, for a rank")
-    predict.add_argument("--kind", choices=("strong", "weak"), help="of the study (default: what its study.toml says)")
-    predict.add_argument("--output", type=Path, metavar="FOLDER", help="where to write predict.csv, .md and .png (default: STUDY)")
+class WeakSettings(StrongSettings):
+    """Settings of ``ddcnn scaling weak``."""
+
+    side: int = option(32, "of a rank's subdomain", "PIXELS", ge=4)
+    classes: int = option(10, "of the images", "K", ge=2)
+    samples: int = option(5000, "training images", "S", ge=2)
+
+    @model_validator(mode="after")
+    def _a_sample_per_class(self) -> Self:
+        if self.samples < self.classes:
+            raise ValueError(f"--samples {self.samples}: give {self.classes} or more, one a class")
+        return self
 
 
-def main(parsed: argparse.Namespace, options: Sequence[str], settings_of: Callable[[Sequence[str]], RunSettings]) -> int:
-    """``options`` stood after ``--``; ``settings_of`` are the settings that arguments of ``python -m ddcnn`` come to."""
-    if parsed.study in STUDIES:
-        return study(parsed, options, settings_of)
-    if options:
-        raise InputError(f"ddcnn scaling {parsed.study} takes no options after --")
-    if parsed.study == "predict":
-        predict(parsed)
-    else:
-        from ddcnn.scaling.collect import collect
+class CollectSettings(Settings):
+    """Settings of ``ddcnn scaling collect``."""
 
-        collect(parsed.runs, parsed.output, parsed.kind)
-    return 0
+    runs: tuple[Path, ...] = option(..., "folders of finished runs, or of a study", "RUN", positional=True)
+    output: Path = option(..., "where to write them", "FOLDER")
+    kind: Literal["strong", "weak"] = option("strong", "what the runs must share")
 
 
-def study(parsed: argparse.Namespace, options: Sequence[str], settings_of: Callable[[Sequence[str]], RunSettings]) -> int:
+class ExtrapolationSettings(Settings):
+    """Settings of ``ddcnn scaling predict``."""
+
+    study: Path = option(..., "folder of a finished study", "STUDY", positional=True)
+    ranks: str = option("16,64,256,1024,4096", "beside those of the study", "LIST")
+    measure: bool = option(False, "measure latency, bandwidth and reading on this machine, with two ranks")
+    launcher: str = option("", "what starts these (default: mpirun)", "COMMAND")
+    latency_us: float | None = option(None, "microseconds a message of the machine that is predicted", "α", gt=0)
+    bandwidth_gb: float | None = option(None, "gigabytes a second of its network, for a rank", "β", gt=0)
+    read_gb: float | None = option(None, "gigabytes a second of reading a partitioned set, for a rank", "ρ", gt=0)
+    kind: Literal["strong", "weak"] | None = option(None, "of the study (default: what its study.toml says)", "strong|weak")
+    output: Path | None = option(None, "where to write predict.csv, .md and .png (default: STUDY)", "FOLDER")
+
+
+def study(settings: StrongSettings) -> int:
     """Runs or submits a study: the exit code."""
-    from ddcnn.scaling.collect import collect
     from ddcnn.scaling.slurm import submit
     from ddcnn.scaling.study import FailedRun, Study, find_launcher, parse_ranks, start
 
-    launcher = words("launcher", parsed.launcher)
-    ranks, given = parse_ranks(parsed.ranks), frozenset(settings_of(["run", *options]).model_fields_set)
-    smallest = {"repetitions": 1, "side": 4, "classes": 2, "samples": parsed.classes}
-    for name, least in smallest.items():
-        if getattr(parsed, name) < least:
-            raise InputError(f"--{name} {getattr(parsed, name)}: give {least} or more")
-    if len(ranks) == 1 and not parsed.no_collect:
+    launcher, ranks = _words("launcher", settings.launcher), parse_ranks(settings.ranks)
+    if len(ranks) == 1 and settings.collect:
         raise InputError(f"--ranks {ranks[0]}: a study compares different numbers of ranks; give several (or --no-collect)")
+    weak = settings if isinstance(settings, WeakSettings) else WeakSettings(output=settings.output)
+    kind: Literal["strong", "weak"] = "weak" if weak is settings else "strong"
+    given = frozenset(run_settings(["run", *settings.run_options]).model_fields_set)
     described = Study(
-        parsed.study, parsed.output, ranks, parsed.repetitions, tuple(options), given, parsed.side, parsed.classes, parsed.samples
+        kind, settings.output, ranks, settings.repetitions, settings.run_options, given, weak.side, weak.classes, weak.samples
     )
-    described.check(settings_of)
-    if parsed.slurm:
-        submit(described, launcher, options_of_sbatch(parsed.sbatch))
+    described.check(run_settings)
+    if settings.slurm:
+        submit(described, launcher, _options_of_sbatch(settings.sbatch))
         return 0
     try:
         start(described, find_launcher(launcher))
     except FailedRun as failure:
         print(f"ddcnn: {failure}", file=sys.stderr, flush=True)
         return 1
-    if not parsed.no_collect:
-        collect([parsed.output], parsed.output, parsed.study)
+    if settings.collect:
+        collect(CollectSettings(runs=(settings.output,), output=settings.output, kind=kind))
     return 0
 
 
-def predict(parsed: argparse.Namespace) -> None:
-    from ddcnn.scaling import extrapolation as prediction
+def collect(settings: CollectSettings) -> None:
+    """Puts finished runs together."""
+    from ddcnn.scaling.collect import collect
+
+    collect(settings.runs, settings.output, settings.kind)
+
+
+def predict(settings: ExtrapolationSettings) -> None:
+    """Predicts times on more ranks."""
+    from ddcnn.scaling import extrapolation
     from ddcnn.scaling.collect import kind_of
     from ddcnn.scaling.study import parse_ranks
 
-    for name in ("latency_us", "bandwidth_gb", "read_gb"):
-        value = getattr(parsed, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
     given: dict[str, float] = {}
-    if parsed.latency_us:
-        given |= dict.fromkeys(("messages", "reduce_messages"), 1e-6 * parsed.latency_us)
-    if parsed.bandwidth_gb:
-        given |= dict.fromkeys(("bytes_sent", "reduce_bytes"), 1e-9 / parsed.bandwidth_gb)
-    if parsed.read_gb:
-        given["bytes_read"] = 1e-9 / parsed.read_gb
-    launcher = words("launcher", parsed.launcher) if parsed.measure else None
-    kind = parsed.kind or kind_of(parsed.folder)
-    prediction.predict(parsed.folder, parse_ranks(parsed.ranks), given, launcher, parsed.output or parsed.folder, kind)
+    if settings.latency_us:
+        given |= dict.fromkeys(("messages", "reduce_messages"), 1e-6 * settings.latency_us)
+    if settings.bandwidth_gb:
+        given |= dict.fromkeys(("bytes_sent", "reduce_bytes"), 1e-9 / settings.bandwidth_gb)
+    if settings.read_gb:
+        given["bytes_read"] = 1e-9 / settings.read_gb
+    launcher = _words("launcher", settings.launcher) if settings.measure else None
+    kind, output = settings.kind or kind_of(settings.study), settings.output or settings.study
+    extrapolation.predict(settings.study, parse_ranks(settings.ranks), given, launcher, output, kind)
 
 
-def options_of_sbatch(text: str) -> list[str]:
-    found = words("sbatch", text)
-    for option in found:
-        if not option.startswith("--"):
-            raise InputError(f"--sbatch {option}: write options as --name=value, several in one pair of quotes")
-    return found
+def run_settings(arguments: Sequence[str]) -> RunSettings:
+    """The settings that arguments of ``python -m ddcnn``, ``["run", …]``, come to."""
+    return parse(RunSettings, arguments[1:], "run")
 
 
-def words(name: str, text: str | None) -> list[str]:
-    """Of an option that is a piece of a command line."""
+def _options_of_sbatch(text: str) -> list[str]:
+    options = _words("sbatch", text)
+    for name in options:
+        if not name.startswith("--"):
+            raise InputError(f"--sbatch {name}: write options as --name=value, several in one pair of quotes")
+    return options
+
+
+def _words(name: str, text: str) -> list[str]:
+    """The words of an option that is a piece of a command line."""
     try:
-        return shlex.split(text or "")
+        return shlex.split(text)
     except ValueError as error:
         raise InputError(f"--{name} {text}: {error}") from None
