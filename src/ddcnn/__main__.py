@@ -1,6 +1,7 @@
 """``python -m ddcnn``: the commands, and exit codes; a rank that fails ends all of them."""
 
 import gc
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from ddcnn.config.settings import PartitionSettings, ReportSettings, RunSettings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
-from ddcnn.parallel.abort import end, is_echo, told
+from ddcnn.parallel.abort import abort_all, log_failure
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
+from ddcnn.parallel.logs import set_up
 from ddcnn.parallel.stall_watchdog import watched
 from ddcnn.parallel.stop_requests import Interrupts, hold, release, slurm_job
 from ddcnn.parallel.world import World
@@ -22,6 +24,7 @@ from ddcnn.scaling import commands as scaling
 
 INTERRUPTED = 130  # as a shell says it of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL: try again
+logger = logging.getLogger("ddcnn")
 
 # torch and h5py are imported by these functions, so that --help and refusals are quick
 
@@ -30,8 +33,7 @@ def run(world: World, settings: RunSettings) -> None:
     from ddcnn.experiment.plan import prepare_run
 
     if world.on_root(lambda: resumes_finished(settings)):
-        if world.rank == 0:
-            print(f"{settings.output}: finished, nothing to resume")
+        logger.info("%s: finished, nothing to resume", settings.output)
         return
     interrupts = Interrupts(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
     try:
@@ -82,10 +84,11 @@ def report(settings: ReportSettings) -> None:
 
 
 def info(world: World, settings: Settings) -> None:
-    from ddcnn.parallel.environment import show_info
+    from ddcnn.parallel.environment import describe
 
     release()
-    show_info(world)
+    for name, value in describe(world).items():
+        logger.info("%-17s  %s", name, value)
 
 
 COMMANDS = (  # the first one is run if none is named
@@ -140,37 +143,38 @@ def _meeting_places(world: World, settings: Settings) -> list[Path]:
 
 def main() -> int:
     world = None
+    set_up(launched_rank())
     try:
         if needs_ranks(sys.argv[1:]):
             hold()
             keep_freed()
             world = World()
+            set_up(world.rank)
         return execute(sys.argv[1:], world)
     except InputError as error:
-        rank = world.rank if world else launched_rank()
         if world and not error.agreed:
-            end(world, f"ddcnn: error: {f'rank {rank} of {world.size}: ' if world.size > 1 else ''}{error}", 2)
-        elif rank == 0 or not error.agreed:
-            print(f"ddcnn: error: {error}", file=sys.stderr, flush=True)
+            abort_all(world, error)
+        elif (world.rank if world else launched_rank()) == 0 or not error.agreed:
+            log_failure(error, 0, 1)
         return 2
     except Stopped as stop:  # on all ranks
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to those that leave last, whose exit code would be another
         if world and world.rank == 0:
-            print(f"ddcnn: stopped: {stop}", file=sys.stderr, flush=True)
+            logger.warning("%s", stop, extra={"kind": "stopped"})
         return STOPPED
     except KeyboardInterrupt:
         if world:
             if world.rank == 0:
-                print("ddcnn: interrupted", file=sys.stderr, flush=True)
+                logger.warning("all ranks end", extra={"kind": "interrupted"})
             world.abort(INTERRUPTED)
         return INTERRUPTED
     except BaseException as error:  # also SystemExit: a rank that leaves alone blocks the others in MPI_Finalize
         if world is None and not isinstance(error, Exception):
             raise
         if world:
-            end(world, told(error, world.rank, world.size), 1, is_echo(error))
+            abort_all(world, error)
         else:
-            print(told(error, 0, 1), file=sys.stderr, flush=True)
+            log_failure(error, 0, 1)
         return 1
 
 

@@ -7,6 +7,7 @@ writes a part of its own, and virtual datasets join the parts.
 """
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,10 +27,12 @@ from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, sync
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
+from ddcnn.parallel.tags import Tag
 from ddcnn.parallel.world import World
 
 BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work
 CHUNK_BYTES = 1 << 20
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def partition(
         files.prepare()
     try:
         with (
-            world.raise_on_all_ranks(), world.cancel_together(number % 2**14, options.should_stop) as cancelled,
+            world.raise_on_all_ranks(), world.cancel_together(Tag.PARTITION, options.should_stop) as cancelled,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(work.values()):
@@ -218,7 +221,7 @@ def read_block(
             raise
         if len(samples) == 1:
             if not quiet:
-                print(f"ddcnn: skipped: {str(damage).partition('; mend')[0]}", file=sys.stderr, flush=True)
+                logger.warning("%s", str(damage).partition("; mend")[0], extra={"kind": "skipped"})
             return samples[:0], np.empty((0, *split.shape[1:]), split.dtype)
     one_by_one = [read_block(source, split, name, samples[k : k + 1], skip_damaged, quiet) for k in range(len(samples))]
     return np.concatenate([sample for sample, _ in one_by_one]), np.concatenate([image for _, image in one_by_one])

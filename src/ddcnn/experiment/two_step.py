@@ -12,12 +12,11 @@ from ddcnn.experiment.context import Job, failing_in, state_of
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, probabilities_of, train_local
+from ddcnn.parallel.tags import Tag
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.loop import Epoch
 from ddcnn.training.resume import Keeper
-
-LOCAL, FOLDS, DNN = 1, 2, 3  # work that ranks do for themselves: tags of the word that one of them stops
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
     """Trains the parts one after the other: the rank's local CNNs, and on rank 0 the DNN, if a method needs it."""
     world, settings = job.world, job.settings
     with job.progress("local CNNs", settings.epochs * len(job.owned) * job.dnn_samples.networks) as progress:
-        with world.timeline.phase("local"), world.raise_on_all_ranks(), world.cancel_together(LOCAL, job.asked_to_stop) as others_stop:
+        with world.timeline.phase("local"), world.raise_on_all_ranks(), world.cancel_together(Tag.LOCAL, job.asked_to_stop) as others_stop:
             networks = [obtain_local(job, index, progress, others_stop) for index in job.owned]
         folds = job.dnn_samples.kind == "out-of-fold"
         with (
             world.timeline.phase("folds" if folds else "local"),
             world.raise_on_all_ranks(),
-            world.cancel_together(FOLDS, job.asked_to_stop) as others_stop,
+            world.cancel_together(Tag.FOLDS, job.asked_to_stop) as others_stop,
         ):
             pairs = zip(job.owned, networks, strict=True)
             classifiers = [classify_local(job, index, network, progress, others_stop) for index, network in pairs]
@@ -62,7 +61,7 @@ def two_step(job: Job) -> tuple[list[nn.Module], nn.Module | None]:
                 handed_test = peers.gather(np.stack([local.handed_test for local in found]))
 
     dnn = None
-    with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(DNN, job.asked_to_stop) as others_stop:
+    with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(Tag.DNN, job.asked_to_stop) as others_stop:
         if test is not None:
             decide(job, samples_first(test))
         if handed is not None and handed_test is not None:

@@ -12,11 +12,11 @@ parsed: as HDF5 and JSON, nothing is unpickled.
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +38,8 @@ MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 26
 PIECE = 1 << 26  # bytes written between two signs of life
 Arrays = dict[str, np.ndarray]
+
+logger = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
@@ -140,7 +142,7 @@ class Sequence:
             problems = self.world.gather_values(problem) or []
             then = "going back to the step before it" if number != numbers[0] else "no step is left, so this training begins anew"
             for problem in sorted(set(problems) - {""}):
-                print(f"ddcnn: warning: {problem}; {then}", file=sys.stderr, flush=True)
+                logger.warning("%s; %s", problem, then)
             if self.world.broadcast(not any(problems)):
                 return step
             self.world.on_root(partial(self._set_aside, number))

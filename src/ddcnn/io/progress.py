@@ -1,11 +1,14 @@
 """What a person sees of a run on rank 0: a bar with the time left on a terminal, plain lines in a file."""
 
+import logging
 import os
 import sys
 import time
 from pathlib import Path
 
 LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "mpirun.openmpi", "orterun", "prterun", "srun"}
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -48,7 +51,7 @@ class Progress:
         elif self.style == "lines" and time.perf_counter() - self.told >= self.seconds:
             self.told = time.perf_counter()
             left = (time.perf_counter() - self.begin) / (self.done - self.skipped) * (self.total - self.done)
-            print(f"{self.title}  {self.done}/{self.total}  {state}  {left:.0f} s left", flush=True)
+            logger.info("%s  %d/%d  %s  %.0f s left", self.title, self.done, self.total, state, left)
 
     def __exit__(self, *error) -> None:
         if self.style == "bar":

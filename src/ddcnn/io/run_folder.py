@@ -9,6 +9,7 @@ No other module knows these names::
     FOLDER/seed-K/          the same for every seed of a run with --seeds
 """
 
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ LEFT_BY_A_RUN = {
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
 }  # folder -> patterns of what a new run clears
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
     folder = RunFolder(output)
     folder.check(settings)  # another job may have used it meanwhile
     if settings.resume and not folder.is_run:
-        print(f"{output}: no run to go on with; a new one, on {settings.data}, begins", flush=True)
+        logger.info("%s: no run to go on with; a new one, on %s, begins", output, settings.data)
     if not resumes_finished(settings):
         folder.prepare(settings)
     return folder

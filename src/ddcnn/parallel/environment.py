@@ -1,4 +1,4 @@
-"""``ddcnn info``: what a run would find on this machine."""
+"""Versions and hardware of this machine, as a run would use them."""
 
 import os
 import platform
@@ -29,32 +29,24 @@ def threads_per_rank(world: World, requested: int | None) -> int:
     return requested or (int(given) if given.isdigit() and int(given) > 0 else max(1, len(cores) // sharing))
 
 
-def show_info(world: World) -> None:
-    """On rank 0: prints MPI, HDF5, devices, cores and threads as a table."""
+def describe(world: World) -> dict[str, str]:
+    """MPI, HDF5, devices, cores and threads of this rank, by name; all ranks."""
     import h5py
     import numpy
     import torch
-    from rich.console import Console
-    from rich.table import Table
 
-    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    found = versions()
+    own = versions()
+    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"
-    rows = {
-        "ddcnn": found["ddcnn"],
+    return {
+        "ddcnn": own["ddcnn"],
         "python": platform.python_version(),
         "numpy": numpy.__version__,
-        "torch": f"{found['torch']}, CUDA {torch.version.cuda or 'not built in'}",
+        "torch": f"{own['torch']}, CUDA {torch.version.cuda or 'not built in'}",
         "MPI": world.library(),
-        "HDF5": f"{found['hdf5']}, h5py {h5py.__version__}, {hdf5}",
-        "GPUs": ", ".join(devices) or "none",
-        "cores of this process": str(len(os.sched_getaffinity(0))),
-        "threads of a rank": str(threads_per_rank(world, None)),
+        "HDF5": f"{own['hdf5']}, h5py {h5py.__version__}, {hdf5}",
+        "GPUs": ", ".join(gpus) or "none",
+        "cores per process": str(len(os.sched_getaffinity(0))),
+        "threads per rank": str(threads_per_rank(world, None)),
         "CPU precision": torch.backends.cpu.get_cpu_capability(),
     }
-    if world.rank:
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)

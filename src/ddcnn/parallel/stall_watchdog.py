@@ -8,6 +8,7 @@ the watching rank counts: clocks of different hosts are never compared, and a jo
 
 import faulthandler
 import json
+import logging
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ LENGTH = 256  # of a rank's file, which is overwritten in place
 LEFT_BEHIND = 3600.0  # seconds after which a folder in which nobody writes is one of a killed job
 MOST_NAMED = 8
 PREFIX = ".ddcnn-ranks-"
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -119,8 +121,7 @@ class _Watch(threading.Thread):
                 time.sleep(60)  # for the one that speaks to end this one too
             except OSError:
                 pass
-            line = f"ddcnn: failed: {what}; ending all ranks. --stall-timeout sets the limit"
-            print(line, file=sys.stderr, flush=True)
+            logger.critical("%s; ending all ranks. --stall-timeout sets the limit", what)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.world.abort(1)
 

@@ -18,6 +18,7 @@ import numpy as np
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.launcher import launched_size
+from ddcnn.parallel.tags import Tag
 from ddcnn.parallel.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
@@ -173,11 +174,11 @@ class World:
     # Agreeing on errors
 
     @contextmanager
-    def cancel_together(self, work: int, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
+    def cancel_together(self, work: Tag, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
         """Around long work without communication, on all ranks: yields whether another rank refuses or stops, so that this one may stop.
 
         Args:
-            work: a number below 2¹⁵, another one every time.
+            work: the tag of its messages, all of which are received before the ranks leave.
             asked: whether this rank has been asked to stop; if it has nothing left to do, it tells the others.
 
         Raises:

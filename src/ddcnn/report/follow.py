@@ -1,6 +1,7 @@
 """``ddcnn report --follow``: what a run does, from the metrics.jsonl that it writes, until it has finished."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,7 @@ class Line:
         return f"{seed}{self.phase}" + ("" if self.subdomain is None else f"  subdomain {self.subdomain}")
 
 
+logger = logging.getLogger(__name__)
 LINE = TypeAdapter(Line)
 
 
@@ -64,12 +66,13 @@ def follow(run: RunFolder, interval: float = INTERVAL) -> None:
         for lines in looks(run, interval):
             if state_of(run) != state:
                 state = state_of(run)
-                print(state, end="\n" if state else "", flush=True)
+                if state:
+                    logger.info("%s", state)
             for line in lines:
                 name = f"{line.training}  epoch {line.epoch}"
                 if name not in told:
                     told.add(name)
-                    print("  ".join((name, *named(line))), flush=True)
+                    logger.info("%s", "  ".join((name, *named(line))))
     show_results(run)
 
 

@@ -1,6 +1,9 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
+import logging
+import sys
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from ddcnn.report.metrics import confusion
 from ddcnn.report.page import write_pages
 
 MANY_SUBDOMAINS = 64
+logger = logging.getLogger(__name__)
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
 SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
@@ -48,7 +52,7 @@ def write_report(run: RunFolder, show: bool = True, draw: bool = True) -> None:
     write_pages(run, text)
     if show:
         show_methods(found)
-        print(f"report: {run.report}")
+        logger.info("report: %s", run.report)
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
@@ -255,4 +259,6 @@ def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None) -
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
-    Console().print(shown)
+    text = StringIO()
+    Console(file=text, force_terminal=sys.stdout.isatty() or None).print(shown)
+    logger.info("%s", text.getvalue().removesuffix("\n"))

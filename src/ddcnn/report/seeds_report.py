@@ -1,5 +1,6 @@
 """Several seeds of one run, put together: mean and spread of every method."""
 
+import logging
 import statistics
 from typing import Any
 
@@ -23,6 +24,7 @@ from ddcnn.report.run_report import (
 )
 
 MEASURES = ("test_accuracy", "balanced_accuracy", "auc", "test_loss")
+logger = logging.getLogger(__name__)
 
 
 def write_reports(output: RunFolder) -> None:
@@ -62,7 +64,7 @@ def write_summary(output: RunFolder, folders: list[RunFolder], show: bool = True
     if show:
         rows = method_rows(runs)
         show_table(METHODS_HEADER, rows, None)
-        print(f"report: {output.report}")
+        logger.info("report: %s", output.report)
 
 
 def mean_of(values: list[Any]) -> Any:

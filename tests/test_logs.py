@@ -1,0 +1,63 @@
+"""Who says what where: notes on the stdout of rank 0, warnings and errors of any rank on stderr; nothing is printed past that."""
+
+import ast
+import logging
+from pathlib import Path
+
+import pytest
+
+import ddcnn
+from ddcnn.parallel.logs import set_up
+
+SOURCE = Path(ddcnn.__file__).parent
+MAY_PRINT = ("experiment", "inference", "scaling", "__main__.py")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    logger = logging.getLogger("ddcnn")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_notes_are_rank_0s_alone_and_problems_anyones(rank, capsys):
+    set_up(1 - rank)  # a later call replaces the handlers
+    set_up(rank)
+    logger = logging.getLogger("ddcnn.io.any")
+    logger.debug("detail")
+    logger.info("note: %d", 1)
+    for level in (logging.WARNING, logging.ERROR, logging.CRITICAL):
+        logger.log(level, "text")
+    logger.warning("sample 3", extra={"kind": "skipped"})
+    written = capsys.readouterr()
+    assert written.out == ("" if rank else "note: 1\n")
+    assert written.err == "ddcnn: warning: text\nddcnn: error: text\nddcnn: failed: text\nddcnn: skipped: sample 3\n"
+
+
+def printing(tree: ast.AST) -> list[int]:
+    """Lines that print, or write to stdout or stderr."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function, text = node.func, ast.unparse(node.func)
+            writes = text.endswith((".stdout.write", ".stderr.write", ".stdout.buffer.write"))
+            prints = isinstance(function, ast.Attribute) and function.attr == "print" and "Console(file=" not in text  # into a string
+            if text == "print" or prints or writes:
+                lines.append(node.lineno)
+    return lines
+
+
+def test_nothing_below_experiment_prints():
+    places = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if not name.startswith(MAY_PRINT) and (lines := printing(ast.parse(path.read_text()))):
+            places[name] = lines
+    assert places == {}, "log it: logging.getLogger(__name__).info(…)"
+
+
+@pytest.mark.parametrize("code", ["print(1)", "sys.stderr.write('x')", "Console().print(table)"])
+def test_printing_is_noticed(code):
+    assert printing(ast.parse(code)) == [1]
