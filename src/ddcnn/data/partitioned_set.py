@@ -28,7 +28,7 @@ from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import DAMAGE, NUMBERS, attribute, own_dataset, reading
+from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, has_attribute, opened, own_array, parsing
 
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
@@ -45,9 +45,9 @@ def is_partitioned(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with h5py.File(path, "r") as file:
-            return "schema_version" in file.attrs
-    except DAMAGE:
+        with opened(path) as file:
+            return has_attribute(file, "schema_version")
+    except InputError:
         return False
 
 
@@ -131,8 +131,8 @@ class PartitionedSet:
         for split in SPLITS:
             for part in parts_of(path, found.parts, found.tables[f"{split}/parts"]):
                 held.setdefault(part.file, []).append((split, part))
-        for name, parts in held.items():  # each is opened once
-            with parts[0][1].reading(path), h5py.File(name, "r") as file:
+        for parts in held.values():  # each is opened once
+            with parts[0][1].opened(path) as file:
                 for split, part in parts:
                     for place in found.decomposition.subdomains:
                         part.dataset(file, images_name(split, place.index), (*place.stored.shape, found.shape[-1]), found.dtype)
@@ -156,7 +156,7 @@ class PartitionedSet:
         place, path = self.decomposition.subdomains[index], Path(self.path)
         name, shape = images_name(split, place.dataset), (*place.stored.shape, self.shape[-1])
         runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, place.dataset]
-        with reading(path, *REFUSAL), h5py.File(path, "r") as file:
+        with opened(path, *REFUSAL) as file:
             if attribute(file, "digest") != self.digest:
                 raise InputError(f"{path}: was replaced by another partitioned set; start again")
         parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
@@ -168,7 +168,7 @@ class PartitionedSet:
             for part in parts:
                 a, b = max(start, part.start), min(stop, part.stop)
                 if a < b:
-                    with part.reading(path), h5py.File(part.file, "r") as file:
+                    with part.opened(path) as file, parsing():
                         dataset = part.dataset(file, name, shape, self.dtype)
                         dataset.read_direct(images, np.s_[a - part.start : b - part.start], np.s_[a - start : b - start])
             for k in range(first, last):
@@ -203,35 +203,38 @@ class PartitionedSet:
 
 def _opened(path: Path) -> PartitionedSet:
     """A set and its tables; InputError for whatever is wrong with them."""
-    with reading(path, *REFUSAL), h5py.File(path, "r") as file:
-        version = attribute(file, "schema_version") if "schema_version" in file.attrs else None
+    with opened(path, *REFUSAL) as file:
+        version = attribute(file, "schema_version") if has_attribute(file, "schema_version") else None
         if version != SCHEMA_VERSION:
             raise InputError(f"{path}: schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; partition the source again")
         found = _described(path, file)
         found = replace(found, tables=_tables(found, file))
         if found.digest != found.attributes()["digest"]:
-            raise ValueError("its attributes, labels or checksums are not those that were written")
+            raise Damaged("its attributes, labels or checksums are not those that were written")
         for split, samples in found.samples.items():
             labels, runs, parts = (found.tables[f"{split}/{name}"] for name in ("labels", "runs", "parts"))
             if labels.min() < 0 or labels.max() >= len(found.class_names) or not _ascends(runs, samples) or not _ascends(parts, samples):
-                raise ValueError(f"the labels, runs or parts of {split} are out of range")
+                raise Damaged(f"the labels, runs or parts of {split} are out of range")
             if (runs[:-1] == runs[1:]).any():
-                raise ValueError(f"{split} has runs without rows")
+                raise Damaged(f"{split} has runs without rows")
         return found
 
 
 def _described(path: Path, file: h5py.File) -> PartitionedSet:
-    """What the attributes say; ValueError if that cannot be."""
+    """What the attributes say; Damaged if that cannot be."""
     values: dict[str, Any] = {"path": str(path)}
     for name, kind in PartitionedSet.__annotations__.items():
         if name not in NOT_WRITTEN:
             value = attribute(file, name)
-            value = json.loads(value) if name == "class_names" else value
+            with parsing():
+                value = json.loads(value) if name == "class_names" else value
             values[name] = tuple(value) if isinstance(value, list) else value
             if not _is(values[name], kind):
-                raise ValueError(f"attribute {name} has another type")
+                raise Damaged(f"attribute {name} has another type")
     found = PartitionedSet(**values)
-    spatial, dtype = found.shape[:-1], np.dtype(found.dtype)
+    spatial = found.shape[:-1]
+    with parsing():
+        dtype = np.dtype(found.dtype)
     if (
         len(spatial) not in (2, 3)
         or len(found.grid) != len(spatial)
@@ -241,12 +244,12 @@ def _described(path: Path, file: h5py.File) -> PartitionedSet:
         or not 0 <= found.margin <= LARGEST_OVERLAP
         or min(found.train_samples, found.test_samples) < 1
         or dtype.kind not in NUMBERS
-        or not len(found.mean) == len(found.std) == found.shape[-1]
+        or not 1 <= len(found.mean) == len(found.std) == found.shape[-1]
         or not all(map(math.isfinite, found.mean + found.std))
         or min(found.std) <= 0
         or not found.class_names
     ):
-        raise ValueError("its attributes contradict each other, or are out of range")
+        raise Damaged("its attributes contradict each other, or are out of range")
     return found
 
 
@@ -262,9 +265,9 @@ def _tables(described: PartitionedSet, file: h5py.File) -> dict[str, np.ndarray]
     tables = {}
     for split, samples in described.samples.items():
         for name, rows in (("labels", (samples,)), ("indices", (samples,)), ("runs", None), ("parts", None)):
-            tables[f"{split}/{name}"] = own_dataset(file, f"{split}/{name}", rows, "<i8")[...]
+            tables[f"{split}/{name}"] = own_array(file, f"{split}/{name}", rows, "<i8")
         shape = (tables[f"{split}/runs"].size - 1, math.prod(described.grid))
-        tables[f"{split}/checks"] = own_dataset(file, f"{split}/checks", shape, "<u4")[...]
+        tables[f"{split}/checks"] = own_array(file, f"{split}/checks", shape, "<u4")
     return tables
 
 

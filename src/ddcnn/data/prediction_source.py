@@ -20,7 +20,7 @@ from ddcnn.data.sources.volumes import TABLE
 from ddcnn.data.sources.volumes import load as load_volume
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.inference.trained_run import TrainedOn
-from ddcnn.io.hdf5 import reading
+from ddcnn.io.hdf5 import parsing, reading
 
 ARRAYS = {".npz": open_npz, ".h5": open_h5}
 OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that decide on pixels
@@ -155,7 +155,7 @@ def _arrays(options: SourceOptions, wanted: str) -> Split:
 
 def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: TrainedOn, wanted: str) -> Split:
     """Whole images, put together again; what has become of their pixels is what ``options`` say."""
-    with reading(Path(store.path), "not a readable partitioned set"):
+    with reading(Path(store.path), "not a readable partitioned set"), parsing():
         theirs = options.as_before(store.preprocessing)
     for name in OF_PIXELS:
         if getattr(theirs, name) != getattr(options, name):

@@ -4,7 +4,9 @@ For other programs virtual datasets join the parts. This one opens the parts its
 zeros where one is missing, and crash where a virtual dataset is damaged.
 """
 
+import os
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,7 @@ import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import DAMAGE, attribute, own_dataset, reading
+from ddcnn.io.hdf5 import attribute, opened, own_dataset, reading
 
 REFUSAL = ("not a complete partitioned set", "partition the source again")  # what, and the way out
 
@@ -32,12 +34,13 @@ class Part:
     stop: int
 
     def dataset(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-        """The part's rows of a dataset, each of ``shape``; ValueError if it is not as it must be."""
+        """The part's rows of a dataset, each of ``shape``; Damaged if it is not as it must be."""
         return own_dataset(file, name, (self.stop - self.start, *shape), dtype)
 
-    def reading(self, path: Path):
-        """Around reading this part of the set ``path``: whatever is wrong becomes an InputError."""
-        return reading(path, REFUSAL[0] if self.file == path else f"its part {self.file.name} is damaged or foreign", REFUSAL[1])
+    def opened(self, path: Path) -> AbstractContextManager[h5py.File]:
+        """This part of the set ``path``, open for reading within ``hdf5.reading``."""
+        what = REFUSAL[0] if self.file == path else f"its part {self.file.name} is damaged or foreign"
+        return opened(self.file, what, REFUSAL[1], named=path)
 
 
 def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:
@@ -54,10 +57,11 @@ def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:
     if not folder:
         return [Part(path, rows[0], rows[-1])]
     parts = [Part(path.parent / folder / part_name(rank), a, b) for rank, (a, b) in enumerate(pairwise(rows)) if b > a]
-    with reading(path, *REFUSAL):  # names may be too long, links may be a circle
+    with reading(path, *REFUSAL):  # names may be too long
         for part in parts:
             name = f"{folder}/{part.file.name}"
-            if Path(folder).name != folder or part.file.resolve().parent != path.parent.resolve() / folder:
+            beside = os.path.join(os.path.realpath(path.parent), name)
+            if Path(folder).name != folder or "\0" in folder or os.path.realpath(part.file) != beside:
                 raise InputError(f"{path}: its part {name} lies outside of its folder, and is not followed")
             if not part.file.is_file():
                 raise InputError(f"{path}: its part {name} is missing; bring it back beside the file, or partition again")
@@ -69,9 +73,9 @@ def written_parts(path: Path) -> set[Path]:
     if not path.is_file():
         return set()
     try:
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             folder = str(attribute(file, "parts"))
-    except DAMAGE:
+    except InputError:
         return set()
     own = re.fullmatch(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts", folder) and not (path.parent / folder).is_symlink()
     return set((path.parent / folder).glob("[0-9]" * 5 + ".h5")) if own else set()

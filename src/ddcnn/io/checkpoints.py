@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+from pydantic import BaseModel, Field
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, sync
-from ddcnn.io.hdf5 import DAMAGE, own_dataset, own_group
+from ddcnn.io.hdf5 import Damaged, names_in, own_array, parsing
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
 
@@ -42,8 +43,23 @@ Arrays = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
 
 
-class Damaged(Exception):
-    """A file of a step is not what has been written."""
+class Stored(dict[str, Any]):
+    """What a checkpoint holds, by name; what is missing is ``Damaged``."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Damaged(f"{name} is missing")
+
+
+class _File(BaseModel):
+    bytes: int
+    sha256: str
+    parts: list[str]
+
+
+class _Manifest(BaseModel):
+    identity: dict[str, Any]
+    about: dict[str, Any]
+    files: dict[str, _File] = Field(min_length=1)
 
 
 @dataclass
@@ -167,20 +183,16 @@ class Sequence:
 
     def _read(self, folder: Path, parts: Collection[str]) -> Step:
         manifest = _unsealed(folder / MANIFEST)
-        try:
-            for name, ours in self.identity.items():
-                if (theirs := manifest["identity"].get(name)) != ours:
-                    raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {theirs}, where this one has {ours}: not resumed")
-            names = [f"rank-{rank:04}.h5" for rank in range(len(manifest["files"]))]
-            own = names[self.world.rank % len(names)]
-            holder = {part: name for name in names for part in manifest["files"][name]["parts"]}
-            read = {}
-            for name in {own, *(holder[part] for part in parts)}:
-                file = manifest["files"][name]
-                read[name] = _unpacked(folder / name, file["bytes"], file["sha256"])
-            return Step(dict(manifest["about"]), {part: read[holder[part]][part] for part in parts}, read[own].get("own", {}))
-        except DAMAGE as error:
-            raise Damaged(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+        for name, value in self.identity.items():
+            if (other := manifest.identity.get(name)) != value:
+                raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {other}, where this one has {value}: not resumed")
+        names = [f"rank-{rank:04}.h5" for rank in range(len(manifest.files))]
+        own = names[self.world.rank % len(names)]
+        files = Stored(manifest.files)
+        file_of = Stored({part: name for name in names for part in files[name].parts})
+        needed = {own, *(file_of[part] for part in parts)}
+        read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
+        return Step(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, read[own].get("own", Stored()))
 
 
 def _packed(step: Step) -> bytes:
@@ -203,17 +215,19 @@ def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise Damaged(f"{path} is damaged")
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            return {part: dict(_arrays(file, part)) for part in file}
-    except DAMAGE as error:
+        with parsing():
+            file = h5py.File(io.BytesIO(data), "r")
+            parts = list(file)
+        with file:
+            return Stored({part: _arrays(file, part) for part in parts})
+    except Damaged as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
 
-def _arrays(file: h5py.File, part: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Name within the part, and array: two levels below it, never deeper."""
-    for kind in own_group(file, part):
-        for name in own_group(file, f"{part}/{kind}"):
-            yield f"{kind}/{name}", own_dataset(file, f"{part}/{kind}/{name}")[...]
+def _arrays(file: h5py.File, part: str) -> Arrays:
+    """The arrays of a part, which lie two levels below it and no deeper."""
+    kinds = {kind: names_in(file, f"{part}/{kind}") for kind in names_in(file, part)}
+    return Stored({f"{kind}/{name}": own_array(file, f"{part}/{kind}/{name}") for kind, names in kinds.items() for name in names})
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
@@ -222,18 +236,20 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
     return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
+def _unsealed(path: Path) -> _Manifest:
     data = _read_file(path, MOST_MANIFEST_BYTES)
     line, *rest = data.split(b"\n")
     if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
         raise Damaged(f"{path} is damaged")
     try:
-        manifest = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        with parsing():
+            values = json.loads(line)
+        if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"{path}: not of this version of ddcnn, which reads version {SCHEMA_VERSION}")
+        with parsing():
+            return _Manifest.model_validate(values)
+    except Damaged as error:
         raise Damaged(f"{path} is damaged ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{path}: not of this version of ddcnn, which reads version {SCHEMA_VERSION}")
-    return manifest
 
 
 def _read_file(path: Path, most: int) -> bytes:

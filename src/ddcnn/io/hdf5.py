@@ -1,4 +1,8 @@
-"""HDF5 files that anyone may have written: only what lies in the file itself, in plain types; whatever is wrong in one line."""
+"""Reading HDF5 files that anyone may have written: plain numbers and text that lie in the file itself; all else is refused in one line.
+
+What h5py raises on damaged bytes becomes ``Damaged`` around the calls of h5py alone (``parsing``), so that an error in this program
+keeps its type and its traceback.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,49 +19,82 @@ HDF5_FORMAT = "v110"  # of the files that are written: the oldest that has check
 NUMBERS = "biuf"  # kinds of NumPy types
 LONGEST_REASON = 300
 ATTRIBUTE_BYTES = 1 << 24  # far more than the names of all classes take
-# What h5py raises while it reads a damaged file; UnicodeDecodeError and RecursionError are among them.
+# What h5py, json and NumPy raise on damaged bytes; UnicodeDecodeError and RecursionError are among them.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, SystemError)
 
 while h5py.h5pl.size():  # filters are programs: none is ever loaded because a file asks for it
     h5py.h5pl.remove(0)
 
 
+class Damaged(ValueError):
+    """A file does not hold what this program has written into it."""
+
+
 @contextmanager
-def reading(path: Path, what: str = "not a readable HDF5 file", remedy: str = "") -> Iterator[None]:
-    """Turns what a damaged or foreign file leads to into an InputError: ``path: what (reason); remedy``."""
+def parsing() -> Iterator[None]:
+    """Around calls that parse foreign bytes (h5py, json, ``np.dtype``) and around nothing else: what they raise becomes ``Damaged``."""
     try:
         yield
+    except Damaged:
+        raise
     except DAMAGE as error:
-        reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise Damaged(str(reason) or type(error).__name__) from None
+
+
+@contextmanager
+def reading(path: Path, what: str = "not a readable HDF5 file", remedy: str = "") -> Iterator[None]:
+    """Turns ``Damaged``, and what the file system refuses, into an InputError: ``path: what (reason); remedy``."""
+    try:
+        yield
+    except (Damaged, OSError) as error:
+        reason = str(error) or type(error).__name__
         reason = reason if len(reason) < LONGEST_REASON else f"{reason[:LONGEST_REASON]} …"  # it may quote the file
         raise InputError(f"{path}: {what} ({reason}){remedy and '; '}{remedy}") from None
 
 
+@contextmanager
+def opened(path: Path, what: str = "not a readable HDF5 file", remedy: str = "", named: Path | None = None) -> Iterator[h5py.File]:
+    """An HDF5 file open for reading, within ``reading`` of it or of the file ``named``, to which it belongs."""
+    with reading(named or path, what, remedy):
+        with parsing():
+            file = h5py.File(path, "r")
+        with file:
+            yield file
+
+
+@parsing()
 def own_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
     """The group or dataset ``name``, to which hard links alone lead.
 
     Raises:
-        ValueError: no such object, or another kind of link.
+        Damaged: no such object, or another kind of link.
     """
-    found = file
+    place = file
     for part in name.split("/"):
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
         if link is None:
-            raise ValueError(f"{name} is missing")
+            raise Damaged(f"{name} is missing")
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link, which could lead to another file and is not followed")
-        found = found[part]
-    return found
+            raise Damaged(f"{name} is a link, which could lead to another file and is not followed")
+        place = place[part]
+    return place
 
 
-def own_group(file: h5py.File, name: str) -> h5py.Group:
-    """The group ``name``; ValueError as ``own_object``."""
-    found = own_object(file, name)
-    if not isinstance(found, h5py.Group):
-        raise ValueError(f"{name} is not a group")
-    return found
+@parsing()
+def names_in(file: h5py.File, name: str) -> list[str]:
+    """What the group ``name`` holds.
+
+    Raises:
+        Damaged: there is no such group, as ``own_object`` says, or it is not a group.
+    """
+    group = own_object(file, name)
+    if not isinstance(group, h5py.Group):
+        raise Damaged(f"{name} is not a group")
+    return list(group)
 
 
+@parsing()
 def own_dataset(
     file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None, *, kinds: str = NUMBERS
 ) -> h5py.Dataset:
@@ -68,40 +105,58 @@ def own_dataset(
         kinds: of NumPy types that it may have.
 
     Raises:
-        ValueError: it has not; or its data lie elsewhere, pass through a filter, or are fewer than its shape says.
+        Damaged: it has not; or its data lie elsewhere, pass through a filter, or are fewer than its shape says.
     """
     dataset = own_object(file, name)
     if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{name} is not an array")
+        raise Damaged(f"{name} is not an array")
     if dataset.is_virtual or dataset.external:  # first of all: to know the shape, HDF5 would open the sources
-        raise ValueError(f"{name} keeps its data in another file, which is not followed")
+        raise Damaged(f"{name} keeps its data in another file, which is not followed")
     if dataset.id.get_create_plist().get_nfilters():
-        raise ValueError(f"{name} is compressed or filtered")
+        raise Damaged(f"{name} is compressed or filtered")
     if dataset.shape is None or dataset.dtype.kind not in kinds or (dtype is not None and dataset.dtype != np.dtype(dtype)):
-        raise ValueError(f"{name} has type {dataset.dtype}{'' if dtype is None else f', not {np.dtype(dtype)}'}")
+        raise Damaged(f"{name} has type {dataset.dtype}{'' if dtype is None else f', not {np.dtype(dtype)}'}")
     if shape is not None and dataset.shape != shape:
-        raise ValueError(f"{name} has shape {dataset.shape}, not {shape}")
+        raise Damaged(f"{name} has shape {dataset.shape}, not {shape}")
     size = prod(dataset.shape) * dataset.dtype.itemsize
     if size > min(dataset.id.get_storage_size(), dataset.file.id.get_filesize()):
-        raise ValueError(f"{name} has fewer data than its shape {dataset.shape} says")
+        raise Damaged(f"{name} has fewer data than its shape {dataset.shape} says")
     return dataset
 
 
+@parsing()
+def own_array(file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
+    """The values of ``own_dataset``, which raises the same."""
+    return own_dataset(file, name, shape, dtype)[...]
+
+
+@parsing()
+def has_attribute(holder: h5py.HLObject, name: str) -> bool:
+    return name in holder.attrs
+
+
+@parsing()
 def attribute(holder: h5py.HLObject, name: str) -> Any:
     """A string, a number, or a (nested) list of numbers.
 
     Raises:
-        ValueError: no such attribute, or one of another type, or a large one.
+        Damaged: no such attribute, or one of another type, or a large one.
     """
     if name not in holder.attrs:
-        raise ValueError(f"attribute {name} is missing")
-    found = holder.attrs.get_id(name)
-    kind, size = found.get_type().get_class(), found.get_space().get_simple_extent_npoints()
-    if size == 0 or max(size, found.get_storage_size()) > ATTRIBUTE_BYTES:
-        raise ValueError(f"attribute {name} is empty or too large")
-    if kind == h5py.h5t.STRING and found.shape == ():
+        raise Damaged(f"attribute {name} is missing")
+    stored = holder.attrs.get_id(name)
+    kind, size = stored.get_type().get_class(), stored.get_space().get_simple_extent_npoints()
+    if size == 0 or max(size, stored.get_storage_size()) > ATTRIBUTE_BYTES:
+        raise Damaged(f"attribute {name} is empty or too large")
+    if kind == h5py.h5t.STRING and stored.shape == ():
         value = holder.attrs[name]
         return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
-    if kind in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) and len(found.shape) <= 2:
+    if kind in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) and len(stored.shape) <= 2:
         return np.asarray(holder.attrs[name]).tolist()
-    raise ValueError(f"attribute {name} is neither a string nor an array of numbers")
+    raise Damaged(f"attribute {name} is neither a string nor an array of numbers")
+
+
+@parsing()
+def attributes(file: h5py.File) -> dict[str, Any]:
+    """All attributes of a file by name; Damaged as ``attribute``."""
+    return {name: attribute(file, name) for name in file.attrs}
