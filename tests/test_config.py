@@ -1,5 +1,6 @@
 """Options: from a TOML file, from the command line, refused, written and read again."""
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ddcnn
+from ddcnn.__main__ import COMMANDS, execute
 from ddcnn.config.load import load
+from ddcnn.config.parser import extra, find, parse
 from ddcnn.config.settings import PartitionSettings, RunSettings
+from ddcnn.config.trained_settings import ExportSettings
+from ddcnn.config.types import Group
 from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.experiment.plan import prepare_run, resolved
 from ddcnn.io.run_folder import OF_AN_ATTEMPT, take_output
-
-COMMANDS = ("run", "partition", "report", "info")
 
 # For every option: a value that is not its default, as a TOML file has it and as the program sees it.
 DATA_VALUES = {
@@ -201,14 +205,41 @@ def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_p
 # The program as it is started
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_that_names_its_options(ddcnn, command):
-    done = ddcnn(command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    kind = {"run": RunSettings, "partition": PartitionSettings}.get(command)
-    for name in kind.model_fields if kind else ():
-        assert ("SOURCE" if name == "source" else f"--{name.replace('_', '-')}") in done.stdout
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
+def test_the_help_of_a_command_shows_each_option_in_one_group_with_its_default_and_examples(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as end:
+        execute([*command.name.split(), "--help"], None)
+    assert end.value.code == 0
+    usage, _, *sections, examples = capsys.readouterr().out.split("\n\n")
+    groups = [section.partition(":\n")[0] for section in sections]
+    groups = groups[groups.index("options") + 1 :]
+    assert groups == [group for group in Group if group in groups]
+    for name in set(command.settings.model_fields) - {"run_options"}:
+        about = extra(command.settings, name)
+        if about["positional"]:
+            assert about["metavar"] in usage and f"\n  {about['metavar']} " in sections[0]
+            continue
+        shown = {
+            section.partition(":\n")[0]: re.findall(rf"\n  --{name.replace('_', '-')}[ ,].*(?:\n   .*)*", section) for section in sections
+        }
+        ((group, (text,)),) = [item for item in shown.items() if item[1]]
+        assert group == about["group"] and ("(required)" if command.settings.model_fields[name].is_required() else "(default: ") in text
+    lines = examples.strip().splitlines()
+    assert lines[0] == "examples:" and len(lines) > 1 + (command.name == "run")
+    for line in lines[1:]:
+        named, own = find(COMMANDS, line.partition(" -m ddcnn ")[2].split())
+        assert parse(named.settings, own, named.name)
+
+
+def test_every_option_is_read_by_the_program():
+    folder = Path(ddcnn.__file__).parent
+    source = "".join(path.read_text() for path in folder.rglob("*.py") if path.parent.name != "config")
+    source += "".join(re.findall(r"self(\.\w+)", (folder / "config" / "settings.py").read_text()))
+    for kind in {command.settings for command in COMMANDS}:
+        assert [name for name in kind.model_fields if not re.search(rf"""[."']{name}\b""", source)] == []
+    read = set(re.findall(r"settings\.(\w+)", (folder / "inference" / "export.py").read_text()))
+    assert read == set(ExportSettings.model_fields)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])

@@ -17,10 +17,14 @@ CALLS = [
     ("run --start-from TMP", "no results.json there; give the folder of a finished run"),
     ("partition digits", "--output FILE.h5 is required: the partitioned file to write"),
     ("partition digits --output TMP/text.txt", r"ends in \.h5"),
-    ("predict RUN digits", r"--output FILE.csv\|FILE.h5 is required: the predictions"),
+    ("predict RUN digits", r"--output FILE.csv\|FILE.h5 is required: file of the predictions"),
     ("predict digits RUN --output TMP/p.csv", "digits: no such folder; give the folder of a finished run"),
     ("predict RUN digits digits --output TMP/p.csv", "digits: a word that belongs to no option; see python -m ddcnn predict --help"),
     ("export RUN", "--format is required: torch-export"),
+    *(
+        (f"export RUN --format onnx --output TMP/network.onnx {option}", "unknown option --")
+        for option in ("--data-root TMP", "--download", "--skip-damaged", "--progress none", "--stall-timeout 5")
+    ),
     ("report --folow RUN", r"unknown option --folow \(did you mean --follow\?\); see python -m ddcnn report --help"),
     ("report RUN --output x", "unknown option --output; see python -m ddcnn report --help"),
     ("report", "required: RUN"),

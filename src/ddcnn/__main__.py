@@ -91,18 +91,55 @@ def info(world: World, settings: Settings) -> None:
         logger.info("%-17s  %s", name, value)
 
 
+RUN = "mpirun -n 4 python -m ddcnn run"
 COMMANDS = (  # the first one is run if none is named
-    Command("run", "decompose, train the local CNNs, gather, decide, report (the default command)", RunSettings, run, all_ranks=True),
-    Command("partition", "write a data set as a partitioned HDF5 file", PartitionSettings, partition, all_ranks=True),
-    Command("predict", "classify images with a finished run, into a CSV or HDF5 file", PredictSettings, predict, all_ranks=True),
-    Command("export", "write the network of a finished run as one, for other programs", ExportSettings, export),
-    Command("report", "tables and figures of finished runs, made anew; what a run does while it goes on", ReportSettings, report),
-    Command("scaling strong", "run one problem on several numbers of ranks, and collect the runs", scaling.StrongSettings, scaling.study),
-    Command("scaling weak", "run a problem that grows with the ranks: one subdomain a rank", scaling.WeakSettings, scaling.study),
-    Command("scaling collect", "compare finished runs on different numbers of ranks", scaling.CollectSettings, scaling.collect),
-    Command("scaling predict", "times on more ranks, by a performance model", scaling.ExtrapolationSettings, scaling.predict),
-    Command("info", "MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True),
-)
+    Command(
+        "run", "trains with every method, compares them and writes a report; the default command", RunSettings, run, all_ranks=True,
+        examples=(f"{RUN} --data cifar10 --download --output runs/cifar10", f"{RUN} --resume --output runs/cifar10"),
+    ),
+    Command(
+        "partition", "writes a data set as a partitioned HDF5 file", PartitionSettings, partition, all_ranks=True,
+        examples=("mpirun -n 4 python -m ddcnn partition cifar10 --grid 2x2 --output set.h5", f"{RUN} --data set.h5"),
+    ),
+    Command(
+        "predict", "classifies images with a finished run, into a CSV or HDF5 file", PredictSettings, predict, all_ranks=True,
+        examples=(
+            "python -m ddcnn predict runs/cifar10 photos --unlabelled --output photos.csv",
+            "mpirun -n 4 python -m ddcnn predict runs/cifar10 cifar10 --method dnn --output dnn.h5",
+        ),
+    ),
+    Command(
+        "export", "writes the network of a finished run for other programs", ExportSettings, export,
+        examples=("python -m ddcnn export runs/cifar10 --format onnx --output cifar10.onnx",),
+    ),
+    Command(
+        "report", "writes tables and figures of runs again; shows what a run does", ReportSettings, report,
+        examples=("python -m ddcnn report runs/cifar10", "python -m ddcnn report --follow runs/cifar10"),
+    ),
+    Command(
+        "scaling strong", "runs one problem on several numbers of ranks", scaling.StrongSettings, scaling.study,
+        examples=("python -m ddcnn scaling strong --ranks 1,2,4 --output study -- --data cifar10",),
+    ),
+    Command(
+        "scaling weak", "runs a problem that grows with the number of ranks", scaling.WeakSettings, scaling.study,
+        examples=("python -m ddcnn scaling weak --ranks 1,2,4 --side 32 --output study -- --network vgg3",),
+    ),
+    Command(
+        "scaling collect", "compares finished runs on different numbers of ranks", scaling.CollectSettings, scaling.collect,
+        examples=("python -m ddcnn scaling collect runs/1 runs/2 runs/4 --output study",),
+    ),
+    Command(
+        "scaling predict", "predicts times on more ranks by a performance model", scaling.ExtrapolationSettings, scaling.predict,
+        examples=(
+            "python -m ddcnn scaling predict study --measure",
+            "python -m ddcnn scaling predict study --latency-us 2 --bandwidth-gb 10",
+        ),
+    ),
+    Command(
+        "info", "shows MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True,
+        examples=("mpirun -n 4 python -m ddcnn info",),
+    ),
+)  # fmt: skip
 
 
 def needs_ranks(arguments: list[str]) -> bool:

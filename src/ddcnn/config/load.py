@@ -52,8 +52,8 @@ def _explain(kind: type[Settings], error: ValidationError, options: dict[str, An
         return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "missing":
-        extra: Any = kind.model_fields[name].json_schema_extra or {}
-        value = f" {extra['metavar']}" if extra.get("metavar") else ""
+        extra: Any = kind.model_fields[name].json_schema_extra
+        value = f" {extra['metavar']}" if extra["metavar"] else ""
         return f"--{name}{value} is required: {kind.model_fields[name].description}"
     where = f"--{name.replace('_', '-')}" if name in options or file is None else f"{file}: {name.replace('_', '-')}"
     given = options.get(name, first["input"])

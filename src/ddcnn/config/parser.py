@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 
 from ddcnn.config.load import load, option_names
 from ddcnn.config.settings import AnySettings, Settings
+from ddcnn.config.types import Group
 from ddcnn.errors import InputError, did_you_mean
 
 HELP = ("-h", "--help")
@@ -104,30 +105,49 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(kind: type[Settings], name: str, summary: str, examples: Sequence[str]) -> _Parser:
-    parser = _Parser(prog=f"python -m ddcnn {name}", description=summary, allow_abbrev=False)
-    if kind.from_file:
-        parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options under their names; the command line wins")
-    for field in kind.model_fields:
-        if field != "run_options":
-            _add_option(parser, kind, field)
+    positional = [field for field in kind.model_fields if extra(kind, field)["positional"]]
+    words = [f"{extra(kind, field)['metavar']}{' ...' * (field == 'runs')}" for field in positional]
+    words += ["-- [options of ddcnn run]"] if "run_options" in kind.model_fields else []
+    parser = _Parser(
+        prog=f"python -m ddcnn {name}", usage=" ".join([f"python -m ddcnn {name} [options]", *words]),
+        description=f"{summary[:1].upper()}{summary[1:]}.", epilog="\n  ".join(["examples:", *examples]), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for field in positional:
+        _add_option(parser, kind, field)
+    own_first = dict.fromkeys(field for one in kind.__mro__ for field in getattr(one, "__annotations__", {}) if field in kind.model_fields)
+    for group in Group:
+        section = parser.add_argument_group(group.value)
+        if group is Group.RUN and kind.from_file:
+            section.add_argument("--config", type=Path, metavar="FILE.toml", help="file of options; the command line wins (default: none)")
+        for field in own_first:
+            if extra(kind, field)["group"] == group and field not in positional and field != "run_options":
+                _add_option(section, kind, field)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, kind: type[Settings], name: str) -> None:
+def extra(kind: type[Settings], name: str) -> dict[str, Any]:
+    """What ``option`` has been told of a field."""
+    return cast(dict[str, Any], kind.model_fields[name].json_schema_extra)
+
+
+def _add_option(section: argparse._ActionsContainer, kind: type[Settings], name: str) -> None:
     """An option of a field; its value is checked later, with those of the TOML file."""
-    field = kind.model_fields[name]
-    extra: Any = field.json_schema_extra or {}
-    default = None if field.is_required() or "default" in str(field.description) else field.default
-    text = field.description if default in (None, False, ()) else f"{field.description} (default: {default})"
-    keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "metavar": extra.get("metavar")}
+    field, about = kind.model_fields[name], extra(kind, name)
+    text, default = str(field.description), field.default
+    if field.is_required():
+        text += "" if about["positional"] else " (required)"
+    elif "(default: " not in text:
+        text += f" (default: {('no', 'yes')[default] if isinstance(default, bool) else default})"
+    keywords: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS, "metavar": about["metavar"]}
     if field.annotation is bool:
         del keywords["metavar"]
         keywords["action"] = argparse.BooleanOptionalAction
     elif get_origin(field.annotation) is Literal:
         keywords["metavar"] = "|".join(get_args(field.annotation))
-    elif isinstance(keywords["metavar"], tuple):
-        keywords["nargs"] = len(keywords["metavar"])
-    if extra.get("positional"):
-        parser.add_argument(name, nargs="+" if get_origin(field.annotation) is tuple else None, **keywords)
+    elif isinstance(about["metavar"], tuple):
+        keywords["nargs"] = len(about["metavar"])
+    if about["positional"]:
+        section.add_argument(name, nargs="+" if get_origin(field.annotation) is tuple else None, **keywords)
     else:
-        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+        section.add_argument(f"--{name.replace('_', '-')}", **keywords)

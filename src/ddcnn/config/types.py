@@ -1,8 +1,9 @@
-"""What the values of options look like: as text on the command line, in a TOML file, and to the program."""
+"""Types of options: how their values are written on the command line and in a TOML file, and checked."""
 
 import re
 import signal
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -10,9 +11,34 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from ddcnn.config.methods import Method
 
 
-def option(default: Any, help: str, metavar: str | tuple[str, ...] | None = None, *, positional: bool = False, **bounds: Any) -> Any:
-    """A field with its help text, the name of its value (or values) in the usage line, and bounds as in pydantic's ``Field``."""
-    extra: dict[str, Any] = {"metavar": metavar, "positional": positional}
+class Group(StrEnum):
+    """The groups of options in ``--help``, in this order."""
+
+    DATA = "data"
+    DECOMPOSITION = "decomposition"
+    NETWORK = "methods and network"
+    LOCAL = "local training"
+    DNN = "DNN"
+    JOINT = "coherent and transfer"
+    BASELINE = "baseline (global)"
+    RUN = "run and checkpoints"
+    STUDY = "study"
+    MACHINE = "machine"
+    OUTPUT = "output"
+
+
+def option(
+    group: Group, default: Any, help: str, metavar: str | tuple[str, ...] | None = None, *, positional: bool = False, **bounds: Any
+) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: ``...`` for an option that is required.
+        help: names the default in parentheses where it is not ``default`` itself.
+        metavar: the name of its value, or of each of its values.
+        bounds: as in pydantic's ``Field``.
+    """
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "positional": positional}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -26,7 +52,7 @@ def _sizes(value: Any) -> Any:
 
 
 def _along(axes: int) -> Callable[[Any], Any]:
-    """Reads pixels per axis; one number is that of all axes."""
+    """A validator of pixels per axis; a single number holds for all axes."""
 
     def read(value: Any) -> Any:
         sizes = (value,) if type(value) is int else _sizes(value)  # True is an int, too
@@ -72,7 +98,9 @@ def _subdomains(value: Any) -> Any:
     return value
 
 
+Device = Literal["auto", "cpu", "cuda"]
 Interface = Literal["probabilities", "logits", "features"]
+Schedule = Literal["one-cycle", "cosine", "constant"]
 Positive = Annotated[int, Field(ge=1)]
 as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
 Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]

@@ -67,7 +67,7 @@ class Job(Problem):
         group, or without a subdomain this rank.
         """
         settings, world = self.settings, self.world
-        identity = settings.deciding() | {"data": self.store.source_sha256, "precision": self.policy.precision}
+        identity = settings.identity() | {"data": self.store.source_sha256, "precision": self.policy.precision}
         folder = self.results.folder.training / name
         ranks = world if others_stop is None else world.alone() if subdomain is None else self.groups.data_parallel
         sequence = Sequence(ranks, folder, identity, settings.keep_checkpoints)

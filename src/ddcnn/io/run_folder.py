@@ -22,7 +22,7 @@ from pathlib import Path
 import tomli_w
 
 from ddcnn.config.load import load
-from ddcnn.config.settings import FREE, RunSettings
+from ddcnn.config.settings import CHANGEABLE, RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, short_name, write_text
 from ddcnn.io.lock import locked
@@ -228,12 +228,12 @@ def with_stored(settings: RunSettings) -> RunSettings:
     stored = RunFolder(settings.output).settings()
     given, before = (values.model_dump(mode="json") for values in (settings, stored))
     for name in settings.model_fields_set:
-        if name not in FREE and given[name] != before[name]:
+        if name not in CHANGEABLE and given[name] != before[name]:
             raise InputError(
                 f"--{name.replace('_', '-')} {given[name]}: the run in {settings.output} has {before[name]}; leave it out, "
                 "or name another --output"
             )
-    return stored.model_copy(update={name: getattr(settings, name) for name in settings.model_fields_set if name in FREE})
+    return stored.model_copy(update={name: getattr(settings, name) for name in settings.model_fields_set if name in CHANGEABLE})
 
 
 def check_output(settings: RunSettings) -> None:

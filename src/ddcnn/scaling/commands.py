@@ -10,57 +10,63 @@ from pydantic import model_validator
 
 from ddcnn.config.parser import parse
 from ddcnn.config.settings import RunSettings, Settings
-from ddcnn.config.types import option
+from ddcnn.config.types import Group, option
 from ddcnn.errors import InputError
+
+Kind = Literal["strong", "weak"]
 
 
 class StrongSettings(Settings):
     """Settings of ``ddcnn scaling strong``."""
 
-    ranks: str = option("1,2,4", "numbers of ranks", "LIST")
-    output: Path = option(..., "of the study; one that is there goes on", "FOLDER")
-    repetitions: int = option(5, "runs on every number of ranks, in turn", "R", ge=1)
-    launcher: str = option("", 'what starts ranks with -n (default: mpirun; with --slurm: "srun --mpi=pmi2")', "COMMAND")
-    slurm: bool = option(False, "submit a job array, and a job that collects it")
-    sbatch: str = option("", 'of sbatch, such as --sbatch="--time=02:00:00"', "OPTIONS")
-    collect: bool = option(True, "collect the runs when they have finished; --no-collect leaves it to ddcnn scaling collect")
-    run_options: tuple[str, ...] = option((), "options of ddcnn run, after --")
+    ranks: str = option(Group.STUDY, "1,2,4", "numbers of ranks", "LIST")
+    repetitions: int = option(Group.STUDY, 5, "runs on each number of ranks, in turn", "R", ge=1)
+    launcher: str = option(
+        Group.STUDY, "", 'command that starts ranks with -n (default: mpirun; with --slurm "srun --mpi=pmi2")', "COMMAND"
+    )
+    slurm: bool = option(Group.STUDY, False, "submit a SLURM job array for the runs, and a job that collects them")
+    sbatch: str = option(Group.STUDY, "", 'options of sbatch, such as --sbatch="--time=02:00:00" (default: none)', "OPTIONS")
+    collect: bool = option(Group.STUDY, True, "collect the finished runs; ddcnn scaling collect does it later")
+    output: Path = option(Group.OUTPUT, ..., "folder of the study; an unfinished study in it is continued", "FOLDER")
+    run_options: tuple[str, ...] = option(Group.STUDY, (), "options of ddcnn run, after --")
 
 
 class WeakSettings(StrongSettings):
-    """Settings of ``ddcnn scaling weak``."""
+    """Settings of ``ddcnn scaling weak``, on synthetic images."""
 
-    side: int = option(32, "of a rank's subdomain", "PIXELS", ge=4)
-    classes: int = option(10, "of the images", "K", ge=2)
-    samples: int = option(5000, "training images", "S", ge=2)
+    side: int = option(Group.DATA, 32, "side of each rank's subdomain", "PIXELS", ge=4)
+    classes: int = option(Group.DATA, 10, "classes of the synthetic images", "K", ge=2)
+    samples: int = option(Group.DATA, 5000, "number of training images", "S", ge=2)
 
     @model_validator(mode="after")
     def _a_sample_per_class(self) -> Self:
         if self.samples < self.classes:
-            raise ValueError(f"--samples {self.samples}: give {self.classes} or more, one a class")
+            raise ValueError(f"--samples {self.samples}: give {self.classes} or more, one per class")
         return self
 
 
 class CollectSettings(Settings):
     """Settings of ``ddcnn scaling collect``."""
 
-    runs: tuple[Path, ...] = option(..., "folders of finished runs, or of a study", "RUN", positional=True)
-    output: Path = option(..., "where to write them", "FOLDER")
-    kind: Literal["strong", "weak"] = option("strong", "what the runs must share")
+    runs: tuple[Path, ...] = option(Group.STUDY, ..., "folders of finished runs, or of a study", "RUN", positional=True)
+    kind: Kind = option(Group.STUDY, "strong", "kind of study: strong: the same problem; weak: the same work per rank")
+    output: Path = option(Group.OUTPUT, ..., "folder of scaling.csv, .json, .md and .png", "FOLDER")
 
 
 class ExtrapolationSettings(Settings):
     """Settings of ``ddcnn scaling predict``."""
 
-    study: Path = option(..., "folder of a finished study", "STUDY", positional=True)
-    ranks: str = option("16,64,256,1024,4096", "beside those of the study", "LIST")
-    measure: bool = option(False, "measure latency, bandwidth and reading on this machine, with two ranks")
-    launcher: str = option("", "what starts these (default: mpirun)", "COMMAND")
-    latency_us: float | None = option(None, "microseconds a message of the machine that is predicted", "α", gt=0)
-    bandwidth_gb: float | None = option(None, "gigabytes a second of its network, for a rank", "β", gt=0)
-    read_gb: float | None = option(None, "gigabytes a second of reading a partitioned set, for a rank", "ρ", gt=0)
-    kind: Literal["strong", "weak"] | None = option(None, "of the study (default: what its study.toml says)", "strong|weak")
-    output: Path | None = option(None, "where to write predict.csv, .md and .png (default: STUDY)", "FOLDER")
+    study: Path = option(Group.STUDY, ..., "folder of a finished study", "STUDY", positional=True)
+    ranks: str = option(Group.STUDY, "16,64,256,1024,4096", "numbers of ranks, beside those of the study", "LIST")
+    kind: Kind | None = option(Group.STUDY, None, "kind of study (default: what its study.toml says)", "strong|weak")
+    measure: bool = option(Group.MACHINE, False, "measure latency, bandwidth and reading on this machine, with two ranks")
+    launcher: str = option(Group.MACHINE, "", "command that starts these two ranks (default: mpirun)", "COMMAND")
+    latency_us: float | None = option(Group.MACHINE, None, "latency of a message in microseconds (default: as measured)", "α", gt=0)
+    bandwidth_gb: float | None = option(Group.MACHINE, None, "bandwidth per rank in gigabytes a second (default: as measured)", "β", gt=0)
+    read_gb: float | None = option(
+        Group.MACHINE, None, "reading of a partitioned set, per rank in gigabytes a second (default: as measured, else 1)", "ρ", gt=0
+    )
+    output: Path | None = option(Group.OUTPUT, None, "folder of predict.csv, .md and .png (default: STUDY)", "FOLDER")
 
 
 def study(settings: StrongSettings) -> int:
@@ -72,7 +78,7 @@ def study(settings: StrongSettings) -> int:
     if len(ranks) == 1 and settings.collect:
         raise InputError(f"--ranks {ranks[0]}: a study compares different numbers of ranks; give several (or --no-collect)")
     weak = settings if isinstance(settings, WeakSettings) else WeakSettings(output=settings.output)
-    kind: Literal["strong", "weak"] = "weak" if weak is settings else "strong"
+    kind: Kind = "weak" if weak is settings else "strong"
     given = frozenset(run_settings(["run", *settings.run_options]).model_fields_set)
     described = Study(
         kind, settings.output, ranks, settings.repetitions, settings.run_options, given, weak.side, weak.classes, weak.samples

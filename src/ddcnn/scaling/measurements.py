@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from ddcnn.config.settings import FREE
+from ddcnn.config.settings import CHANGEABLE
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, load, reading
@@ -25,7 +25,7 @@ Kind = Literal["strong", "weak"]
 TIMED = tuple(phase for phase in PHASES if phase not in ("start", "partition"))  # a set is partitioned once for many runs
 TOTAL = "total"
 TRAINING = ("local", "coherent", "global")  # the first of them that took place is the phase whose load and images are told
-NOT_COMPARED = set(FREE) | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
+NOT_COMPARED = set(CHANGEABLE) | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
 MOST_DIFFERENCES = 3  # that a refusal names
 
 
