@@ -156,7 +156,7 @@ def test_one_class_is_refused(refusal, suffix):
 @both_formats
 @pytest.mark.parametrize("samples", [0, 4, 11])
 def test_as_many_labels_as_images_are_wanted_and_some(refusal, suffix, samples):
-    assert f"train has 10 images and {samples} labels" in refusal(suffix, y_train=np.arange(samples) % 2)
+    assert f"x_train has 10 images and y_train {samples} labels" in refusal(suffix, y_train=np.arange(samples) % 2)
 
 
 @both_formats

@@ -1,35 +1,31 @@
-"""Images that a finished run classifies: any source, with or without labels, brought to what the run's own images were."""
+"""Images to be classified by a finished run: any source, with or without labels, preprocessed as the run's own images were."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.arrays import open_h5, open_npz
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
-from ddcnn.data.sources.array_files import read_array, read_labels, with_channels
+from ddcnn.data.sources.array_files import NAMES, OPENERS, array_split
 from ddcnn.data.sources.base import SPLITS, Split
 from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
 from ddcnn.data.sources.fitting import Fit, fit_split, sample_by_sample
-from ddcnn.data.sources.folders import inside, walk
+from ddcnn.data.sources.folders import image_files
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import TABLE
-from ddcnn.data.sources.volumes import load as load_volume
+from ddcnn.data.sources.volumes import TABLE, load_volume
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.inference.trained_run import TrainedOn
 from ddcnn.io.hdf5 import parsing, reading
 
-ARRAYS = {".npz": open_npz, ".h5": open_h5}
-OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that decide on pixels
-UNSPLIT = (("x", "y"), ("images", "labels"))
+OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that change pixels
+UNSPLIT = (("x", "y"), ("images", "labels"))  # names of arrays
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for: a split ("train", "test", "all"), a subset of it, and whether folders are taken without labels."""
+    """Which images: a split ("train", "test", "all"), a subset of so many samples, and whether labels of folders are ignored."""
 
     split: str = "test"
     samples: int | None = None
@@ -37,13 +33,13 @@ class Wanted:
 
 
 def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> tuple[Split, np.ndarray]:
-    """Images alike to those of a run, and which of them are wanted, ascending (S,).
+    """Images like those that a run was trained on, and the wanted ones' ascending indices (S,).
 
     Args:
-        options: name, data root and download of the source; the rest is that of the run.
+        options: name, data root and download of the source; the run's options replace all others.
 
     Raises:
-        InputError: nothing that can be read, or images that are not alike.
+        InputError: nothing that can be read, or images of another shape or type.
     """
     *spatial, channels = trained_on.shape
     pixels = format_like(channels, np.dtype(trained_on.dtype))
@@ -59,7 +55,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
         )
     wrong = split.labels[(split.labels < -1) | (split.labels >= len(trained_on.class_names))]
     if wrong.size:
-        known = f"0 to {len(trained_on.class_names) - 1} (-1: nobody knows)"
+        known = f"0 to {len(trained_on.class_names) - 1} (-1: unknown)"
         raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}")
     if not len(split):
         raise InputError(f"{options.name}: there are no images in it")
@@ -75,132 +71,112 @@ def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> Spli
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
     if path.is_file() and path.suffix == ".h5" and is_partitioned(path):
         return _partitioned(PartitionedSet.open(path), options, trained_on, wanted.split)
-    if path.is_file() and path.suffix in ARRAYS:
+    if path.is_file() and path.suffix in OPENERS:
         return _arrays(options, wanted.split)
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise InputError(
-                f"{path} is no {kind}, which the run was trained on: give a file that ends in {', '.join((*suffixes, *ARRAYS))}"
+                f"{path} is no {kind}, which the run was trained on: give a file that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return _files(options, trained_on, [path])
-    if path.is_dir() and (loose := _loose(path, suffixes, wanted.unlabelled)):
-        return _files(options, trained_on, loose)
+    if path.is_dir() and (files := _unlabelled_files(path, suffixes, wanted.unlabelled)):
+        return _files(options, trained_on, files)
     source = open_source(options)
-    return _chosen(source.splits, _renumbering(source.name, source.class_names, trained_on.class_names, path.is_dir()), wanted.split)
+    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), wanted.split)
 
 
-def _loose(folder: Path, suffixes: tuple[str, ...], everything: bool) -> list[Path]:
-    """The images of a folder without labels; none if its folders are classes, or a table has labels."""
-    if not everything and (folder / TABLE).exists():
+def _unlabelled_files(folder: Path, suffixes: tuple[str, ...], ignore_labels: bool) -> list[Path]:
+    """The images of a folder without labels; none if it has class folders or a table of labels, unless these are to be ignored."""
+    if not ignore_labels and (folder / TABLE).exists():
         return []
     direct = any(entry.is_file() and entry.name.lower().endswith(suffixes) for entry in folder.iterdir())
     subfolders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
-    if not direct and subfolders and not everything:
+    if not direct and subfolders and not ignore_labels:
         return []
-    found = sorted(inside(folder, entry) for entry in walk(folder, suffixes))
-    if not found:
+    files = sorted(image_files(folder, folder, suffixes))
+    if not files:
         raise InputError(f"{folder}: nothing to classify in it (files that end in {', '.join(suffixes)})")
-    return found
+    return files
 
 
 def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> Split:
     """Image files, or volumes, without labels."""
-    fit, load = Fit(options, len(trained_on.shape) - 1), _loader(options, trained_on)
+    fit, shape, dtype = Fit(options, len(trained_on.shape) - 1), trained_on.shape, np.dtype(trained_on.dtype)
+    if not options.volumes and options.pixels is None:
+        what = f"{shape[-1]} channels of {dtype}"
+        raise InputError(f"{options.name}: no image file is read as what the run was trained on, {what}; give an .npz or .h5 of arrays")
 
-    def sample(i: int) -> np.ndarray:
-        found = load(paths[i])
-        if (fit.size is None and found.shape != trained_on.shape) or found.shape[-1] != trained_on.shape[-1]:
-            raise InputError(
-                f"{paths[i]} is {_text(found.shape)}, but the run was trained on {_text(trained_on.shape)}: bring it to that size"
-            )
-        return found
+    def load(i: int) -> np.ndarray:
+        image = load_volume(paths[i]) if options.pixels is None else decode(paths[i], options.pixels)
+        if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
+            raise InputError(f"{paths[i]} is {_text(image.shape)}, but the run was trained on {_text(shape)}: bring it to that size")
+        return image
 
-    unknown = np.full(len(paths), -1, np.int64)
-    return sample_by_sample(unknown, trained_on.shape, np.dtype(trained_on.dtype), fit, sample, lambda i: paths[i])
-
-
-def _loader(options: SourceOptions, trained_on: TrainedOn) -> Callable[[Path], np.ndarray]:
-    if options.volumes:
-        return load_volume
-    if options.pixels is None:
-        kind = f"{trained_on.shape[-1]} channels of {np.dtype(trained_on.dtype)}"
-        raise InputError(f"{options.name}: no image file is read as what the run was trained on, {kind}; give an .npz or .h5 of arrays")
-    return partial(decode, pixels=options.pixels)
+    return sample_by_sample(np.full(len(paths), -1, np.int64), shape, dtype, fit, load, paths.__getitem__)
 
 
 def _arrays(options: SourceOptions, wanted: str) -> Split:
-    """Arrays in a file, with the labels that lie beside them; without names of splits all images are taken."""
-    arrays, _ = ARRAYS[Path(options.name).suffix](Path(options.name))
-    names = {split: [(f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")] for split in SPLITS}
-    pairs = {split: pair for split in SPLITS if (pair := next((pair for pair in names[split] if pair[0] in arrays), None))}
-    alone = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
-
-    def split(pair: tuple[str, str]) -> Split:
-        images = arrays[pair[0]]
-        shape = with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
-        labels = np.full(shape[0], -1, np.int64)
-        if pair[1] in arrays:
-            labels = read_labels(f"{options.name}: {pair[1]}", arrays[pair[1]])
-        if len(labels) != shape[0]:
-            raise InputError(f"{options.name}: {pair[0]} has {shape[0]} images and {pair[1]} {len(labels)} labels")
-        return fit_split(Split(shape, images.dtype, labels, partial(read_array, images, shape[1:])), options)
-
-    if alone and not pairs:
-        return split(alone)
+    """Arrays in a file, with their labels if it has some; all images if the arrays are not named after splits."""
+    arrays, _ = OPENERS[Path(options.name).suffix](Path(options.name))
+    pairs = {split: pair for split, names in NAMES.items() if (pair := next((pair for pair in names if pair[0] in arrays), None))}
+    single = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
+    if single and not pairs:
+        return fit_split(array_split(options, arrays, *single), options)
     if not pairs or (wanted != "all" and wanted not in pairs):
-        known = " or ".join(x for x, _ in names["test" if wanted == "all" else wanted])
+        known = " or ".join(x for x, _ in NAMES["test" if wanted == "all" else wanted])
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); see --split")
-    return _chosen({name: split(pair) for name, pair in pairs.items()}, lambda labels: labels, wanted)
+    return _select({split: fit_split(array_split(options, arrays, *pair), options) for split, pair in pairs.items()}, wanted)
 
 
 def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: TrainedOn, wanted: str) -> Split:
-    """Whole images, put together again; what has become of their pixels is what ``options`` say."""
+    """Whole images, put together from the subdomains; they must have been preprocessed as ``options`` say."""
     with reading(Path(store.path), "not a readable partitioned set"), parsing():
-        theirs = options.as_before(store.preprocessing)
+        stored = options.as_before(store.preprocessing)
     for name in OF_PIXELS:
-        if getattr(theirs, name) != getattr(options, name):
-            there, wanted_there = (_setting(getattr(one, name)) for one in (theirs, options))
+        if getattr(stored, name) != getattr(options, name):
+            setting, expected = (_setting(getattr(one, name)) for one in (stored, options))
             raise InputError(
-                f"{store.path}: partitioned with --{name.replace('_', '-')} {there}, but the run's images with {wanted_there}: partition "
+                f"{store.path}: partitioned with --{name.replace('_', '-')} {setting}, but the run's images with {expected}: partition "
                 "their source with the same options, or name the source itself"
             )
     splits = {
         name: Split((store.samples[name], *store.shape), np.dtype(store.dtype), store.labels(name), partial(store.whole, name))
         for name in SPLITS
     }
-    return _chosen(splits, _renumbering(store.path, store.class_names, trained_on.class_names), wanted)
+    return _select(_renumbered(store.path, splits, store.class_names, trained_on.class_names), wanted)
 
 
-def _renumbering(name: str, own: tuple[str, ...], class_names: tuple[str, ...], folder: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """How labels of a source become those of the run, in which a class may have another number."""
-    hint = "; --unlabelled takes the images without labels" if folder else ""
-    for one in own:
-        if one not in class_names:
-            guess = did_you_mean(one, class_names)
-            raise InputError(f"{name}: the run knows no class {one}{guess}; it has {_few(class_names)}{hint}")
-    number = np.array([class_names.index(one) for one in own])
-    return lambda labels: number[labels]
+def _renumbered(name: str, splits: dict[str, Split], class_names: tuple[str, ...], known: tuple[str, ...]) -> dict[str, Split]:
+    """Splits with class numbers of the run, which has the ``known`` classes, instead of the source's."""
+    for class_name in class_names:
+        if class_name not in known:
+            names = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+            hint = "; --unlabelled takes the images without labels" if Path(name).is_dir() else ""
+            raise InputError(f"{name}: the run knows no class {class_name}{did_you_mean(class_name, known)}; it has {names}{hint}")
+    number = np.array([known.index(class_name) for class_name in class_names])
+    return {split: replace(images, labels=number[images.labels]) for split, images in splits.items()}
 
 
-def _chosen(splits: dict[str, Split], renumber: Callable[[np.ndarray], np.ndarray], wanted: str) -> Split:
-    """One of the splits, or all of them one after the other."""
-    parts = [splits[name] for name in SPLITS if name in splits and wanted in (name, "all")]
-    labels = np.concatenate([renumber(part.labels) for part in parts])
-    if len(parts) == 1:
-        return replace(parts[0], labels=labels)
-    first, second = parts
+def _select(splits: dict[str, Split], wanted: str) -> Split:
+    """One of the splits, or all of them, one after the other."""
+    if wanted in splits:
+        return splits[wanted]
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    first, second = (splits[name] for name in SPLITS)
+    if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
+        raise InputError("--split all: training and test images are of another size or type: name one of them with --split")
     border = len(first)
 
     def read(indices: np.ndarray) -> np.ndarray:
         before = indices < border
         halves = ((first, indices[before]), (second, indices[~before] - border))
-        return np.concatenate([part.read(chosen) for part, chosen in halves if len(chosen)])
+        return np.concatenate([split.read(chosen) for split, chosen in halves if len(chosen)])
 
     def name(i: int) -> object:
         return first.name(i) if i < border else second.name(i - border)
 
-    if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
-        raise InputError("--split all: training and test images are of another size or type: name one of them with --split")
+    labels = np.concatenate([first.labels, second.labels])
     return Split((len(labels), *first.shape[1:]), first.dtype, labels, read, name)
 
 
@@ -210,7 +186,3 @@ def _setting(value: object) -> str:
 
 def _text(numbers: tuple[int, ...]) -> str:
     return "x".join(map(str, numbers))
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,6 +1,6 @@
-"""Sources: named sets, files and folders, all seen as two splits of labelled images that are read block by block.
+"""Sources: named sets, files and folders, each opened as two splits of labelled images that are read block by block.
 
-To add a source: write a module with a function ``(SourceOptions) -> Source`` and give it a line in one of the four tables below.
+To add a source, write a module with a function ``(SourceOptions) -> Source`` and enter it in one of the four tables below.
 """
 
 import os
@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ddcnn.data.arrays import open_h5, open_npz
 from ddcnn.data.sources.array_files import array_file
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check
 from ddcnn.data.sources.digits import digits
@@ -24,7 +23,7 @@ from ddcnn.errors import InputError, did_you_mean
 
 __all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
 
-MOST_GUESSES = 5000  # entries of a folder that a name is compared with
+MOST_GUESSES = 5000  # entries of a folder that an unknown name is compared with
 Opener = Callable[[SourceOptions], Source]
 
 NAMED: dict[str, Opener] = {
@@ -36,36 +35,36 @@ PREFIXES: dict[str, Opener] = {
     SYNTHETIC: synthetic,
 }
 FILES: dict[str, Opener] = {
-    ".npz": array_file(open_npz),
-    ".h5": array_file(open_h5),
+    ".npz": array_file,
+    ".h5": array_file,
 }
-FOLDERS: dict[str, Opener] = {  # by a file that is in it; the last takes any
+FOLDERS: dict[str, Opener] = {  # by a file in it; "" is any folder
     TABLE: labelled_volumes,
     "": class_folders,
 }
 
 
 def open_source(options: SourceOptions) -> Source:
-    """Opens what ``--data`` names; its images are clipped and resized as the options say.
+    """Opens the source that ``--data`` names; images are clipped and resized as the options say.
 
     Raises:
-        InputError: unknown name, missing or malformed files, labels out of range, splits whose images differ, options that do not fit.
+        InputError: unknown name, missing or malformed files, labels out of range, splits of different images, unsuitable options.
     """
     try:
         source = _opener(options.name)(options)
-    except OSError as error:  # a folder that may not be read, a file that goes away
+    except OSError as error:  # no permission to read a folder, a file that is removed meanwhile
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
     return replace(source if source.fitted else fitted(source, options), preprocessing=options.preprocessing)
 
 
 def loads_whole(name: str) -> bool:
-    """Whether opening a source means to read all of it into memory, which one rank should do for all."""
+    """Whether opening a source reads all of it into memory, so that only one rank should open it."""
     return name in NAMED or name in class_names()
 
 
 def _opener(name: str) -> Opener:
-    """What opens a name: known names first, so that a folder that happens to have one is given as ./NAME."""
+    """The function that opens a name. Known names come first; a folder of the same name is given as ./NAME."""
     if name in NAMED:
         return NAMED[name]
     for prefix, opener in PREFIXES.items():
@@ -96,9 +95,9 @@ def _unknown(name: str) -> str:
 
 
 def _guess(name: str) -> str:
-    """A remark on what lies where it should, and on known names unless it is a path."""
+    """A remark on similar names in the same folder, and on known names unless ``name`` is a path."""
     folder, last = os.path.split(name.rstrip("/"))
     known = [] if folder else [*NAMED, *class_names()]
-    with suppress(OSError, ValueError):  # a folder that cannot be read, a name that cannot be
+    with suppress(OSError, ValueError):  # an unreadable folder, an impossible name
         known += [entry.name for entry in islice(os.scandir(folder or "."), MOST_GUESSES) if not entry.name.startswith(".")]
     return did_you_mean(last, known, most=3, folder=folder)

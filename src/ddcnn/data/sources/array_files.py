@@ -1,59 +1,161 @@
-"""Files of arrays: ``.npz`` and ``.h5`` with x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels."""
+"""Files of arrays, read a few samples at a time so that a file may be larger than memory.
 
-from collections.abc import Callable
+``.npz`` and ``.h5`` with x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels.
+"""
+
+import zipfile
+import zlib
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from ddcnn.data.arrays import Array
 from ddcnn.data.sources.base import READ_BYTES, SPLITS, Source, SourceOptions, Split
 from ddcnn.errors import InputError
 
+NAMES = {split: ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")) for split in SPLITS}  # images, labels
 
-def array_file(open_file: Callable[[Path], tuple[dict[str, Array], str]]) -> Callable[[SourceOptions], Source]:
-    """A source out of what opens a file: arrays by name, and a fingerprint."""
 
-    def open_arrays(options: SourceOptions) -> Source:
-        arrays, fingerprint = open_file(Path(options.name))
-        splits = {split: _split(options, arrays, split) for split in SPLITS}
-        known = splits["train"].labels
-        if known.size and known.min() > 0:
-            raise InputError(f"{options.name}: the training labels begin with {known.min()}; classes are 0, 1, 2 …: subtract {known.min()}")
-        classes = int(known.max(initial=0)) + 1
-        if classes > max(len(known), 2):
+class NpyMember:
+    """An array of an ``.npz`` archive. Reading in ascending order streams; going back starts the member again."""
+
+    def __init__(self, archive: zipfile.ZipFile, member: str):
+        self._archive, self._member = archive, member
+        self._stream = archive.open(member)
+        version = np.lib.format.read_magic(self._stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        self.shape, fortran, self.dtype = header(self._stream)
+        self._data_start = self._stream.tell()
+        if self.dtype.hasobject:
             raise InputError(
-                f"{options.name}: label {classes - 1} of train sample {known.argmax()} is out of range: "
-                f"{len(known)} samples cannot have {classes} classes"
+                f"{archive.filename}: {member} holds Python objects (images of different shapes?), which are never loaded; "
+                "save one array of one shape"
             )
-        return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
+        if fortran and len(self.shape) > 1:
+            raise InputError(f"{archive.filename}: {member} is in Fortran order; save numpy.ascontiguousarray of it")
 
-    return open_arrays
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The rows start <= s < stop."""
+        sample = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        try:
+            self._stream.seek(self._data_start + start * sample)
+            data = self._stream.read((stop - start) * sample)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            raise InputError(f"{self._archive.filename}: {self._member} is damaged ({error})") from None
+        if len(data) != (stop - start) * sample:
+            raise InputError(f"{self._archive.filename}: {self._member} ends too early")
+        return np.frombuffer(data, dtype=self.dtype).reshape(stop - start, *self.shape[1:])
 
 
-def _split(options: SourceOptions, arrays: dict[str, Array], split: str) -> Split:
-    names = [(f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")]
-    pair = next(((x, y) for x, y in names if x in arrays and y in arrays), None)
-    if pair is None:
-        raise InputError(f"{options.name}: no {' and '.join(names[0])} (or {' and '.join(names[1])}) among its arrays: {', '.join(arrays)}")
-    images, labels = arrays[pair[0]], arrays[pair[1]]
-    shape = with_channels(f"{options.name}: {pair[0]}", images.shape, options.volumes)
-    return Split(shape, images.dtype, read_labels(f"{options.name}: {pair[1]}", labels), partial(read_array, images, shape[1:]))
+class H5Dataset:
+    """A dataset of an HDF5 file."""
+
+    def __init__(self, dataset: h5py.Dataset):
+        self._dataset, self.shape, self.dtype = dataset, dataset.shape, dataset.dtype
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The rows start <= s < stop."""
+        try:
+            return self._dataset[start:stop]
+        except OSError as error:
+            raise InputError(f"{self._dataset.file.filename}: {self._dataset.name} is damaged ({error})") from None
 
 
-def read_array(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
-    """Reads stretches of the file that hold the indices, in order, as streams and chunks like it, and each of bounded size."""
-    found = np.empty((len(indices), *shape), images.dtype)
-    span = max(1, READ_BYTES // max(1, found[:1].nbytes))  # samples
+Array = NpyMember | H5Dataset
+
+
+def open_npz(path: Path) -> tuple[dict[str, Array], str]:
+    """Arrays by name, and a fingerprint of their content (the archive's own checksums).
+
+    Raises:
+        InputError: not an archive of arrays, or an array of Python objects.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        arrays: dict[str, Array] = {info.filename.removesuffix(".npy"): NpyMember(archive, info.filename) for info in members}
+    # zipfile raises RuntimeError for an encrypted member or an unknown compression, NumPy ValueError for a damaged header
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable .npz archive ({error})") from None
+    return arrays, ";".join(f"{info.filename} {info.file_size} {info.CRC:08x}" for info in members)
+
+
+def open_h5(path: Path) -> tuple[dict[str, Array], str]:
+    """Top-level datasets by name, and a fingerprint of the file (its path, size and time of change).
+
+    Raises:
+        InputError: not an HDF5 file.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+    arrays: dict[str, Array] = {}
+    for name in file:
+        if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
+            dataset = file[name]
+            if dataset.is_virtual or dataset.external:
+                raise InputError(f"{path}: {name} keeps its data in other files, which are not followed; copy them into this one")
+            arrays[name] = H5Dataset(dataset)
+    status = path.stat()
+    return arrays, f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+OPENERS = {".npz": open_npz, ".h5": open_h5}
+
+
+def array_file(options: SourceOptions) -> Source:
+    """Opens a file of arrays.
+
+    Raises:
+        InputError: missing arrays, shapes or types that are no images or labels, labels that are not 0, 1, 2 …
+    """
+    path = Path(options.name)
+    arrays, fingerprint = OPENERS[path.suffix](path)
+    splits = {}
+    for split, pairs in NAMES.items():
+        pair = next(((x, y) for x, y in pairs if x in arrays and y in arrays), None)
+        if pair is None:
+            wanted, other = (" and ".join(names) for names in pairs)
+            raise InputError(f"{options.name}: no {wanted} (or {other}) among its arrays: {', '.join(arrays)}")
+        splits[split] = array_split(options, arrays, *pair)
+    labels = splits["train"].labels
+    if labels.size and labels.min() > 0:
+        raise InputError(f"{options.name}: the training labels begin with {labels.min()}; classes are 0, 1, 2 …: subtract {labels.min()}")
+    classes = int(labels.max(initial=0)) + 1
+    if classes > max(len(labels), 2):
+        raise InputError(
+            f"{options.name}: label {classes - 1} of train sample {labels.argmax()} is out of range: "
+            f"{len(labels)} samples cannot have {classes} classes"
+        )
+    return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
+
+
+def array_split(options: SourceOptions, arrays: dict[str, Array], x: str, y: str) -> Split:
+    """The images ``x`` with the labels ``y``, which are -1 if the file has no such array."""
+    images = arrays[x]
+    shape = _with_channels(f"{options.name}: {x}", images.shape, options.volumes)
+    labels = _labels(f"{options.name}: {y}", arrays[y]) if y in arrays else np.full(shape[0], -1, np.int64)
+    if len(labels) != shape[0]:
+        raise InputError(f"{options.name}: {x} has {shape[0]} images and {y} {len(labels)} labels")
+    return Split(shape, images.dtype, labels, partial(_read, images, shape[1:]))
+
+
+def _read(images: Array, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
+    """Reads ranges of rows that hold the ascending indices, in order and of bounded size, which suits streams and chunks."""
+    samples = np.empty((len(indices), *shape), images.dtype)
+    span = max(1, READ_BYTES // max(1, samples[:1].nbytes))  # samples
     for begin, end in pairwise(np.searchsorted(indices, np.arange(indices[0], indices[-1] + span + 1, span)) if len(indices) else ()):
         if end > begin:
             first = int(indices[begin])
-            found[begin:end] = images.read(first, int(indices[end - 1]) + 1).reshape(-1, *shape)[indices[begin:end] - first]
-    return found
+            samples[begin:end] = images.read(first, int(indices[end - 1]) + 1).reshape(-1, *shape)[indices[begin:end] - first]
+    return samples
 
 
-def with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
+def _with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int, ...]:
+    """The shape of an array of images or volumes, (S, *spatial, C)."""
     spatial = 3 if volumes else 2
     if volumes and len(shape) == 4 and shape[-1] == 3 and min(shape[1:3]) >= 8:
         raise InputError(f"{what} has shape {shape}, which looks like images with channels, not volumes: leave --volumes out")
@@ -67,7 +169,7 @@ def with_channels(what: str, shape: tuple[int, ...], volumes: bool) -> tuple[int
     raise InputError(f"{what} has shape {shape}, expected {wanted}")
 
 
-def read_labels(what: str, labels: Array) -> np.ndarray:
+def _labels(what: str, labels: Array) -> np.ndarray:
     if labels.shape[1:] not in ((), (1,)) or not labels.shape:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)

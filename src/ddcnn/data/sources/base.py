@@ -1,4 +1,4 @@
-"""What every source is made of: its options, its splits, and the rules that all of them keep."""
+"""Options, splits and sources, and the checks that every source must pass."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from ddcnn.data.sources.decoding import PixelFormat
 from ddcnn.errors import InputError
 from ddcnn.parallel.seeding import numpy_generator
 
-PIXEL_KINDS = "uif"  # unsigned and signed integers, floats
+PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
 SPLITS = ("train", "test")
-PLACE = ("name", "data_root", "download", "pixels")  # of SourceOptions: where images are, and what they are alike in
-READ_BYTES = 1 << 24  # of samples that are in memory at a time before they are fitted, which may be much larger than afterwards
+LOCATION = ("name", "data_root", "download", "pixels")  # of SourceOptions: not part of ``preprocessing``
+READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
 
 class DamagedSample(InputError):
-    """One sample that cannot be read; all others can."""
+    """A single sample that cannot be read, or has values that are not finite."""
 
     @classmethod
     def of(cls, what: object, reason: object) -> "DamagedSample":
@@ -31,20 +31,20 @@ class DamagedSample(InputError):
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source needs to know: its name or path, where sets lie, how to read ambiguous arrays, what the images become.
+    """Options of a source: name or path, data root, how to read ambiguous arrays, preprocessing of the images.
 
     Attributes:
-        name: what ``--data`` says.
-        data_root: where torchvision's sets lie or are downloaded to.
+        name: the value of ``--data``.
+        data_root: folder of torchvision's sets.
         volumes: arrays hold volumes, (S, depth, rows, columns[, C]).
-        image_size: rows, columns that images get; None leaves them.
+        image_size: rows, columns after resizing; None: no resizing.
         image_transform: "resize+center-crop", "resize" or "center-crop".
         interpolation: "nearest", "bilinear" or "bicubic".
-        volume_size: depth, rows, columns that volumes get; None leaves them.
-        window: lowest and highest intensity; others are clipped to it, before the size is changed.
-        test_fraction: share of the samples that are tested on where a source has no test split.
-        seed: of that choice.
-        pixels: what image files are converted to; None for what they share.
+        volume_size: depth, rows, columns after resampling; None: no resampling.
+        window: lowest and highest intensity, to which values are clipped before the resizing.
+        test_fraction: share of test samples, for sources without a test split.
+        seed: of the choice of test samples.
+        pixels: format that image files are converted to; None: the one that they share.
     """
 
     name: str
@@ -62,26 +62,26 @@ class SourceOptions:
 
     @property
     def preprocessing(self) -> str:
-        """What decides which images there are and what becomes of them, as JSON: for those that come later."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in PLACE})
+        """The options that determine the choice and the preprocessing of images, as JSON, to be stored with them."""
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in LOCATION})
 
     def as_before(self, preprocessing: str) -> "SourceOptions":
-        """With the ``preprocessing`` of other options."""
-        found = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(preprocessing).items()}
-        return SourceOptions(**{name: getattr(self, name) for name in PLACE} | found)
+        """These options with a stored ``preprocessing``."""
+        stored = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(preprocessing).items()}
+        return SourceOptions(**{name: getattr(self, name) for name in LOCATION} | stored)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images of one split.
+    """The labelled images of a split.
 
     Attributes:
         shape: (S, *spatial, C), channels last.
         dtype: the source's own pixel type.
-        labels: (S,) int64, in 0 ... K-1; of images to be classified -1 where nobody knows.
-        read: takes ascending indices (n,) int64, returns those images (n, *spatial, C) in ``dtype``; cheapest when the calls ascend, too.
-            It raises DamagedSample for a sample that cannot be read, InputError for a whole file of arrays.
-        name: what sample i is called.
+        labels: (S,) int64, in 0 ... K-1; -1 for unknown labels of images to be classified.
+        read: returns the images (n, *spatial, C) in ``dtype`` of ascending indices (n,) int64; fastest if successive calls ascend, too.
+            Raises DamagedSample for a sample that cannot be read, InputError for a file of arrays.
+        name: of sample i, for messages.
     """
 
     shape: tuple[int, ...]
@@ -96,15 +96,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its splits, its class names and a fingerprint that changes when its content does.
+    """A data set.
 
-    ``in_memory`` sets are loaded whole by their library, so one rank loads and partitions them; the others would load them again.
-    ``fitted`` sources have clipped and resized their images themselves; for all others ``open_source`` does it, and says with which
-    ``preprocessing``.
+    Attributes:
+        splits: "train" and "test".
+        class_names: K names.
+        fingerprint: changes when the content does.
+        in_memory: whether the set's library loads it whole; then one rank loads and partitions it alone.
+        fitted: whether images are clipped and resized already; if not, ``open_source`` adds that.
+        preprocessing: see ``SourceOptions``.
     """
 
     name: str
-    splits: dict[str, Split]  # "train" and "test"
+    splits: dict[str, Split]
     class_names: tuple[str, ...]
     fingerprint: str
     in_memory: bool = False
@@ -118,44 +122,47 @@ class Source:
 
 
 def balanced_subset(labels: np.ndarray, samples: int | None, seed: int, split: str) -> np.ndarray:
-    """Ascending indices of a seeded subset with as equal numbers per class as the classes allow; all indices for None.
+    """Ascending indices of a seeded subset with numbers per class as equal as possible; all indices for None.
 
     Raises:
-        InputError: more samples are asked for than there are.
+        InputError: the split has fewer samples.
     """
     if samples is None:
         return np.arange(len(labels))
     if samples > len(labels):
         raise InputError(f"--{split}-samples {samples}: the {split} split has only {len(labels)} samples")
-    order = numpy_generator(seed, f"subset {split}").permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled within
-    rank_in_class = np.concatenate([np.arange(count) for count in np.unique(labels, return_counts=True)[1]])
-    return np.sort(order[np.argsort(rank_in_class, kind="stable")[:samples]])  # one of each class, then the next of each
+    classes = _shuffled_classes(labels, seed, f"subset {split}")
+    rank_in_class = np.concatenate([np.arange(len(indices)) for indices in classes])
+    return np.sort(np.concatenate(classes)[np.argsort(rank_in_class, kind="stable")[:samples]])  # the first of each class, the second …
 
 
 def split_by_fraction(options: SourceOptions, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Ascending indices of a training and a test split of (S,) labels; a seeded choice with the same share of every class.
+    """Ascending indices of a seeded training and test split of (S,) labels, with the same fraction of every class.
 
-    A class of two samples or more has at least one in either split; a class of one sample is trained on only.
+    A class of two or more samples has at least one in each split; the sample of a class of one is for training.
 
     Raises:
-        InputError: a fraction that is none, or no class with two samples.
+        InputError: a fraction outside of (0, 1), or no class with two samples.
     """
     fraction = options.test_fraction
     if not 0 < fraction < 1:
         raise InputError(f"--test-fraction {fraction}: must lie between 0 and 1")
-    order = numpy_generator(options.seed, "test fraction").permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled within
-    ends = np.cumsum(np.unique(labels, return_counts=True)[1])
-    parts = np.split(order, ends[:-1])
-    test = np.sort(np.concatenate([part[: min(len(part) - 1, max(1, round(fraction * len(part))))] for part in parts]))
+    classes = _shuffled_classes(labels, options.seed, "test fraction")
+    test = np.sort(np.concatenate([indices[: min(len(indices) - 1, max(1, round(fraction * len(indices))))] for indices in classes]))
     if not test.size:
         raise InputError(f"{options.name}: no class has a sample to spare for a test split; give every class two or more")
     return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
 
 
+def _shuffled_classes(labels: np.ndarray, seed: int, purpose: str) -> list[np.ndarray]:
+    """The indices of each class that occurs, shuffled."""
+    order = numpy_generator(seed, purpose).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.split(order, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
+
+
 def in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], class_names) -> Source:
-    """A set that its library loads whole: {"train": (images (S, rows, columns[, C]), labels (S,)), "test": ...}."""
+    """A source of loaded arrays, {"train": (images (S, rows, columns[, C]), labels (S,)), "test": ...}."""
     splits, digest = {}, hashlib.sha256()
     for split, (images, labels) in arrays.items():
         images = np.ascontiguousarray(images)
@@ -167,10 +174,10 @@ def in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], class
 
 
 def check(source: Source) -> None:
-    """Refuses what cannot be trained on.
+    """Refuses sources that cannot be trained on.
 
     Raises:
-        InputError: splits whose images differ, no pixels or none that are numbers, labels out of range, a single class.
+        InputError: splits of different images, no pixels or pixels that are not numbers, labels out of range, a single class.
     """
     train, test = source.splits["train"], source.splits["test"]
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:

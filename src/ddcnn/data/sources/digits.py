@@ -1,4 +1,4 @@
-"""scikit-learn's digits, the set that needs no download."""
+"""scikit-learn's digits, a set that needs no download."""
 
 from importlib.metadata import distribution
 
@@ -10,7 +10,7 @@ from ddcnn.parallel.seeding import numpy_generator
 
 def digits(options: SourceOptions) -> Source:
     """1 797 images of 8x8 pixels in 0 ... 16; every fifth of a seeded order is a test image."""
-    # the file that sklearn.datasets.load_digits reads, without the second that importing scikit-learn takes
+    # reads the file of sklearn.datasets.load_digits: importing scikit-learn would take a second
     table = np.loadtxt(str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
     images, labels = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1].astype(np.int64)
     order = numpy_generator(0, "digits").permutation(len(labels))

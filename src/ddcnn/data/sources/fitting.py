@@ -1,11 +1,13 @@
-"""What is done to every image or volume before it is partitioned: intensities are clipped, then the size is changed.
+"""Clipping and resizing of every image or volume before it is partitioned, and splits that are read sample by sample.
 
-The resizing and cropping of images equal torchvision's ``Resize`` and ``CenterCrop`` on Pillow images.
+Images are resized and cropped exactly as by torchvision's ``Resize`` and ``CenterCrop`` on Pillow images.
 """
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,10 +21,10 @@ INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampl
 
 @dataclass(frozen=True)
 class Fit:
-    """Clips a sample (*spatial, C) to the window and brings it to the size that is asked for; its type stays.
+    """Clips a sample (*spatial, C) to ``--window`` and resizes it, keeping its type.
 
     Raises:
-        InputError: options that do not fit images (dimension 2) or volumes (dimension 3).
+        InputError: options that do not apply to images (dimension 2) or volumes (dimension 3).
     """
 
     options: SourceOptions
@@ -48,11 +50,7 @@ class Fit:
         return self.options.image_size if self.dimension == 2 else self.options.volume_size
 
     def bounds(self, dtype: np.dtype) -> tuple[np.generic, np.generic]:
-        """The window in a pixel type.
-
-        Raises:
-            InputError: no number of that type lies within the window.
-        """
+        """The window in a pixel type; InputError if no number of that type lies in it."""
         assert self.options.window
         low, high = self.options.window
         if dtype.kind in "ui":
@@ -62,7 +60,7 @@ class Fit:
         return dtype.type(low), dtype.type(high)
 
     def __call__(self, sample: np.ndarray) -> np.ndarray:
-        """(*spatial, C) -> (*size, C), of the same type."""
+        """(*spatial, C) -> (*size, C)."""
         if self.options.window:
             sample = np.clip(sample, *self.bounds(sample.dtype)).astype(sample.dtype, copy=False)
         if self.size is None or sample.shape[:-1] == self.size:
@@ -75,10 +73,7 @@ class Fit:
         return _by_channel(sample, lambda channel: np.asarray(self.image(Image.fromarray(channel))))
 
     def image(self, image: Image.Image) -> Image.Image:
-        """A Pillow image in the size that is asked for.
-
-        For ``resize+center-crop`` the shorter side becomes the smallest that leaves no border; for squares that is the square's side.
-        """
+        """A Pillow image in the size of ``--image-size``; ``resize+center-crop`` resizes as little as leaves no border."""
         assert self.options.image_size
         rows, columns = self.options.image_size
         method = self.options.image_transform
@@ -97,7 +92,7 @@ class Fit:
 
 
 def center_crop(image: Image.Image, rows: int, columns: int) -> Image.Image:
-    """The middle of an image, with zeros around where it is too small; rounds as torchvision does."""
+    """The centre of an image, padded with zeros where it is too small; rounds as torchvision does."""
     width, height = image.size
     left = -((columns - width) // 2) if columns > width else round((width - columns) / 2)
     top = -((rows - height) // 2) if rows > height else round((height - rows) / 2)
@@ -105,7 +100,7 @@ def center_crop(image: Image.Image, rows: int, columns: int) -> Image.Image:
 
 
 def resample(volume: np.ndarray, size: tuple[int, ...] | None) -> np.ndarray:
-    """Linear resampling of (depth, rows, columns) float32, smoothed where it shrinks, as scikit-image's ``resize`` does."""
+    """Linear resampling of (depth, rows, columns) float32, smoothed along axes that shrink, as by scikit-image's ``resize``."""
     from scipy import ndimage  # type: ignore[import-untyped]
 
     assert size
@@ -115,7 +110,7 @@ def resample(volume: np.ndarray, size: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Changes every channel as float32; integers are rounded and kept within their type."""
+    """Applies ``change`` to every channel as float32; integers are rounded and clipped to the range of their type."""
     channels = [change(np.ascontiguousarray(sample[..., c], np.float32)) for c in range(sample.shape[-1])]
     changed = np.stack(channels, axis=-1)
     if sample.dtype.kind in "ui":
@@ -125,12 +120,12 @@ def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) 
 
 
 def fitted(source: Source, options: SourceOptions) -> Source:
-    """A source whose samples are all of one shape, clipped and resized as they are read."""
+    """A source that clips and resizes samples, all of one shape, as they are read."""
     return replace(source, splits={name: fit_split(split, options) for name, split in source.splits.items()}, fitted=True)
 
 
 def fit_split(split: Split, options: SourceOptions) -> Split:
-    """A split, the same."""
+    """Like ``fitted``, for one split."""
     *spatial, channels = split.shape[1:]
     fit = Fit(options, len(spatial))
     if options.window:
@@ -153,13 +148,16 @@ def fit_split(split: Split, options: SourceOptions) -> Split:
 def sample_by_sample(
     labels: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, fit: Fit, load: Callable[[int], np.ndarray], name: Callable[[int], object]
 ) -> Split:
-    """A split whose samples are loaded one by one and may be of any size before they are fitted; InputError for an unusable window.
+    """A split whose samples are loaded one by one, and clipped and resized; before, they may be of any size.
 
     Args:
         labels: (S,) int64.
-        shape: (*spatial, C) after fitting.
-        load: sample i as (*spatial, C); any exception means that it is damaged.
-        name: what sample i is called in messages.
+        shape: (*spatial, C) after resizing.
+        load: returns sample i (*spatial, C); any exception means that the sample is damaged.
+        name: of sample i in messages.
+
+    Raises:
+        InputError: no pixel value lies in the window.
     """
 
     def read(indices: np.ndarray) -> np.ndarray:
@@ -170,12 +168,12 @@ def sample_by_sample(
                 sample = load(i)
             except (MemoryError, InputError):
                 raise
-            except Exception as error:  # the decoders of third parties raise anything
+            except Exception as error:  # third-party decoders raise anything
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
             if sample.dtype.kind == "f" and not np.isfinite(sample).all():
                 raise DamagedSample.of(name(i), "it has a NaN or an infinite number")
             sample = fit(sample)
-            if sample.shape != shape:  # not every header was read when the sizes were compared
+            if sample.shape != shape:  # only some headers were compared before
                 raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")
             images[row] = sample
         return images
@@ -183,3 +181,37 @@ def sample_by_sample(
     if fit.options.window:
         fit.bounds(dtype)
     return Split((len(labels), *shape), dtype, labels, read, name)
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Files below ``root``, a sample each, before any is decoded.
+
+    Attributes:
+        labels: (S,) int64.
+        splits: indices of each split's files.
+        label_names: of the K classes, for the fingerprint.
+    """
+
+    root: Path
+    paths: list[Path]
+    labels: np.ndarray
+    splits: dict[str, np.ndarray]
+    label_names: Sequence[object]
+
+    def source(
+        self, class_names: Sequence[str], shape: tuple[int, ...], dtype: np.dtype, fit: Fit, load: Callable[[Path], np.ndarray]
+    ) -> Source:
+        """A source whose samples ``load`` reads; for shape and type see ``sample_by_sample``."""
+        digest = hashlib.sha256()
+        for split, indices in self.splits.items():
+            for i in indices:
+                path, label, status = self.paths[i].relative_to(self.root), self.label_names[self.labels[i]], self.paths[i].stat()
+                digest.update(f"{split}\0{path}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+
+        def split_of(indices: np.ndarray) -> Split:
+            paths = [self.paths[i] for i in indices]
+            return sample_by_sample(self.labels[indices], shape, dtype, fit, lambda i: load(paths[i]), paths.__getitem__)
+
+        splits = {split: split_of(indices) for split, indices in self.splits.items()}
+        return Source(fit.options.name, splits, tuple(class_names), digest.hexdigest(), fitted=True)

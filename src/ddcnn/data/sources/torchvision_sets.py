@@ -1,11 +1,11 @@
-"""Torchvision's classification sets by their class name."""
+"""torchvision's classification sets, by their class name."""
 
 import ast
 import hashlib
 import inspect
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
-from ddcnn.data.sources.decoding import Headers, format_of, probes, to_array
+from ddcnn.data.sources.decoding import Header, Headers, format_of, to_array
 from ddcnn.data.sources.fitting import Fit, sample_by_sample
 from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
 from ddcnn.parallel.heartbeat import beat, unjudged
 
-TRAIN_NAMES = ("train", "trainval")  # what sets call their splits, the first that there is
+TRAIN_NAMES = ("train", "trainval")  # names of splits; the first that the set has is taken
 TEST_NAMES = ("test", "val", "valid")
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples", "imgs")  # lists of (file, label)
-# modules of torchvision.datasets whose sets have no class per image
+# modules of torchvision.datasets whose sets do not have one class per image
 OTHER_TASKS = (
     "_optical_flow", "_stereo_matching", "celeba", "cityscapes", "coco", "flickr", "hmdb51", "kinetics", "kitti", "lsun", "moving_mnist",
     "phototour", "sbd", "sbu", "ucf101", "vision", "voc", "widerface",
@@ -36,9 +36,9 @@ class NoLabels(InputError):
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """What ``torchvision.datasets`` holds, read out of its text: importing it takes seconds, and a refusal should not."""
-    found = find_spec("torchvision")
-    text = (Path(found.origin).parent / "datasets" / "__init__.py").read_text() if found and found.origin else ""
+    """The classes of ``torchvision.datasets``, parsed from its source: an import takes seconds, which an error message should not."""
+    spec = find_spec("torchvision")
+    text = (Path(spec.origin).parent / "datasets" / "__init__.py").read_text() if spec and spec.origin else ""
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(name for name in ast.literal_eval(node.value) if name[0].isupper())
@@ -46,10 +46,9 @@ def class_names() -> tuple[str, ...]:
 
 
 def torchvision_set(class_name: str) -> Callable[[SourceOptions], Source]:
-    """A source out of a set's class name.
+    """A function that opens the set ``class_name``.
 
-    Raises (when it opens):
-        InputError: the set is not in the data root, it has no class per image, or its constructor wants more than is known.
+    It raises InputError if the set is not in the data root, has no class per image, or needs arguments that no option gives.
     """
 
     def open_set(options: SourceOptions) -> Source:
@@ -63,12 +62,12 @@ def torchvision_set(class_name: str) -> Callable[[SourceOptions], Source]:
 
 
 def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
-    """Parameters of a constructor, with those of its base that it passes on as keywords."""
+    """Parameters of a constructor, with those of its base class if it passes keywords on."""
     parameters: dict[str, inspect.Parameter] = {}
     for kind in inspect.getmro(constructor):
-        own = inspect.signature(kind).parameters
-        parameters = {**own, **parameters}
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+        signature = inspect.signature(kind).parameters
+        parameters = {**signature, **parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
             break
     return parameters
 
@@ -91,8 +90,8 @@ def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
             return constructor(**{name: value for name, value in arguments.items() if name in parameters or name in split})
         except ImportError as error:
             raise InputError(f"--data {options.name}: torchvision's {class_name} needs a package that is missing ({error})") from None
-        except Exception as error:  # torchvision raises anything over a damaged folder
-            if isinstance(error, ValueError) and split:  # there is no such split
+        except Exception as error:  # torchvision raises any exception for a damaged folder
+            if isinstance(error, ValueError) and split:  # the set has no such split
                 raise
             if options.download:
                 raise InputError(f"--data {options.name}: {class_name} cannot be fetched into {options.data_root} ({error})") from None
@@ -116,102 +115,92 @@ def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
 
 
 def _first_usable(options: SourceOptions, split: str, names: tuple[str, ...], make: Callable):
-    """The set and labels of the first name of a split that exists and has labels."""
+    """The set and the labels of the first of a split's ``names`` that exists and has labels."""
     problem: Exception | None = None
     for name in names:
         try:
-            found = make(split=name)
-            return found, _labels(options, name, found)
+            dataset = make(split=name)
+            return dataset, _labels(options, name, dataset)
         except (ValueError, NoLabels) as error:  # torchvision raises ValueError for a split that the set does not have
             problem = problem or error
     raise InputError(f"--data {options.name}: no usable {split} split ({problem})")
 
 
-def _labels(options: SourceOptions, split: str, found) -> np.ndarray:
-    """(S,) int64: by the set's own list, otherwise sample by sample."""
+def _labels(options: SourceOptions, split: str, dataset) -> np.ndarray:
+    """Labels (S,) int64 from a list of the set, otherwise sample by sample."""
     for name in LABELS:
-        values = getattr(found, name, None)
-        if values is not None and np.shape(values) == (len(found),):
+        values = getattr(dataset, name, None)
+        if values is not None and np.shape(values) == (len(dataset),):
             break
     else:
-        pairs = next((pairs for name in PAIRS if (pairs := getattr(found, name, None)) and np.shape(pairs[0])[:1] == (2,)), None)
-        values = [pair[1] for pair in (pairs if pairs else (found[i] for i in range(len(found))))]
+        pairs = next((pairs for name in PAIRS if (pairs := getattr(dataset, name, None)) and np.shape(pairs[0])[:1] == (2,)), None)
+        values = [pair[1] for pair in (pairs if pairs else (dataset[i] for i in range(len(dataset))))]
     values = np.asarray(values)
-    if values.dtype.kind not in "ui" or values.shape != (len(found),):
+    if values.dtype.kind not in "ui" or values.shape != (len(dataset),):
         raise NoLabels(f"--data {options.name}: the samples of its split {split} have no whole class number")
     return values.astype(np.int64)
 
 
 def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -> Source:
+    """A source out of torchvision's sets "train" and "test", or of the set "all", which is split by ``--test-fraction``."""
     first = next(iter(sets.values()))
     known = max(int(values.max(initial=0)) for values in labels.values()) + 1
     names = getattr(first, "classes", None) or ()
     names = tuple(map(str, names if len(names) >= known else range(known)))
-    whole = {split: (images, labels[split]) for split, found in sets.items() if (images := _array(found)) is not None}
     chosen = split_by_fraction(options, labels["all"]) if "all" in sets else None
-    if len(whole) == len(sets):
+    arrays = {name: images for name, dataset in sets.items() if (images := _array(dataset)) is not None}
+    if len(arrays) == len(sets):
         if chosen:
-            images, numbers = whole["all"]
-            whole = {split: (images[indices], numbers[indices]) for split, indices in chosen.items()}
-        return in_memory(options.name, whole, names)
-    # which of the images belong to which split
-    parts = {split: ("all", chosen[split]) if chosen else (split, np.arange(len(sets[split]))) for split in SPLITS}
-    headers = Headers()
-    for part, indices in parts.values():
-        _probe(options, sets[part], indices, headers)
+            return in_memory(options.name, {split: (arrays["all"][i], labels["all"][i]) for split, i in chosen.items()}, names)
+        return in_memory(options.name, {split: (images, labels[split]) for split, images in arrays.items()}, names)
+    headers, fit = Headers(), Fit(options, 2)
+    parts = {}  # of each split, the set that its images are in, and their labels and indices there
+    for split in SPLITS:
+        name = "all" if chosen else split
+        indices = chosen[split] if chosen else np.arange(len(sets[name]))
+        parts[split] = sets[name], labels[name][indices], indices
+        headers.read(indices, lambda i: f"{options.name} sample {i}", partial(_header, options, sets[name]))
+    pixels, shape = headers.common(options.pixels, fit.size, fit.option)
     digest = hashlib.sha256(repr((type(first).__name__, names, _files(options.data_root))).encode())
-    splits = {split: _decoded(options, sets[part], labels[part], indices, headers) for split, (part, indices) in parts.items()}
-    for split, (_, indices) in parts.items():
+    for _, numbers, indices in parts.values():
         digest.update(indices.data)
-        digest.update(splits[split].labels.data)
+        digest.update(numbers.data)
+
+    def split_of(dataset, numbers: np.ndarray, indices: np.ndarray) -> Split:
+        def name(i: int) -> str:
+            return f"{options.name} sample {indices[i]}"
+
+        def load(i: int) -> np.ndarray:
+            return to_array(dataset[int(indices[i])][0], pixels, name(i))
+
+        return sample_by_sample(numbers, shape, pixels.dtype, fit, load, name)
+
+    splits = {split: split_of(*part) for split, part in parts.items()}
     return Source(options.name, splits, names, digest.hexdigest(), fitted=True)
 
 
+def _header(options: SourceOptions, dataset, i: int) -> Header:
+    """Pixel format, and rows and columns of the upright image, of a sample; InputError if the sample is not an image and a class."""
+    sample = dataset[i]
+    image = sample[0] if isinstance(sample, tuple) and len(sample) == 2 else None
+    if not isinstance(image, Image.Image):
+        raise InputError(f"--data {options.name}: its samples are not pairs of an image and a class")
+    upright = ImageOps.exif_transpose(image)
+    return format_of(image.mode), (upright.height, upright.width)
+
+
 def _files(root: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of all files below the data root: which of them a set reads is its own affair."""
+    """Name, size and time of change of all files below the data root, since it is not known which of them the set reads."""
     files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
     return [(str(path.relative_to(root)), status.st_size, status.st_mtime_ns) for path in files for status in [path.lstat()]]
 
 
-def _array(found) -> np.ndarray | None:
-    """All images (S, rows, columns[, C]), where the set holds them in one array."""
-    data = getattr(found, "data", None)
-    if data is None or isinstance(data, list) or len(np.shape(data)) not in (3, 4) or len(data) != len(found):
+def _array(dataset) -> np.ndarray | None:
+    """All images (S, rows, columns[, C]), if the set holds them in one array."""
+    data = getattr(dataset, "data", None)
+    if data is None or isinstance(data, list) or len(np.shape(data)) not in (3, 4) or len(data) != len(dataset):
         return None
     images = np.asarray(data)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3):
         images = np.moveaxis(images, 1, -1)  # SVHN and STL10 store channels first
     return images
-
-
-def _probe(options: SourceOptions, found, indices: np.ndarray, headers: Headers) -> None:
-    """Looks at some images of a split; one that cannot be read is a damaged sample when its turn comes.
-
-    Raises:
-        InputError: samples that are no images.
-    """
-    for i in indices[probes(len(indices))].tolist():
-        try:
-            sample = found[i]
-        except Exception:  # the decoders of third parties raise anything
-            continue
-        image = sample[0] if isinstance(sample, tuple) and len(sample) == 2 else None
-        if not isinstance(image, Image.Image):
-            raise InputError(f"--data {options.name}: its samples are not pairs of an image and a class")
-        upright = ImageOps.exif_transpose(image)
-        headers.add(f"{options.name} sample {i}", format_of(image.mode), (upright.height, upright.width))
-
-
-def _decoded(options: SourceOptions, found, labels: np.ndarray, indices: np.ndarray, headers: Headers) -> Split:
-    fit = Fit(options, 2)
-    if not headers.sizes:
-        raise InputError(f"--data {options.name}: no image can be read")
-    pixels = options.pixels or headers.pixels
-    shape = (*(fit.size or headers.common_size(fit.option)), pixels.channels)
-
-    def name(i: int) -> str:
-        return f"{options.name} sample {indices[i]}"
-
-    return sample_by_sample(
-        labels[indices], shape, pixels.dtype, fit, lambda i: to_array(found[int(indices[i])][0], pixels, name(i)), name
-    )  # fmt: skip

@@ -1,8 +1,7 @@
-"""A folder of NIfTI volumes with a ``labels.csv``: columns file, label and, if wanted, split."""
+"""A folder of NIfTI volumes with a ``labels.csv``: columns file, label and, optionally, split."""
 
 import csv
 import gzip
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
-from ddcnn.data.sources.fitting import Fit, sample_by_sample
+from ddcnn.data.sources.fitting import Fit, LabelledFiles
 from ddcnn.errors import InputError
 
 TABLE = "labels.csv"
@@ -19,7 +18,7 @@ SUFFIXES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: where it is, what it names."""
+    """A line of the table; ``where`` names it in messages."""
 
     where: str
     path: Path
@@ -41,42 +40,28 @@ def labelled_volumes(options: SourceOptions) -> Source:
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
     if rows[0].split is None:
-        chosen = split_by_fraction(options, labels)
+        splits = split_by_fraction(options, labels)
     else:
-        chosen = {split: np.flatnonzero([row.split == split for row in rows]) for split in SPLITS}
-        for split, indices in chosen.items():
+        splits = {split: np.flatnonzero([row.split == split for row in rows]) for split in SPLITS}
+        for split, indices in splits.items():
             if not indices.size:
                 raise InputError(f"{root / TABLE}: no line has the split {split}; leave the column out to split by --test-fraction")
-        trained = set(labels[chosen["train"]].tolist())
+        trained = set(labels[splits["train"]].tolist())
         for row in rows:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
-    paths = [row.path for row in rows]
-    shape = _shape(paths, fit)
-    digest = hashlib.sha256()
-    for split, indices in chosen.items():
-        for i in indices:
-            status = paths[i].stat()
-            name = paths[i].relative_to(root)
-            digest.update(f"{split}\0{name}\0{class_names[labels[i]]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
-
-    def volume_split(indices: np.ndarray):
-        return sample_by_sample(
-            labels[indices], shape, np.dtype(np.float32), fit, lambda i: load(paths[indices[i]]), lambda i: paths[indices[i]]
-        )
-
-    splits = {split: volume_split(indices) for split, indices in chosen.items()}
-    return Source(options.name, splits, tuple(class_names), digest.hexdigest(), fitted=True)
+    files = LabelledFiles(root, [row.path for row in rows], labels, splits, class_names)
+    return files.source(class_names, _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
 
 
-def load(path: Path) -> np.ndarray:
-    """A volume as (depth, rows, columns, C) float32, scaled and in the orientation that is closest to canonical; raises anything."""
+def load_volume(path: Path) -> np.ndarray:
+    """A volume (depth, rows, columns, C) float32, scaled, in the closest canonical orientation; raises any exception if it is damaged."""
     import nibabel
 
     kind = type(_header(path))  # NIfTI-1 or -2
     content = path.read_bytes()
     if path.name.endswith(".gz"):
-        content = gzip.decompress(content)  # whole, because nibabel stops before the checksum
+        content = gzip.decompress(content)  # all of it, since nibabel does not read as far as the checksum
     image = kind.from_bytes(content)
     volume = nibabel.orientations.apply_orientation(image.get_fdata(dtype=np.float32), _orientation(image.affine))
     volume = volume[..., None] if volume.ndim == 3 else volume
@@ -84,7 +69,7 @@ def load(path: Path) -> np.ndarray:
 
 
 def shape_of(path: Path) -> tuple[int, ...]:
-    """(depth, rows, columns, C) of a volume by its header; raises anything if that is damaged."""
+    """(depth, rows, columns, C) of a volume by its header; raises any exception if that is damaged."""
     image = _header(path)
     if len(image.shape) not in (3, 4):
         raise ValueError(f"its shape is {image.shape}; expected (x, y, z) or (x, y, z, channels)")
@@ -113,16 +98,16 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
 
 
 def _nibabel(root: Path) -> None:
-    """Refuses to go on without nibabel, and silences it."""
+    """Checks that nibabel is installed, and silences it."""
     try:
         import nibabel
     except ImportError:
         raise InputError(f"--data {root}: NIfTI volumes need nibabel; pip install nibabel") from None
-    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # not what it mends in headers
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it reports headers that it repairs
 
 
 def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
-    """(*spatial, C) of all volumes once they are fitted; a header that cannot be read is a damaged sample when its turn comes."""
+    """(*spatial, C) of all volumes after resizing; a volume with an unreadable header is refused or skipped when it is read."""
     shapes: dict[tuple[int, ...], Path] = {}
     problem = ""
     for path in paths:
@@ -142,7 +127,7 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
 
 
 def _table(root: Path) -> list[Row]:
-    """The lines of the table, checked one by one."""
+    """The lines of the table, checked."""
     table = root / TABLE
     rows: list[Row] = []
     seen: dict[Path, str] = {}
@@ -184,7 +169,7 @@ def _row(root: Path, where: str, values: dict) -> Row:
 
 
 def _class_names(rows: list[Row]) -> list[str]:
-    """Class names in the order of the class numbers: by number where all are whole numbers, by name otherwise."""
+    """Class names in the order of the class numbers: sorted as numbers if all are whole numbers, else as text."""
     names = {row.label for row in rows}
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
