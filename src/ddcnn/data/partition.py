@@ -84,8 +84,7 @@ def partition(
         Stopped: on all ranks, if one has been asked to stop; nothing is left behind.
     """
     parallel_file = h5py.get_config().mpi and world.size > 1 and not options.skip_damaged
-    number = world.on_root(lambda: int.from_bytes(os.urandom(4)))
-    files = SetFiles(path, f"{number:08x}", world.rank, world.size, parallel_file, options.reuse)
+    files = SetFiles(path, world.on_root(lambda: os.urandom(4).hex()), world.rank, world.size, parallel_file, options.reuse)
     work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     writer = BlockWriter(source, decomposition, options.skip_damaged)
     with world.raise_on_all_ranks(), disk_errors(path):

@@ -102,12 +102,13 @@ def _unlabelled_files(folder: Path, suffixes: tuple[str, ...], ignore_labels: bo
 def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> Split:
     """Image files, or volumes, without labels."""
     fit, shape, dtype = Fit(options, len(trained_on.shape) - 1), trained_on.shape, np.dtype(trained_on.dtype)
-    if not options.volumes and options.pixels is None:
+    pixels = options.pixels
+    if not options.volumes and pixels is None:
         what = f"{shape[-1]} channels of {dtype}"
         raise InputError(f"{options.name}: no image file is read as what the run was trained on, {what}; give an .npz or .h5 of arrays")
 
     def load(i: int) -> np.ndarray:
-        image = load_volume(paths[i]) if options.pixels is None else decode(paths[i], options.pixels)
+        image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels)
         if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
             raise InputError(f"{paths[i]} is {_text(image.shape)}, but the run was trained on {_text(shape)}: bring it to that size")
         return image
