@@ -18,9 +18,9 @@ from torch import nn
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.plan import check_ranks
-from ddcnn.method.aggregate import build_dnn
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
+from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
@@ -82,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(threads_per_rank(world, None))
     policy = DevicePolicy(torch.device("cpu"), asked.precision)
     decomposition = Decomposition((asked.size, asked.size), tuple(map(int, asked.grid.split("x"))), asked.overlap)
-    check_ranks(world.size, decomposition)
+    check_ranks(world.size, len(decomposition), f"{len(decomposition)} subdomains")
     with process_group(world, policy.device):
         steps, facts = variants(world, policy, decomposition, asked)
         found = {name: [] for name in steps}
@@ -114,7 +114,7 @@ def variants(world, policy, decomposition, asked):
     def coherent(kind):
         local = [build(lambda shape=shape: make("vgg9", shape, asked.width, divisor), Seeds(0, "b"), policy) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
-        dnn = build_dnn(asked.interface, len(decomposition), values, CLASSES, policy, Seeds(0, "dnn"))
+        dnn = build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "dnn"), policy)
         return kind(world, asked.interface, local, dnn), values
 
     redundant, values = coherent(CoherentNetwork)

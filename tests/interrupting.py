@@ -14,12 +14,12 @@ from ddcnn import __main__
 from ddcnn.training import resume as keeping
 
 training, step, rank, what = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-after_step, steps = keeping.Keeper.after_step, 0
+after_step, steps = keeping.Checkpointer.after_step, 0
 
 
 def interrupted(self, state) -> None:
     global steps
-    if self.sequence.folder.name == training and MPI.COMM_WORLD.Get_rank() == rank:
+    if self.checkpoints.folder.name == training and MPI.COMM_WORLD.Get_rank() == rank:
         steps += 1
         if steps == step:
             for name in what.split("+"):
@@ -30,6 +30,6 @@ def interrupted(self, state) -> None:
     after_step(self, state)
 
 
-keeping.Keeper.after_step = interrupted
+keeping.Checkpointer.after_step = interrupted
 sys.argv[1:] = sys.argv[5:]
 sys.exit(__main__.main())

@@ -23,7 +23,7 @@ from ddcnn.scaling import extrapolation as prediction
 
 asked = {"ranks": 1}
 check_ranks = plan.check_ranks
-plan.check_ranks = lambda ranks, decomposition: check_ranks(asked["ranks"], decomposition)  # one rank refuses subdomains as these would
+plan.check_ranks = lambda ranks, *subdomains: check_ranks(asked["ranks"], *subdomains)  # one rank refuses subdomains as these would
 
 
 def do(command: dict[str, Any], world: World) -> tuple[int, str]:

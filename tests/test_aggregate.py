@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, classify
+from ddcnn.training.loop import Recipe, Trainer, classify
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -81,7 +81,7 @@ def decisions(network, probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 def test_the_dnn_learns_what_no_vote_can_tell():
-    network = train_dnn(*pairs(512, seed=1), "probabilities", 2, RECIPE, POLICY, Seeds(0, "dnn"))
+    network = train_dnn(Trainer(RECIPE, POLICY, Seeds(0, "dnn")), *pairs(512, seed=1), "probabilities", 2)
     probabilities, labels = pairs(200, seed=2)
     assert (decisions(network, probabilities, labels) == labels).mean() > 0.98
 
@@ -89,7 +89,7 @@ def test_the_dnn_learns_what_no_vote_can_tell():
 def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
     def parameters(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        network = train_dnn(*pairs(128, seed=1), "probabilities", 2, RECIPE, POLICY, Seeds(seed, "dnn"))
+        network = train_dnn(Trainer(RECIPE, POLICY, Seeds(seed, "dnn")), *pairs(128, seed=1), "probabilities", 2)
         return torch.nn.utils.parameters_to_vector(network.parameters())
 
     first = parameters(seed=0, before=5)

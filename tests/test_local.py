@@ -10,7 +10,7 @@ from ddcnn.method.local import DnnSamples, evaluate_interface, evaluate_interfac
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, classify
+from ddcnn.training.loop import Recipe, Trainer, classify
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -40,9 +40,13 @@ def recipe(epochs: int = 1) -> Recipe:
     return Recipe(epochs, 4, "adamw", 1e-6, 0, "constant")
 
 
+def trainer_of(epochs: int):
+    return lambda fold, samples: Trainer(recipe(epochs), POLICY, Seeds(0, f"local without fold {fold}"))
+
+
 def test_out_of_fold_every_sample_is_classified_by_a_network_that_has_not_seen_it(world):
     samples = DnnSamples.choose("out-of-fold", LABELS, 4, seed=0)
-    found = evaluate_interface_out_of_fold(world, Memory, "probabilities", numbered(), samples.fold, recipe(3), POLICY, Seeds(0, "local"))
+    found = evaluate_interface_out_of_fold(world, trainer_of(3), Memory, "probabilities", numbered(), samples.fold)
     assert found.argmax(axis=1).tolist() == [0] * 60
 
 
@@ -56,14 +60,14 @@ def test_out_of_fold_classifications_come_in_the_order_of_the_samples(world):
             return torch.cat([samples / 10 + self.offset, torch.zeros(len(samples), 2)], dim=1)
 
     fold = DnnSamples.choose("out-of-fold", LABELS, 5, seed=1).fold
-    found = evaluate_interface_out_of_fold(world, Echo, "probabilities", numbered(), fold, recipe(), POLICY, Seeds(0, "local"))
+    found = evaluate_interface_out_of_fold(world, trainer_of(1), Echo, "probabilities", numbered(), fold)
     assert (np.diff(found[:, 0]) > 0).all()
 
 
 def test_a_held_out_sample_is_seen_by_the_dnn_and_not_by_the_local_cnn(world):
     samples = DnnSamples.choose("holdout", LABELS, 5, seed=0)
     assert sorted([*samples.index, *samples.for_cnn]) == list(range(60))
-    network = train_local(world, Memory, numbered(), samples.for_cnn, recipe(3), POLICY, Seeds(0, "local"))
+    network = train_local(world, Trainer(recipe(3), POLICY, Seeds(0, "local")), Memory, numbered(), samples.for_cnn)
     assert not network.known & set(samples.index.astype(float).tolist())
     assert network.known == set(samples.for_cnn.astype(float).tolist())
 

@@ -22,7 +22,7 @@ from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
 from ddcnn.scaling.measurements import TOTAL, Point
 from ddcnn.scaling.performance_model import FITTED, Counts, Observation, Sizes, counts, fit
 from ddcnn.scaling.workload import Network, Problem
-from ddcnn.training.data_parallel import batch_of_all
+from ddcnn.training.data_parallel import global_batch_size
 
 SMALL = Sizes(
     ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
@@ -276,7 +276,7 @@ def test_a_global_cnn_needs_two_samples_a_rank():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 64, 400])
 def test_the_batch_of_the_global_cnn_is_that_of_a_run(ranks):
-    assert at(ranks).global_share * ranks == batch_of_all(100, 1000, ranks)
+    assert at(ranks).global_share * ranks == global_batch_size(100, 1000, ranks)
 
 
 def test_held_out_samples_are_not_modelled(digits_run, tmp_path):

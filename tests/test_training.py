@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.batches import Rows
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, build, classify, cross_entropy, train
+from ddcnn.training.loop import Recipe, Trainer, build, classify, cross_entropy
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -33,7 +34,7 @@ def trained(epochs=1, seed=0, kind=Rows, network=None, watch=lambda epoch: None,
     seeds = Seeds(seed, "test")
     network = network or build(lambda: nn.Linear(2, 2), seeds, POLICY)
     ORDERS.append([])
-    train(network, samples(kind), torch.arange(20), Recipe(epochs, **options), POLICY, seeds, watch)
+    Trainer(Recipe(epochs, **options), POLICY, seeds, Watch(watch)).train(network, samples(kind), torch.arange(20))
     return network
 
 
@@ -84,7 +85,7 @@ def test_schedules_end_where_they_should(schedule, ends):
     network = Slope()
     rows = Rows(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
     recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule)
-    train(network, rows, torch.arange(20), recipe, POLICY, Seeds(0, "test"))
+    Trainer(recipe, POLICY, Seeds(0, "test")).train(network, rows, torch.arange(20))
     steps = [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
     assert max(steps) == pytest.approx(0.1, rel=0.3)  # momentum is cycled too
     assert steps[-1] <= 1.1 * ends * 0.1

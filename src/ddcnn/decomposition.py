@@ -56,13 +56,11 @@ class Subdomain:
 
     Attributes:
         index: from 0 to N - 1.
-        dataset: the number of its box in a partitioned set: thin networks that see the same subimage share it.
         position: (d,) its place in the grid.
         core, subimage, stored: the boxes, in pixels of the whole image.
     """
 
     index: int
-    dataset: int
     position: tuple[int, ...]
     core: Box
     subimage: Box
@@ -90,8 +88,6 @@ class Decomposition:
         grid: subdomains per axis, as many axes as ``shape``.
         overlap: δ, pixels by which a subimage extends beyond its core.
         margin: pixels stored around every subimage for shifts.
-        thin: networks per box of the grid. With more than one, the network too is decomposed, in width: N counts the thin networks,
-            and those of one box see the same subimage (arXiv 2410.23359).
 
     Raises:
         InputError: the grid has another dimension than the images, or is finer than an image.
@@ -101,7 +97,6 @@ class Decomposition:
     grid: tuple[int, ...]
     overlap: int = 0
     margin: int = 0
-    thin: int = 1
 
     def __post_init__(self):
         text = "x".join(map(str, self.grid))
@@ -118,21 +113,21 @@ class Decomposition:
             raise InputError(f"--grid {text} is finer than the images, which have {size} pixels: choose a coarser grid")
 
     def __len__(self) -> int:
-        return prod(self.grid) * self.thin
+        return prod(self.grid)
 
     @cached_property
     def subdomains(self) -> tuple[Subdomain, ...]:
         """All N subdomains, the last axis running fastest."""
         axes = [cuts(n, parts) for n, parts in zip(self.shape, self.grid, strict=True)]
         found = []
-        for dataset, position in enumerate(product(*map(range, self.grid))):
+        for index, position in enumerate(product(*map(range, self.grid))):
             core = Box(
                 tuple(axis[k] for axis, k in zip(axes, position, strict=True)),
                 tuple(axis[k + 1] for axis, k in zip(axes, position, strict=True)),
             )
             subimage = core.extended(self.overlap, self.shape)
             stored = subimage.extended(self.margin, self.shape)
-            found += [Subdomain(dataset * self.thin + k, dataset, position, core, subimage, stored) for k in range(self.thin)]
+            found.append(Subdomain(index, position, core, subimage, stored))
         return tuple(found)
 
     def restrict(self, images, index: int, first_axis: int = 1):
@@ -148,7 +143,7 @@ class Decomposition:
         images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices] += subimages
 
     def mirror(self, index: int) -> int:
-        """The (first) subdomain that the flip of the last axis carries to subdomain ``index``.
+        """The subdomain that the flip of the last axis carries to subdomain ``index``.
 
         Raises:
             InputError: the columns cannot be cut symmetrically (an odd number of pixels in an even number of parts).

@@ -1,8 +1,11 @@
 """The coherent network over the ranks against the same network in one process, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages
@@ -17,7 +20,7 @@ from ddcnn.networks.shape import Shape
 from ddcnn.networks.vgg import vgg3
 from ddcnn.parallel.groups import owned_subdomains
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import NothingKept, Recipe, train
+from ddcnn.training.loop import Recipe, Trainer
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -112,15 +115,14 @@ def test_loss_and_gradients_are_those_of_one_process(world, interface):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_five_steps_of_training_are_those_of_one_process(world, interface, optimizer):
-    owned, recipe = owned_subdomains(world, N), Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle")
+    owned = owned_subdomains(world, N)
+    trainer = Trainer(Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle"), POLICY, Seeds(0, "coherent"))
     assert SAMPLES // BATCH == STEPS
     networks, dnn = parts(interface, owned)
     distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
     found_epochs, epochs = [], []
-    train_coherent(
-        world.alone(), distributed, Numbers(owned), np.arange(SAMPLES), recipe, POLICY, Seeds(0, "coherent"), found_epochs.append
-    )
-    train(single, Numbers(range(N)), torch.arange(SAMPLES), recipe, POLICY, Seeds(0, "coherent"), epochs.append)
+    train_coherent(world.alone(), replace(trainer, callback=Watch(found_epochs.append)), distributed, Numbers(owned), np.arange(SAMPLES))
+    replace(trainer, callback=Watch(epochs.append)).train(single, Numbers(range(N)), torch.arange(SAMPLES))
     assert found_epochs[0].loss == pytest.approx(epochs[0].loss, rel=1e-12)
     assert found_epochs[0].accuracy == epochs[0].accuracy
     expected = [
@@ -171,17 +173,9 @@ def test_in_frozen_epochs_only_the_dnn_learns(world):
 
     recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
     samples = Numbers(owned_subdomains(world, N))
-    train_coherent(
-        world.alone(),
-        network,
-        samples,
-        np.arange(SAMPLES),
-        recipe,
-        POLICY,
-        Seeds(0, "transfer"),
-        after_epoch,
-        frozen=(recipe, NothingKept()),
-    )
+    trainer = Trainer(recipe, POLICY, Seeds(0, "transfer"), Watch(after_epoch))
+    frozen = replace(trainer, seeds=Seeds(0, "transfer frozen"))
+    train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES), frozen)
     assert changed == [[False, True], [False, True], [True, True], [True, True]]
 
 
@@ -205,9 +199,8 @@ def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world
             networks.append(POLICY.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
         samples = OwnedSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
-        train_coherent(
-            world.alone(), CoherentNetwork(ranks, "features", networks, dnn), samples, np.arange(SAMPLES), recipe, POLICY, Seeds(0, "c")
-        )
+        trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, dnn)
+        train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES))
         return networks, dnn
 
     found, dnn = trained(world)

@@ -1,13 +1,19 @@
 """Thin networks of all ranks, composed to the undecomposed one (decomposition in width)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from ddcnn.config.settings import RunSettings
+from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.method.width import check_composes, compose
+from ddcnn.method.factory import Networks
+from ddcnn.method.width import check_composition, compose
 from ddcnn.networks.registry import NETWORKS, make
 from ddcnn.networks.shape import Shape
+from ddcnn.training.precision import DevicePolicy
 
 EACH = 2  # thin networks of a rank
 CLASSES = 3
@@ -55,10 +61,12 @@ def test_the_cross_terms_are_zero_and_learn(world):
 
 @pytest.mark.parametrize(("features", "width"), [(12, 16), (None, 20)])
 def test_what_is_not_thin_networks_side_by_side_is_refused(world, features, width):
-    shape = Shape((8, 8), 1, CLASSES)
+    images = SimpleNamespace(shape=(8, 8, 1), decomposition=Decomposition((8, 8), (1, 1)), class_names=("a", "b", "c"))
+
+    def networks(**options) -> Networks:
+        settings = RunSettings(decomposition="width", grid="2x2", network="vgg3", **options)
+        return Networks(settings, images, DevicePolicy(torch.device("cpu"), "fp32"))
+
     with pytest.raises(InputError, match="4 thin networks side by side are not --network vgg3"):
-        check_composes(
-            world.alone(), "vgg3", lambda: make("vgg3", shape, width, 4, features), lambda: make("vgg3", shape, width), 4,
-            torch.randn(2, 1, 8, 8),
-        )  # fmt: skip
-    check_composes(world.alone(), "vgg3", lambda: make("vgg3", shape, 16, 4), lambda: make("vgg3", shape, 16), 4, torch.randn(2, 1, 8, 8))
+        check_composition(world.alone(), networks(width=width, features=features))
+    check_composition(world.alone(), networks(width=16))

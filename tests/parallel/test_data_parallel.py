@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, Subimages
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.data_parallel import batch_of_all, bytes_per_step, classify_together, train_data_parallel
-from ddcnn.training.loop import Recipe, build, classify
+from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
+from ddcnn.training.loop import Recipe, Trainer, build, classify
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -33,9 +34,9 @@ def with_normalisation() -> nn.Module:
 
 
 def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, class_weights=None) -> nn.Module:
-    recipe = Recipe(epochs, batch_of_all(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
+    recipe = Recipe(epochs, global_batch_size(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
     network = build(make, Seeds(0, "global"), POLICY)
-    train_data_parallel(world, network, samples, np.arange(SAMPLES), recipe, POLICY, Seeds(0, "global"), watch)
+    train_data_parallel(world, Trainer(recipe, POLICY, Seeds(0, "global"), Watch(watch)), network, samples, np.arange(SAMPLES))
     return network
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.batches import Augmentation, OwnedSubimages, Subimages
@@ -11,7 +12,7 @@ from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fol
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.groups import form_groups, owned_subdomains
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import NothingKept, Recipe
+from ddcnn.training.loop import Recipe, Trainer
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -78,8 +79,8 @@ def test_a_group_trains_a_local_cnn_as_one_process_does(world, subdomains, augme
     index, samples = groups.across_subdomains.rank, images(groups.across_subdomains.rank, augmentation)
     chosen, seeds = np.arange(5, SAMPLES), Seeds(0, "local", index)
     epochs, alone = [], []
-    found = train_local(groups.data_parallel, Local, samples, chosen, RECIPE, POLICY, seeds, lambda network, epoch: epochs.append(epoch))
-    expected = train_local(world.alone(), Local, samples, chosen, RECIPE, POLICY, seeds, lambda network, epoch: alone.append(epoch))
+    found = train_local(groups.data_parallel, Trainer(RECIPE, POLICY, seeds, Watch(epochs.append)), Local, samples, chosen)
+    expected = train_local(world.alone(), Trainer(RECIPE, POLICY, seeds, Watch(alone.append)), Local, samples, chosen)
     close(found.parameters(), expected.parameters())
     for one, other in zip(epochs, alone, strict=True):
         assert (one.epoch, one.accuracy) == (other.epoch, pytest.approx(other.accuracy))
@@ -102,9 +103,13 @@ def test_the_first_rank_of_a_group_has_what_all_of_it_hand_over(world, subdomain
 
 def test_a_group_hands_over_out_of_fold_as_one_process_does(world, subdomains):
     groups = form_groups(world, subdomains)
-    rest = (images(groups.across_subdomains.rank), np.arange(SAMPLES) % 3, RECIPE, POLICY, Seeds(0, "local"))
-    found = evaluate_interface_out_of_fold(groups.data_parallel, Local, "logits", *rest)
-    expected = evaluate_interface_out_of_fold(world.alone(), Local, "logits", *rest)
+    rest = (Local, "logits", images(groups.across_subdomains.rank), np.arange(SAMPLES) % 3)
+
+    def trainer_of(fold: int, samples: int) -> Trainer:
+        return Trainer(RECIPE, POLICY, Seeds(0, f"local without fold {fold}"))
+
+    found = evaluate_interface_out_of_fold(groups.data_parallel, trainer_of, *rest)
+    expected = evaluate_interface_out_of_fold(world.alone(), trainer_of, *rest)
     assert (found is not None) == groups.leads
     if found is not None:
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
@@ -123,8 +128,8 @@ def test_groups_train_the_coherent_network_as_one_process_does(world, subdomains
         nn.init.normal_(dnn.layers[-1].weight)
         network = CoherentNetwork(peers, interface, networks, dnn)
         samples = OwnedSubimages([images(index, Augmentation(True, 1)) for index in owned])
-        before = (RECIPE, NothingKept()) if frozen else None
-        train_coherent(group, network, samples, np.arange(SAMPLES), RECIPE, POLICY, Seeds(0, "coherent"), frozen=before)
+        before = Trainer(RECIPE, POLICY, Seeds(0, "coherent frozen")) if frozen else None
+        train_coherent(group, Trainer(RECIPE, POLICY, Seeds(0, "coherent")), network, samples, np.arange(SAMPLES), before)
         return networks, dnn
 
     groups = form_groups(world, subdomains)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.experiment.plan import check_ranks
 from ddcnn.parallel.groups import owned_subdomains
@@ -77,11 +76,11 @@ def test_ranks_own_every_subdomain_exactly_once(world, each):
 
 
 def test_ranks_that_do_not_fit_the_subdomains_are_refused_with_those_that_do(world):
-    check_ranks(world.size, Decomposition((100,), (2 * world.size,)))
-    check_ranks(world.size, Decomposition((100,), (1,)))  # a group of all ranks
+    check_ranks(world.size, 2 * world.size, "subdomains")
+    check_ranks(world.size, 1, "subdomain")  # a group of all ranks
     if world.size > 1:
         with pytest.raises(InputError, match=f"start 1.* or {2 * world.size + 1} ranks, or a multiple of {2 * world.size + 1}"):
-            check_ranks(world.size, Decomposition((100,), (2 * world.size + 1,)))
+            check_ranks(world.size, 2 * world.size + 1, "subdomains")
 
 
 def test_waiting_and_communicating_are_recorded_apart(world):

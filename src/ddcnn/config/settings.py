@@ -1,13 +1,13 @@
 """Settings: one frozen class per command. Each field is an option of the command line and a key of the TOML file, with the same name."""
 
 import os
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from ddcnn.config.methods import Method
+from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
 from ddcnn.config.types import (
     Device,
     Every,
@@ -104,14 +104,17 @@ class DataSettings(ImageSettings):
         return self.shift if "shift" in self.augment else 0
 
     @property
-    def thin(self) -> int:
-        """Thin networks per subdomain: N in width, where the whole image is the only subdomain; else 1."""
-        return prod(self.grid) if self.decomposition == "width" else 1
+    def splitting(self) -> ImageSplitting:
+        """What differs between the decompositions of the image and of the network."""
+        return SPLITTINGS[self.decomposition]
+
+    @property
+    def networks_per_subimage(self) -> int:
+        return self.splitting.networks_per_subimage(self.grid)
 
     @model_validator(mode="after")
-    def _no_overlap_in_width(self) -> Self:
-        if self.decomposition == "width" and self.overlap:
-            raise ValueError("--overlap needs --decomposition image: networks that are decomposed in width see the whole image")
+    def _check_splitting(self) -> Self:
+        self.splitting.check_data(self)
         return self
 
 
@@ -199,17 +202,13 @@ class RunSettings(DataSettings):
     figures: bool = option(Group.OUTPUT, True, "draw figures at the end of the run; ddcnn report RUN draws them later")
     tensorboard: bool = option(Group.OUTPUT, False, "also write metrics for TensorBoard, into tensorboard/ in --output")
 
-    def is_composed(self, method: str) -> bool:
-        """Whether a method trains the network that is composed of the thin networks of ``--decomposition width``."""
-        return self.decomposition == "width" and method == Method.TRANSFER
-
     def sees_whole_image(self, method: str) -> bool:
         """Whether a method has a single network, which sees the whole image."""
-        return Method(method).whole_image or self.is_composed(method)
+        return Method(method).whole_image or self.splitting.composes(method)
 
     def phases_of(self, method: str) -> tuple[str, ...]:
-        """The phases whose seconds and bytes a method needs; thin networks are composed without a DNN."""
-        return ("local", "transfer") if self.is_composed(method) else Method(method).phases
+        """The phases whose seconds and bytes a method needs; a composed network needs no DNN."""
+        return ("local", "transfer") if self.splitting.composes(method) else Method(method).phases
 
     def needs(self, phase: str) -> bool:
         """Whether one of the methods needs this phase."""
@@ -217,7 +216,7 @@ class RunSettings(DataSettings):
 
     def divisor(self, subdomains: int) -> float:
         """The factor by which the local CNNs of N subdomains are narrower than the global CNN."""
-        return self.width_divisor or (subdomains if self.decomposition == "width" else subdomains**0.5)
+        return self.width_divisor or self.splitting.divisor(subdomains)
 
     def epochs_of(self, method: str) -> int:
         """Epochs of training of a method's network or of a local CNN; by default coherent, global and transfer make the same."""
@@ -240,6 +239,11 @@ class RunSettings(DataSettings):
     def identity(self) -> dict[str, Any]:
         """The settings on which parameters and metrics depend, as JSON values."""
         return self.model_dump(mode="json", exclude=set(CHANGEABLE))
+
+    @model_validator(mode="after")
+    def _check_splitting_of_run(self) -> Self:
+        self.splitting.check_run(self)
+        return self
 
     @model_validator(mode="after")
     def _hidden_layers_are_of_one_network(self) -> Self:

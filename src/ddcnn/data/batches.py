@@ -154,11 +154,10 @@ class OwnedSubimages:
     def load(
         cls, store: PartitionedSet, split: str, subdomains: Sequence[int], device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "OwnedSubimages":
-        """Reads the subdomains, and for flips their mirror subdomains, each dataset once."""
+        """Reads the subdomains, and for flips their mirror subdomains, each once."""
         geometry = store.decomposition.subdomains
         mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]
-        index = {geometry[i].dataset: i for i in (*subdomains, *mirrors)}
-        images = {dataset: to_tensor(store.read(split, i)).to(device) for dataset, i in index.items()}
+        images = {i: to_tensor(store.read(split, i)).to(device) for i in dict.fromkeys((*subdomains, *mirrors))}
         labels, normalisation = _labels(store, split, device), _normalisation(store, device)
         parts = []
         for i, mirror in zip(subdomains, mirrors, strict=True):
@@ -167,8 +166,8 @@ class OwnedSubimages:
             upper = [b - a for a, b in zip(place.subimage.stop, place.stored.stop, strict=True)]
             window = tuple(slice(a, a + n) for a, n in zip(lower, place.subimage.shape, strict=True))
             padding = tuple((store.margin - a, store.margin - b) for a, b in zip(lower, upper, strict=True))
-            mirrored = images[geometry[mirror].dataset] if augmentation.flip else None
-            parts.append(Subimages(images[place.dataset], labels, *normalisation, window, padding, augmentation, mirrored))
+            mirrored = images[mirror] if augmentation.flip else None
+            parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored))
         return cls(parts)
 
     def batch(

@@ -32,7 +32,7 @@ from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, has_attribute, opened, ow
 
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
-NOT_WRITTEN = ("path", "thin", "tables")  # of PartitionedSet
+NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
 SUBDOMAIN_BYTES = 256  # that a subdomain takes at least in a file, so that the file's size bounds the grid
 
 
@@ -76,7 +76,6 @@ class PartitionedSet:
         parts: name of the folder beside the file in which the images lie (see ``ddcnn.data.set_parts``); empty if they lie in the file.
         digest: SHA-256 over all the above and the small arrays, once they have been written.
         tables: the small arrays, by their names in the file.
-        thin: networks that a run trains per box of the grid (see ``Decomposition``); the file does not depend on it.
     """
 
     path: str
@@ -97,12 +96,11 @@ class PartitionedSet:
     parts: str = ""
     digest: str = ""
     tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    thin: int = 1
 
     @property
     def decomposition(self) -> Decomposition:
         """The geometry: which pixels are whose."""
-        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin, self.thin)
+        return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin)
 
     def attributes(self) -> dict[str, Any]:
         """What is written as attributes, by name; a digest that belongs to them and to the tables among it."""
@@ -154,8 +152,8 @@ class PartitionedSet:
             InputError: the set has been damaged or replaced since it was opened.
         """
         place, path = self.decomposition.subdomains[index], Path(self.path)
-        name, shape = images_name(split, place.dataset), (*place.stored.shape, self.shape[-1])
-        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, place.dataset]
+        name, shape = images_name(split, place.index), (*place.stored.shape, self.shape[-1])
+        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, place.index]
         with opened(path, *REFUSAL) as file:
             if attribute(file, "digest") != self.digest:
                 raise InputError(f"{path}: was replaced by another partitioned set; start again")
@@ -191,7 +189,7 @@ class PartitionedSet:
             InputError: as ``read``.
         """
         images = None
-        for subdomain in self.decomposition.subdomains[:: self.thin]:
+        for subdomain in self.decomposition.subdomains:
             stored = self.read(split, subdomain.index, rows)
             offset = subdomain.stored.start
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))

@@ -4,24 +4,22 @@ The steps are those of ``ddcnn run``, with its options and its seeds, so that th
 folder, no checkpoints, no watch over the ranks; under mpirun, start a script with ``python -m mpi4py``, which ends all ranks if one fails.
 """
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from torch import nn
 
 from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
 from ddcnn.config.types import Interface
-from ddcnn.data.batches import Subimages
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.experiment.plan import prepare_run, resolved
+from ddcnn.experiment.context import Problem, prepare
+from ddcnn.experiment.plan import prepare_run
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
-from ddcnn.method.factory import Problem, choose_policy
-from ddcnn.method.local import DnnSamples, evaluate_interface, train_local
-from ddcnn.parallel.environment import threads_per_rank
-from ddcnn.parallel.groups import form_groups
+from ddcnn.method.local import evaluate_interface, train_local
 from ddcnn.parallel.world import World
+from ddcnn.training.loop import Recipe, Trainer
 
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (
@@ -48,16 +46,10 @@ def decompose(world: World, **options: Any) -> "DecomposedProblem":
     settings = load(RunSettings, DEFAULTS | options)
     if settings.dnn_data == "out-of-fold":
         raise InputError("dnn_data out-of-fold: needs further local CNNs, which ddcnn run trains; take train or holdout")
-    store = prepare_run(world, settings)
-    torch.set_num_threads(threads_per_rank(world, settings.threads))
-    policy = choose_policy(world, settings)
-    labels = {split: store.labels(split) for split in store.samples}
-    dnn_samples = DnnSamples.choose(settings.dnn_data, labels["train"], settings.folds, settings.seed)
-    groups = form_groups(world, len(store.decomposition))
-    return DecomposedProblem(world, groups, resolved(settings, store), store, policy, labels, dnn_samples)
+    return DecomposedProblem(prepare(world, settings, prepare_run(world, settings)))
 
 
-class DecomposedProblem(Problem):
+class DecomposedProblem:
     """Decomposed images, and the steps that solve their classification; ``decompose`` makes one.
 
     Attributes:
@@ -66,20 +58,28 @@ class DecomposedProblem(Problem):
         labels: (S,) int64 per split, "train" and "test".
     """
 
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self.owned, self.store, self.labels = problem.owned, problem.store, problem.labels
+
+    def _trainer(self, recipe: Recipe, role: str, subdomain: int = 0) -> Trainer:
+        return Trainer(recipe, self._problem.policy, self._problem.networks.seeds(role, subdomain))
+
     def train_local(self, index: int) -> nn.Module:
-        """Trains the local CNN f_i of a subdomain of this rank, without communication (a group of ranks its own together).
+        """Trains the local CNN f_i of a subdomain of this rank, without communication (the ranks of its group together).
 
         It maps (B, C, *subimage) float32, normalised, to logits (B, K). Equal, bit for bit, to that of ``ddcnn run``.
 
         Raises:
             ValueError: another rank owns the subdomain.
-            FloatingPointError: the loss is no longer a number.
+            FloatingPointError: the loss is NaN or infinite.
         """
+        problem = self._problem
         if index not in self.owned:
             raise ValueError(f"subdomain {index} is not one of this rank's, {list(self.owned)}")
-        training = Subimages.load(self.store, "train", index, self.policy.device, self.augmentation)
-        make, seeds = self.networks.make_local(index), self.networks.seeds("local", index)
-        return train_local(self.groups.data_parallel, make, training, self.dnn_samples.for_cnn, self.local_recipe, self.policy, seeds)
+        trainer, make = self._trainer(problem.local_recipe, "local", index), problem.networks.make_local(index)
+        images, chosen = problem.subimages("train", index), problem.dnn_samples.for_cnn
+        return train_local(problem.groups.data_parallel, trainer, make, images, chosen)
 
     def gather(self, local_cnns: list[nn.Module], split: str, interface: str | None = None) -> np.ndarray | None:
         """What all local CNNs say of the images: (S, N, C) float32 on rank 0, None on the others; all ranks together.
@@ -92,25 +92,28 @@ class DecomposedProblem(Problem):
         Raises:
             ValueError: no such interface or split, or another number of networks.
         """
-        interface = interface or self.settings.interface
-        for name, value, known in (("interface", interface, get_args(Interface)), ("split", split, tuple(self.labels))):
-            if value not in known:
-                raise ValueError(f"{name} {value!r}: known are {', '.join(known)}")
-        chosen = self.dnn_samples.index if split == "train" else np.arange(self.store.test_samples)
-        handed = []
+        problem = self._problem
+        interface = interface or problem.settings.interface
+        for name, value, allowed in (("interface", interface, get_args(Interface)), ("split", split, tuple(self.labels))):
+            if value not in allowed:
+                raise ValueError(f"{name} {value!r}: known are {', '.join(allowed)}")
+        chosen = problem.dnn_samples.index if split == "train" else np.arange(self.store.test_samples)
+        group, values = problem.groups.data_parallel, []
         for index, network in zip(self.owned, local_cnns, strict=True):
-            images = Subimages.load(self.store, split, index, self.policy.device)
-            handed.append(evaluate_interface(self.groups.data_parallel, interface, network, images, chosen, self.policy))
-        own = [values for values in handed if values is not None]  # on the first rank of a group
-        gathered = self.groups.across_subdomains.gather(np.stack(own)) if own else None  # (ranks, n, S, C)
+            images = problem.subimages(split, index)
+            part = evaluate_interface(group, interface, network, images, chosen, problem.policy)
+            if part is not None:  # on the first rank of a group
+                values.append(part)
+        gathered = problem.groups.across_subdomains.gather(np.stack(values)) if values else None  # (ranks, n, S, C)
         return None if gathered is None else np.concatenate(gathered).swapaxes(0, 1)
 
     def train_dnn(self, values: np.ndarray) -> nn.Module:
-        """On rank 0: trains the DNN on what has been gathered of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""
-        labels, seeds = self.labels["train"][self.dnn_samples.index], self.networks.seeds("dnn")
-        classes, policy = self.networks.classes, self.networks.fp32_policy
-        return train_dnn(values, labels, self.settings.interface, classes, self.dnn_recipe, policy, seeds)
+        """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""
+        problem = self._problem
+        trainer = replace(self._trainer(problem.dnn_recipe, "dnn"), policy=problem.networks.fp32_policy)
+        labels = self.labels["train"][problem.dnn_samples.index]
+        return train_dnn(trainer, values, labels, problem.settings.interface, problem.networks.classes)
 
     def decide(self, dnn: nn.Module, values: np.ndarray) -> np.ndarray:
-        """On rank 0: the DNN's probabilities (S, K) float32 of what has been gathered, (S, N, C)."""
-        return classify_by_dnn(dnn, values, self.networks.fp32_policy)
+        """On rank 0: the DNN's probabilities (S, K) float32 from gathered interface values (S, N, C)."""
+        return classify_by_dnn(dnn, values, self._problem.networks.fp32_policy)

@@ -24,7 +24,7 @@ from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision, small_picture, to_picture, understanding
 from ddcnn.report.metrics import scores
 from ddcnn.report.run_report import write_report
-from ddcnn.training.data_parallel import batch_of_all
+from ddcnn.training.data_parallel import global_batch_size
 from ddcnn.training.loop import Epoch
 from ddcnn.training.precision import DevicePolicy
 
@@ -53,7 +53,8 @@ class Results:
         self._probabilities: dict[str, np.ndarray | None] = {}  # per method: (S_test, K)
         self._decisions: dict[str, Decision] = {}
         self._labels = store.labels("test")
-        everything = 2 * len(store.decomposition) * settings.epochs * len(self._labels) * len(store.class_names)
+        self._subdomains_in_all = len(store.decomposition) * settings.networks_per_subimage
+        everything = 2 * self._subdomains_in_all * settings.epochs * len(self._labels) * len(store.class_names)
         self.board = Board(folder, world.timeline.now) if settings.tensorboard and world.rank == 0 else None
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
         self.tell()
@@ -135,7 +136,7 @@ class Results:
             "batch_size": self.settings.batch_size,
         }
         if self.settings.sees_whole_image(name):
-            batch = batch_of_all(self.settings.batch_size, self.store.train_samples, self.world.size)
+            batch = global_batch_size(self.settings.batch_size, self.store.train_samples, self.world.size)
             self._methods[name]["batch_size"] = batch
 
     def write(self, policy: DevicePolicy, global_parameters: int | None) -> None:
@@ -186,7 +187,7 @@ class Results:
         """Bytes that all ranks together have sent in the phases of a method; vote and average need less of the gather than the DNN."""
         if name in (Method.VOTE, Method.AVERAGE):
             leading = self.groups.across_subdomains.size
-            row = 4 * len(self.store.class_names) * len(self.store.decomposition) * (leading - 1) // leading
+            row = 4 * len(self.store.class_names) * self._subdomains_in_all * (leading - 1) // leading
             return row * self.store.test_samples + int(sent[:, PHASES.index("local")].sum())  # there, within groups
         return int(sum(sent[:, PHASES.index(phase)].sum() for phase in self.settings.phases_of(name)))
 
@@ -209,13 +210,14 @@ class Results:
         store, world, settings = self.store, self.world, self.settings
         trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in subdomains}
         local = []
-        for place in store.decomposition.subdomains:
-            parameters, seconds = trained.get(place.index, (None, np.nan))
+        for index in range(self._subdomains_in_all):
+            place = store.decomposition.subdomains[index // settings.networks_per_subimage]
+            parameters, seconds = trained.get(index, (None, np.nan))
             accuracy = None
             if self.local_classes is not None:
-                accuracy = float((self.local_classes[:, place.index] == self._labels).mean())
+                accuracy = float((self.local_classes[:, index] == self._labels).mean())
             local.append({
-                "index": place.index, "start": place.subimage.start, "stop": place.subimage.stop,
+                "index": index, "start": place.subimage.start, "stop": place.subimage.stop,
                 "core_start": place.core.start, "core_stop": place.core.stop, "parameters": parameters,
                 "test_accuracy": accuracy, "seconds": None if np.isnan(seconds) else seconds,
             })  # fmt: skip
@@ -232,14 +234,14 @@ class Results:
             "decomposition": {
                 "kind": settings.decomposition, "grid": settings.grid if settings.decomposition == "width" else store.grid,
                 "overlap": store.overlap,
-                "width_divisor": settings.divisor(len(store.decomposition)), "parameters": int(subdomains[:, 1].sum()),
+                "width_divisor": settings.divisor(self._subdomains_in_all), "parameters": int(subdomains[:, 1].sum()),
                 "global_parameters": global_parameters, "subdomains": local,
             },
             "methods": {name: self._methods[name] for name in settings.methods},
             "understanding": understanding(self._decisions, self._labels, self._classes, self._probabilities, settings.seed),
             "phases": phases_of(spans),
             "environment": {
-                "ranks": world.size, "subdomains_per_rank": len(store.decomposition) // self.groups.across_subdomains.size,
+                "ranks": world.size, "subdomains_per_rank": self._subdomains_in_all // self.groups.across_subdomains.size,
                 "ranks_per_subdomain": self.groups.data_parallel.size,
                 "threads_per_rank": torch.get_num_threads(), "device": str(policy.device), "precision": policy.precision,
                 "mpi": world.library(), **versions(), "seed": settings.seed, "resumed": world.timeline.resumed,

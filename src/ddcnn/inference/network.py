@@ -1,24 +1,26 @@
 """The network of a finished run as one: restriction, local CNNs, interface and decision in a single ``torch.nn.Module``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedOn, TrainedRun
 from ddcnn.io import parameters
 from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
 from ddcnn.method.interface import interface_values
-from ddcnn.method.local import classified
+from ddcnn.method.local import local_probabilities
+from ddcnn.networks.dense import DenseNetwork
 from ddcnn.training.loop import build
 from ddcnn.training.precision import DevicePolicy
 
 ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
+
+Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, *spatial), i -> (B, C, *subimage)
 
 
 class Assembled(nn.Module):
@@ -37,13 +39,13 @@ class Assembled(nn.Module):
     scale: torch.Tensor
 
     def __init__(
-        self, images: TrainedOn, decomposition: Decomposition, method: Method, interface: str, local_cnns: Sequence[nn.Module],
-        dnn: nn.Module | None, subdomains: Sequence[int], present: Sequence[int],
+        self, images: TrainedOn, restrict: Restriction, method: Method, interface: str, local_cnns: Sequence[nn.Module],
+        dnn: DenseNetwork | None, subdomains: Sequence[int], present: Sequence[int],
     ):  # fmt: skip
         super().__init__()
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
-        self.decomposition, self.subdomains, self.present = decomposition, tuple(subdomains), tuple(present)
+        self.restrict, self.subdomains, self.present = restrict, tuple(subdomains), tuple(present)
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
         per_channel = (-1, *[1] * (len(images.shape) - 1))
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
@@ -62,12 +64,12 @@ class Assembled(nn.Module):
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.shape))})")
         images = (images.float() - self.mean) * self.scale
         pairs = zip(self.subdomains, self.local_cnns, strict=True)
-        restricted = ((network, self.decomposition.restrict(images, i, first_axis=2)) for i, network in pairs)
+        restricted = ((network, self.restrict(images, i)) for i, network in pairs)
         return torch.stack([interface_values(self.interface, network, subimages) for network, subimages in restricted], 1)
 
     def classify(self, values: torch.Tensor) -> torch.Tensor:
         """Local classifications p_i, i in ``subdomains``, out of what the local CNNs hand over: (B, n, C) -> (B, n, K)."""
-        return torch.stack([classified(self.interface, network, values[:, k]) for k, network in enumerate(self.local_cnns)], 1)
+        return torch.stack([local_probabilities(self.interface, network, values[:, k]) for k, network in enumerate(self.local_cnns)], 1)
 
     def combine(self, values: torch.Tensor) -> torch.Tensor:
         """One decision, of all ``present``: interface values (B, n, C), for ``vote`` and ``average`` the p_i (B, n, K) -> logits (B, K)."""
@@ -77,7 +79,7 @@ class Assembled(nn.Module):
             return values.mean(1, dtype=torch.float64).log()
         if self.dnn is None:
             return values[:, 0]
-        return self.dnn(fill_missing(values, self.present, len(self.decomposition)).flatten(1))
+        return self.dnn(fill_missing(values, self.present, self.dnn.subdomains).flatten(1))
 
 
 def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:
@@ -123,17 +125,21 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
         local_cnns.append(networks.new_local(index, "local"))
         path = run.checkpoint(f"{chosen if chosen.joint else 'local'}-{index:04d}")
         parameters.load(path, local_cnns[-1], networks.about_local(index))
-    dnn = None
+    dnn: DenseNetwork | None = None
     if chosen.has_dnn:
         dnn = networks.new_dnn("dnn")
         parameters.load(run.checkpoint(f"{chosen}-dnn" if chosen.joint else "dnn"), dnn, networks.about_dnn())
-    return Assembled(run.images, run.images.decomposition, chosen, run.settings.interface, local_cnns, dnn, own, present)
+
+    def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
+        return run.images.decomposition.restrict(images, networks.subimage(i), first_axis=2)
+
+    return Assembled(run.images, restrict, chosen, run.settings.interface, local_cnns, dnn, own, present)
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
     """The undecomposed CNN, or the one that thin networks have been composed to."""
-    settings, shape = run.settings, run.images.shape[:-1]
+    settings = run.settings
     width = settings.width if method == Method.TRANSFER else settings.global_width or settings.width
     network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
     parameters.load(run.checkpoint(method), network, {"architecture": settings.network, "width": width or 0})
-    return Assembled(run.images, Decomposition(shape, (1,) * len(shape)), method, "logits", [network], None, [0], [0])
+    return Assembled(run.images, lambda images, i: images, method, "logits", [network], None, [0], [0])

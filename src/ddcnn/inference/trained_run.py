@@ -31,7 +31,7 @@ class TrainedOn:
         source_sha256: of the run's images and labels.
         shape: (*spatial, C) of a whole image.
         dtype: its pixel type.
-        grid, overlap: of the decomposition of the image; ``thin`` networks per box.
+        grid, overlap: of the decomposition of the image.
         mean, std: (C,) by which pixels have been normalised.
         preprocessing: what has become of the source's images (see ``SourceOptions``), as JSON.
     """
@@ -41,7 +41,6 @@ class TrainedOn:
     dtype: str
     grid: tuple[int, ...]
     overlap: int
-    thin: int
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -53,7 +52,7 @@ class TrainedOn:
 
     @property
     def decomposition(self) -> Decomposition:
-        return Decomposition(self.shape[:-1], self.grid, self.overlap, thin=self.thin)
+        return Decomposition(self.shape[:-1], self.grid, self.overlap)
 
     def attributes(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__annotations__}
@@ -86,7 +85,7 @@ class TrainedOn:
         SourceOptions("", Path()).as_before(self.preprocessing)
         if not all(isinstance(name, str) for name in self.class_names) or len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class names that are no different names")
-        if min(*self.shape, *self.grid, self.thin) < 1 or prod(self.shape) > MOST_NUMBERS:
+        if min(*self.shape, *self.grid) < 1 or prod(self.shape) > MOST_NUMBERS:
             raise ValueError("a shape or a grid that cannot be")
         numbers = (*self.mean, *self.std)
         if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:

@@ -1,9 +1,9 @@
-"""One decision out of the local classifications: majority vote, average probability, CNN-DNN (arXiv 2408.14442, section 2).
+"""One decision from the local classifications: majority vote, average probability, CNN-DNN (arXiv 2408.14442, section 2).
 
-Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s), rows of which sum to one.
+Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s); each row sums to one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch import nn
 
 from ddcnn.data.batches import Rows
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Epoch, Keeper, NothingKept, Recipe, build, classify, train
+from ddcnn.training.loop import Trainer, classify
 from ddcnn.training.precision import DevicePolicy
 
 
@@ -27,7 +26,7 @@ def vote(probabilities: np.ndarray) -> np.ndarray:
 
 
 def vote_scores(probabilities: torch.Tensor) -> torch.Tensor:
-    """(S, N, K) float32 -> (S, K) float64, the largest of which is the class that ``vote`` decides for."""
+    """Scores of ``vote``: (S, N, K) float32 -> (S, K) float64; the class with the largest score wins."""
     votes = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2]).sum(1)  # (S, K)
     tied = votes == votes.amax(1, keepdim=True)
     return torch.where(tied, probabilities.sum(1, dtype=torch.float64), -1.0)
@@ -38,18 +37,8 @@ def average(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.mean(axis=1, dtype=np.float64)
 
 
-def train_dnn(
-    values: np.ndarray,
-    labels: np.ndarray,
-    interface: str,
-    classes: int,
-    recipe: Recipe,
-    policy: DevicePolicy,
-    seeds: Seeds,
-    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    keeper: Keeper = NothingKept(),
-) -> nn.Module:
-    """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank alone.
+def train_dnn(trainer: Trainer, values: np.ndarray, labels: np.ndarray, interface: str, classes: int) -> nn.Module:
+    """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank.
 
     Args:
         values: (S, N, C) float32.
@@ -61,31 +50,27 @@ def train_dnn(
         the network, (B, N·C) float32 -> logits (B, K).
 
     Raises:
-        FloatingPointError: the loss is no longer a number.
+        FloatingPointError: the loss is NaN or infinite.
+        Stopped: the callback was asked to stop.
     """
-    network = build_dnn(interface, values.shape[1], values.shape[2], classes, policy, seeds)
-    train(network, dnn_rows(values, labels, policy), torch.arange(len(labels)), recipe, policy, seeds, after_epoch, keeper)
+    network = trainer.build(lambda: DenseNetwork(interface, values.shape[1], values.shape[2], classes))
+    trainer.train(network, dnn_rows(values, labels, trainer.policy), torch.arange(len(labels)))
     return network
 
 
-def build_dnn(interface: str, subdomains: int, values: int, classes: int, policy: DevicePolicy, seeds: Seeds) -> nn.Module:
-    """The DNN before training, of N subdomains, C values each, and K classes."""
-    return build(lambda: DenseNetwork(interface, subdomains, values, classes), seeds, policy)
-
-
 def classify_by_dnn(network: Any, values: np.ndarray, policy: DevicePolicy, present: Sequence[int] | None = None) -> np.ndarray:
-    """The DNN's probabilities (S, K) float32 out of interface values (S, n, C) of the subdomains ``present``, None for all."""
+    """The DNN's probabilities (S, K) float32 from interface values (S, n, C) of the subdomains ``present``; None for all."""
     if present is not None:
         values = fill_missing(torch.from_numpy(values), present, network.subdomains).numpy()
-    unknown = np.zeros(len(values), dtype=np.int64)  # labels
-    return classify(network, dnn_rows(values, unknown, policy), torch.arange(len(values)), policy).numpy()
+    labels = np.zeros(len(values), dtype=np.int64)  # not used
+    return classify(network, dnn_rows(values, labels, policy), torch.arange(len(values)), policy).numpy()
 
 
 def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) -> torch.Tensor:
-    """(B, n, C) of the subdomains ``present`` -> (B, N, C): in the place of a missing one's values stands the mean of the others'.
+    """(B, n, C) of the subdomains ``present`` -> (B, N, C): a missing subdomain's values are the mean of the others'.
 
-    On CIFAR-10 (2x2) the geometric mean did as well, 1/K for every class worse, and leaving the DNN out too (``average``) worse
-    for ``dnn`` and ``transfer``, but better for ``coherent``, whose local CNNs have never learnt to decide alone.
+    On CIFAR-10 (2x2) the geometric mean was as accurate, 1/K for every class less so. Averaging without the DNN was less accurate for
+    ``dnn`` and ``transfer`` but more so for ``coherent``, whose local CNNs have never learnt to decide alone.
     """
     if len(present) == subdomains:
         return values
@@ -96,16 +81,16 @@ def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) 
 
 @contextmanager
 def capture_inputs(dnn: nn.Module) -> Iterator[list[np.ndarray]]:
-    """Collects the DNN's inputs, (B, N·C) each, while it classifies as a part of another network."""
-    seen: list[np.ndarray] = []
-    hook = dnn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu().numpy()))
+    """Collects the inputs of the DNN, (B, N·C) per batch, while it is evaluated as a part of another network."""
+    captured: list[np.ndarray] = []
+    hook = dnn.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].cpu().numpy()))
     try:
-        yield seen
+        yield captured
     finally:
         hook.remove()
 
 
 def dnn_rows(values: np.ndarray, labels: np.ndarray, policy: DevicePolicy) -> Rows:
-    """The DNN's samples: (S, N, C) -> inputs (S, N·C)."""
+    """Samples of the DNN: interface values (S, N, C) -> inputs (S, N·C), on the device."""
     inputs = torch.from_numpy(values.reshape(len(labels), -1)).to(policy.device)
     return Rows(inputs, torch.from_numpy(labels).to(policy.device))

@@ -1,7 +1,7 @@
-"""What a local CNN hands to the DNN, and how it gets there: the operators of the interface, each beside its adjoint.
+"""The interface between local CNNs and DNN: what travels, and the operators that bring it there, each beside its adjoint.
 
-The papers' interface are the probabilities p_i = softmax of f_i(R_i x), K numbers (arXiv 2302.06564, section 3). The logits f_i(R_i x)
-are K numbers as well; the features are the last hidden layer of f_i, F numbers.
+In the papers these are the probabilities p_i = softmax of f_i(R_i x), K numbers (arXiv 2302.06564, section 3). The logits f_i(R_i x) are
+K numbers as well; the features are the last hidden layer of f_i, F numbers.
 """
 
 from typing import Any
@@ -21,24 +21,24 @@ def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor
 
 
 def values_per_subdomain(interface: str, network: nn.Module) -> int:
-    """C of ``interface_values``: numbers per sample and subdomain."""
+    """C: the number of interface values per sample and subdomain."""
     classifier: Any = network.classifier
     return classifier.in_features if interface == "features" else classifier.out_features
 
 
 class Collect(torch.autograd.Function):
-    """E: the ranks' parts of a vector, put together on all ranks (one allgather); the coarse problem is then solved redundantly.
+    """E: assembles the ranks' parts of a vector on all ranks (one allgather); the coarse problem is then solved redundantly.
 
-    Forward: (n, B, C) on every rank -> (N, B, C), the same on all ranks: one vector, that all of them hold.
-    Adjoint: Eᵀ restricts it to the rank's own part, (N, B, C) -> (n, B, C). The cotangent is that of the one vector, the same on
-    all ranks since they all solve the same coarse problem: nothing is communicated.
+    Forward: (n, B, C) on every rank -> (N, B, C), the same vector on all ranks.
+    Adjoint: Eᵀ restricts to the rank's own part, (N, B, C) -> (n, B, C). The cotangent is the same on all ranks, since all of them solve
+    the same coarse problem: nothing is communicated.
     """
 
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, world: World) -> torch.Tensor:
         ctx.own = slice(world.rank * len(part), (world.rank + 1) * len(part))
-        everyone = world.all_gather(part.detach().cpu().numpy())
-        return torch.from_numpy(everyone).flatten(0, 1).to(part.device)
+        parts = world.all_gather(part.detach().cpu().numpy())
+        return torch.from_numpy(parts).flatten(0, 1).to(part.device)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
@@ -46,5 +46,5 @@ class Collect(torch.autograd.Function):
 
 
 def bytes_per_sample(subdomains: int, values: int, ranks: int) -> int:
-    """Bytes that all ranks together send for one sample, in float32: everyone's N·C numbers reach the P - 1 ranks that lack them."""
+    """Bytes that all ranks together send for one sample: N·C float32 values, each to the P - 1 ranks that do not have it."""
     return 4 * subdomains * values * (ranks - 1)

@@ -1,19 +1,20 @@
-"""The one training loop: local CNNs, the DNN and whatever network comes, on samples that are resident on the device."""
+"""The one training loop, for local CNNs, the DNN and every other network, on samples that are resident on the device."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Samples
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.precision import DevicePolicy, Network
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        lr: the largest learning rate of the schedule.
+        batch_size: samples per step, of all ranks that train the network together.
+        optimizer: "adamw" or "sgd" (with Nesterov momentum 0.9).
+        lr: largest learning rate of the schedule.
         schedule: "one-cycle" (30 % of the steps up, the rest down), "cosine" (down only) or "constant".
-        class_weights: (K,) of the samples of each class in the loss, in the mean over the samples 1; None for all alike.
+        class_weights: (K,) weight of each class in the loss, with mean 1 over the samples; None for equal weights.
     """
 
     epochs: int
@@ -36,13 +39,13 @@ class Recipe:
     class_weights: tuple[float, ...] | None = None
 
     def steps_per_epoch(self, samples: int) -> int:
-        """Full batches; an incomplete one is left out (another sample every epoch) unless it is the only one."""
+        """Number of full batches of an epoch; the samples left over (others in every epoch) are skipped, unless there is no full batch."""
         return max(1, samples // self.batch_size)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch of training came to: mean loss, accuracy on the (augmented) training batches, seconds."""
+    """Metrics of an epoch: mean loss, accuracy on the (augmented) training batches, seconds."""
 
     epoch: int
     loss: float
@@ -50,18 +53,18 @@ class Epoch:
     seconds: float
 
 
-START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network that has parts which are trained
+START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network whose parts are trained already
 
 
 @dataclass
 class TrainState:
-    """Everything that a training is between two steps: with it, it goes on as if it had never stopped.
+    """The state of a training between two steps: all that is needed to continue it bit for bit.
 
     Attributes:
-        epoch, step: the epoch that goes on, from 1, and how many of its steps are done.
-        draw: the augmentation of this epoch.
-        loss_sum, correct, seen: over the steps of this epoch.
-        seconds: that this epoch has taken before ``begin``, a moment of ``time.perf_counter``.
+        augmentation: generator of this epoch's augmentation.
+        loss_sum, correct, seen: sums over the steps of this epoch.
+        epoch, step: the current epoch, from 1, and how many of its steps are done.
+        seconds: time of this epoch before ``begin``, a value of ``time.perf_counter``.
     """
 
     network: nn.Module
@@ -70,7 +73,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     loss_sum: torch.Tensor
     correct: torch.Tensor
-    draw: torch.Generator
+    augmentation: torch.Generator
     epoch: int = 1
     step: int = 0
     seen: int = 0
@@ -87,115 +90,132 @@ class TrainState:
         return cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
 
     @property
+    def module(self) -> nn.Module:
+        """The network, without DistributedDataParallel around it."""
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+
+    @property
     def seconds_so_far(self) -> float:
-        """Of the epoch that goes on."""
+        """Time of the current epoch so far."""
         return self.seconds + time.perf_counter() - self.begin if self.step else 0.0
 
     def end_epoch(self) -> Epoch:
-        """What the epoch came to; the next one begins.
+        """Metrics of the current epoch; the next epoch begins.
 
         Raises:
-            FloatingPointError: the loss is no longer a number.
+            FloatingPointError: the loss is NaN or infinite.
         """
         loss = self.loss_sum.item() / self.step
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}: try a smaller --lr")
-        ended = Epoch(self.epoch, loss, self.correct.item() / self.seen, self.seconds_so_far)
+        metrics = Epoch(self.epoch, loss, self.correct.item() / self.seen, self.seconds_so_far)
         self.loss_sum.zero_()
         self.correct.zero_()
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
-        return ended
+        return metrics
 
 
-def build(make: Callable[[], nn.Module], seeds: Seeds, policy: DevicePolicy) -> nn.Module:
-    """A network with initial parameters from its own seed, whatever has been drawn before."""
+def build(make: Callable[[], Network], seeds: Seeds, policy: DevicePolicy) -> Network:
+    """A new network on the device; its initial parameters depend on its own seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.at("initial parameters"))
         return policy.place(make())
 
 
-class Keeper(Protocol):
-    """What keeps a training, so that it can go on where it stopped."""
+class Callback:
+    """What accompanies a training: recording, display, checkpoints. This one does nothing."""
 
-    def restore(self, training: TrainState) -> None:
-        """Brings a training that has just begun to where an earlier attempt has got, if there was one."""
+    def restore(self, state: TrainState) -> None:
+        """Before the first step; may bring back the state of an earlier attempt."""
 
-    def after_step(self, training: TrainState) -> None:
-        """Between two steps of an epoch; may keep the training, and raise ``Stopped``."""
+    def after_step(self, state: TrainState) -> None:
+        """Between two steps of an epoch; may raise ``Stopped``."""
 
-    def after_epoch(self, training: TrainState) -> None:
-        """Between two epochs, or after the last one; the same."""
-
-
-class NothingKept:
-    def restore(self, training: TrainState) -> None:
-        pass
-
-    after_step = after_epoch = restore
+    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
+        """After an epoch; ``state`` is at the begin of the next one. May raise ``Stopped``."""
 
 
-def train(
-    network: nn.Module,
-    samples: Samples,
-    chosen: torch.Tensor,
-    recipe: Recipe,
-    policy: DevicePolicy,
-    seeds: Seeds,
-    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    keeper: Keeper = NothingKept(),
-) -> None:
-    """Trains ``network`` on the samples ``chosen`` (S,) int64 with the cross entropy of its logits.
+@dataclass(frozen=True)
+class WrappedCallback(Callback):
+    """Passes everything on to ``inner``; subclasses add to it."""
 
-    Order, augmentation and dropout are functions of the seeds and the epoch alone. Nothing inside an epoch waits for the device.
+    inner: Callback
 
-    Raises:
-        FloatingPointError: the loss is no longer a number.
-        Stopped: the keeper was asked to stop.
-    """
-    steps = recipe.steps_per_epoch(len(chosen))
-    training = TrainState.start(network, recipe, policy, steps)
-    keeper.restore(training)
-    weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=policy.device)
-    while training.epoch <= recipe.epochs:
-        if training.step == 0:
-            torch.manual_seed(seeds.at("dropout", training.epoch))
-            training.draw.manual_seed(seeds.at("augmentation", training.epoch))
-        order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", training.epoch)))]
-        batches = order.to(policy.device).split(recipe.batch_size)[:steps]
-        network.train()
-        training.begin = time.perf_counter()
-        for index in batches[training.step :]:
-            take_step(training, *samples.batch(index, training.draw), policy, weights, recipe.label_smoothing)
-            if training.step < steps:
-                keeper.after_step(training)
-        after_epoch(training.end_epoch())
-        keeper.after_epoch(training)
+    def restore(self, state: TrainState) -> None:
+        self.inner.restore(state)
+
+    def after_step(self, state: TrainState) -> None:
+        self.inner.after_step(state)
+
+    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
+        self.inner.after_epoch(state, epoch)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a network is trained: the recipe, the device and precision, the seeds, and what accompanies the training."""
+
+    recipe: Recipe
+    policy: DevicePolicy
+    seeds: Seeds
+    callback: Callback = Callback()
+
+    def build(self, make: Callable[[], Network]) -> Network:
+        return build(make, self.seeds, self.policy)
+
+    def train(self, network: nn.Module, samples: Samples, chosen: torch.Tensor) -> None:
+        """Trains ``network`` in place on the samples ``chosen`` (S,) int64 with the cross entropy of its logits.
+
+        Order, augmentation and dropout are functions of the seeds and the epoch alone. Nothing inside an epoch waits for the device.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite.
+            Stopped: the callback was asked to stop.
+        """
+        recipe, policy, seeds = self.recipe, self.policy, self.seeds
+        steps = recipe.steps_per_epoch(len(chosen))
+        state = TrainState.start(network, recipe, policy, steps)
+        self.callback.restore(state)
+        weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights, device=policy.device)
+        while state.epoch <= recipe.epochs:
+            if state.step == 0:
+                torch.manual_seed(seeds.at("dropout", state.epoch))
+                state.augmentation.manual_seed(seeds.at("augmentation", state.epoch))
+            order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", state.epoch)))]
+            batches = order.to(policy.device).split(recipe.batch_size)[:steps]
+            network.train()
+            state.begin = time.perf_counter()
+            for index in batches[state.step :]:
+                take_step(state, *samples.batch(index, state.augmentation), policy, weights, recipe.label_smoothing)
+                if state.step < steps:
+                    self.callback.after_step(state)
+            self.callback.after_epoch(state, state.end_epoch())
 
 
 def take_step(
-    training: TrainState, inputs: Any, labels: torch.Tensor, policy: DevicePolicy, weights: torch.Tensor | None, label_smoothing: float
+    state: TrainState, inputs: Any, labels: torch.Tensor, policy: DevicePolicy, weights: torch.Tensor | None, label_smoothing: float
 ) -> None:
-    """One step of the optimiser on a batch, with labels (B,); ``weights`` (K,) of the classes in the loss."""
+    """One step of the optimizer on a batch with labels (B,); ``weights`` (K,) of the classes in the loss."""
     with policy.autocast():
-        logits = at_least_single(training.network(inputs))
+        logits = at_least_single(state.network(inputs))
     loss = cross_entropy(logits, labels, weights, label_smoothing)
-    training.optimizer.zero_grad(set_to_none=True)
-    training.scaler.scale(loss).backward()
-    training.scaler.step(training.optimizer)
-    training.scaler.update()
-    training.schedule.step()
-    training.loss_sum += loss.detach()
-    training.correct += (logits.detach().argmax(1) == labels).sum()
-    training.seen += len(labels)
-    training.step += 1
-    beat(f"epoch {training.epoch}, step {training.step}")
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.schedule.step()
+    state.loss_sum += loss.detach()
+    state.correct += (logits.detach().argmax(1) == labels).sum()
+    state.seen += len(labels)
+    state.step += 1
+    beat(f"epoch {state.epoch}, step {state.step}")
 
 
 def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy: DevicePolicy) -> torch.Tensor:
     """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU.
 
     Raises:
-        FloatingPointError: the last step of training has spoilt the parameters.
+        FloatingPointError: an output is NaN or infinite.
     """
     return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, policy)
 
@@ -209,23 +229,27 @@ def evaluate(
     policy: DevicePolicy,
     batch_size: int = 512,
 ) -> torch.Tensor:
-    """A function of the network, in its evaluation mode, of the samples ``chosen`` (S,): (S, ...) on the CPU."""
+    """Values (S, ...) on the CPU of ``function`` of the samples ``chosen`` (S,), with the network in evaluation mode.
+
+    Raises:
+        FloatingPointError: a value is NaN or infinite.
+    """
     network.eval()
-    found = []
+    parts = []
     for index in chosen.to(policy.device).split(batch_size):
         with policy.autocast():
-            found.append(function(samples.batch(index)[0]))
+            parts.append(function(samples.batch(index)[0]))
         beat("evaluation")
-    values = torch.cat(found).cpu()
+    values = torch.cat(parts).cpu()
     if not values.isfinite().all():
         raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
     return values
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
-    """Mean over the samples of logits (B, K), labels (B,), and weights (K,) of the classes.
+    """Mean cross entropy of logits (B, K) against labels (B,), with weights (K,) of the classes.
 
-    With weights too it is divided by B, not by the weights that a batch happens to have: so the ranks' mean is that of all.
+    The weighted sum too is divided by B, not by the sum of the batch's weights: so the mean over ranks is the mean over their samples.
     """
     if weights is None:
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -233,7 +257,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
 
 
 def at_least_single(values: torch.Tensor) -> torch.Tensor:
-    """Out of the half precision of an autocast region; float64 stays."""
+    """Half precision, from an autocast region, becomes float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -3,11 +3,14 @@
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ddcnn.errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(local_rank: int, name: str) -> torch.device:
@@ -53,7 +56,7 @@ class DevicePolicy:
             return nullcontext()
         return torch.autocast(self.device.type, torch.float16 if self.precision == "fp16" else torch.bfloat16)
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def place(self, network: Network) -> Network:
         """The network on the device, its convolutions in channels_last order."""
         for module in network.modules():
             if isinstance(module, nn.Conv2d):

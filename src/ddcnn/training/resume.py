@@ -1,159 +1,153 @@
-"""Keeps a training: says when its state is saved and when it stops, writes it as arrays, and brings it back.
+"""Checkpoints of a training: when its state is saved, when it stops, what is saved and how it is restored.
 
-With what is kept, a training goes on as if it had never stopped, bit for bit with the same number of threads.
+A restored training continues as if it had never stopped, bit for bit with the same number of threads.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.checkpoints import Arrays, Sequence, Step
-from ddcnn.io.hdf5 import DAMAGE
-from ddcnn.io.progress import Progress
-from ddcnn.parallel.stop_requests import Interrupts
-from ddcnn.parallel.timeline import Timeline
-from ddcnn.training.loop import Recipe, TrainState
+from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState
 
-GO_ON, KEEP, STOP = range(3)
-LOOK_EVERY = 1.0  # seconds, about, between two looks of all ranks together at whether to save or stop
+CONTINUE, SAVE, STOP = range(3)
+SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whether to save or stop
 
 
-class Records(Protocol):
-    """What a training has recorded so far."""
+class History(Protocol):
+    """What has been recorded about a training, saved and restored with it."""
 
     def kept(self) -> tuple[list[list[float]], Arrays]:
-        """Rows, and arrays of this rank."""
+        """Rows, the same on all ranks that record, and arrays of this rank."""
 
     def bring_back(self, rows: list[list[float]], arrays: Arrays) -> None:
-        """What ``kept`` gave, recorded again."""
+        """Restores what ``kept`` returned."""
 
 
-class Keeper:
-    """Keeps one training of a run; all ranks of the sequence's world together. It is a ``training.Keeper``.
+@dataclass(frozen=True)
+class When:
+    """When a training is saved, beside its end, and when it stops.
 
-    Args:
-        every: epochs and seconds after which it is kept, beside its end; None for neither.
-        samples: that the network learns from.
-        leads: whether this rank keeps the local CNNs that it has; others of its group have the same.
-        others_stop: whether another rank stops, where each works for itself.
+    Attributes:
+        epochs, seconds: between two checkpoints; None for never.
+        should_stop: whether this rank has been asked to stop.
     """
 
-    def __init__(
-        self, sequence: Sequence, every: tuple[int | None, float | None], interrupts: Interrupts, records: Records, recipe: Recipe,
-        samples: int, timeline: Timeline, progress: Progress, leads: bool = True, others_stop: Callable[[], bool] | None = None,
-    ):  # fmt: skip
-        self.sequence, self.world = sequence, sequence.world
-        self.every_epochs, self.every_seconds = every
-        self.interrupts, self.records, self.timeline = interrupts, records, timeline
-        self.progress, self.leads, self.others_stop = progress, leads, others_stop
+    epochs: int | None
+    seconds: float | None
+    should_stop: Callable[[], bool]
+
+
+class Checkpointer(Callback):
+    """Saves and restores one training of a run; all ranks of the checkpoints' communicator together.
+
+    Args:
+        samples: number of samples that the network learns from.
+        leads: whether this rank saves the local CNNs that it has; other ranks of its group have the same.
+    """
+
+    def __init__(self, checkpoints: Sequence, recipe: Recipe, samples: int, when: When, history: History, leads: bool = True):
+        self.checkpoints, self.world, self.when, self.history, self.leads = checkpoints, checkpoints.world, when, history, leads
         self.recipe = {"samples": samples} | asdict(recipe)
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
-        self._kept = self._looked = self._begin = time.monotonic()
-        self._earlier = 0.0
-        self._steps = self._look = 0
+        self._saved = self._voted = self._begin = time.monotonic()
+        self._earlier = 0.0  # seconds of earlier attempts
+        self._steps = self._next_vote = 0
 
     @property
     def seconds(self) -> float:
-        """That the training has taken so far, those of earlier attempts included."""
+        """Time of the training so far, earlier attempts included."""
         return self._earlier + time.monotonic() - self._begin
 
-    # When
-
-    def after_step(self, training: TrainState) -> None:
+    def after_step(self, state: TrainState) -> None:
         self._steps += 1
-        if self._steps < self._look:
+        if self._steps < self._next_vote:
             return
-        wish = self._wish()
-        if wish != GO_ON:
-            self._save(training)
-        if wish == STOP:
+        action = self._vote()
+        if action != CONTINUE:
+            self._save(state)
+        if action == STOP:
             raise Stopped
 
-    def after_epoch(self, training: TrainState) -> None:
-        wish = self._wish()
-        ended = training.epoch > self.recipe["epochs"]
-        if ended or wish != GO_ON or (self.every_epochs and (training.epoch - 1) % self.every_epochs == 0):
-            self._save(training)
-        if wish == STOP:
+    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
+        action = self._vote()
+        ended = state.epoch > self.recipe["epochs"]
+        if ended or action != CONTINUE or (self.when.epochs and (state.epoch - 1) % self.when.epochs == 0):
+            self._save(state)
+        if action == STOP:
             raise Stopped
 
-    def _wish(self) -> int:
-        """What one of the ranks wishes, the same on all of them."""
+    def _vote(self) -> int:
+        """The most urgent action that any rank asks for, the same on all ranks."""
         now = time.monotonic()
-        due = self.every_seconds is not None and now - self._kept >= self.every_seconds
-        wish = STOP if self.interrupts.reason or (self.others_stop and self.others_stop()) else KEEP if due else GO_ON
+        due = self.when.seconds is not None and now - self._saved >= self.when.seconds
+        action = STOP if self.when.should_stop() else SAVE if due else CONTINUE
         if self.world.size > 1:
-            wish, passed = self.world.largest_of([wish, int(1e6 * (now - self._looked))])
-            rate = self._steps / max(passed, 1) * 1e6  # steps a second, as the slowest rank sees it
-            self._look = min(max(1, int(rate * LOOK_EVERY)), 2 * self._steps + 1)
-        self._looked, self._steps = time.monotonic(), 0
-        return wish
+            action, passed = self.world.largest_of([action, int(1e6 * (now - self._voted))])
+            rate = self._steps / max(passed, 1) * 1e6  # steps a second of the slowest rank
+            self._next_vote = min(max(1, int(rate * SECONDS_BETWEEN_VOTES)), 2 * self._steps + 1)
+        self._voted, self._steps = time.monotonic(), 0
+        return action
 
-    # What
-
-    def _save(self, training: TrainState) -> None:
-        ended = training.epoch > self.recipe["epochs"]
-        rows, arrays = self.records.kept()
-        about = {"recipe": self.recipe, "epoch": training.epoch, "step": training.step, "seconds": self.seconds, "rows": rows}
+    def _save(self, state: TrainState) -> None:
+        ended = state.epoch > self.recipe["epochs"]
+        rows, arrays = self.history.kept()
+        about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
         parts = {
-            name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, training.optimizer))
-            for name, module in parts_of(training.network).items() if self.world.rank == 0 or (self.leads and name.startswith("local"))
+            name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
+            for name, module in parts_of(state.module).items() if self.world.rank == 0 or (self.leads and name.startswith("local"))
         }  # fmt: skip
-        own = arrays | _running_arrays(training) | self.timeline.kept()
-        self.sequence.save(Step(about | _numbers(training), parts, own))
-        self._kept = time.monotonic()
+        self.checkpoints.save(Step(about | _numbers(state), parts, arrays | _running_arrays(state)))
+        self._saved = time.monotonic()
 
-    def restore(self, training: TrainState) -> None:
-        """Brings back the newest step that is whole.
+    def restore(self, state: TrainState) -> None:
+        """Restores the newest complete checkpoint, if there is one.
 
         Raises:
-            InputError: of another run, or of a training with another recipe.
+            InputError: it is of another run, or of a training with another recipe.
         """
-        parts = parts_of(training.network)
-        step = self.sequence.load(parts)
-        if step is None:
+        parts = parts_of(state.module)
+        checkpoint = self.checkpoints.load(parts)
+        if checkpoint is None:
             return
-        about, path = step.about, self.sequence.folder
+        about, path = checkpoint.about, self.checkpoints.folder
         if not isinstance(about.get("recipe"), dict):
-            raise InputError(f"{path}: its newest step is not one of a training; delete it")
-        for name, wanted in json.loads(json.dumps(self.recipe)).items():
-            if (there := about["recipe"].get(name)) != wanted:
+            raise InputError(f"{path}: its newest checkpoint is not one of a training; delete it")
+        for name, expected in json.loads(json.dumps(self.recipe)).items():
+            if (saved := about["recipe"].get(name)) != expected:
                 raise InputError(
-                    f"{path}: trained with {name.replace('_', ' ')} {there}, where this run, on {self.world.size} ranks, has {wanted}; "
+                    f"{path}: trained with {name.replace('_', ' ')} {saved}, where this run, on {self.world.size} ranks, has {expected}; "
                     "resume with the same options and number of ranks"
                 )
         try:
+            if not all(isinstance(about[name], int | float) for name in ("epoch", "step", "seconds")):
+                raise ValueError("epoch, step and seconds are not numbers")
             ended = about["epoch"] > self.recipe["epochs"]
             if not 1 <= about["epoch"] <= self.recipe["epochs"] + 1 or not 0 <= about["step"] < self.steps_per_epoch:
                 raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
             for name, module in parts.items():
-                _restore_network(module, step.parts[name])
+                _restore_network(module, checkpoint.parts[name])
                 if not ended:
-                    _restore_optimizer(module, training.optimizer, step.parts[name])
-            training.epoch, training.step = about["epoch"], about["step"]
+                    _restore_optimizer(module, state.optimizer, checkpoint.parts[name])
+            state.epoch, state.step = about["epoch"], about["step"]
             if not ended:
-                _restore_numbers(training, about)
-                _restore_running(training, step.own)
-            self.timeline.bring_back(step.own)
-            self.records.bring_back(about["rows"], step.own)
-            self.progress.skip(training.epoch - 1)
+                _restore_numbers(state, about)
+                _restore_running(state, checkpoint.own)
+            self.history.bring_back(about["rows"], checkpoint.own)
             self._earlier, self._begin = about["seconds"], time.monotonic()
-        except DAMAGE as error:
-            raise InputError(f"{path}: its newest step does not fit this run ({type(error).__name__}: {error})") from None
+        except (LookupError, ValueError) as error:  # of another version
+            raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
 
 
 def parts_of(network: nn.Module) -> dict[str, nn.Module]:
-    """What is kept of a network: its parts by name; those called local belong to one rank each, others are the same on all ranks."""
-    if isinstance(network, DistributedDataParallel):
-        return parts_of(network.module)
+    """The parts of a network by name, as they are saved: those called local belong to one rank each, others are the same on all ranks."""
     return getattr(network, "parts", None) or {"network": network}
 
 
@@ -181,60 +175,60 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, arra
     for name, parameter in module.named_parameters():
         for kind in kinds:
             array = arrays.get(f"optimizer.{kind}/{_name(name)}")
-            if array is not None:  # in the parameter's order in memory, which a fused optimiser takes for granted
+            if array is not None:  # in the parameter's memory format, which a fused optimizer relies on
                 like = parameter.detach() if array.shape == tuple(parameter.shape) else torch.empty(array.shape, device=parameter.device)
                 optimizer.state[parameter][kind] = torch.empty_like(like).copy_(_like(like, array))
 
 
-def _running_arrays(training: TrainState) -> Arrays:
-    """Of this rank: random state, and the sums of the epoch that goes on."""
-    sums = [training.loss_sum.item(), training.correct.item(), training.seen, training.seconds_so_far]
-    random = {"random/cpu": torch.get_rng_state().numpy(), "random/draw": training.draw.get_state().numpy()}
-    if training.loss_sum.is_cuda:
-        random["random/cuda"] = torch.cuda.get_rng_state(training.loss_sum.device).numpy()
+def _running_arrays(state: TrainState) -> Arrays:
+    """Of this rank: the states of the random generators, and the sums of the current epoch."""
+    sums = [state.loss_sum.item(), state.correct.item(), state.seen, state.seconds_so_far]
+    random = {"random/cpu": torch.get_rng_state().numpy(), "random/draw": state.augmentation.get_state().numpy()}
+    if state.loss_sum.is_cuda:
+        random["random/cuda"] = torch.cuda.get_rng_state(state.loss_sum.device).numpy()
     return random | {"sums/epoch": np.array(sums, dtype=np.float64)}
 
 
-def _restore_running(training: TrainState, arrays: Arrays) -> None:
-    loss_sum, correct, seen, training.seconds = arrays["sums/epoch"].tolist()
-    training.loss_sum.fill_(loss_sum)
-    training.correct.fill_(int(correct))
-    training.seen = int(seen)
+def _restore_running(state: TrainState, arrays: Arrays) -> None:
+    loss_sum, correct, seen, state.seconds = arrays["sums/epoch"].tolist()
+    state.loss_sum.fill_(loss_sum)
+    state.correct.fill_(int(correct))
+    state.seen = int(seen)
     torch.set_rng_state(torch.from_numpy(arrays["random/cpu"]))
-    training.draw.set_state(torch.from_numpy(arrays["random/draw"]))
-    if training.loss_sum.is_cuda and "random/cuda" in arrays:
-        torch.cuda.set_rng_state(torch.from_numpy(arrays["random/cuda"]), training.loss_sum.device)
+    state.augmentation.set_state(torch.from_numpy(arrays["random/draw"]))
+    if state.loss_sum.is_cuda and "random/cuda" in arrays:
+        torch.cuda.set_rng_state(torch.from_numpy(arrays["random/cuda"]), state.loss_sum.device)
 
 
-def _numbers(training: TrainState) -> dict[str, Any]:
-    """JSON values of schedule, loss scale and the optimiser's options, the learning rate among them."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in training.optimizer.param_groups]
-    return {"schedule": training.schedule.state_dict(), "scaler": training.scaler.state_dict(), "groups": groups}
+def _numbers(state: TrainState) -> dict[str, Any]:
+    """JSON values of schedule, loss scale and optimizer options such as the learning rate."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
+    return {"schedule": state.schedule.state_dict(), "scaler": state.scaler.state_dict(), "groups": groups}
 
 
-def _restore_numbers(training: TrainState, about: dict[str, Any]) -> None:
-    fresh = _numbers(training)
-    same = {name: _of_the_kind(fresh[name], about[name]) for name in fresh}
-    training.schedule.load_state_dict(same["schedule"])
-    training.scaler.load_state_dict(same["scaler"])
-    for group, values in zip(training.optimizer.param_groups, same["groups"], strict=True):
+def _restore_numbers(state: TrainState, about: dict[str, Any]) -> None:
+    fresh = _numbers(state)
+    saved = {name: _like_types(fresh[name], about[name]) for name in fresh}
+    state.schedule.load_state_dict(saved["schedule"])
+    state.scaler.load_state_dict(saved["scaler"])
+    for group, values in zip(state.optimizer.param_groups, saved["groups"], strict=True):
         group.update(values)
 
 
-def _of_the_kind(fresh: Any, there: Any) -> Any:
-    """JSON values in the types of fresh ones.
+def _like_types(fresh: Any, saved: Any) -> Any:
+    """Saved JSON values with the container types of fresh ones.
 
     Raises:
-        ValueError: they do not have the same names and kinds.
+        ValueError: names or types differ.
     """
-    if isinstance(fresh, dict) and isinstance(there, dict) and set(fresh) == set(there):
-        return {name: _of_the_kind(fresh[name], there[name]) for name in fresh}
-    if isinstance(fresh, (list, tuple)) and isinstance(there, list) and len(fresh) == len(there):
-        return type(fresh)(_of_the_kind(*pair) for pair in zip(fresh, there, strict=True))
-    number = isinstance(fresh, (int, float)) and isinstance(there, (int, float))
-    if number or type(fresh) is type(there):
-        return there
-    raise ValueError(f"{there!r} where {fresh!r} is expected")
+    if isinstance(fresh, dict) and isinstance(saved, dict) and set(fresh) == set(saved):
+        return {name: _like_types(fresh[name], saved[name]) for name in fresh}
+    if isinstance(fresh, (list, tuple)) and isinstance(saved, list) and len(fresh) == len(saved):
+        return type(fresh)(_like_types(*pair) for pair in zip(fresh, saved, strict=True))
+    number = isinstance(fresh, (int, float)) and isinstance(saved, (int, float))
+    if number or type(fresh) is type(saved):
+        return saved
+    raise ValueError(f"{saved!r} where {fresh!r} is expected")
 
 
 def _like(tensor: torch.Tensor, array: np.ndarray) -> torch.Tensor:

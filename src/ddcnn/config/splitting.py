@@ -1,0 +1,72 @@
+"""What is split over the subdomains: the image (the papers' method), or the network in width. All that differs between them is here.
+
+Decomposition in width: N thin networks see the whole image, are trained on their own, and side by side are the global CNN, which
+``transfer`` trains on (Gu, Zhang, Liu, Cai, ETNA 56, 2022; compared with the decomposition of the image in arXiv 2410.23359). The
+algebra of the composition is in ``ddcnn.method.width``.
+"""
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ddcnn.config.methods import Method
+
+if TYPE_CHECKING:
+    from ddcnn.config.settings import DataSettings, RunSettings
+
+
+class ImageSplitting:
+    """Subdomain i has subimage i and a local CNN of its own."""
+
+    cuts_images = True
+    parts = "subdomains"
+
+    def networks_per_subimage(self, grid: tuple[int, ...]) -> int:
+        return 1
+
+    def image_grid(self, grid: tuple[int, ...], axes: int) -> tuple[int, ...]:
+        """The grid by which images with this number of spatial axes are cut."""
+        return grid
+
+    def divisor(self, subdomains: int) -> float:
+        """Default divisor of the width rule: 1/N of the parameters per local CNN."""
+        return subdomains**0.5
+
+    def composes(self, method: str) -> bool:
+        """Whether the method trains the global CNN, composed from thin networks."""
+        return False
+
+    def check_data(self, settings: "DataSettings") -> None:
+        """Raises ValueError for options that do not go together."""
+
+    def check_run(self, settings: "RunSettings") -> None:
+        """Raises ValueError for options that do not go together."""
+
+
+class WidthSplitting(ImageSplitting):
+    """All subdomains see the whole image; the grid only says how many networks there are."""
+
+    cuts_images = False
+    parts = "thin networks"
+
+    def networks_per_subimage(self, grid: tuple[int, ...]) -> int:
+        return prod(grid)
+
+    def image_grid(self, grid: tuple[int, ...], axes: int) -> tuple[int, ...]:
+        return (1,) * axes
+
+    def divisor(self, subdomains: int) -> float:
+        return subdomains
+
+    def composes(self, method: str) -> bool:
+        return method == Method.TRANSFER
+
+    def check_data(self, settings: "DataSettings") -> None:
+        if settings.overlap:
+            raise ValueError("--overlap needs --decomposition image: networks that are decomposed in width see the whole image")
+
+    def check_run(self, settings: "RunSettings") -> None:
+        if settings.frozen_epochs and Method.TRANSFER in settings.methods:
+            raise ValueError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
+
+
+SPLITTINGS: dict[str, ImageSplitting] = {"image": ImageSplitting(), "width": WidthSplitting()}
