@@ -1,7 +1,6 @@
 """One job at a time in a folder, with real processes; SLURM's squeue is a script here, since no test may need a cluster."""
 
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,10 @@ from ddcnn.errors import InputError
 from ddcnn.io.lock import locked
 
 HOLD = """
-import errno, fcntl, os, sys
+import sys
 from pathlib import Path
 from ddcnn.errors import InputError
 from ddcnn.io.lock import locked
-def refuse(*arguments): raise OSError(errno.ENOLCK, "no locks available")
-if os.environ.get("NO_FLOCK"): fcntl.flock = refuse
 sys.stdin.readline()
 try:
     with locked(Path(sys.argv[1])):
@@ -32,8 +29,6 @@ try:
 except InputError as error:
     print(error, flush=True)
 """
-FLOCK, NO_FLOCK = {}, {"NO_FLOCK": "1"}
-both = pytest.mark.parametrize("kernel", [FLOCK, NO_FLOCK], ids=["flock", "no flock"])
 
 
 def start(folder: Path, **environment: str) -> subprocess.Popen:
@@ -92,31 +87,28 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-@both
-def test_a_second_job_is_refused_with_the_holder_and_the_way_out(folder, kernel):
-    with holder(folder, **kernel, SLURM_JOB_ID="99") as (first, said), holder(folder, **kernel) as (_, refused):
+def test_a_second_job_is_refused_with_the_holder_and_the_way_out(folder):
+    with holder(folder, SLURM_JOB_ID="99") as (first, said), holder(folder) as (_, refused):
         assert said == "held"
         assert f"{folder} is in use by process {first.pid} on {socket.gethostname()}, SLURM job 99" in refused
         assert "name another folder" in refused
 
 
-@both
-def test_a_lock_is_free_and_gone_after_its_holder(folder, kernel):
-    with holder(folder, **kernel) as (first, _):
+def test_a_lock_is_free_and_gone_after_its_holder(folder):
+    with holder(folder) as (first, _):
         go_on(first)
         first.wait()
         assert not list(folder.iterdir())
-        with holder(folder, **kernel) as (_, said):
+        with holder(folder) as (_, said):
             assert said == "held"
 
 
-@both
-def test_the_lock_of_a_killed_holder_is_taken_over(folder, kernel):
-    with holder(folder, **kernel) as (first, _):
+def test_the_lock_of_a_killed_holder_is_taken_over(folder):
+    with holder(folder) as (first, _):
         os.kill(first.pid, signal.SIGKILL)
         os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked
         assert (folder / ".lock").exists()
-        with holder(folder, **kernel) as (second, said):
+        with holder(folder) as (second, said):
             assert said == "held"
             assert json.loads((folder / ".lock").read_text())["pid"] == second.pid
 
@@ -127,24 +119,30 @@ def test_an_exception_of_the_holder_frees_the_folder(folder):
     assert not list(folder.iterdir())
 
 
-@both
-def test_a_process_that_only_has_the_number_of_the_holder_holds_nothing(folder, kernel):
+def test_a_process_that_only_has_the_number_of_the_holder_holds_nothing(folder):
     own = {"host": socket.gethostname(), "pid": os.getpid()}
-    with holder(foreign(folder, **own, started=1), **kernel) as (_, said):
+    with holder(foreign(folder, **own, started=1)) as (_, said):
         assert said == "held"
 
 
-def test_without_the_kernels_lock_a_living_holder_is_known_by_its_start(folder):
+def test_a_living_holder_is_known_by_its_start(folder):
     started = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
     own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    with holder(foreign(folder, **own), **NO_FLOCK) as (_, said):
+    with holder(foreign(folder, **own)) as (_, said):
         assert f"in use by process {os.getpid()}" in said
 
 
-@both
+def test_a_process_of_another_user_that_proc_hides_holds_the_folder(folder, monkeypatch):
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert f"in use by process {2**22 + 1}" in refusal(foreign(folder, host=socket.gethostname(), pid=2**22 + 1))
+
+
 @pytest.mark.parametrize("left", [True, False], ids=["left by a killed one", "free"])
-def test_of_several_that_start_at_once_exactly_one_gets_the_folder(folder, kernel, left):
-    racers = [start(folder, **kernel) for _ in range(4)]
+def test_of_several_that_start_at_once_exactly_one_gets_the_folder(folder, left):
+    racers = [start(folder) for _ in range(4)]
     try:
         if left:
             foreign(folder, host=socket.gethostname(), pid=2**22 + 1)
@@ -158,32 +156,11 @@ def test_of_several_that_start_at_once_exactly_one_gets_the_folder(folder, kerne
             racer.communicate()
 
 
-@both
-def test_a_file_that_its_holder_has_just_removed_is_no_lock(folder, kernel, monkeypatch):
-    """Between the opening of the file and its locking one job ends and another one begins."""
-    flock, others = fcntl.flock, ExitStack()
-
-    def late(descriptor: int, how: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", refuse if kernel else flock)
-        (folder / ".lock").unlink()
-        assert others.enter_context(holder(folder, **kernel))[1] == "held"
-        fcntl.flock(descriptor, how)
-
-    def refuse(*arguments) -> None:
-        raise OSError(errno.ENOLCK, "no locks available")
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with others:
-        assert "is in use by process" in refusal(folder)
-
-
 RACE = """
-import errno, fcntl, os, sys, time
+import os, sys, time
 from pathlib import Path
 from ddcnn.errors import InputError
 from ddcnn.io.lock import locked
-def refuse(*arguments): raise OSError(errno.ENOLCK, "no locks available")
-if os.environ.get("NO_FLOCK"): fcntl.flock = refuse
 folder, won = Path(sys.argv[1]), 0
 inside = folder / "inside"
 until = time.monotonic() + 3
@@ -201,14 +178,13 @@ print(won)
 """
 
 
-@both
-def test_no_two_are_ever_in_the_folder_while_many_take_it_and_leave_it(folder, kernel):
+def test_no_two_are_ever_in_the_folder_while_many_take_it_and_leave_it(folder):
     """Hundreds of rounds: taking, leaving, refusing, and in between one that is killed and leaves its lock behind."""
     command = [sys.executable, "-c", RACE, str(folder)]
-    racers = [subprocess.Popen(command, env=os.environ | kernel, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "123"]
+    racers = [subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "123"]
     killed = 0
     while any(racer.poll() is None for racer in racers):
-        killed += subprocess.run([*command, "killed"], env=os.environ | kernel, capture_output=True).returncode == -signal.SIGKILL
+        killed += subprocess.run([*command, "killed"], env=os.environ, capture_output=True).returncode == -signal.SIGKILL
     said = [racer.communicate() for racer in racers]
     assert all(error == "" for _, error in said), said
     assert sum(int(won) for won, _ in said) > 50
@@ -220,10 +196,9 @@ def test_no_two_are_ever_in_the_folder_while_many_take_it_and_leave_it(folder, k
 @pytest.mark.parametrize(
     "answer", ["exit 0", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"], ids=["forgotten", "unknown to SLURM"]
 )
-@both
-def test_the_lock_of_another_host_is_taken_over_when_its_job_has_ended(folder, squeue, kernel, answer):
+def test_the_lock_of_another_host_is_taken_over_when_its_job_has_ended(folder, squeue, answer):
     squeue(f'[ "$*" = "-h -j 4711 -o %T" ] || exit 9\n{answer}')
-    with holder(foreign(folder), **kernel) as (_, said):
+    with holder(foreign(folder)) as (_, said):
         assert said == "held"
 
 
@@ -265,10 +240,9 @@ def test_a_requeued_job_takes_over_what_it_has_left_on_another_host(folder, sque
         b'{"host": "a", "pid": true, "started": 1, "job": "", "restarts": 0}',
     ],
 )  # fmt: skip
-@both
-def test_content_that_no_job_has_written_is_written_over(folder, content, kernel):
+def test_content_that_no_job_has_written_is_written_over(folder, content):
     (folder / ".lock").write_bytes(content)
-    with holder(folder, **kernel) as (_, said):
+    with holder(folder) as (_, said):
         assert said == "held"
 
 
@@ -305,9 +279,9 @@ def test_a_folder_that_is_gone_or_cannot_be_written_is_said(folder):
 
 
 def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for_long(folder):
-    """Without the kernel's lock, a job killed in the instant of writing leaves its guard; the refusal names it."""
+    """A job killed in the instant of writing leaves its guard; the refusal names it."""
     (folder / ".lock.taking").mkdir()
     begin = time.monotonic()
-    with holder(folder, **NO_FLOCK) as (_, said):
+    with holder(folder) as (_, said):
         assert f"{folder}/.lock.taking is in the way" in said
     assert time.monotonic() - begin < 15
