@@ -1,6 +1,7 @@
 """What the tests share: one rank, small data sets on disk, and the program as a user starts it."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ddcnn.parallel.world import World
 
 settings.register_profile("ddcnn", deadline=None)
 settings.load_profile("ddcnn")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored, and programs would inherit that
 
 
 @pytest.fixture(scope="session")

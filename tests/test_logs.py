@@ -2,11 +2,13 @@
 
 import ast
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
 import ddcnn
+from ddcnn.io.progress import Progress
 from ddcnn.parallel.logs import set_up
 
 SOURCE = Path(ddcnn.__file__).parent
@@ -61,3 +63,20 @@ def test_nothing_below_experiment_prints():
 @pytest.mark.parametrize("code", ["print(1)", "sys.stderr.write('x')", "Console().print(table)"])
 def test_printing_is_noticed(code):
     assert printing(ast.parse(code)) == [1]
+
+
+@pytest.mark.parametrize(("terminal", "style"), [(True, "bar"), (False, "lines")])
+def test_progress_is_a_bar_on_a_terminal_and_else_lines(terminal, style, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert Progress("local CNNs", 3, "auto").style == style
+    assert Progress("local CNNs", 3, "none").style == "none"
+
+
+def test_progress_lines_are_logged(caplog):
+    caplog.set_level(logging.INFO, "ddcnn")
+    with Progress("local CNNs", 3, "lines") as progress:
+        progress.skip(1)
+        progress.advance("subdomain 1")
+        progress.seconds = 1000
+        progress.advance("subdomain 2")
+    assert [record.getMessage()[:28] for record in caplog.records] == ["local CNNs  2/3  subdomain 1"]

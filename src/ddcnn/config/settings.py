@@ -60,7 +60,10 @@ class ImageSettings(Settings):
     download: bool = option(Group.DATA, False, "let torchvision download a missing data set into --data-root")
     skip_damaged: bool = option(Group.DATA, False, "leave out and count damaged files instead of refusing the data set")
     progress: Literal["auto", "bar", "lines", "none"] = option(
-        Group.OUTPUT, "auto", "how progress is shown; auto: as a bar on a terminal, else as lines; none: no progress, notes or tables"
+        Group.OUTPUT,
+        "auto",
+        "auto: a bar if stderr is a terminal (it is not under mpirun), else lines; none: no progress, notes or tablesauto",
+        "how progress is shown; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nothing, nor notes or tables",
     )
     stall_timeout: float = option(Group.RUN, 1800, "abort the job if a rank shows no sign of life for so many seconds; 0: never", "S", ge=0)
 
