@@ -17,11 +17,7 @@ from ddcnn.errors import InputError
 
 @dataclass(frozen=True)
 class Box:
-    """The pixels start <= x < stop of an image, per axis.
-
-    Attributes:
-        start, stop: (d,) pixels from the image's first corner.
-    """
+    """The pixels start <= x < stop of an image, (d,) pixels each."""
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
@@ -33,18 +29,18 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """What cuts the box out of an array (*spatial, ...)."""
+        """Indices that cut the box out of an array (*spatial, ...)."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def extended(self, width: int, shape: Sequence[int]) -> "Box":
-        """This box with ``width`` more pixels on every side, clipped to an image of ``shape``."""
+        """This box extended by ``width`` pixels on every side, clipped to an image of ``shape``."""
         return Box(
             tuple(max(a - width, 0) for a in self.start),
             tuple(min(b + width, n) for b, n in zip(self.stop, shape, strict=True)),
         )
 
     def mirrored(self, axis: int, size: int) -> "Box":
-        """This box after the image, ``size`` pixels long, has been flipped along ``axis``."""
+        """This box after a flip of the image along ``axis``, which has ``size`` pixels."""
         start, stop = list(self.start), list(self.stop)
         start[axis], stop[axis] = size - self.stop[axis], size - self.start[axis]
         return Box(tuple(start), tuple(stop))
@@ -52,12 +48,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Subdomain:
-    """One subdomain: its place in the grid, its core, its subimage (core and overlap) and its stored box (and margin).
+    """A subdomain of the image.
 
     Attributes:
         index: from 0 to N - 1.
-        position: (d,) its place in the grid.
-        core, subimage, stored: the boxes, in pixels of the whole image.
+        position: (d,) in the grid.
+        core, subimage, stored: boxes of the whole image: the core, with the overlap, with overlap and margin.
     """
 
     index: int
@@ -68,12 +64,12 @@ class Subdomain:
 
 
 def cuts(size: int, parts: int) -> list[int]:
-    """The parts + 1 places where an axis of ``size`` pixels is cut; part sizes differ by at most one pixel.
+    """The parts + 1 bounds of the parts of an axis of ``size`` pixels; part sizes differ by at most one pixel.
 
-    The cuts lie mirror-symmetric wherever symmetric cuts exist, so that the flip of a subdomain is again a subdomain.
+    The bounds are mirror-symmetric wherever that is possible, so that the flip of a subdomain is a subdomain.
     """
 
-    def cut(k: int) -> int:  # k size / parts, rounded; exact halves go outwards
+    def cut(k: int) -> int:  # k size / parts, rounded; halves are rounded away from the middle
         return (2 * k * size + parts - (2 * k <= parts)) // (2 * parts)
 
     return [cut(k) for k in range(parts + 1)]
@@ -90,7 +86,7 @@ class Decomposition:
         margin: pixels stored around every subimage for shifts.
 
     Raises:
-        InputError: the grid has another dimension than the images, or is finer than an image.
+        InputError: the grid does not have the images' dimension, or is finer than an image.
     """
 
     shape: tuple[int, ...]
@@ -117,9 +113,9 @@ class Decomposition:
 
     @cached_property
     def subdomains(self) -> tuple[Subdomain, ...]:
-        """All N subdomains, the last axis running fastest."""
+        """All N subdomains; the position along the last axis changes fastest."""
         axes = [cuts(n, parts) for n, parts in zip(self.shape, self.grid, strict=True)]
-        found = []
+        subdomains = []
         for index, position in enumerate(product(*map(range, self.grid))):
             core = Box(
                 tuple(axis[k] for axis, k in zip(axes, position, strict=True)),
@@ -127,11 +123,11 @@ class Decomposition:
             )
             subimage = core.extended(self.overlap, self.shape)
             stored = subimage.extended(self.margin, self.shape)
-            found.append(Subdomain(index, position, core, subimage, stored))
-        return tuple(found)
+            subdomains.append(Subdomain(index, position, core, subimage, stored))
+        return tuple(subdomains)
 
     def restrict(self, images, index: int, first_axis: int = 1):
-        """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view, of NumPy's arrays and of tensors.
+        """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view; for NumPy arrays and tensors.
 
         Args:
             first_axis: the first spatial axis; 1 with channels last, 2 for (S, C, *shape).
@@ -139,19 +135,19 @@ class Decomposition:
         return images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices]
 
     def extend(self, subimages, index: int, images, first_axis: int = 1) -> None:
-        """R_iᵀ, the adjoint: adds subimages (S, *subimage, ...) to ``images`` (S, *shape, ...) in place, where they were cut out."""
+        """R_iᵀ, the adjoint of R_i: adds subimages (S, *subimage, ...) in place to their pixels of ``images`` (S, *shape, ...)."""
         images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices] += subimages
 
     def mirror(self, index: int) -> int:
-        """The subdomain that the flip of the last axis carries to subdomain ``index``.
+        """The index of the subdomain that a flip of the last axis maps to subdomain ``index``.
 
         Raises:
             InputError: the columns cannot be cut symmetrically (an odd number of pixels in an even number of parts).
         """
         axis, size = len(self.shape) - 1, self.shape[-1]
-        wanted = self.subdomains[index].core.mirrored(axis, size)
+        mirrored = self.subdomains[index].core.mirrored(axis, size)
         for subdomain in self.subdomains:
-            if subdomain.core == wanted:
+            if subdomain.core == mirrored:
                 return subdomain.index
         raise InputError(
             f"flips need a decomposition that is symmetric from left to right: {size} columns in {self.grid[-1]} parts are "

@@ -1,16 +1,16 @@
-"""The partitioned HDF5 set: one dataset per subdomain and split, of which a rank reads its own and nothing else.
+"""The partitioned HDF5 set: one dataset per subdomain and split, so that a rank reads only its own subdomains.
 
     /                                  attributes: everything in ``PartitionedSet``, ``schema_version``, ``digest``
     /train, /test
         labels                         (S,) int64
-        indices                        (S,) int64, the samples' places in the source
-        runs                           (R + 1,) int64, where the runs of rows begin that have a checksum, and the end
+        indices                        (S,) int64, of the samples in the source
+        runs                           (R + 1,) int64, bounds of the runs of rows that have a checksum
         checks                         (R, N) uint32, the checksum of every run of every subdomain
-        parts                          (P + 1,) int64, the rows at which the parts begin, and the end
+        parts                          (P + 1,) int64, bounds of the rows of the parts
         subdomains/IIII/images         (S, *stored, C) in the source's type; attributes core, subimage, stored: (start, stop)
 
-Module ``ddcnn.data.partition`` writes it, in a format of HDF5 that has checksums of its own for all that is not an array. The arrays' are
-ours: ``digest``, a SHA-256, is over the attributes and the five small arrays, ``checks`` are over the images.
+Module ``ddcnn.data.partition`` writes it. HDF5's own checksums cover everything but the arrays: those are covered by ``digest``, a
+SHA-256 over the attributes and the five small arrays, and by ``checks``, over the images.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, has_attribute, opened, ow
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
 NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
-SUBDOMAIN_BYTES = 256  # that a subdomain takes at least in a file, so that the file's size bounds the grid
+SUBDOMAIN_BYTES = 256  # least size of a subdomain in a file: the file's size bounds the grid
 
 
 def images_name(split: str, index: int) -> str:
@@ -52,7 +52,7 @@ def is_partitioned(path: Path) -> bool:
 
 
 def checksum(images: np.ndarray) -> int:
-    """CRC-32 of a C-contiguous array: of the row and column sums of its 64-bit words, which is several times as fast as of itself."""
+    """CRC-32 of the row and column sums of a C-contiguous array's 64-bit words: several times as fast as CRC-32 of the array."""
     data = images.reshape(-1).view(np.uint8)
     table = data[: len(data) // 8192 * 8192].view(np.uint64).reshape(-1, 1024)
     return zlib.crc32(table.sum(axis=0), zlib.crc32(table.sum(axis=1), zlib.crc32(data[table.nbytes :].data)))
@@ -60,21 +60,21 @@ def checksum(images: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class PartitionedSet:
-    """A partitioned set and all that its attributes say; ``open`` reads one.
+    """A partitioned set, described by its attributes; ``open`` reads one.
 
     Attributes:
         path: of the file.
-        source, source_sha256: the source's name, and the SHA-256 over those of the blocks of its selected images and over their labels.
+        source, source_sha256: the source's name, and the SHA-256 over the digests of the blocks of selected images and over their labels.
         shape: (*spatial, C) of a whole image, pixels.
         dtype: the source's pixel type, as NumPy writes it: ``|u1``, ``<f4``.
         grid, overlap, margin: of the decomposition; subdomains per axis, pixels, pixels.
         class_names: K names.
         mean, std: per channel over the selected training images, in the source's units.
         train_samples, test_samples: S of each split.
-        skipped: samples that were damaged and left out.
-        preprocessing: what became of the source's images (see ``SourceOptions``), as JSON.
-        parts: name of the folder beside the file in which the images lie (see ``ddcnn.data.set_parts``); empty if they lie in the file.
-        digest: SHA-256 over all the above and the small arrays, once they have been written.
+        skipped: number of damaged samples that were left out.
+        preprocessing: of the source's images (see ``SourceOptions``), as JSON.
+        parts: name of the folder of the parts beside the file (see ``ddcnn.data.set_parts``); empty if the images lie in the file.
+        digest: SHA-256 over all the above and the small arrays; empty before they are written.
         tables: the small arrays, by their names in the file.
     """
 
@@ -99,11 +99,11 @@ class PartitionedSet:
 
     @property
     def decomposition(self) -> Decomposition:
-        """The geometry: which pixels are whose."""
+        """The grid and the subdomains."""
         return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin)
 
     def attributes(self) -> dict[str, Any]:
-        """What is written as attributes, by name; a digest that belongs to them and to the tables among it."""
+        """The attributes of the file by name, with the digest over them and the tables."""
         values = {name: getattr(self, name) for name in self.__annotations__ if name not in (*NOT_WRITTEN, "digest")}
         digest = hashlib.sha256(json.dumps(values).encode())
         for table in self.tables.values():
@@ -111,30 +111,30 @@ class PartitionedSet:
         return values | {"class_names": json.dumps(self.class_names), "digest": digest.hexdigest()}
 
     def write_attributes(self, file: h5py.File) -> None:
-        """Describes a set whose arrays have been written."""
+        """Writes the attributes of a set whose arrays have been written."""
         for name, value in replace(self, tables=_tables(self, file)).attributes().items():
-            # Text has a fixed length: other text would lie where HDF5 has no checksums.
+            # fixed-length text, since HDF5 has no checksums for variable-length text
             file.attrs[name] = np.bytes_(value.encode("utf-8", "surrogateescape")) if isinstance(value, str) else value
-        file.attrs["schema_version"] = SCHEMA_VERSION  # last: a file without it is not finished
+        file.attrs["schema_version"] = SCHEMA_VERSION  # last: marks the file as complete
 
     @classmethod
     def open(cls, path: Path) -> "PartitionedSet":
-        """Reads what is small, and checks that every dataset is there, of the right shape, with all of its parts.
+        """Reads attributes and small arrays, and checks that all datasets exist, in all parts, with the right shape and type.
 
         Raises:
             InputError: not a partitioned set, another schema version, or a missing, damaged or foreign part.
         """
-        found = _opened(path)
-        held: dict[Path, list[tuple[str, Part]]] = {}
+        described = _opened(path)
+        by_file: dict[Path, list[tuple[str, Part]]] = {}
         for split in SPLITS:
-            for part in parts_of(path, found.parts, found.tables[f"{split}/parts"]):
-                held.setdefault(part.file, []).append((split, part))
-        for parts in held.values():  # each is opened once
+            for part in parts_of(path, described.parts, described.tables[f"{split}/parts"]):
+                by_file.setdefault(part.file, []).append((split, part))
+        for parts in by_file.values():  # each file is opened once
             with parts[0][1].opened(path) as file:
                 for split, part in parts:
-                    for place in found.decomposition.subdomains:
-                        part.dataset(file, images_name(split, place.index), (*place.stored.shape, found.shape[-1]), found.dtype)
-        return found
+                    for box in described.decomposition.subdomains:
+                        part.dataset(file, images_name(split, box.index), (*box.stored.shape, described.shape[-1]), described.dtype)
+        return described
 
     @property
     def samples(self) -> dict[str, int]:
@@ -142,25 +142,25 @@ class PartitionedSet:
         return {"train": self.train_samples, "test": self.test_samples}
 
     def labels(self, split: str) -> np.ndarray:
-        """(S,) int64: the classes, numbers into ``class_names``, of "train" or "test"."""
+        """Class numbers (S,) int64 of "train" or "test"."""
         return self.tables[f"{split}/labels"].astype(np.int64)
 
     def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Stored subimages of subdomain ``index``, of all samples or some ascending ``rows``: (rows, *stored, C) in the source's type.
+        """Stored subimages of subdomain ``index`` for all samples or ascending ``rows``: (rows, *stored, C) in the source's type.
 
         Raises:
             InputError: the set has been damaged or replaced since it was opened.
         """
-        place, path = self.decomposition.subdomains[index], Path(self.path)
-        name, shape = images_name(split, place.index), (*place.stored.shape, self.shape[-1])
-        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, place.index]
+        subdomain, path = self.decomposition.subdomains[index], Path(self.path)
+        name, shape = images_name(split, subdomain.index), (*subdomain.stored.shape, self.shape[-1])
+        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, subdomain.index]
         with opened(path, *REFUSAL) as file:
             if attribute(file, "digest") != self.digest:
                 raise InputError(f"{path}: was replaced by another partitioned set; start again")
         parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
 
         def read(first: int, last: int) -> np.ndarray:
-            """The rows of the runs first ... last-1, in order."""
+            """The rows of the runs first <= k < last."""
             start, stop = int(runs[first]), int(runs[last])
             images = np.empty((stop - start, *shape), self.dtype)
             for part in parts:
@@ -178,12 +178,12 @@ class PartitionedSet:
         wanted = everything[rows]
         if np.array_equal(wanted, everything):
             return read(0, len(checks))
-        places = np.searchsorted(runs, wanted, "right") - 1  # whole runs are read, since only they can be checked
-        some = [read(k, k + 1)[wanted[places == k] - runs[k]] for k in np.unique(places).tolist()]
-        return np.concatenate([np.empty((0, *shape), self.dtype), *some])
+        run_of_row = np.searchsorted(runs, wanted, "right") - 1  # whole runs are read, since checksums are those of runs
+        images = [read(k, k + 1)[wanted[run_of_row == k] - runs[k]] for k in np.unique(run_of_row).tolist()]
+        return np.concatenate([np.empty((0, *shape), self.dtype), *images])
 
     def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Images put together again from their cores, of all samples or some ascending ``rows``: (rows, *spatial, C) in the source's type.
+        """Whole images, joined from their cores, for all samples or ascending ``rows``: (rows, *spatial, C) in the source's type.
 
         Raises:
             InputError: as ``read``.
@@ -200,26 +200,27 @@ class PartitionedSet:
 
 
 def _opened(path: Path) -> PartitionedSet:
-    """A set and its tables; InputError for whatever is wrong with them."""
+    """Reads a set's attributes and small arrays; InputError if they are damaged or contradict each other."""
     with opened(path, *REFUSAL) as file:
         version = attribute(file, "schema_version") if has_attribute(file, "schema_version") else None
         if version != SCHEMA_VERSION:
             raise InputError(f"{path}: schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; partition the source again")
-        found = _described(path, file)
-        found = replace(found, tables=_tables(found, file))
-        if found.digest != found.attributes()["digest"]:
+        described = _described(path, file)
+        described = replace(described, tables=_tables(described, file))
+        if described.digest != described.attributes()["digest"]:
             raise Damaged("its attributes, labels or checksums are not those that were written")
-        for split, samples in found.samples.items():
-            labels, runs, parts = (found.tables[f"{split}/{name}"] for name in ("labels", "runs", "parts"))
-            if labels.min() < 0 or labels.max() >= len(found.class_names) or not _ascends(runs, samples) or not _ascends(parts, samples):
+        for split, samples in described.samples.items():
+            labels, runs, parts = (described.tables[f"{split}/{name}"] for name in ("labels", "runs", "parts"))
+            labels_fit = labels.min() >= 0 and labels.max() < len(described.class_names)
+            if not (labels_fit and _ascends(runs, samples) and _ascends(parts, samples)):
                 raise Damaged(f"the labels, runs or parts of {split} are out of range")
             if (runs[:-1] == runs[1:]).any():
                 raise Damaged(f"{split} has runs without rows")
-        return found
+        return described
 
 
 def _described(path: Path, file: h5py.File) -> PartitionedSet:
-    """What the attributes say; Damaged if that cannot be."""
+    """Reads the attributes; Damaged if they are invalid."""
     values: dict[str, Any] = {"path": str(path)}
     for name, kind in PartitionedSet.__annotations__.items():
         if name not in NOT_WRITTEN:
@@ -229,37 +230,37 @@ def _described(path: Path, file: h5py.File) -> PartitionedSet:
             values[name] = tuple(value) if isinstance(value, list) else value
             if not _is(values[name], kind):
                 raise Damaged(f"attribute {name} has another type")
-    found = PartitionedSet(**values)
-    spatial = found.shape[:-1]
+    described = PartitionedSet(**values)
+    spatial = described.shape[:-1]
     with parsing():
-        dtype = np.dtype(found.dtype)
+        dtype = np.dtype(described.dtype)
     if (
         len(spatial) not in (2, 3)
-        or len(found.grid) != len(spatial)
-        or any(not 1 <= parts <= n for parts, n in zip(found.grid, spatial, strict=True))
-        or math.prod(found.grid) * SUBDOMAIN_BYTES > file.id.get_filesize()
-        or not 0 <= found.overlap <= LARGEST_OVERLAP
-        or not 0 <= found.margin <= LARGEST_OVERLAP
-        or min(found.train_samples, found.test_samples) < 1
+        or len(described.grid) != len(spatial)
+        or any(not 1 <= parts <= n for parts, n in zip(described.grid, spatial, strict=True))
+        or math.prod(described.grid) * SUBDOMAIN_BYTES > file.id.get_filesize()
+        or not 0 <= described.overlap <= LARGEST_OVERLAP
+        or not 0 <= described.margin <= LARGEST_OVERLAP
+        or min(described.train_samples, described.test_samples) < 1
         or dtype.kind not in NUMBERS
-        or not 1 <= len(found.mean) == len(found.std) == found.shape[-1]
-        or not all(map(math.isfinite, found.mean + found.std))
-        or min(found.std) <= 0
-        or not found.class_names
+        or not 1 <= len(described.mean) == len(described.std) == described.shape[-1]
+        or not all(map(math.isfinite, described.mean + described.std))
+        or min(described.std) <= 0
+        or not described.class_names
     ):
         raise Damaged("its attributes contradict each other, or are out of range")
-    return found
+    return described
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the types of ``PartitionedSet``."""
+    """Whether a value has the type of a field of ``PartitionedSet``."""
     if kind in (str, int):
         return type(value) is kind
     return isinstance(value, tuple) and all(type(entry) is kind.__args__[0] for entry in value)
 
 
 def _tables(described: PartitionedSet, file: h5py.File) -> dict[str, np.ndarray]:
-    """The small arrays of a set by name."""
+    """Reads the small arrays."""
     tables = {}
     for split, samples in described.samples.items():
         for name, rows in (("labels", (samples,)), ("indices", (samples,)), ("runs", None), ("parts", None)):

@@ -1,7 +1,7 @@
-"""The files in which the images of a partitioned set lie: itself, or a part of every rank in a folder beside it.
+"""The files that hold the images of a partitioned set: the set itself, or a part per rank in a folder beside it.
 
-For other programs virtual datasets join the parts. This one opens the parts itself: HDF5 would look for them in further places, read
-zeros where one is missing, and crash where a virtual dataset is damaged.
+Virtual datasets join the parts for other programs. This program opens the parts itself, since HDF5 would search further folders for
+them, read zeros where a part is missing, and crash on a damaged virtual dataset.
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import attribute, opened, own_dataset, reading
 
-REFUSAL = ("not a complete partitioned set", "partition the source again")  # what, and the way out
+REFUSAL = ("not a complete partitioned set", "partition the source again")  # problem and way out, for messages
 
 
 def part_name(rank: int) -> str:
@@ -27,18 +27,18 @@ def part_name(rank: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """``file`` has the rows start <= s < stop of a split."""
+    """A ``file`` with the rows start <= s < stop of a split."""
 
     file: Path
     start: int
     stop: int
 
     def dataset(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-        """The part's rows of a dataset, each of ``shape``; Damaged if it is not as it must be."""
+        """A dataset of the part, whose rows have ``shape``; Damaged if it is missing or different."""
         return own_dataset(file, name, (self.stop - self.start, *shape), dtype)
 
     def opened(self, path: Path) -> AbstractContextManager[h5py.File]:
-        """This part of the set ``path``, open for reading within ``hdf5.reading``."""
+        """Opens this part of the set ``path`` for reading, within ``hdf5.reading``."""
         what = REFUSAL[0] if self.file == path else f"its part {self.file.name} is damaged or foreign"
         return opened(self.file, what, REFUSAL[1], named=path)
 
@@ -47,11 +47,11 @@ def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:
     """The parts of the set ``path``.
 
     Args:
-        folder: name of the folder of the parts; empty where all rows lie in ``path``.
-        bounds: (ranks + 1,) ascending; the part of a rank has the rows bounds[rank] <= s < bounds[rank + 1], and exists if it has any.
+        folder: name of the folder of the parts; empty if all rows are in ``path``.
+        bounds: (ranks + 1,) ascending; the part of a rank has the rows bounds[rank] <= s < bounds[rank + 1], and exists if there are any.
 
     Raises:
-        InputError: a part is missing, or lies elsewhere than in a folder beside the file.
+        InputError: a part is missing, or is not in a folder beside the file.
     """
     rows = bounds.tolist()
     if not folder:
@@ -69,7 +69,7 @@ def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:
 
 
 def written_parts(path: Path) -> set[Path]:
-    """The parts that this program wrote for the set which is at ``path`` now, not for one that it was copied from."""
+    """The parts of the set at ``path``, if this program wrote them for this path and not for a set that was copied to it."""
     if not path.is_file():
         return set()
     try:
@@ -77,5 +77,5 @@ def written_parts(path: Path) -> set[Path]:
             folder = str(attribute(file, "parts"))
     except InputError:
         return set()
-    own = re.fullmatch(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts", folder) and not (path.parent / folder).is_symlink()
-    return set((path.parent / folder).glob("[0-9]" * 5 + ".h5")) if own else set()
+    ours = re.fullmatch(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}\.parts", folder) and not (path.parent / folder).is_symlink()
+    return set((path.parent / folder).glob("[0-9]" * 5 + ".h5")) if ours else set()

@@ -1,9 +1,8 @@
-"""Synthetic images of any size, made as they are read, whose class no single orthant of the image shows.
+"""Synthetic images of any size, computed when they are read; no single orthant of an image determines its class.
 
-With b the smallest integer whose square is at least K, class y = d0·b + d1. The image is cut at its middle along every axis, and each
-orthant shows one digit as a plane wave of that digit's wave vector, under noise: d0 where the orthant's indices add up to an even
-number, d1 where they are odd. Of four classes or more, a subdomain of an even grid can know one digit at best; together they know the
-class.
+With b the smallest integer whose square is at least K, class y = d0·b + d1. The image is halved along every axis, and each orthant
+shows one digit as a plane wave with that digit's wave vector, plus noise: d0 if the sum of the orthant's indices is even, d1 if it is
+odd. With four classes or more, a subdomain of an even grid determines one digit at best; all together determine the class.
 """
 
 import itertools
@@ -18,13 +17,13 @@ from ddcnn.errors import InputError
 from ddcnn.parallel.seeding import numpy_generator, seed_for
 
 PREFIX = "synthetic:"
-VERSION = 1  # of the images: a new one makes partitioned sets of the old one stale
+VERSION = 1  # of the images; part of the fingerprint
 SMALLEST_SIDE = 4
-MOST_SAMPLES = 10**9  # whose labels fit into memory
-CHUNK_PIXELS = 1 << 18  # numbers that are made at a time
-GREY_LEVEL, AMPLITUDE, NOISE = 128, 40, 80  # wave and uniform noise stay within 8 ... 248
+MOST_SAMPLES = 10**9  # so that the labels fit into memory
+CHUNK_PIXELS = 1 << 18  # pixels computed at a time
+GREY_LEVEL, AMPLITUDE, NOISE = 128, 40, 80  # the sum of wave and uniform noise lies in 8 ... 248
 LOWEST, MIDDLE, HIGHEST = 1 / 8, 1 / 4, 3 / 8  # frequencies in cycles per pixel
-DIRECTIONS = 6  # that 8 pixels tell apart at one frequency
+DIRECTIONS = 6  # distinguishable with 8 pixels at one frequency
 
 
 def synthetic(options: SourceOptions) -> Source:
@@ -62,7 +61,14 @@ def _split(split: str, samples: int, shape: tuple[int, ...], classes: int) -> Sp
 
 @dataclass(frozen=True)
 class Images:
-    """Images as a function of their index: ``shape`` is (*spatial, C), ``digits`` is b, ``key`` belongs to the split."""
+    """Images as a function of their index.
+
+    Attributes:
+        shape: (*spatial, C).
+        labels: (S,) int64.
+        digits: b.
+        key: of the split's random generator.
+    """
 
     shape: tuple[int, ...]
     labels: np.ndarray
@@ -77,11 +83,11 @@ class Images:
         return images
 
     def _fill(self, images: np.ndarray, indices: np.ndarray) -> None:
-        """Writes the images of a few indices into (n, *spatial, C)."""
+        """Computes the images (n, *spatial, C) of a few indices."""
         spatial, channels = self.shape[:-1], self.shape[-1]
         phases = np.empty((len(indices), 2 ** len(spatial), channels), np.float32)
         for row, index in enumerate(indices):
-            # a counter far from that of every other index: no seed has to be hashed for each image
+            # the counter separates the images' streams; a seed per image would have to be hashed, which is slow
             random = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, 0, int(index)]))
             phases[row] = random.random(phases.shape[1:], np.float32)
             images[row] = random.integers(0, 256, self.shape, np.uint8)
@@ -94,13 +100,13 @@ class Images:
             wave += GREY_LEVEL - NOISE
             region = images[(slice(None), *(slice(*bound) for bound in bounds))]
             wave += np.multiply(region, np.float32(2 * NOISE / 255), dtype=np.float32)
-            region[...] = wave  # cut to whole numbers: noise hides the half
+            region[...] = wave  # truncated to integers; the noise hides the rounding
 
 
 def plane_waves(vectors: np.ndarray, digits: np.ndarray, phases: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
     """cos 2π(k·x + φ) as (n, *spatial, C) float32, for the wave vectors k (b, d) of digits (n,) and phases φ (n, C) on a box of pixels.
 
-    It is the real part of a product of one complex exponential per axis, so no cosine is taken per pixel.
+    Computed as the real part of a product of one complex exponential per axis, without a cosine per pixel.
     """
     axes = [
         np.exp(2j * np.pi * vectors[:, axis, None] * np.arange(start, stop)).astype(np.complex64)[digits]  # (n, side)
@@ -115,7 +121,7 @@ def plane_waves(vectors: np.ndarray, digits: np.ndarray, phases: np.ndarray, bou
 
 
 def wave_vectors(digits: int, dimension: int) -> np.ndarray:
-    """A wave vector for every digit, (b, d) in cycles per pixel: directions spread over half a turn, more frequencies for more digits."""
+    """A wave vector for every digit, (b, d) in cycles per pixel: directions over half a turn, and more frequencies for more digits."""
     levels = -(-digits // DIRECTIONS)
     directions = -(-digits // levels)
     frequency = np.full(1, MIDDLE) if levels == 1 else np.linspace(LOWEST, HIGHEST, levels)
