@@ -62,8 +62,7 @@ class ImageSettings(Settings):
     progress: Literal["auto", "bar", "lines", "none"] = option(
         Group.OUTPUT,
         "auto",
-        "auto: a bar if stderr is a terminal (it is not under mpirun), else lines; none: no progress, notes or tablesauto",
-        "how progress is shown; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nothing, nor notes or tables",
+        "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nothing, nor tables",
     )
     stall_timeout: float = option(Group.RUN, 1800, "abort the job if a rank shows no sign of life for so many seconds; 0: never", "S", ge=0)
 
