@@ -1,1 +1,5 @@
-"""The papers' steps: local training (local), then one decision out of the local classifications (aggregate)."""
+"""The papers, to be read beside them: ``local`` (local CNNs), ``aggregate`` (vote, average, CNN-DNN), ``interface`` (what travels, and its
+adjoint), ``coherent`` (coherent training and transfer), ``width`` (decomposition in width), ``factory`` (settings and data -> networks).
+
+No options are read here, nothing is printed, recorded or written.
+"""

@@ -1,1 +1,6 @@
-"""parallel"""
+"""Ranks and processes: ``world`` (collectives; the only module that imports mpi4py), ``groups`` (who trains what), ``tensors``,
+``process_group`` (torch.distributed), ``launcher``, ``timeline``, ``seeding``, ``logs``; and what keeps a job in order: ``heartbeat``,
+``stall_watchdog``, ``abort``, ``stop_requests``, ``allocator``, ``environment``.
+
+Nothing here knows images, networks or settings.
+"""

@@ -1,1 +1,5 @@
-"""Scaling studies: started (study, slurm), collected (points, collect), and extended past this machine (performance_model, prediction)."""
+"""Scaling studies: ``study`` and ``slurm`` start runs, ``measurements`` and ``collect`` compare them, ``performance_model``, ``workload`` and
+``extrapolation`` predict more ranks, ``machine_benchmark`` measures a network; ``commands`` is their command line.
+
+A study starts ddcnn as its users do and reads the results: it imports neither ``experiment`` nor ``inference``.
+"""
