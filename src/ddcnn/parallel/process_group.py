@@ -1,4 +1,4 @@
-"""torch.distributed's process group of all ranks, for DistributedDataParallel; they find each other through MPI, without torchrun."""
+"""The process group of torch.distributed, for DistributedDataParallel; the ranks find each other through MPI, without torchrun."""
 
 import socket
 import zlib
@@ -16,7 +16,7 @@ from ddcnn.parallel.world import World
 
 @contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """All ranks together; over NCCL where each has a GPU of its own, else over gloo."""
+    """Context of a process group of all ranks: NCCL if each has a GPU of its own, else gloo."""
     host = "127.0.0.1" if world.local_size == world.size else socket.gethostname()
     store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if world.rank == 0 else None
     host, port = world.broadcast([host, store.port if store else 0])
@@ -29,13 +29,13 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         yield
     except Stopped as stop:  # on all ranks
         stopped = stop
-    world.barrier()  # rank 0's store must outlive the others' use of it
+    world.barrier()  # rank 0's store must not go before the others are done with it
     distributed.destroy_process_group()
     if stopped:
         raise stopped
 
 
 def _own_devices(world: World, device: torch.device) -> bool:
-    """Whether no two ranks share a GPU, which NCCL cannot do."""
-    own = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
-    return len(np.unique(world.all_gather(np.array([own])))) == world.size
+    """Whether no two ranks share a GPU, which NCCL does not support."""
+    gpu = zlib.crc32(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}".encode())
+    return len(np.unique(world.all_gather(np.array([gpu])))) == world.size

@@ -22,8 +22,8 @@ from ddcnn.parallel.tags import Tag
 from ddcnn.parallel.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
-LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two looks at a pending operation
-STEP_SLEEP = 2e-4  # the same where all ranks arrive in every step of training
+LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two polls of a pending operation
+STEP_SLEEP = 2e-4  # the same in a training step, where all ranks arrive at about the same time
 
 
 class World:
@@ -41,7 +41,7 @@ class World:
 
     def __init__(self, communicator=None, timeline: Timeline | None = None):
         try:
-            with warnings.catch_warnings():  # of a launcher of another MPI, which is refused below
+            with warnings.catch_warnings():  # mpi4py warns of a launcher of another MPI; below it is an error
                 warnings.simplefilter("ignore", RuntimeWarning)
                 from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError where it finds no MPI library
@@ -75,48 +75,49 @@ class World:
     # Collectives
 
     def _wait(self, request, kind: str = "wait", longest: float = 0.0, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Polls a nonblocking operation until it is complete; records the time as ``kind``."""
         longest = longest or LONGEST_SLEEP[kind]
         with self.timeline.span(kind):
             waiting()
             begin = time.perf_counter()
-            while not request.Test():  # an operation moves on only here, so who has just come looks often
+            while not request.Test():  # MPI makes progress only in here: poll often at first
                 time.sleep(min(1e-5 + (time.perf_counter() - begin) / 8, longest))
                 meanwhile()
             beat()
 
     def barrier(self) -> None:
+        """``MPI_Barrier``."""
         self._wait(self.communicator.Ibarrier())
 
     def gather(self, part: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray | None:
         """``MPI_Gather`` to rank 0 in chunks: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on rank 0.
 
-        No message has more than ``chunk_bytes`` bytes in all, so that counts stay below 2³¹ and the memory bounded, however
-        large the parts are.
+        The chunks of all ranks have at most ``chunk_bytes`` bytes together: counts stay below 2³¹, and the extra memory is bounded.
         """
         self.barrier()
         part = np.ascontiguousarray(part)
         flat = part.reshape(-1)
-        everyone = np.empty((self.size, *part.shape), dtype=part.dtype) if self.rank == 0 else None
+        gathered = np.empty((self.size, *part.shape), dtype=part.dtype) if self.rank == 0 else None
         step = max(1, chunk_bytes // (self.size * part.itemsize))
         for begin in range(0, flat.size, step):
             piece = flat[begin : begin + step]
             arriving = np.empty((self.size, piece.size), dtype=part.dtype) if self.rank == 0 else None
             self._wait(self.communicator.Igather(piece, arriving, root=0), "communicate")
             self.timeline.count(piece.nbytes if self.rank else 0)
-            if everyone is not None:
-                everyone.reshape(self.size, -1)[:, begin : begin + piece.size] = arriving
-        return everyone
+            if gathered is not None:
+                gathered.reshape(self.size, -1)[:, begin : begin + piece.size] = arriving
+        return gathered
 
     def all_gather(self, part: np.ndarray) -> np.ndarray:
         """``MPI_Allgather`` within a step of training: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on all."""
-        everyone = np.empty((self.size, *part.shape), dtype=part.dtype)
-        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # tells waiting for a slower rank from communicating
-        self._wait(self.communicator.Iallgather(np.ascontiguousarray(part), everyone), "communicate")
+        gathered = np.empty((self.size, *part.shape), dtype=part.dtype)
+        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # separates the time of waiting for slower ranks from that of communicating
+        self._wait(self.communicator.Iallgather(np.ascontiguousarray(part), gathered), "communicate")
         self.timeline.count((self.size - 1) * part.nbytes)
-        return everyone
+        return gathered
 
     def broadcast_(self, array: np.ndarray) -> None:
-        """``MPI_Bcast`` of rank 0's ``array`` (...) into the others' in place, in chunks."""
+        """``MPI_Bcast`` of rank 0's ``array`` (...) into those of the other ranks, in place and in chunks."""
         self.barrier()
         flat = array.reshape(-1)
         step = max(1, CHUNK_BYTES // array.itemsize)
@@ -125,39 +126,39 @@ class World:
         self.timeline.count(0 if self.rank else (self.size - 1) * array.nbytes)
 
     def mean(self, numbers: Sequence[float]) -> list[float]:
-        """The ranks' mean of each number, on all ranks."""
+        """Mean over the ranks of each number, on all ranks."""
         result = np.empty(len(numbers))
         self._wait(self.communicator.Iallreduce(np.array(numbers, dtype=np.float64), result))
         return (result / self.size).tolist()
 
     def gather_rows(self, rows: np.ndarray) -> list[np.ndarray] | None:
-        """Gathers float64 arrays (rows, columns) whose number of rows differs from rank to rank: a list over ranks on rank 0."""
+        """Gathers float64 arrays (rows, columns) with different numbers of rows: a list over the ranks on rank 0."""
         longest = self.largest(len(rows))
         padded = np.full((longest, rows.shape[1]), np.nan)
         padded[: len(rows)] = rows
-        everyone = self.gather(padded)
-        return None if everyone is None else [part[~np.isnan(part).all(axis=1)] for part in everyone]
+        gathered = self.gather(padded)
+        return None if gathered is None else [part[~np.isnan(part).all(axis=1)] for part in gathered]
 
     def gather_values(self, value) -> list | None:
-        """JSON-serialisable values of all ranks: a list on rank 0."""
+        """Gathers JSON-serialisable values: a list over the ranks on rank 0."""
         text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
         padded = np.full(self.largest(text.size), ord(" "), dtype=np.uint8)
         padded[: text.size] = text
-        everyone = self.gather(padded)
-        return None if everyone is None else [json.loads(row.tobytes()) for row in everyone]
+        gathered = self.gather(padded)
+        return None if gathered is None else [json.loads(row.tobytes()) for row in gathered]
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers, on all ranks."""
+        """Maximum over the ranks, on all ranks."""
         return self.largest_of([number])[0]
 
     def largest_of(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of the ranks' numbers at each place, on all ranks."""
+        """Maximum over the ranks of each number, on all ranks."""
         result = np.empty(len(numbers), dtype=np.int64)
         self._wait(self.communicator.Iallreduce(np.array(numbers, dtype=np.int64), result, op=self._mpi.MAX))
         return result.tolist()
 
     def all_equal(self, data: bytes) -> bool:
-        """Whether all ranks have the same data."""
+        """Whether the data are the same on all ranks."""
         checksum = zlib.crc32(data)
         return self.largest(checksum) == -self.largest(-checksum)
 
@@ -174,44 +175,47 @@ class World:
     # Agreeing on errors
 
     @contextmanager
-    def cancel_together(self, work: Tag, asked: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
-        """Around long work without communication, on all ranks: yields whether another rank refuses or stops, so that this one may stop.
+    def cancel_together(self, work: Tag, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
+        """Context of long work without communication, on all ranks: if one rank fails or stops, the others may stop early.
 
         Args:
-            work: the tag of its messages, all of which are received before the ranks leave.
-            asked: whether this rank has been asked to stop; if it has nothing left to do, it tells the others.
+            work: the tag of its messages; all of them are received before the context ends.
+            should_stop: whether this rank has been asked to stop; asked while it waits for the others, to tell them.
+
+        Yields:
+            whether another rank has failed or stopped.
 
         Raises:
-            InputError: on the ranks that refuse.
+            InputError: on the ranks that raised one.
             Stopped: on all ranks, if one of them has stopped.
         """
         error: InputError | Stopped | None = None
-        told: list[Any] = []
+        sent: list[Any] = []
 
         def tell() -> None:
-            if not told:
+            if not sent:
                 others = set(range(self.size)) - {self.rank}
-                told.extend(self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others)
+                sent.extend(self.communicator.Isend(np.empty(0, dtype=np.uint8), rank, work) for rank in others)
 
         try:
             yield lambda: self.communicator.Iprobe(tag=work)
         except (InputError, Stopped) as refusal:
             error = refusal
             tell()
-        self._wait(self.communicator.Ibarrier(), meanwhile=lambda: tell() if asked() else None)
-        shares = self.mean([bool(told), isinstance(error, InputError), isinstance(error, Stopped)])
+        self._wait(self.communicator.Ibarrier(), meanwhile=lambda: tell() if should_stop() else None)
+        shares = self.mean([bool(sent), isinstance(error, InputError), isinstance(error, Stopped)])
         telling, refusing, stopping = (round(self.size * share) for share in shares)
-        for _ in range(telling - bool(told)):
+        for _ in range(telling - bool(sent)):
             self.communicator.Recv(np.empty(0, dtype=np.uint8), tag=work)
-        self._mpi.Request.Waitall(told)
+        self._mpi.Request.Waitall(sent)
         if isinstance(error, InputError):
             raise error
-        if stopping and not refusing:  # else those that stopped did so since another one refuses
+        if stopping and not refusing:  # if one refuses, the others have stopped because of it
             raise error or Stopped
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Around work without communication that may refuse its input: if one rank refuses, all ranks do, with its words.
+        """Context of work without communication: an InputError of one rank is raised on all ranks.
 
         Raises:
             InputError: of the lowest rank that raised one.
@@ -226,7 +230,7 @@ class World:
             raise InputError(self.broadcast(str(error), root=first), agreed=True)
 
     def on_root(self, work: Callable):
-        """Rank 0 does ``work``; all ranks have its JSON-serialisable result, or its InputError."""
+        """Runs ``work`` on rank 0; all ranks get its JSON-serialisable result, or its InputError."""
         result = None
         with self.raise_on_all_ranks():
             if self.rank == 0:
@@ -237,11 +241,12 @@ class World:
     # Library and abort
 
     def library(self) -> str:
+        """Name and version of the MPI library."""
         return " ".join(self._mpi.Get_library_version().split("\n")[0].rstrip("\0").split())
 
     def abort(self, code: int) -> None:
         """Ends all ranks at once."""
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(0.5)  # for the launcher to pass on what was said: it drops what it has not read when the job ends
+        time.sleep(0.5)  # the launcher drops output that it has not read when the job ends
         self.communicator.Abort(code)

@@ -1,4 +1,4 @@
-"""What computes: the device, the precision, and the layout in memory that suits both."""
+"""Device and precision of the computation, and the memory format that suits them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ def choose_device(local_rank: int, name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class DevicePolicy:
-    """What computes: a device and a precision ("fp32", "bf16" or "fp16"; weights and loss are always fp32)."""
+    """A device, and a precision: "fp32", "bf16" or "fp16"; parameters and loss are always fp32."""
 
     device: torch.device
     precision: str
 
     @classmethod
     def choose(cls, device: torch.device, precision: str) -> "DevicePolicy":
-        """``auto`` is bf16 on a GPU that has it, else fp32.
+        """The policy of this rank; ``auto`` is bf16 on a GPU that supports it, else fp32.
 
         Raises:
             InputError: fp16 on a CPU.
@@ -69,9 +69,9 @@ class DevicePolicy:
 
 
 def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:
-    """In single precision where the images are no longer than the kernel along any axis.
+    """A convolution in bf16, but in fp32 where the images are not larger than the kernel along every axis.
 
-    There the gradient of the weights may be wrong in bf16 on CPUs (torch 2.13 with oneDNN), and memory beyond it written.
+    There, bf16 gradients of the weights may be wrong on CPUs and overwrite other memory (torch 2.13 with oneDNN).
     """
     if all(pixels > kernel for pixels, kernel in zip(images.shape[2:], module.kernel_size, strict=True)):
         return type(module).forward(module, images)  # type: ignore[arg-type]
