@@ -111,7 +111,7 @@ class World:
     def all_gather(self, part: np.ndarray) -> np.ndarray:
         """``MPI_Allgather`` within a step of training: ``part`` (...) of equal shape and type on all ranks -> (size, ...) on all."""
         gathered = np.empty((self.size, *part.shape), dtype=part.dtype)
-        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # separates the time of waiting for slower ranks from that of communicating
+        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)  # so that waiting for slower ranks is not counted as communicating
         self._wait(self.communicator.Iallgather(np.ascontiguousarray(part), gathered), "communicate")
         self.timeline.count((self.size - 1) * part.nbytes)
         return gathered
