@@ -1,6 +1,7 @@
 """The rooms of the package, and the order of imports between them: from left to right in ROOMS, never back, never in a circle."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def test_a_room_says_what_is_in_it_and_what_is_not():
     for room in LEVEL:
         if (PACKAGE / room).is_dir():
             assert 2 <= len((ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or "").splitlines()) <= 8, room
+
+
+def test_the_readme_names_every_module_in_its_room():
+    layout = (Path(__file__).parent.parent / "README.md").read_text().split("\nsrc/ddcnn/\n")[1].split("\ntests/")[0]
+    named = {text.split()[0].strip("/"): set(re.findall(r"\w+", text)) for text in re.split(r"^  (?=\w)", layout, flags=re.MULTILINE)[1:]}
+    for name, path in MODULES.items():
+        if path.name != "__init__.py" and "." in name:
+            assert set(name.split(".")) <= named[name.split(".")[0]], name
