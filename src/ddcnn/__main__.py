@@ -18,7 +18,7 @@ from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
 from ddcnn.parallel.logs import set_up
 from ddcnn.parallel.stall_watchdog import watched
-from ddcnn.parallel.stop_requests import Interrupts, hold, release, slurm_job
+from ddcnn.parallel.stop_requests import StopRequests, block_signals, slurm_job, unblock_signals
 from ddcnn.parallel.world import World
 from ddcnn.scaling import commands as scaling
 
@@ -35,9 +35,9 @@ def run(world: World, settings: RunSettings) -> None:
     if world.on_root(lambda: resumes_finished(settings)):
         logger.info("%s: finished, nothing to resume", settings.output)
         return
-    interrupts = Interrupts(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
+    stop_requests = StopRequests(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
     try:
-        store = prepare_run(world, settings, lambda: bool(interrupts.reason))
+        store = prepare_run(world, settings, lambda: bool(stop_requests.reason))
     except Stopped:
         raise Stopped("while the images were being partitioned, of which nothing is kept: start again") from None
     with world.timeline.span("compute"):
@@ -46,20 +46,20 @@ def run(world: World, settings: RunSettings) -> None:
 
         gc.enable()
 
-    run(world, settings, store, interrupts)
+    run(world, settings, store, stop_requests)
 
 
 def partition(world: World, settings: PartitionSettings) -> None:
     from ddcnn.experiment.plan import partition_command
 
-    release()
+    unblock_signals()
     partition_command(world, settings)
 
 
 def predict(world: World, settings: PredictSettings) -> None:
     from ddcnn.inference.predict import predict
 
-    release()
+    unblock_signals()
     predict(world, settings)
 
 
@@ -86,7 +86,7 @@ def report(settings: ReportSettings) -> None:
 def info(world: World, settings: Settings) -> None:
     from ddcnn.parallel.environment import describe
 
-    release()
+    unblock_signals()
     for name, value in describe(world).items():
         logger.info("%-17s  %s", name, value)
 
@@ -183,7 +183,7 @@ def main() -> int:
     set_up(launched_rank())
     try:
         if needs_ranks(sys.argv[1:]):
-            hold()
+            block_signals()
             keep_freed()
             world = World()
             set_up(world.rank)

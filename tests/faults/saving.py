@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.io.checkpoints import Sequence, Step
+from ddcnn.io.checkpoints import Checkpoint, CheckpointManager
 from ddcnn.parallel.world import World
 
 folder, rank, event = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 world = World()
-sequence, events = Sequence(world, Path(folder), {}, 1), 0
+sequence, events = CheckpointManager(world, Path(folder), {}, 1), 0
 
 
-def step(value: int) -> Step:
-    return Step({"value": value}, {f"local-{world.rank:04}": {"parameters/weight": np.full(1000, value)}})
+def step(value: int) -> Checkpoint:
+    return Checkpoint({"value": value}, {f"local-{world.rank:04}": {"parameters/weight": np.full(1000, value)}})
 
 
 def kill(name: str, arguments: tuple) -> None:

@@ -9,7 +9,7 @@ import pytest
 from launching import alone, launch, refusal
 from resuming import QUICK, assert_same, outcome, start
 
-from ddcnn.io.checkpoints import Sequence
+from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.parallel.world import World
 
 SAVING = Path(__file__).with_name("saving.py")
@@ -22,7 +22,7 @@ def test_killed_between_any_two_steps_of_saving(tmp_path, rank):
     for event in range(1, 60):
         folder = tmp_path / str(event)
         finished = launch(2, str(folder), str(rank), str(event), cwd=tmp_path, program=(str(SAVING),))
-        sequence = Sequence(World(), folder, {}, 1)
+        sequence = CheckpointManager(World(), folder, {}, 1)
         step = sequence.load(["local-0000", "local-0001"])
         assert step
         found.append(step.about["value"])

@@ -12,30 +12,30 @@ from mutations import damaged
 
 from ddcnn.errors import InputError
 from ddcnn.io import checkpoints as checkpoint
-from ddcnn.io.checkpoints import Sequence, Step
+from ddcnn.io.checkpoints import Checkpoint, CheckpointManager
 
 IDENTITY = {"seed": 1, "grid": "2x2"}
 
 
-def step(world, value: int) -> Step:
+def step(world, value: int) -> Checkpoint:
     parts = {f"local-{world.rank:04}": {"parameters/weight": np.full((2, 3), value + world.rank, np.float32)}}
     if world.rank == 0:
         parts["dnn"] = {"parameters/weight": np.arange(value), "parameters/scalar": np.float64(value)}
-    return Step({"value": value, "third": 1 / 3}, parts, {"random/state": np.array([world.rank, value], np.uint8)})
+    return Checkpoint({"value": value, "third": 1 / 3}, parts, {"random/state": np.array([world.rank, value], np.uint8)})
 
 
-def saved(world, shared_path, values, keep=9) -> Sequence:
-    sequence = Sequence(world, shared_path, IDENTITY, keep)
+def saved(world, shared_path, values, keep=9) -> CheckpointManager:
+    sequence = CheckpointManager(world, shared_path, IDENTITY, keep)
     for value in values:
         sequence.save(step(world, value))
     return sequence
 
 
-def load(world, shared_path) -> Step | None:
-    return Sequence(world, shared_path, IDENTITY, 9).load([f"local-{world.rank:04}", "dnn"])
+def load(world, shared_path) -> Checkpoint | None:
+    return CheckpointManager(world, shared_path, IDENTITY, 9).load([f"local-{world.rank:04}", "dnn"])
 
 
-def value_of(found: Step | None) -> int | None:
+def value_of(found: Checkpoint | None) -> int | None:
     return found.about["value"] if found else None
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_there_before_the_first_step(world, shared_path):
 def test_any_number_of_ranks_reads_what_it_needs(world, shared_path):
     saved(world, shared_path, [5])
     parts = [f"local-{rank:04}" for rank in range(world.size)]
-    found = Sequence(world.alone(), shared_path, IDENTITY, 9).load(parts)
+    found = CheckpointManager(world.alone(), shared_path, IDENTITY, 9).load(parts)
     assert found and [found.parts[part]["parameters/weight"][0, 0] for part in parts] == [5 + rank for rank in range(world.size)]
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named_and_the_step_before_is_taken(world, shared_path
 def test_a_damaged_step_does_not_count_among_those_that_stay(world, shared_path):
     saved(world, shared_path, [1, 2, 3])
     world.on_root(lambda: flip(shared_path / "0000003" / "manifest.json"))
-    sequence = Sequence(world, shared_path, IDENTITY, 2)
+    sequence = CheckpointManager(world, shared_path, IDENTITY, 2)
     assert value_of(sequence.load(["dnn"])) == 2
     sequence.save(step(world, 4))
     world.barrier()
@@ -121,7 +121,7 @@ def test_where_no_step_is_whole_there_is_none(world, shared_path):
     saved(world, shared_path, [1, 2])
     world.on_root(lambda: [flip(shared_path / number / "manifest.json") for number in ("0000001", "0000002")] and None)
     assert load(world, shared_path) is None
-    sequence = Sequence(world, shared_path, IDENTITY, 9)
+    sequence = CheckpointManager(world, shared_path, IDENTITY, 9)
     sequence.load(["dnn"])
     sequence.save(step(world, 7))  # not in the place of a damaged one
     assert value_of(load(world, shared_path)) == 7
@@ -130,7 +130,7 @@ def test_where_no_step_is_whole_there_is_none(world, shared_path):
 def test_a_step_of_another_run_is_refused_with_the_difference(world, shared_path):
     saved(world, shared_path, [1])
     with pytest.raises(InputError, match="is of a run with seed 1, where this one has 2"):
-        Sequence(world, shared_path, IDENTITY | {"seed": 2}, 9).load(["dnn"])
+        CheckpointManager(world, shared_path, IDENTITY | {"seed": 2}, 9).load(["dnn"])
 
 
 @pytest.mark.parametrize("rank", [0, -1])
@@ -166,7 +166,7 @@ def test_random_damage_is_never_believed(world, shared_path):
         name = random.choice(names)
         changed = damaged(whole[name], random)
         (path / "0000002" / name).write_bytes(changed)
-        found = Sequence(world.alone(), path, IDENTITY, 9).load(["local-0000", "dnn"])
+        found = CheckpointManager(world.alone(), path, IDENTITY, 9).load(["local-0000", "dnn"])
         assert value_of(found) == (2 if changed == whole[name] else 1)
         outcomes.add(value_of(found))
     assert 1 in outcomes
@@ -176,7 +176,7 @@ def test_random_damage_is_never_believed(world, shared_path):
 def test_what_a_hostile_file_with_the_right_checksum_holds_is_not_followed(world, shared_path, monkeypatch, bad):
     """Someone may well write files and the manifest that suits them."""
 
-    def packed(step: Step) -> bytes:
+    def packed(step: Checkpoint) -> bytes:
         path = shared_path / f"hostile-{world.rank}.h5"
         with h5py.File(path, "w") as file:
             for part, arrays in {**step.parts, "own": step.own}.items():

@@ -17,7 +17,7 @@ from ddcnn.experiment.plan import resolved
 from ddcnn.experiment.recorder import Results
 from ddcnn.inference.trained_run import TrainedOn
 from ddcnn.io import parameters
-from ddcnn.io.checkpoints import Arrays, Sequence
+from ddcnn.io.checkpoints import Arrays, CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Progress
@@ -27,7 +27,7 @@ from ddcnn.method.local import DnnSamples
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.heartbeat import at
-from ddcnn.parallel.stop_requests import Interrupts
+from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.timeline import Timeline
 from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision
@@ -158,10 +158,10 @@ class RunContext:
 
     problem: Problem
     results: Results
-    interrupts: Interrupts
+    stop_requests: StopRequests
 
     def should_stop(self) -> bool:
-        return bool(self.interrupts.reason)
+        return bool(self.stop_requests.reason)
 
     def progress(self, title: str, epochs: int) -> Progress:
         return Progress(title, epochs, self.problem.settings.progress if self.problem.world.rank == 0 else "none")
@@ -194,7 +194,7 @@ class RunContext:
         problem = self.problem
         settings = problem.settings
         identity = settings.identity() | {"data": problem.store.source_sha256, "precision": problem.policy.precision}
-        checkpoints = Sequence(ranks, self.results.folder.training / name, identity, settings.keep_checkpoints)
+        checkpoints = CheckpointManager(ranks, self.results.folder.training / name, identity, settings.keep_checkpoints)
         when = When(settings.checkpoint_epochs, settings.checkpoint_seconds, lambda: self.should_stop() or others_stop())
         return Checkpointer(checkpoints, recipe, samples, when, _History(history, problem.world.timeline), problem.groups.leads)
 

@@ -21,13 +21,13 @@ from ddcnn.experiment.recorder import Results
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
-from ddcnn.parallel.stop_requests import Interrupts
+from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
 from ddcnn.report.seeds_report import write_summary
 
 
-def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: Interrupts) -> None:
+def run(world: World, settings: RunSettings, store: PartitionedSet, stop_requests: StopRequests) -> None:
     """Everything after the partitioning; all ranks together.
 
     Raises:
@@ -49,18 +49,18 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, interrupts: 
         if world.rank == 0 and settings.progress != "none":
             print("".join(f"note: {text}\n" for text in notes(settings, store)), end="", flush=True)
         try:
-            run_seeds(problem, seeds, output, interrupts)
+            run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
-            reasons = world.broadcast(world.gather_values(interrupts.reason))
+            reasons = world.broadcast(world.gather_values(stop_requests.reason))
             reason = next(filter(None, reasons), "asked to")
             raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {output}") from None
 
 
-def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, interrupts: Interrupts) -> None:
+def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:
     """One run per seed; several runs have a folder each."""
     world = problem.world
     if len(seeds) == 1:
-        run_seed(problem, seeds[0], output, interrupts)
+        run_seed(problem, seeds[0], output, stop_requests)
         return
     folders = [output.seed(settings.seed) for settings in seeds]
     for settings, folder in zip(seeds, folders, strict=True):
@@ -70,16 +70,16 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, int
         settings = settings.model_copy(update={"output": folder.path})
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
-            run_seed(problem, settings, folder, interrupts)
+            run_seed(problem, settings, folder, stop_requests)
     world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
 
 
-def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, interrupts: Interrupts) -> None:
+def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests) -> None:
     """All methods with one seed."""
     world, networks = problem.world, replace(problem.networks, settings=settings)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
     problem = problem.with_settings(settings, settings.dnn_data if trains_dnn else "none")
-    context = RunContext(problem, Results(world, problem.groups, settings, problem.store, output), interrupts)
+    context = RunContext(problem, Results(world, problem.groups, settings, problem.store, output), stop_requests)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(context)

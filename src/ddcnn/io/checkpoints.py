@@ -63,7 +63,7 @@ class _Manifest(BaseModel):
 
 
 @dataclass
-class Step:
+class Checkpoint:
     """A step of a training, as one rank sees it.
 
     Attributes:
@@ -77,7 +77,7 @@ class Step:
     own: Arrays = field(default_factory=dict)
 
 
-class Sequence:
+class CheckpointManager:
     """The steps of one training, the newest of which are kept; used by all ranks of a world together.
 
     Args:
@@ -89,7 +89,7 @@ class Sequence:
         self.world, self.folder, self.identity, self.keep = world, folder, identity, keep
         self._number = 0
 
-    def save(self, step: Step) -> None:
+    def save(self, step: Checkpoint) -> None:
         """Writes a step.
 
         Raises:
@@ -136,7 +136,7 @@ class Sequence:
             for number in self._numbers()[: -self.keep]:
                 shutil.rmtree(self.folder / f"{number:07}", ignore_errors=True)
 
-    def load(self, parts: Collection[str]) -> Step | None:
+    def load(self, parts: Collection[str]) -> Checkpoint | None:
         """The newest step that is whole, if there is one; damaged ones are named on stderr.
 
         Args:
@@ -181,7 +181,7 @@ class Sequence:
         names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
         return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
 
-    def _read(self, folder: Path, parts: Collection[str]) -> Step:
+    def _read(self, folder: Path, parts: Collection[str]) -> Checkpoint:
         manifest = _unsealed(folder / MANIFEST)
         for name, value in self.identity.items():
             if (other := manifest.identity.get(name)) != value:
@@ -192,10 +192,10 @@ class Sequence:
         file_of = Stored({part: name for name in names for part in files[name].parts})
         needed = {own, *(file_of[part] for part in parts)}
         read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
-        return Step(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, read[own].get("own", Stored()))
+        return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, read[own].get("own", Stored()))
 
 
-def _packed(step: Step) -> bytes:
+def _packed(step: Checkpoint) -> bytes:
     """As an HDF5 file, /PART/KIND/NAME; made in memory, so that a full disk is met by plain writing."""
     with h5py.File("step", "w", driver="core", backing_store=False, block_size=1 << 22) as file:
         for part, arrays in {**step.parts, "own": step.own}.items():

@@ -7,7 +7,7 @@ from threading import get_ident, main_thread
 WORKING, WAITING, UNJUDGED = "working", "waiting", "unjudged"
 
 
-class _Pulse:
+class _Heartbeat:
     """Of this process.
 
     Attributes:
@@ -24,7 +24,7 @@ class _Pulse:
         return ", ".join([*self.places, *filter(None, [self.what])])
 
 
-PULSE = _Pulse()
+HEARTBEAT = _Heartbeat()
 MAIN = main_thread().ident
 
 
@@ -33,33 +33,33 @@ def beat(what: str = "") -> None:
 
     From a thread that reads ahead it is no more than a sign: whether the rank works or waits the main thread knows.
     """
-    PULSE.steps += 1
+    HEARTBEAT.steps += 1
     if get_ident() != MAIN:
         return
-    PULSE.state = WORKING
+    HEARTBEAT.state = WORKING
     if what:
-        PULSE.what = what
+        HEARTBEAT.what = what
 
 
 def waiting() -> None:
     """From now on, until it beats, this rank waits for others."""
-    PULSE.steps += 1
-    PULSE.state = WAITING
+    HEARTBEAT.steps += 1
+    HEARTBEAT.state = WAITING
 
 
 def unjudged(what: str) -> None:
     """From now on, until it beats, this rank does what takes any time and gives no sign of life meanwhile, such as a download."""
-    PULSE.steps += 1
-    PULSE.state, PULSE.what = UNJUDGED, what
+    HEARTBEAT.steps += 1
+    HEARTBEAT.state, HEARTBEAT.what = UNJUDGED, what
 
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Where this rank is in the method."""
-    PULSE.places.append(place)
-    PULSE.what = ""
+    HEARTBEAT.places.append(place)
+    HEARTBEAT.what = ""
     try:
         yield
     finally:
-        PULSE.places.pop()
-        PULSE.what = ""
+        HEARTBEAT.places.pop()
+        HEARTBEAT.what = ""

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ddcnn.parallel.heartbeat import PULSE, WAITING, WORKING
+from ddcnn.parallel.heartbeat import HEARTBEAT, WAITING, WORKING
 from ddcnn.parallel.world import World
 
 LONGEST_PERIOD = 30.0  # seconds between two looks at most; more would be late, fewer a burden for a file server
@@ -83,7 +83,7 @@ class _Watch(threading.Thread):
             found = self._read(next_rank)
             next_quiet = next_quiet + passed if found and found == content and next_rank != self.world.rank else 0.0
             content = found
-            mute = PULSE.state == WORKING or (PULSE.state == WAITING and self.world.rank == 0)
+            mute = HEARTBEAT.state == WORKING or (HEARTBEAT.state == WAITING and self.world.rank == 0)
             suspected = suspected + passed if next_quiet or (own_quiet and mute) else 0.0
             if suspected >= self.limit and (next_quiet >= self.limit or own_quiet >= self.limit):
                 self._confirm(own_quiet)
@@ -128,8 +128,8 @@ class _Watch(threading.Thread):
     def write(self, quiet: float) -> None:
         """The rank's file: what it does, and for how many seconds it has shown no sign of life."""
         self.looks += 1
-        text = PULSE.text().encode("ascii", "replace").decode()[:120]
-        content = json.dumps([self.looks, quiet, PULSE.state, text]).ljust(LENGTH).encode()
+        text = HEARTBEAT.text().encode("ascii", "replace").decode()[:120]
+        content = json.dumps([self.looks, quiet, HEARTBEAT.state, text]).ljust(LENGTH).encode()
         path = self._path(self.world.rank)
         try:  # opened anew each time: closing sends it to the file server
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -154,7 +154,7 @@ class _Watch(threading.Thread):
 
 def _signs() -> tuple[int, int]:
     """Of this rank's life; importing torch is one, too, and may take its time."""
-    return PULSE.steps, len(sys.modules)
+    return HEARTBEAT.steps, len(sys.modules)
 
 
 def _meeting_place(folder: Path) -> str:

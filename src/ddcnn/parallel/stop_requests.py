@@ -12,16 +12,16 @@ SHARE = 0.1  # ... or this part of a short job
 HELD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
-def hold() -> None:
+def block_signals() -> None:
     """Before MPI starts: what asks to stop waits for ``release``, since MPI may have handlers of its own that would swallow it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
-def release() -> None:
+def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
-class Interrupts:
+class StopRequests:
     """Whether this process has been asked to stop.
 
     Args:
@@ -41,7 +41,7 @@ class Interrupts:
             self._deadlines.append((end - min(RESERVE, SHARE * (end - begin)), "the end of the SLURM job"))
         for name in signals:
             signal.signal(signal.Signals[name], self._on_signal)
-        release()
+        unblock_signals()
 
     @property
     def reason(self) -> str:

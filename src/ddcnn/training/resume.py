@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddcnn.errors import InputError, Stopped
-from ddcnn.io.checkpoints import Arrays, Sequence, Step
+from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState
 
 CONTINUE, SAVE, STOP = range(3)
@@ -53,7 +53,7 @@ class Checkpointer(Callback):
         leads: whether this rank saves the local CNNs that it has; other ranks of its group have the same.
     """
 
-    def __init__(self, checkpoints: Sequence, recipe: Recipe, samples: int, when: When, history: History, leads: bool = True):
+    def __init__(self, checkpoints: CheckpointManager, recipe: Recipe, samples: int, when: When, history: History, leads: bool = True):
         self.checkpoints, self.world, self.when, self.history, self.leads = checkpoints, checkpoints.world, when, history, leads
         self.recipe = {"samples": samples} | asdict(recipe)
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
@@ -104,7 +104,7 @@ class Checkpointer(Callback):
             name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
             for name, module in parts_of(state.module).items() if self.world.rank == 0 or (self.leads and name.startswith("local"))
         }  # fmt: skip
-        self.checkpoints.save(Step(about | _numbers(state), parts, arrays | _running_arrays(state)))
+        self.checkpoints.save(Checkpoint(about | _numbers(state), parts, arrays | _running_arrays(state)))
         self._saved = time.monotonic()
 
     def restore(self, state: TrainState) -> None:
