@@ -32,7 +32,7 @@ from ddcnn.parallel.timeline import Timeline
 from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import global_batch_size
-from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState
+from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState, WrappedCallback
 from ddcnn.training.precision import DevicePolicy, choose_device
 from ddcnn.training.resume import Checkpointer, When
 
@@ -153,6 +153,32 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
 
 
 @dataclass(frozen=True)
+class Watched(WrappedCallback):
+    """Records and shows each epoch, before ``inner`` saves it.
+
+    Attributes:
+        epochs: number of epochs that is shown.
+        record: records an epoch of the network; None does not.
+        title: what a line begins with.
+    """
+
+    progress: Progress
+    epochs: int
+    record: Callable[[nn.Module, Epoch], None] | None = None
+    title: str = ""
+
+    def restore(self, state: TrainState) -> None:
+        super().restore(state)
+        self.progress.skip(state.epoch - 1)
+
+    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
+        if self.record:
+            self.record(state.module, epoch)
+        self.progress.advance(f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+        super().after_epoch(state, epoch)
+
+
+@dataclass(frozen=True)
 class RunContext:
     """One run with one seed: the problem, where its results are recorded, and what asks it to stop."""
 
@@ -198,13 +224,13 @@ class RunContext:
         when = When(settings.checkpoint_epochs, settings.checkpoint_seconds, lambda: self.should_stop() or others_stop())
         return Checkpointer(checkpoints, recipe, samples, when, _History(history, problem.world.timeline), problem.groups.leads)
 
-    def joint_trainer(self, method: str, recipe: Recipe, telling: Callback, stage: str = "") -> Trainer:
-        """Trains a network of all subdomains, with all ranks."""
+    def joint_trainer(self, method: str, recipe: Recipe, watched: Callable[[Callback], Watched], stage: str = "") -> Trainer:
+        """Trains a network of all subdomains, with all ranks; ``watched`` records and shows its epochs."""
         problem = self.problem
         history = self.results.records(method, None)
         checkpointer = self.checkpointer(f"{method}{stage}", recipe, problem.store.train_samples, history, problem.world)
         seeds = problem.networks.seeds(f"{method}{stage.replace('-', ' ')}")
-        return Trainer(recipe, problem.policy, seeds, Callbacks((telling, checkpointer)))
+        return Trainer(recipe, problem.policy, seeds, watched(checkpointer))
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How the DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""
@@ -234,49 +260,6 @@ class _History:
     def bring_back(self, rows: list[list[float]], arrays: Arrays) -> None:
         self.timeline.bring_back(arrays)
         self.records.bring_back(rows, arrays)
-
-
-@dataclass(frozen=True)
-class Callbacks(Callback):
-    """Several callbacks in turn; they restore in reverse, so that the last one, which has the checkpoints, restores first."""
-
-    parts: tuple[Callback, ...]
-
-    def restore(self, state: TrainState) -> None:
-        for part in reversed(self.parts):
-            part.restore(state)
-
-    def after_step(self, state: TrainState) -> None:
-        for part in self.parts:
-            part.after_step(state)
-
-    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        for part in self.parts:
-            part.after_epoch(state, epoch)
-
-
-@dataclass(frozen=True)
-class ShowProgress(Callback):
-    """Shows each epoch, and records it.
-
-    Attributes:
-        epochs: of the training, for display.
-        record: records an epoch of the network; None does not.
-        title: what the line begins with.
-    """
-
-    progress: Progress
-    epochs: int
-    record: Callable[[nn.Module, Epoch], None] | None = None
-    title: str = ""
-
-    def restore(self, state: TrainState) -> None:
-        self.progress.skip(state.epoch - 1)
-
-    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        if self.record:
-            self.record(state.module, epoch)
-        self.progress.advance(f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.context import RunContext, ShowProgress, failing_in
+from ddcnn.experiment.context import RunContext, Watched, failing_in
 from ddcnn.method.aggregate import capture_inputs
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
@@ -36,11 +37,11 @@ def run_coherent(context: RunContext, method: str, local_cnns: list[nn.Module], 
         failing_in(method), world.timeline.phase(method), world.timeline.span("compute"), context.progress(method, epochs) as progress
     ):  # fmt: skip
         training, test = problem.owned_subimages("train"), problem.owned_subimages("test")
-        telling = ShowProgress(progress, epochs, record)
+        watched = partial(Watched, progress=progress, epochs=epochs, record=record)
         frozen = None
         if frozen_epochs:
-            frozen = context.joint_trainer(method, replace(recipe, epochs=frozen_epochs), telling, "-frozen")
-        trainer = context.joint_trainer(method, recipe, telling)
+            frozen = context.joint_trainer(method, replace(recipe, epochs=frozen_epochs), watched, "-frozen")
+        trainer = context.joint_trainer(method, recipe, watched)
         train_coherent(group, trainer, network, training, np.arange(problem.store.train_samples), frozen)
         capturing: AbstractContextManager[list[np.ndarray]] = capture_inputs(dnn) if world.rank == 0 else nullcontext([])
         with capturing as captured:
@@ -81,7 +82,7 @@ def run_global(context: RunContext, method: str, thin: list[nn.Module] | None = 
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
             results.epoch(method, None, START, context.test_accuracy(classify()))
-        trainer = context.joint_trainer(method, recipe, ShowProgress(progress, recipe.epochs, record))
+        trainer = context.joint_trainer(method, recipe, partial(Watched, progress=progress, epochs=recipe.epochs, record=record))
         train_data_parallel(world, trainer, network, training, np.arange(problem.store.train_samples))
         probabilities = classify()
         if probabilities is not None:

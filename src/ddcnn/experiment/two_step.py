@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.context import Callbacks, RunContext, ShowProgress, failing_in
+from ddcnn.experiment.context import RunContext, Watched, failing_in
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, probabilities_of, train_local
@@ -100,8 +100,8 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
             history = results.records("local", index)
             checkpointer = context.checkpointer(f"local-{index:04}", recipe, len(chosen), history, group, others_stop)
-            telling = ShowProgress(progress, epochs, record, f"subdomain {index}  ")
-            trainer = Trainer(recipe, policy, networks.seeds("local", index), Callbacks((telling, checkpointer)))
+            watched = Watched(checkpointer, progress, epochs, record, f"subdomain {index}  ")
+            trainer = Trainer(recipe, policy, networks.seeds("local", index), watched)
             network = train_local(group, trainer, networks.make_local(index), training, chosen)
             seconds = checkpointer.seconds
         results.subdomain(index, network, seconds)
@@ -124,9 +124,8 @@ def classify_local(
     def trainer_of(fold: int, samples: int) -> Trainer:
         name, history = f"local-{index:04}-without-fold-{fold}", context.results.records("folds", index)
         checkpointer = context.checkpointer(name, problem.local_recipe, samples, history, group, others_stop)
-        telling = ShowProgress(progress, settings.epochs, title=f"subdomain {index}, folds  ")
-        seeds = networks.seeds(f"local without fold {fold}", index)
-        return Trainer(problem.local_recipe, policy, seeds, Callbacks((telling, checkpointer)))
+        watched = Watched(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
+        return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), watched)
 
     with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
         test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
@@ -167,8 +166,8 @@ def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, oth
             labels = problem.labels["train"][problem.dnn_samples.index]
             alone, history = problem.world.alone(), results.records("dnn", None)
             checkpointer = context.checkpointer("dnn", recipe, len(labels), history, alone, others_stop)
-            telling = ShowProgress(progress, recipe.epochs, lambda _, epoch: results.epoch("dnn", None, epoch, None))
-            trainer = Trainer(recipe, policy, networks.seeds("dnn"), Callbacks((telling, checkpointer)))
+            watched = Watched(checkpointer, progress, recipe.epochs, lambda _, epoch: results.epoch("dnn", None, epoch, None))
+            trainer = Trainer(recipe, policy, networks.seeds("dnn"), watched)
             network = train_dnn(trainer, values, labels, settings.interface, networks.classes)
         context.save("dnn", network, **networks.about_dnn())
         if Method.DNN in settings.methods:
