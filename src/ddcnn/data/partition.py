@@ -18,8 +18,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
-from ddcnn.data.set_writer import SetFiles
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.set_writer import BlockWriter, SetFiles
 from ddcnn.data.sources import SPLITS, DamagedSample, Source, Split
 from ddcnn.data.statistics import BlockStatistics
 from ddcnn.decomposition import Decomposition
@@ -31,7 +31,6 @@ from ddcnn.parallel.tags import Tag
 from ddcnn.parallel.world import World
 
 BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work
-CHUNK_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
 
@@ -84,9 +83,10 @@ def partition(
         Stopped: on all ranks, if one has been asked to stop; nothing is left behind.
     """
     parallel_file = h5py.get_config().mpi and world.size > 1 and not options.skip_damaged
-    files = SetFiles(path, world.on_root(lambda: os.urandom(4).hex()), world.rank, world.size, parallel_file, options.reuse)
+    files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, options.reuse)
     work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
-    writer = BlockWriter(source, decomposition, options.skip_damaged)
+    writer = BlockWriter(source, decomposition, resizable=options.skip_damaged)
+    statistics = BlockStatistics(source.shape[-1])
     with world.raise_on_all_ranks(), disk_errors(path):
         files.prepare()
     try:
@@ -96,24 +96,28 @@ def partition(
         ):  # fmt: skip
             if parallel_file or any(work.values()):
                 progress = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
-                with files.open(world) as file, progress:  # with parallel h5py, opening, creating and closing are collective
+                with files.open() as file, progress:  # with parallel h5py, opening, creating and closing are collective
                     rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in SPLITS}
                     for name in SPLITS:
                         writer.create_datasets(file, name, rows[name])
                     for name in SPLITS:
                         for block in takewhile(lambda block: not (cancelled() or options.should_stop()), work[name]):
-                            writer.write(file, name, block, rows[name])
+                            beat(f"{name} sample {block.samples[0]}")
+                            samples, images = read_block(source.name, source.splits[name], name, block.samples, options.skip_damaged)
                             progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
+                            if len(samples):
+                                statistics.add(name, block.row, images)
+                                writer.write(file, name, samples, images, block.row - rows[name].start)
                         writer.shrink_datasets(file, name, rows[name])
                 if cancelled() or options.should_stop():
                     raise Stopped
                 sync(files.written)
-        mean, std, digest = writer.statistics.combine(world)
-        samples = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
+        mean, std, digest = statistics.combine(world)
+        kept = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
         runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in SPLITS}
 
         def finish() -> None:
-            written = {name: [part[:, 0].astype(np.int64) for part in samples[name]] for name in SPLITS}
+            written = {name: [part[:, 0].astype(np.int64) for part in kept[name]] for name in SPLITS}
             content = hashlib.sha256(bytes.fromhex(digest))
             for name in SPLITS:
                 if not any(map(len, written[name])):
@@ -135,52 +139,6 @@ def partition(
         raise
     with world.raise_on_all_ranks():
         return PartitionedSet.open(path)
-
-
-class BlockWriter:
-    """Writes blocks, and keeps of them what the description of the whole set needs.
-
-    Attributes:
-        samples: of each split, the samples of every written block, (n',) float64: exact up to 2⁵³.
-        runs: of each split, a row per written block: its number of samples, then each subdomain's checksum (1 + N).
-        statistics: of the written images.
-    """
-
-    def __init__(self, source: Source, decomposition: Decomposition, skip_damaged: bool):
-        self.source, self.decomposition, self.skip_damaged = source, decomposition, skip_damaged
-        self.samples: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in SPLITS}
-        self.runs: dict[str, list[list[float]]] = {name: [] for name in SPLITS}
-        self.statistics = BlockStatistics(source.shape[-1])
-
-    def create_datasets(self, file: h5py.File, name: str, rows: slice) -> None:
-        """Creates the datasets of a split for the ``rows`` of the set that this file holds."""
-        samples, dtype = rows.stop - rows.start, self.source.splits[name].dtype
-        for subdomain in self.decomposition.subdomains if samples else ():
-            shape = (*subdomain.stored.shape, self.source.shape[-1])
-            chunk = min(samples, max(1, CHUNK_BYTES // (int(np.prod(shape)) * dtype.itemsize)))
-            most = (samples, *shape) if self.skip_damaged else None
-            file.create_dataset(images_name(name, subdomain.index), (samples, *shape), dtype, chunks=(chunk, *shape), maxshape=most)
-
-    def write(self, file: h5py.File, name: str, block: Block, rows: slice) -> None:
-        """Writes a block of a split into the datasets, or raises DamagedSample."""
-        beat(f"{name} sample {block.samples[0]}")
-        samples, images = read_block(self.source.name, self.source.splits[name], name, block.samples, self.skip_damaged)
-        if not len(samples):
-            return
-        self.statistics.add(name, block.row, images)
-        start = sum(map(len, self.samples[name])) if self.skip_damaged else block.row - rows.start
-        run = [float(len(images))]
-        for subdomain in self.decomposition.subdomains:
-            stored = np.ascontiguousarray(images[(slice(None), *subdomain.stored.slices)])
-            file[images_name(name, subdomain.index)][start : start + len(images)] = stored
-            run.append(checksum(stored))
-        self.samples[name].append(samples.astype(np.float64))
-        self.runs[name].append(run)
-
-    def shrink_datasets(self, file: h5py.File, name: str, rows: slice) -> None:
-        """Cuts off the rows that skipped samples have left empty."""
-        for subdomain in self.decomposition.subdomains if self.skip_damaged and rows.stop > rows.start else ():
-            file[images_name(name, subdomain.index)].resize(sum(map(len, self.samples[name])), axis=0)
 
 
 def rank_slice(all_blocks: list[Block], world: World) -> list[Block]:
