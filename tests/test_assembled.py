@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ddcnn
-from ddcnn.config.parser import main
+from ddcnn.__main__ import execute
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
 from ddcnn.method.aggregate import fill_missing
@@ -31,7 +31,7 @@ def predicted(digits_run, world, tmp_path_factory):
     found = {}
     for method in METHODS:
         path = tmp_path_factory.mktemp("predicted") / "p.csv"
-        main(["predict", str(digits_run), "digits", "--output", str(path), "--method", method, "--threads", "1"], world)
+        execute(["predict", str(digits_run), "digits", "--output", str(path), "--method", method, "--threads", "1"], world)
         with path.open() as file:
             found[method] = list(csv.DictReader(file))
     return found
@@ -117,7 +117,7 @@ def test_thin_networks_are_one_module_too(tmp_path, digits, world):
         network = ddcnn.load(run, method)
         assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
         exactly = tmp_path / f"{method}.csv"
-        main(["predict", str(run), "digits", "--output", str(exactly), "--method", method, "--threads", "1"], world)
+        execute(["predict", str(run), "digits", "--output", str(exactly), "--method", method, "--threads", "1"], world)
         with exactly.open() as file:
             assert np.mean([line["class"] == line["label"] for line in csv.DictReader(file)]) == accuracy(run, method)
         found = network(digits[0]).argmax(1).numpy()  # in single precision
@@ -132,7 +132,7 @@ def test_onnxruntime_says_the_same(digits_run, digits, tmp_path, method):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = tmp_path / "network.onnx"
-    assert main(["export", str(digits_run), "--format", "onnx", "--method", method, "--output", str(path)], None) == 0
+    assert execute(["export", str(digits_run), "--format", "onnx", "--method", method, "--output", str(path)], None) == 0
     session = onnxruntime.InferenceSession(str(path))
     assert (session.get_inputs()[0].shape[0], session.get_outputs()[0].shape[0]) == ("batch", "batch")
     images, labels = digits
@@ -148,14 +148,14 @@ def test_onnxruntime_says_the_same(digits_run, digits, tmp_path, method):
 def test_volumes_run_in_onnxruntime(volumes_run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    main(["export", str(volumes_run), "--format", "onnx", "--output", str(tmp_path / "v.onnx")], None)
+    execute(["export", str(volumes_run), "--format", "onnx", "--output", str(tmp_path / "v.onnx")], None)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8, 8)).astype(np.float32)
     (logits,) = onnxruntime.InferenceSession(str(tmp_path / "v.onnx")).run(None, {"images": images})
     np.testing.assert_allclose(logits, ddcnn.load(volumes_run)(torch.from_numpy(images)).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_an_exported_program_needs_nothing_of_ddcnn(digits_run, digits, tmp_path):
-    main(["export", str(digits_run), "--format", "torch-export", "--output", str(tmp_path / "network.pt2")], None)
+    execute(["export", str(digits_run), "--format", "torch-export", "--output", str(tmp_path / "network.pt2")], None)
     np.save(tmp_path / "images.npy", digits[0].float().numpy())
     program = """if True:
         import sys, numpy, torch
@@ -171,7 +171,7 @@ def test_an_exported_program_needs_nothing_of_ddcnn(digits_run, digits, tmp_path
 
 def test_a_state_dict_loads_without_pickles(digits_run, digits, tmp_path):
     path = tmp_path / "network.pt"
-    main(["export", str(digits_run), "--format", "state-dict", "--method", "dnn", "--output", str(path)], None)
+    execute(["export", str(digits_run), "--format", "state-dict", "--method", "dnn", "--output", str(path)], None)
     network = ddcnn.load(digits_run, "dnn")
     expected = network(digits[0])
     for parameter in network.parameters():
@@ -184,9 +184,9 @@ def test_a_file_that_is_there_stays(digits_run, tmp_path):
     (tmp_path / "network.pt").write_text("mine")
     arguments = ["export", str(digits_run), "--format", "state-dict", "--output", str(tmp_path / "network.pt")]
     with pytest.raises(InputError, match="--overwrite"):
-        main(arguments, None)
+        execute(arguments, None)
     assert (tmp_path / "network.pt").read_text() == "mine"
-    assert main([*arguments, "--overwrite"], None) == 0
+    assert execute([*arguments, "--overwrite"], None) == 0
 
 
 def test_wrong_calls_of_export(digits_run, tmp_path):
@@ -197,7 +197,7 @@ def test_wrong_calls_of_export(digits_run, tmp_path):
         (("--format", "onnx", "--output", str(tmp_path)), "is a folder"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
-            main(["export", str(digits_run), "--output", str(tmp_path / "x"), *options], None)
+            execute(["export", str(digits_run), "--output", str(tmp_path / "x"), *options], None)
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ from launching import alone, launch, refusal
 from PIL import Image
 
 import ddcnn.inference.predict
-from ddcnn.config.parser import main
+from ddcnn.__main__ import execute
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
 
@@ -41,7 +41,7 @@ def predict(world, tmp_path):
 
     def call(run, source, *options):
         output = tmp_path / "p.csv"
-        main(["predict", str(run), str(source), "--output", str(output), "--threads", "1", "--overwrite", *map(str, options)], world)
+        execute(["predict", str(run), str(source), "--output", str(output), "--threads", "1", "--overwrite", *map(str, options)], world)
         return lines(output)
 
     return call
@@ -92,7 +92,7 @@ def test_any_number_of_ranks_writes_the_same(digits_run, digits, world, tmp_path
     for folder in ("one", "several"):
         (tmp_path / folder).mkdir()
     options = ("--local", "--progress", "none", "--threads", "1", "--output")
-    main(["predict", str(digits_run), str(tmp_path / "many.npz"), *options, str(tmp_path / "one" / output)], world)
+    execute(["predict", str(digits_run), str(tmp_path / "many.npz"), *options, str(tmp_path / "one" / output)], world)
     finished = launch(ranks, "predict", str(digits_run), "../many.npz", "--divide", divide, *options, output, cwd=tmp_path / "several")
     assert finished.returncode == 0, finished.stderr
     assert f"1440 images classified by transfer; split test: accuracy {accuracy(digits_run):.6g} " in finished.stdout
@@ -109,7 +109,7 @@ def test_any_number_of_ranks_writes_the_same(digits_run, digits, world, tmp_path
 
 def test_arrays_in_hdf5_hold_all_that_was_asked_for(digits_run, digits, world, tmp_path):
     path = tmp_path / "p.h5"
-    main(["predict", str(digits_run), "digits", "--output", str(path), "--method", "average", "--local"], world)
+    execute(["predict", str(digits_run), "digits", "--output", str(path), "--method", "average", "--local"], world)
     with h5py.File(path) as file:
         assert json.loads(file.attrs["class_names"]) == [str(k) for k in range(10)]
         assert file.attrs["method"] == "average"
@@ -126,7 +126,7 @@ def test_arrays_in_hdf5_hold_all_that_was_asked_for(digits_run, digits, world, t
 
 def test_the_text_of_a_probability_is_the_same_number(digits_run, predict, world, tmp_path):
     found = predict(digits_run, "digits")
-    main(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.h5")], world)
+    execute(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.h5")], world)
     with h5py.File(tmp_path / "p.h5") as file:
         numbers = np.array([[line[f"p({k})"] for k in range(10)] for line in found]).astype(np.float32)
         np.testing.assert_array_equal(numbers, file["probabilities"][...])
@@ -196,7 +196,7 @@ def test_a_damaged_image_is_refused_or_left_out(photos, predict, tmp_path, caplo
     assert any(message.startswith(str(damaged)) for message in skipped)
     for path in (tmp_path / "loose").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="all of its 20 images are damaged"):
+    with pytest.raises(InputError, match="all 20 images are damaged"):
         predict(run, tmp_path / "loose", "--skip-damaged")
 
 
@@ -353,13 +353,13 @@ CALLS = [
     ("RUN digits --samples 361", "has only 360"),
     ("RUN digits --samples 10 --split all", "--samples is of one split"),
     ("RUN digits --precision fp16", "fp16 needs a GPU"),
-    ("RUN digits --output TMP/there.csv", "there.csv is there.*--overwrite"),
-    ("RUN digits --output TMP/p.txt", r"ends in \.csv or \.h5"),
+    ("RUN digits --output TMP/there.csv", "there.csv exists.*--overwrite"),
+    ("RUN digits --output TMP/p.txt", r"must end in \.csv or \.h5"),
     ("RUN digits --output TMP/no/p.csv", "there is no folder"),
     (f"RUN digits --output TMP/{'p' * 300}.csv", "File name too long"),
-    ("TMP/older digits --overwrite --output TMP/older/details.h5", "details.h5 is a file of the run, which is not replaced"),
-    ("RUN TMP/same.h5 --overwrite --output TMP/same.h5", "same.h5 is what is to be classified"),
-    ("RUN digits --output TMP/empty", r"ends in \.csv or \.h5"),
+    ("TMP/older digits --overwrite --output TMP/older/details.h5", "details.h5 is a file of the run: name another file"),
+    ("RUN TMP/same.h5 --overwrite --output TMP/same.h5", "same.h5 is the source: name another file"),
+    ("RUN digits --output TMP/empty", r"must end in \.csv or \.h5"),
     ("RUN", "SOURCE"),
     ("", "RUN"),
 ]  # fmt: skip
@@ -372,7 +372,7 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(wrong, world, tm
     arguments = ["predict", *call.split()]
     arguments += [] if "--output" in arguments else ["--output", str(tmp_path / "p.csv")]
     with pytest.raises(InputError, match=words) as refused:
-        main(arguments, world)
+        execute(arguments, world)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 700
     assert (tmp_path / "there.csv").read_text() == "mine"
@@ -389,8 +389,8 @@ def test_a_refusal_has_the_exit_code_2_on_all_ranks(digits_run, tmp_path):
 
 def test_nothing_is_left_where_a_network_says_no_number(digits_run, world, tmp_path, monkeypatch):
     monkeypatch.setattr(ddcnn.inference.predict.Assembled, "combine", lambda network, values: torch.full((len(values), 10), float("nan")))
-    with pytest.raises(InputError, match="digits: of 0 the network makes no numbers: look at its pixels"):
-        main(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.csv")], world)
+    with pytest.raises(InputError, match="digits: the network's output for 0 is NaN: check its pixels"):
+        execute(["predict", str(digits_run), "digits", "--output", str(tmp_path / "p.csv")], world)
     assert not list(tmp_path.iterdir())
 
 
@@ -428,7 +428,7 @@ def told(path, **values):
     "values",
     [
         {"dtype": "nonsense"}, {"class_names": "5"}, {"class_names": '["a", "a"]'}, {"class_names": "[1, 2]"}, {"preprocessing": "{"},
-        {"preprocessing": "[]"}, {"preprocessing": '{"other": 1}'}, {"shape": [10**9, 10**9, 1]}, {"shape": [0, 8, 1]}, {"thin": -1},
+        {"preprocessing": "[]"}, {"preprocessing": '{"other": 1}'}, {"shape": [10**9, 10**9, 1]}, {"shape": [0, 8, 1]}, {"grid": [2, -1]},
     ],
 )  # fmt: skip
 def test_checkpoints_that_say_what_cannot_be_are_refused(digits_run, predict, tmp_path, values):

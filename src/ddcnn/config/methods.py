@@ -19,6 +19,11 @@ class Method(StrEnum):
         return PHASES_OF[self]
 
     @property
+    def combines_probabilities(self) -> bool:
+        """Whether the local classifications p_i are combined as they are, without a DNN."""
+        return self in (Method.VOTE, Method.AVERAGE)
+
+    @property
     def has_dnn(self) -> bool:
         """Whether a DNN decides."""
         return self in (Method.DNN, Method.COHERENT, Method.TRANSFER)

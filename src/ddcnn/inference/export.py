@@ -1,4 +1,4 @@
-"""``ddcnn export``: the network of a finished run as one file for other programs."""
+"""``ddcnn export``: writes the network of a finished run as one file for other programs."""
 
 import warnings
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from ddcnn.inference.network import Assembled, load
 from ddcnn.inference.writers import check_output
 from ddcnn.io.atomic import replacing
 
-EXAMPLES = 2  # images that the network is traced with; the number is free afterwards
+EXAMPLES = 2  # images with which the network is traced; exported, it takes any number
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 def export(settings: ExportSettings) -> None:
-    """Writes the file.
+    """Writes the file, and prints the shapes of input and output.
 
     Raises:
         InputError: no such run or method, a file that cannot be written, or a package that is missing.
@@ -25,10 +25,10 @@ def export(settings: ExportSettings) -> None:
     check_output(settings.output, settings.overwrite, settings.run)
     network = load(settings.run, settings.method, settings.without)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of its own interiors
+        warnings.simplefilter("ignore")  # of torch, about its own code
         content = FORMATS[settings.format](network)
     with replacing(settings.output) as temporary:
-        temporary.write_bytes(content)  # torch itself, where the disk is full, ends the process
+        temporary.write_bytes(content)  # torch would crash if it wrote the file itself on a full disk
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
     print(f"{settings.output}: {network.method}; float32 images (B, {shape}) in their own range of values -> logits (B, {classes})")
 
@@ -51,7 +51,7 @@ def _onnx(network: Assembled) -> bytes:
         raise InputError(f"--format onnx needs onnx and onnxscript: pip install 'ddcnn[export]' ({error})") from None
     program = torch.onnx.export(
         _traced(network), dynamic_shapes=ANY_BATCH, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
-    )  # the shapes a second time: for the name of the axis
+    )  # the shapes once more, for the name of the axis
     assert program
     try:
         return program.model_proto.SerializeToString()

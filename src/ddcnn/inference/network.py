@@ -1,4 +1,4 @@
-"""The network of a finished run as one: restriction, local CNNs, interface and decision in a single ``torch.nn.Module``."""
+"""The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,15 +24,15 @@ Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, 
 
 
 class Assembled(nn.Module):
-    """f(x): (B, C, *spatial) whole images in the source's own range of values -> logits (B, K) float32.
+    """f(x): whole images (B, C, *spatial) in the source's own range of values -> logits (B, K) float32.
 
-    Their softmax are the method's probabilities: of ``average``, logits are the logarithm of the mean p_i. Of ``vote``, which has no
-    probabilities, they are scores the largest of which is the decision. The undecomposed CNN is that of a single subdomain.
+    The softmax of the logits are the method's probabilities; the logits of ``average`` are the logarithm of the mean p_i. ``vote`` has no
+    probabilities: its logits are scores, and the largest one is the decision. An undecomposed CNN is the local CNN of a single subdomain.
 
     Attributes:
-        method, class_names: of the run.
-        subdomains: numbers of those that ``local_cnns`` are of, in this order.
-        present: numbers of all that ``combine`` gets values of: ``subdomains``, unless ranks have parts of the network.
+        shape: (C, *spatial) of an image.
+        subdomains: indices of the subdomains of ``local_cnns``.
+        present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
     """
 
     mean: torch.Tensor  # (C, 1, ..., 1)
@@ -54,12 +54,12 @@ class Assembled(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
         values = self.interface_values(images)  # (B, n, C)
-        if self.method in (Method.VOTE, Method.AVERAGE):
+        if self.method.combines_probabilities:
             values = self.classify(values)  # (B, n, K)
         return self.combine(values).float()
 
     def interface_values(self, images: torch.Tensor) -> torch.Tensor:
-        """What the local CNNs hand over of f_i(R_i x), i in ``subdomains``: (B, C, *spatial) -> interface values (B, n, C)."""
+        """Interface values of f_i(R_i x), i in ``subdomains``: (B, C, *spatial) -> (B, n, C)."""
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.shape))})")
         images = (images.float() - self.mean) * self.scale
@@ -68,11 +68,11 @@ class Assembled(nn.Module):
         return torch.stack([interface_values(self.interface, network, subimages) for network, subimages in restricted], 1)
 
     def classify(self, values: torch.Tensor) -> torch.Tensor:
-        """Local classifications p_i, i in ``subdomains``, out of what the local CNNs hand over: (B, n, C) -> (B, n, K)."""
+        """Local classifications p_i, i in ``subdomains``, from interface values: (B, n, C) -> (B, n, K)."""
         return torch.stack([local_probabilities(self.interface, network, values[:, k]) for k, network in enumerate(self.local_cnns)], 1)
 
     def combine(self, values: torch.Tensor) -> torch.Tensor:
-        """One decision, of all ``present``: interface values (B, n, C), for ``vote`` and ``average`` the p_i (B, n, K) -> logits (B, K)."""
+        """The decision: interface values (B, n, C), or p_i (B, n, K) for ``vote`` and ``average``, of all ``present`` -> logits (B, K)."""
         if self.method == Method.VOTE:
             return vote_scores(values)
         if self.method == Method.AVERAGE:
@@ -83,29 +83,29 @@ class Assembled(nn.Module):
 
 
 def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:
-    """The network of a finished run as one ordinary ``torch.nn.Module`` on the CPU, in its evaluation mode.
+    """The network of a finished run as one ordinary ``torch.nn.Module`` on the CPU, in evaluation mode.
 
     It takes whole images (B, C, *spatial), channels first, in the source's own range of values (0 ... 255 for most), of any type, and
-    gives logits (B, K); what the image size was, and which class is which, is in its ``shape`` and ``class_names``. It computes in
-    float32 whatever the run's ``--precision`` was, and equals the distributed network to rounding.
+    returns logits (B, K); its ``shape`` is (C, *spatial), its ``class_names`` tell the classes. It computes in float32 whatever the run's
+    ``--precision`` was, and equals the distributed network up to rounding.
 
     Args:
-        run: folder of the run (of several seeds: of one of them).
-        method: of the run; None for the first of transfer, coherent, dnn, average, vote, global that it has.
-        without: subdomains that are missing: as ``predict --without``.
+        run: folder of the run; of a run with several seeds, the folder of one of them.
+        method: one of the run's; None for the first of transfer, coherent, dnn, average, vote, global that it has.
+        without: indices of missing subdomains, as in ``predict --without``.
 
     Raises:
         InputError: not a finished run, no such method, or a checkpoint that is missing or damaged.
     """
-    with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, and replaced
+    with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, then replaced
         return assemble(TrainedRun.open(Path(run)), method, tuple(without)).eval()
 
 
 def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...] = (), rank: int = 0, ranks: int = 1) -> Assembled:
-    """The part of the network that a rank has, out of ``ranks`` that share the subdomains: its local CNNs, and all of the DNN.
+    """A rank's part of the network, if ``ranks`` divide the subdomains: its local CNNs, and the whole DNN.
 
     Raises:
-        InputError: as ``load``; or the ranks do not divide the subdomains.
+        InputError: as ``load``; or the number of subdomains is not a multiple of ``ranks``.
     """
     chosen = run.choose(method, without)
     networks = Networks(run.settings, run.images, ON_CPU)
@@ -115,9 +115,11 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     if wrong := sorted(set(without) - set(range(networks.subdomains))):
         raise InputError(f"--without {wrong[0]}: the subdomains of this run are 0 to {networks.subdomains - 1}")
     if not present:
-        raise InputError("--without: at least one subdomain has to be there")
+        raise InputError("--without: leave at least one subdomain")
     if len(present) % ranks:
-        raise InputError(f"--divide subdomains: {ranks} ranks do not fit {len(present)} subdomains; leave it out, or take other ranks")
+        raise InputError(
+            f"--divide subdomains: {ranks} ranks do not fit {len(present)} subdomains; leave it out, or take a divisor of them"
+        )
     each = len(present) // ranks
     own = present[rank * each : (rank + 1) * each]
     local_cnns = []
@@ -137,7 +139,7 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
-    """The undecomposed CNN, or the one that thin networks have been composed to."""
+    """A network that sees the whole image: the undecomposed CNN, or the one that is composed of thin networks."""
     settings = run.settings
     width = settings.width if method == Method.TRANSFER else settings.global_width or settings.width
     network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
