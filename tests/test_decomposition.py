@@ -56,6 +56,14 @@ def test_overlap_and_margin_extend_both_sides_except_beyond_the_border(decomposi
                 assert box.stop[axis] == min(size, subdomain.core.stop[axis] + width)
 
 
+@given(decompositions())
+def test_a_box_is_cut_out_of_a_larger_one_as_out_of_the_image(decomposition):
+    image = np.arange(np.prod(decomposition.shape)).reshape(decomposition.shape)
+    for subdomain in decomposition.subdomains:
+        cut = image[subdomain.stored.slices][subdomain.subimage.within(subdomain.stored)]
+        assert np.array_equal(cut, image[subdomain.subimage.slices])
+
+
 @given(decompositions(), st.integers(0, 2**32 - 1))
 def test_extension_is_the_adjoint_of_restriction_in_integers(decomposition, seed):
     random = np.random.default_rng(seed)
@@ -65,6 +73,14 @@ def test_extension_is_the_adjoint_of_restriction_in_integers(decomposition, seed
         extended = np.zeros_like(images)
         decomposition.extend(subimages, subdomain.index, extended)
         assert (decomposition.restrict(images, subdomain.index) * subimages).sum() == (images * extended).sum()
+
+
+@given(decompositions())
+def test_a_box_is_cut_out_of_a_larger_one_as_out_of_the_image(decomposition):
+    image = np.arange(np.prod(decomposition.shape)).reshape(decomposition.shape)
+    for subdomain in decomposition.subdomains:
+        cut = image[subdomain.stored.slices][subdomain.subimage.within(subdomain.stored)]
+        assert np.array_equal(cut, image[subdomain.subimage.slices])
 
 
 @given(decompositions(), st.integers(0, 2**32 - 1))

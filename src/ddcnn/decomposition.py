@@ -32,6 +32,10 @@ class Box:
         """Indices that cut the box out of an array (*spatial, ...)."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
+    def within(self, outer: "Box") -> tuple[slice, ...]:
+        """Indices that cut the box out of an array of the pixels of ``outer`` (*outer, ...)."""
+        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
+
     def extended(self, width: int, shape: Sequence[int]) -> "Box":
         """This box extended by ``width`` pixels on every side, clipped to an image of ``shape``."""
         return Box(

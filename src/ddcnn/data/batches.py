@@ -161,11 +161,8 @@ class OwnedSubimages:
         labels, normalisation = _labels(store, split, device), _normalisation(store, device)
         parts = []
         for i, mirror in zip(subdomains, mirrors, strict=True):
-            place = geometry[i]
-            lower = [a - b for a, b in zip(place.subimage.start, place.stored.start, strict=True)]
-            upper = [b - a for a, b in zip(place.subimage.stop, place.stored.stop, strict=True)]
-            window = tuple(slice(a, a + n) for a, n in zip(lower, place.subimage.shape, strict=True))
-            padding = tuple((store.margin - a, store.margin - b) for a, b in zip(lower, upper, strict=True))
+            window, stored = geometry[i].subimage.within(geometry[i].stored), geometry[i].stored.shape
+            padding = tuple((store.margin - w.start, store.margin - (n - w.stop)) for w, n in zip(window, stored, strict=True))
             mirrored = images[mirror] if augmentation.flip else None
             parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored))
         return cls(parts)

@@ -188,14 +188,10 @@ class PartitionedSet:
         Raises:
             InputError: as ``read``.
         """
-        images = None
+        images = np.empty((len(np.arange(self.samples[split])[rows]), *self.shape), self.dtype)
         for subdomain in self.decomposition.subdomains:
             stored = self.read(split, subdomain.index, rows)
-            offset = subdomain.stored.start
-            inside = tuple(slice(a - o, b - o) for a, b, o in zip(subdomain.core.start, subdomain.core.stop, offset, strict=True))
-            images = np.empty((len(stored), *self.shape), dtype=self.dtype) if images is None else images
-            images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *inside)]
-        assert images is not None
+            images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
         return images
 
 
