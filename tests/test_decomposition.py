@@ -75,14 +75,6 @@ def test_extension_is_the_adjoint_of_restriction_in_integers(decomposition, seed
         assert (decomposition.restrict(images, subdomain.index) * subimages).sum() == (images * extended).sum()
 
 
-@given(decompositions())
-def test_a_box_is_cut_out_of_a_larger_one_as_out_of_the_image(decomposition):
-    image = np.arange(np.prod(decomposition.shape)).reshape(decomposition.shape)
-    for subdomain in decomposition.subdomains:
-        cut = image[subdomain.stored.slices][subdomain.subimage.within(subdomain.stored)]
-        assert np.array_equal(cut, image[subdomain.subimage.slices])
-
-
 @given(decompositions(), st.integers(0, 2**32 - 1))
 def test_extension_is_the_adjoint_of_restriction_for_tensors_with_channels_first(decomposition, seed):
     draw = torch.Generator().manual_seed(seed)
