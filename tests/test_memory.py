@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddcnn.parallel.allocator import OWN_CHOICE
+from ddcnn.parallel.allocator import USER_SETTINGS
 
 # 16 MiB come and go after a command has begun: how many MiB of them does the process still have?
 PROGRAM = """
@@ -33,6 +33,6 @@ print(resident() - before)
     "chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": ""}], ids=["default", "threshold", "tunables"]
 )
 def test_freed_memory_is_kept_unless_the_user_says_otherwise(chosen):
-    environment = {name: value for name, value in os.environ.items() if name not in OWN_CHOICE}
+    environment = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     found = subprocess.run([sys.executable, "-c", PROGRAM], env=environment | chosen, capture_output=True, text=True, check=True)
     assert (int(found.stdout.split()[-1]) > 8) == (not chosen)

@@ -47,7 +47,7 @@ def test_a_step_comes_back_as_it_was(world, shared_path):
     assert own.dtype == np.float32 and np.array_equal(own, np.full((2, 3), 5 + world.rank))
     assert np.array_equal(found.parts["dnn"]["parameters/weight"], np.arange(5))
     assert found.parts["dnn"]["parameters/scalar"] == 5.0
-    assert np.array_equal(found.own["random/state"], [world.rank, 5])
+    assert np.array_equal(found.of_rank["random/state"], [world.rank, 5])
 
 
 def test_only_the_newest_steps_stay(world, shared_path):
@@ -179,7 +179,7 @@ def test_what_a_hostile_file_with_the_right_checksum_holds_is_not_followed(world
     def packed(step: Checkpoint) -> bytes:
         path = shared_path / f"hostile-{world.rank}.h5"
         with h5py.File(path, "w") as file:
-            for part, arrays in {**step.parts, "own": step.own}.items():
+            for part, arrays in {**step.parts, "own": step.of_rank}.items():
                 for name, array in arrays.items():
                     file[f"{part}/{name}"] = array
             group = file["own"].create_group("other")

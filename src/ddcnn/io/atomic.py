@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+"""Atomic writing: a file is written under a temporary name, synced and renamed, so it is complete or absent."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ddcnn.errors import InputError
 
 
 def short_name(source: str) -> str:
-    """A name for what is made of a source."""
+    """The name of a source, fit to be a part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))
 
 
@@ -34,12 +34,12 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; what has been written there takes the place of ``path`` if nothing fails."""
+    """Yields a temporary path; the file written there replaces ``path`` if nothing is raised."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with disk_errors(path):
             temporary.unlink(missing_ok=True)  # of a process that was killed
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # a file of our own, and no link
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # a new file, not a link that someone has put there
             yield temporary
             put_in_place(temporary, path)
     finally:
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what the file system says into an InputError that names the file."""
+    """Turns errors of the file system into an InputError that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Steps of a training on disk: a new folder for every step, never overwritten; what is not whole is not believed.
+"""Checkpoints of a training: a new folder for each, never overwritten; damaged or incomplete ones are ignored.
 
     FOLDER/0000012/
-        rank-0000.h5 ...     what each rank has of it
-        manifest.json        of each of these files size, SHA-256 and parts; what the step is about
+        rank-0000.h5 ...     the arrays that each rank has written
+        manifest.json        size, SHA-256 and parts of each of these files; JSON values of the checkpoint
 
 Every rank writes and syncs its file in a folder with a temporary name. Rank 0 writes and syncs the manifest, renames the folder and
-syncs its parent: a folder with a number is a whole step. Files are read once, their SHA-256 is compared, and only then they are
-parsed: as HDF5 and JSON, nothing is unpickled.
+syncs its parent: a folder with a number is complete. Each file is read once, and its SHA-256 is compared before it is parsed, as HDF5
+or JSON: nothing is unpickled.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ from ddcnn.parallel.world import World
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-MOST_MANIFEST_BYTES = 1 << 26
-PIECE = 1 << 26  # bytes written between two signs of life
+LARGEST_MANIFEST = 1 << 26  # bytes
+PIECE = 1 << 26  # bytes written between two heartbeats
 Arrays = dict[str, np.ndarray]
 
 logger = logging.getLogger(__name__)
 
 
 class Stored(dict[str, Any]):
-    """What a checkpoint holds, by name; what is missing is ``Damaged``."""
+    """Content of a checkpoint by name; a missing name raises ``Damaged``."""
 
     def __missing__(self, name: str) -> Any:
         raise Damaged(f"{name} is missing")
@@ -64,36 +64,36 @@ class _Manifest(BaseModel):
 
 @dataclass
 class Checkpoint:
-    """A step of a training, as one rank sees it.
+    """The share of a checkpoint that one rank saves or loads.
 
     Attributes:
         about: JSON values, the same on all ranks.
-        parts: arrays per part; on saving those that this rank writes, on loading those that it asked for.
-        own: arrays of this rank alone; after a change of the number of ranks, those of another one.
+        parts: arrays of each part of the network; those that this rank saves, or that it has loaded.
+        of_rank: arrays of this rank alone; after a change of the number of ranks, those of another one.
     """
 
     about: dict[str, Any]
     parts: dict[str, Arrays] = field(default_factory=dict)
-    own: Arrays = field(default_factory=dict)
+    of_rank: Arrays = field(default_factory=dict)
 
 
 class CheckpointManager:
-    """The steps of one training, the newest of which are kept; used by all ranks of a world together.
+    """Saves and loads the checkpoints of one training; all ranks of ``world`` together.
 
     Args:
-        identity: JSON values that tell the run from others, whose steps are refused.
-        keep: how many steps stay.
+        identity: JSON values that identify the run; checkpoints of other runs are refused.
+        keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, world: World, folder: Path, identity: dict[str, Any], keep: int):
         self.world, self.folder, self.identity, self.keep = world, folder, identity, keep
         self._number = 0
 
-    def save(self, step: Checkpoint) -> None:
-        """Writes a step.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint.
 
         Raises:
-            InputError: the file system refuses it; the steps before it are untouched.
+            InputError: it cannot be written; earlier checkpoints are untouched.
         """
         self._number += 1
         temporary, final = self.folder / f".{self._number:07}", self.folder / f"{self._number:07}"
@@ -107,13 +107,13 @@ class CheckpointManager:
                 temporary.mkdir()
 
         def write() -> list[Any]:
-            data = _packed(step)
+            data = _packed(checkpoint)
             name = f"rank-{self.world.rank:04}.h5"
             _write(temporary / name, data)
-            return [name, len(data), hashlib.sha256(data).hexdigest(), sorted(step.parts)]
+            return [name, len(data), hashlib.sha256(data).hexdigest(), sorted(checkpoint.parts)]
 
         def finish(files: list[list[Any]]) -> None:
-            manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": step.about}
+            manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": checkpoint.about}
             manifest["files"] = {name: {"bytes": size, "sha256": digest, "parts": parts} for name, size, digest, parts in files}
             _write(temporary / MANIFEST, _sealed(manifest))
             sync(temporary)
@@ -137,35 +137,35 @@ class CheckpointManager:
                 shutil.rmtree(self.folder / f"{number:07}", ignore_errors=True)
 
     def load(self, parts: Collection[str]) -> Checkpoint | None:
-        """The newest step that is whole, if there is one; damaged ones are named on stderr.
+        """The newest complete checkpoint, or None; a warning names each damaged one.
 
         Args:
-            parts: those that this rank needs.
+            parts: names of the parts that this rank needs.
 
         Raises:
-            InputError: a step of another run.
+            InputError: a checkpoint of another run.
         """
         self.world.on_root(self._refuse_links)
         numbers = self.world.broadcast(self._numbers() if self.world.rank == 0 else None)
         self._number = max(numbers, default=0)
         for number in reversed(numbers):
-            problem, step = "", None
+            problem, checkpoint = "", None
             with self.world.raise_on_all_ranks():
                 try:
-                    step = self._read(self.folder / f"{number:07}", parts)
+                    checkpoint = self._read(self.folder / f"{number:07}", parts)
                 except Damaged as damage:
                     problem = str(damage)
             problems = self.world.gather_values(problem) or []
-            then = "going back to the step before it" if number != numbers[0] else "no step is left, so this training begins anew"
+            remedy = "taking the checkpoint before it" if number != numbers[0] else "no checkpoint is left: this training starts anew"
             for problem in sorted(set(problems) - {""}):
-                logger.warning("%s; %s", problem, then)
+                logger.warning("%s; %s", problem, remedy)
             if self.world.broadcast(not any(problems)):
-                return step
+                return checkpoint
             self.world.on_root(partial(self._set_aside, number))
         return None
 
     def _set_aside(self, number: int) -> None:
-        """A damaged step is none any more: it must not count among those that stay."""
+        """Renames a damaged checkpoint, so that it does not count among those that are kept."""
         with disk_errors(self.folder):
             os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{time.time_ns()}")
 
@@ -175,7 +175,7 @@ class CheckpointManager:
                 raise InputError(f"{path} is a link, which is not followed: a run keeps its checkpoints in its own folder")
 
     def _numbers(self) -> list[int]:
-        """Of the steps in the folder, ascending."""
+        """Numbers of the checkpoints in the folder, ascending."""
         if not self.folder.is_dir():
             return []
         names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
@@ -187,18 +187,19 @@ class CheckpointManager:
             if (other := manifest.identity.get(name)) != value:
                 raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {other}, where this one has {value}: not resumed")
         names = [f"rank-{rank:04}.h5" for rank in range(len(manifest.files))]
-        own = names[self.world.rank % len(names)]
+        name_of_rank = names[self.world.rank % len(names)]
         files = Stored(manifest.files)
         file_of = Stored({part: name for name in names for part in files[name].parts})
-        needed = {own, *(file_of[part] for part in parts)}
+        needed = {name_of_rank, *(file_of[part] for part in parts)}
         read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
-        return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, read[own].get("own", Stored()))
+        of_rank = read[name_of_rank].get("own", Stored())
+        return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, of_rank)
 
 
-def _packed(step: Checkpoint) -> bytes:
-    """As an HDF5 file, /PART/KIND/NAME; made in memory, so that a full disk is met by plain writing."""
-    with h5py.File("step", "w", driver="core", backing_store=False, block_size=1 << 22) as file:
-        for part, arrays in {**step.parts, "own": step.own}.items():
+def _packed(checkpoint: Checkpoint) -> bytes:
+    """An HDF5 file, /PART/KIND/NAME, made in memory: a full disk is reported by ``write``, not by HDF5, which may crash."""
+    with h5py.File("checkpoint", "w", driver="core", backing_store=False, block_size=1 << 22) as file:
+        for part, arrays in {**checkpoint.parts, "own": checkpoint.of_rank}.items():
             for name, array in arrays.items():
                 file[f"{part}/{name}"] = array
         file.flush()
@@ -209,7 +210,7 @@ def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
     """Arrays per part.
 
     Raises:
-        Damaged: not the file that has been written.
+        Damaged: it is not the file that the manifest describes.
     """
     data = _read_file(path, size)
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
@@ -231,13 +232,13 @@ def _arrays(file: h5py.File, part: str) -> Arrays:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """With the SHA-256 of its first line in the second."""
+    """The manifest as one line of JSON, and its SHA-256 as a second line."""
     line = json.dumps(manifest).encode()
     return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
 
 
 def _unsealed(path: Path) -> _Manifest:
-    data = _read_file(path, MOST_MANIFEST_BYTES)
+    data = _read_file(path, LARGEST_MANIFEST)
     line, *rest = data.split(b"\n")
     if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
         raise Damaged(f"{path} is damaged")
@@ -253,11 +254,11 @@ def _unsealed(path: Path) -> _Manifest:
 
 
 def _read_file(path: Path, most: int) -> bytes:
-    """Of a regular file, not of what a link leads to."""
+    """Bytes of a regular file, at most ``most``; links are not followed."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                 raise Damaged(f"{path} is no file, or too large")
             beat(f"reading {path.name}")
             return file.read()
@@ -267,7 +268,7 @@ def _read_file(path: Path, most: int) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
-        for begin in range(0, len(data), PIECE):  # slow disks are not to be taken for a rank that has stopped
+        for begin in range(0, len(data), PIECE):  # on a slow disk the rank is not taken for a stalled one
             beat(f"saving {path.name}")
             file.write(memoryview(data)[begin : begin + PIECE])
         file.flush()

@@ -1,20 +1,20 @@
-"""How this process asks for memory."""
+"""glibc's memory allocator, as this process uses it."""
 
 import ctypes
 import os
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-OWN_CHOICE = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}  # if any is set, be it empty, glibc stays as it is
-LARGE = 1 << 25  # bytes; such blocks, images, would leave holes
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+USER_SETTINGS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}  # if any is set, even to "", it prevails
+LARGE = 1 << 25  # bytes; such blocks, of images, would leave holes
 
 
 def keep_freed() -> None:
-    """Keeps blocks that PyTorch frees, and soon wants again, unless they are large: the kernel clears every page that it gives anew.
+    """Keeps freed blocks for PyTorch's next allocations, unless they are large: the kernel zeroes every page that it hands out anew.
 
-    By where in the heap the tensors of a step happen to lie, that takes nothing or a tenth of the time (benchmarks/README.md). A C
+    How much time that saves depends on where in the heap the tensors of a step lie: from nothing to a tenth (benchmarks/README.md). A C
     library without ``mallopt`` stays as it is.
     """
-    if OWN_CHOICE & os.environ.keys():
+    if USER_SETTINGS & os.environ.keys():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -1,4 +1,4 @@
-"""What this rank is doing: counted while it works, some nanoseconds a step, and read by the thread in module ``watch``."""
+"""Heartbeat of this process: counted by the main thread at a cost of nanoseconds, read by the thread of ``stall_watchdog``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,14 @@ from threading import get_ident, main_thread
 WORKING, WAITING, UNJUDGED = "working", "waiting", "unjudged"
 
 
-class _Heartbeat:
-    """Of this process.
+class Heartbeat:
+    """State of this process.
 
     Attributes:
-        steps: grows with every sign of life.
-        state: a rank that is working gives them, one that waits for others need not.
+        steps: grows with every beat.
+        state: a working rank must beat; one that waits for others, or does what takes any time, need not.
+        what: last completed step, such as "step 123".
+        places: where it is in the method, outermost first.
     """
 
     def __init__(self) -> None:
@@ -24,14 +26,14 @@ class _Heartbeat:
         return ", ".join([*self.places, *filter(None, [self.what])])
 
 
-HEARTBEAT = _Heartbeat()
+HEARTBEAT = Heartbeat()
 MAIN = main_thread().ident
 
 
 def beat(what: str = "") -> None:
-    """A sign of life: from now on, or still, this rank is working; ``what`` it has just done, if that is worth a word.
+    """Shows that this rank is working; ``what`` it has just done, if that is worth a message.
 
-    From a thread that reads ahead it is no more than a sign: whether the rank works or waits the main thread knows.
+    From a thread that reads ahead it only counts: the main thread knows whether the rank works or waits.
     """
     HEARTBEAT.steps += 1
     if get_ident() != MAIN:
@@ -48,14 +50,14 @@ def waiting() -> None:
 
 
 def unjudged(what: str) -> None:
-    """From now on, until it beats, this rank does what takes any time and gives no sign of life meanwhile, such as a download."""
+    """From now on, until it beats, this rank may take any time without a beat, such as for a download."""
     HEARTBEAT.steps += 1
     HEARTBEAT.state, HEARTBEAT.what = UNJUDGED, what
 
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Where this rank is in the method."""
+    """Names the place in the method, such as "subdomain 2", where this rank is inside."""
     HEARTBEAT.places.append(place)
     HEARTBEAT.what = ""
     try:

@@ -1,4 +1,4 @@
-"""What the launcher (mpirun, srun) says in the environment, before MPI is started."""
+"""Rank and number of ranks from the environment of the launcher (mpirun, srun), before MPI starts."""
 
 import os
 
@@ -7,9 +7,10 @@ SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def launched_size() -> int:
-    """Number of processes that the launcher says it started; 1 without a launcher."""
+    """Number of processes that the launcher has started; 1 without a launcher."""
     return next((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), 1)
 
 
 def launched_rank() -> int:
+    """This process's rank according to the launcher; 0 without one."""
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)

@@ -1,4 +1,4 @@
-"""Seeds from (seed, purpose, subdomain, epoch): never from the rank or the time."""
+"""Random seeds, derived from (seed, purpose, subdomain, epoch) and never from the rank or the time."""
 
 import zlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def numpy_generator(seed: int, purpose: str, subdomain: int = 0, epoch: int = 0)
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of one network: of subdomain ``subdomain`` (0 for networks of the whole image) and of its role."""
+    """Seeds of one network, of its role and its subdomain (0 for networks of the whole image)."""
 
     seed: int
     role: str

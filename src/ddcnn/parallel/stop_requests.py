@@ -1,4 +1,4 @@
-"""Requests to stop: signals, and the time that is left. A handler only sets a flag; the ranks look at it at safe points."""
+"""Requests to stop: signals and time limits. A signal handler only sets a flag, which the ranks read between two steps of training."""
 
 import os
 import signal
@@ -7,27 +7,27 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-RESERVE = 60.0  # seconds for saving and ending before the job's end ...
+RESERVE = 60.0  # seconds before the end of the job, for saving ...
 SHARE = 0.1  # ... or this part of a short job
-HELD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+BLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 def block_signals() -> None:
-    """Before MPI starts: what asks to stop waits for ``release``, since MPI may have handlers of its own that would swallow it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    """Delays signals until ``unblock_signals``; called before MPI starts, which may install handlers that would swallow them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
 class StopRequests:
-    """Whether this process has been asked to stop.
+    """Whether this process should stop.
 
     Args:
-        signals: names that ask for it; the same one again ends the process at once.
+        signals: names of the signals that request it; the same one a second time ends the process at once.
         time_limit: minutes from now, None for none.
-        job: start and end of the SLURM job, in seconds since the epoch (see ``slurm_job``).
+        job: start and end of the SLURM job in seconds since 1970 (see ``slurm_job``).
     """
 
     def __init__(self, signals: Iterable[str], time_limit: float | None = None, job: tuple[float, float] | None = None):
@@ -45,7 +45,7 @@ class StopRequests:
 
     @property
     def reason(self) -> str:
-        """Why this process is to stop, "" if it is not."""
+        """Why this process should stop, "" if it should not."""
         if not self._reason:
             self._reason = next((reason for deadline, reason in self._deadlines if time.time() >= deadline), "")
         return self._reason
@@ -54,12 +54,12 @@ class StopRequests:
         if number in self._seen:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._seen.add(number)  # another one may follow: SLURM sends SIGTERM at the end, while what an earlier signal asked for goes on
+        self._seen.add(number)  # SLURM sends SIGTERM at the end, while the run may be saving because of another signal
         self._reason = self._reason or signal.Signals(number).name
 
 
 def slurm_job() -> tuple[float, float] | None:
-    """Start and end of the SLURM job that this process belongs to, if it has a time limit; SLURM is asked where it has not said so."""
+    """Start and end of this process's SLURM job, if it has a time limit: from the environment, else from squeue."""
     times = [os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
     if "SLURM_JOB_ID" in os.environ and not all(times):
         with suppress(OSError, subprocess.SubprocessError):

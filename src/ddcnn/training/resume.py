@@ -139,8 +139,8 @@ class Checkpointer(Callback):
             state.epoch, state.step = about["epoch"], about["step"]
             if not ended:
                 _restore_numbers(state, about)
-                _restore_running(state, checkpoint.own)
-            self.history.bring_back(about["rows"], checkpoint.own)
+                _restore_running(state, checkpoint.of_rank)
+            self.history.bring_back(about["rows"], checkpoint.of_rank)
             self._earlier, self._begin = about["seconds"], time.monotonic()
         except (LookupError, ValueError) as error:  # of another version
             raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
