@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcnn.data.batches import Augmentation, OwnedSubimages, RankShare, Subimages
+from ddcnn.data.batches import Augmentation, RankShare, RankSubimages, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -156,7 +156,7 @@ AUGMENTATIONS = [Augmentation(), Augmentation(flip=True), Augmentation(shift=2),
 def test_subdomains_of_one_rank_get_the_batches_that_they_would_get_alone(stores, case, augmentation, owned):
     store, _ = stores(case)
     owned = owned or list(range(len(store.decomposition)))
-    together = OwnedSubimages.load(store, "train", owned, CPU, augmentation)
+    together = RankSubimages.load(store, "train", owned, CPU, augmentation)
     found, labels = together.batch(order(), torch.Generator().manual_seed(3))
     expected = batches(store, augmentation, 3)
     assert len(found) == len(owned)

@@ -8,7 +8,7 @@ import torch
 from callbacks import Watch
 from torch import nn
 
-from ddcnn.data.batches import Augmentation, OwnedSubimages
+from ddcnn.data.batches import Augmentation, RankSubimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -197,7 +197,7 @@ def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world
         for index in owned:
             torch.manual_seed(index)
             networks.append(POLICY.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
-        samples = OwnedSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1))
+        samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
         trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, dnn)
         train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES))

@@ -6,7 +6,7 @@ import torch
 from callbacks import Watch
 from torch import nn
 
-from ddcnn.data.batches import Augmentation, OwnedSubimages, Subimages
+from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, train_local
 from ddcnn.networks.dense import DenseNetwork
@@ -127,7 +127,7 @@ def test_groups_train_the_coherent_network_as_one_process_does(world, subdomains
         dnn = DenseNetwork(interface, N, 8 if interface == "features" else K, K, hidden=(16,))
         nn.init.normal_(dnn.layers[-1].weight)
         network = CoherentNetwork(peers, interface, networks, dnn)
-        samples = OwnedSubimages([images(index, Augmentation(True, 1)) for index in owned])
+        samples = RankSubimages([images(index, Augmentation(True, 1)) for index in owned])
         before = Trainer(RECIPE, POLICY, Seeds(0, "coherent frozen")) if frozen else None
         train_coherent(group, Trainer(RECIPE, POLICY, Seeds(0, "coherent")), network, samples, np.arange(SAMPLES), before)
         return networks, dnn

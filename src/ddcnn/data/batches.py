@@ -93,7 +93,7 @@ class Subimages:
         cls, store: PartitionedSet, split: str, subdomain: int, device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
         """Reads one subdomain of one split onto the device; for flips also its mirror subdomain."""
-        return OwnedSubimages.load(store, split, [subdomain], device, augmentation).parts[0]
+        return RankSubimages.load(store, split, [subdomain], device, augmentation).parts[0]
 
     @classmethod
     def load_whole(
@@ -145,7 +145,7 @@ class Subimages:
 
 
 @dataclass(frozen=True)
-class OwnedSubimages:
+class RankSubimages:
     """The subimages of all subdomains of a rank, with one augmentation for all, for networks that are trained jointly."""
 
     parts: Sequence[Subimages]
@@ -153,7 +153,7 @@ class OwnedSubimages:
     @classmethod
     def load(
         cls, store: PartitionedSet, split: str, subdomains: Sequence[int], device: torch.device, augmentation: Augmentation = Augmentation()
-    ) -> "OwnedSubimages":
+    ) -> "RankSubimages":
         """Reads the subdomains, and for flips their mirror subdomains, each once."""
         geometry = store.decomposition.subdomains
         mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]

@@ -24,7 +24,7 @@ UNSPLIT = (("x", "y"), ("images", "labels"))  # names of arrays
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """Which images: a split ("train", "test", "all"), a subset of so many samples, and whether labels of folders are ignored."""
 
     split: str = "test"
@@ -32,8 +32,8 @@ class Wanted:
     unlabelled: bool = False
 
 
-def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> tuple[Split, np.ndarray]:
-    """Images like those that a run was trained on, and the wanted ones' ascending indices (S,).
+def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Selection) -> tuple[Split, np.ndarray]:
+    """Images like those that a run was trained on, and the ascending indices (S,) of those selected.
 
     Args:
         options: name, data root and download of the source; the run's options replace all others.
@@ -45,7 +45,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
     pixels = format_like(channels, np.dtype(trained_on.dtype))
     options = replace(options.as_before(trained_on.preprocessing), volumes=len(spatial) == 3, pixels=pixels)
     try:
-        split = _open(options, trained_on, wanted)
+        split = _open(options, trained_on, selection)
     except (OSError, InputError) as error:
         raise InputError(str(error).removeprefix("--data ")) from None
     if split.shape[1:] != trained_on.shape or split.dtype != np.dtype(trained_on.dtype):
@@ -59,30 +59,30 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
         raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}")
     if not len(split):
         raise InputError(f"{options.name}: there are no images in it")
-    if wanted.samples is not None and wanted.samples > len(split):
-        raise InputError(f"--samples {wanted.samples}: {options.name} has only {len(split)} images")
-    if wanted.samples is not None and wanted.split == "all":
+    if selection.samples is not None and selection.samples > len(split):
+        raise InputError(f"--samples {selection.samples}: {options.name} has only {len(split)} images")
+    if selection.samples is not None and selection.split == "all":
         raise InputError("--samples is of one split: take --split test or train")
-    return split, balanced_subset(split.labels, wanted.samples, options.seed, wanted.split)
+    return split, balanced_subset(split.labels, selection.samples, options.seed, selection.split)
 
 
-def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> Split:
+def _open(options: SourceOptions, trained_on: TrainedOn, selection: Selection) -> Split:
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
     if path.is_file() and path.suffix == ".h5" and is_partitioned(path):
-        return _partitioned(PartitionedSet.open(path), options, trained_on, wanted.split)
+        return _partitioned(PartitionedSet.open(path), options, trained_on, selection.split)
     if path.is_file() and path.suffix in OPENERS:
-        return _arrays(options, wanted.split)
+        return _arrays(options, selection.split)
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise InputError(
                 f"{path} is no {kind}, which the run was trained on: give a file that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return _files(options, trained_on, [path])
-    if path.is_dir() and (files := _unlabelled_files(path, suffixes, wanted.unlabelled)):
+    if path.is_dir() and (files := _unlabelled_files(path, suffixes, selection.unlabelled)):
         return _files(options, trained_on, files)
     source = open_source(options)
-    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), wanted.split)
+    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), selection.split)
 
 
 def _unlabelled_files(folder: Path, suffixes: tuple[str, ...], ignore_labels: bool) -> list[Path]:

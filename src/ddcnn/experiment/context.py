@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddcnn.config.settings import RunSettings
-from ddcnn.data.batches import Augmentation, OwnedSubimages, Subimages
+from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.experiment.plan import resolved
 from ddcnn.experiment.recorder import Results
@@ -81,10 +81,10 @@ class Problem:
         """Those of a subdomain; training images are augmented."""
         return Subimages.load(self.store, split, self.networks.subimage(index), self.policy.device, self._augmentation(split))
 
-    def owned_subimages(self, split: str) -> OwnedSubimages:
+    def owned_subimages(self, split: str) -> RankSubimages:
         """Those of all subdomains of this rank."""
         places = [self.networks.subimage(index) for index in self.owned]
-        return OwnedSubimages.load(self.store, split, places, self.policy.device, self._augmentation(split))
+        return RankSubimages.load(self.store, split, places, self.policy.device, self._augmentation(split))
 
     def whole_images(self, split: str) -> Subimages:
         return Subimages.load_whole(self.store, split, self.policy.device, self._augmentation(split))

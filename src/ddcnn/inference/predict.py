@@ -18,7 +18,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.trained_settings import PredictSettings
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.partition import Block, blocks, read_block
-from ddcnn.data.prediction_source import Wanted, open_images
+from ddcnn.data.prediction_source import Selection, open_images
 from ddcnn.data.sources import SourceOptions, Split
 from ddcnn.errors import InputError
 from ddcnn.inference.network import Assembled, assemble
@@ -82,7 +82,7 @@ def predict(world: World, settings: PredictSettings) -> None:
 def _open(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
     """The images, and the indices of those to classify."""
     options = SourceOptions(settings.source, settings.data_root, download)
-    return open_images(options, run.images, Wanted(settings.split, settings.samples, settings.unlabelled))
+    return open_images(options, run.images, Selection(settings.split, settings.samples, settings.unlabelled))
 
 
 def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
