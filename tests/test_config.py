@@ -232,6 +232,16 @@ def test_the_help_of_a_command_shows_each_option_in_one_group_with_its_default_a
         assert parse(named.settings, own, named.name)
 
 
+@pytest.mark.parametrize("group", ["", "scaling"])
+def test_the_help_without_a_command_lists_the_commands(group, capsys):
+    assert execute([*group.split(), "--help"], None) == 0
+    shown = capsys.readouterr().out
+    listed = [line.strip() for line in shown.partition("commands:\n")[2].partition("\n\n")[0].splitlines()]
+    names = [command.name for command in COMMANDS if command.name.startswith(group)]
+    assert [line[: len(name)] for line, name in zip(listed, names, strict=True)] == names
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_every_option_is_read_by_the_program():
     folder = Path(ddcnn.__file__).parent
     source = "".join(path.read_text() for path in folder.rglob("*.py") if path.parent.name != "config")

@@ -11,7 +11,7 @@ from ddcnn.errors import InputError
 
 CALLS = [
     ("run -data digits", r"unknown option -data \(did you mean --data\?\); see python -m ddcnn run --help"),
-    ("run digits", "digits: a word that belongs to no option; images are named with --data digits"),
+    ("run digits", "digits belongs to no option; images are named with --data digits"),
     ("run --output TMP/text.txt", "text.txt is a file: name a folder"),
     ("run --resume", "--resume: name the folder of the run with --output"),
     ("run --start-from TMP", "no results.json there; give the folder of a finished run"),
@@ -19,7 +19,8 @@ CALLS = [
     ("partition digits --output TMP/text.txt", r"ends in \.h5"),
     ("predict RUN digits", r"--output FILE.csv\|FILE.h5 is required: file of the predictions"),
     ("predict digits RUN --output TMP/p.csv", "digits: no such folder; give the folder of a finished run"),
-    ("predict RUN digits digits --output TMP/p.csv", "digits: a word that belongs to no option; see python -m ddcnn predict --help"),
+    ("predict --output TMP/p.csv RUN -- --help", "--help"),
+    ("predict RUN digits digits --output TMP/p.csv", "digits belongs to no option; see python -m ddcnn predict --help"),
     ("export RUN", "--format is required: torch-export"),
     *(
         (f"export RUN --format onnx --output TMP/network.onnx {option}", "unknown option --")
@@ -28,7 +29,7 @@ CALLS = [
     ("report --folow RUN", r"unknown option --folow \(did you mean --follow\?\); see python -m ddcnn report --help"),
     ("report RUN --output x", "unknown option --output; see python -m ddcnn report --help"),
     ("report", "required: RUN"),
-    ("scaling strong --output TMP/s --data digits", r"unknown option --data \(options of ddcnn run stand behind --\)"),
+    ("scaling strong --output TMP/s --data digits", r"unknown option --data \(options of ddcnn run go after --\)"),
     ("scaling predict TMP", "no study.toml of a scaling study"),
     ("scaling collect RUN --output TMP/s", "different numbers"),
     ("info --verbose", "unknown option --verbose; see python -m ddcnn info --help"),

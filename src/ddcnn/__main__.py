@@ -1,9 +1,13 @@
-"""``python -m ddcnn``: the commands, and exit codes; a rank that fails ends all of them."""
+"""``python -m ddcnn``: the table of commands, exit codes, and how a failing rank ends the job.
+
+The functions of the commands import torch and h5py themselves, so that ``--help`` and refusals are quick.
+"""
 
 import gc
 import logging
 import signal
 import sys
+from itertools import takewhile
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -22,11 +26,9 @@ from ddcnn.parallel.stop_requests import StopRequests, block_signals, slurm_job,
 from ddcnn.parallel.world import World
 from ddcnn.scaling import commands as scaling
 
-INTERRUPTED = 130  # as a shell says it of Ctrl-C
-STOPPED = 75  # EX_TEMPFAIL: try again
+INTERRUPTED = 130  # as shells do after Ctrl-C
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 logger = logging.getLogger("ddcnn")
-
-# torch and h5py are imported by these functions, so that --help and refusals are quick
 
 
 def run(world: World, settings: RunSettings) -> None:
@@ -39,9 +41,9 @@ def run(world: World, settings: RunSettings) -> None:
     try:
         store = prepare_run(world, settings, lambda: bool(stop_requests.reason))
     except Stopped:
-        raise Stopped("while the images were being partitioned, of which nothing is kept: start again") from None
+        raise Stopped("while the images were being partitioned, which keeps nothing: start again") from None
     with world.timeline.span("compute"):
-        gc.disable()  # a fifth of torch's import would be the collector, looking at what is not garbage
+        gc.disable()  # garbage collection would take a fifth of the time of importing torch
         from ddcnn.experiment.run import run
 
         gc.enable()
@@ -92,9 +94,9 @@ def info(world: World, settings: Settings) -> None:
 
 
 RUN = "mpirun -n 4 python -m ddcnn run"
-COMMANDS = (  # the first one is run if none is named
+COMMANDS = (  # the first one is the default
     Command(
-        "run", "trains with every method, compares them and writes a report; the default command", RunSettings, run, all_ranks=True,
+        "run", "trains, compares methods and reports (the default command)", RunSettings, run, all_ranks=True,
         examples=(f"{RUN} --data cifar10 --download --output runs/cifar10", f"{RUN} --resume --output runs/cifar10"),
     ),
     Command(
@@ -102,7 +104,7 @@ COMMANDS = (  # the first one is run if none is named
         examples=("mpirun -n 4 python -m ddcnn partition cifar10 --grid 2x2 --output set.h5", f"{RUN} --data set.h5"),
     ),
     Command(
-        "predict", "classifies images with a finished run, into a CSV or HDF5 file", PredictSettings, predict, all_ranks=True,
+        "predict", "classifies images with a finished run, into CSV or HDF5", PredictSettings, predict, all_ranks=True,
         examples=(
             "python -m ddcnn predict runs/cifar10 photos --unlabelled --output photos.csv",
             "mpirun -n 4 python -m ddcnn predict runs/cifar10 cifar10 --method dnn --output dnn.h5",
@@ -143,14 +145,14 @@ COMMANDS = (  # the first one is run if none is named
 
 
 def needs_ranks(arguments: list[str]) -> bool:
-    """Whether the command is one that all ranks run together."""
-    command, _ = find(COMMANDS, arguments)
-    return command is not None and command.all_ranks and not set(HELP) & set(arguments)
+    """Whether all ranks run the command together."""
+    command, own = find(COMMANDS, arguments)
+    return command is not None and command.all_ranks and not set(HELP) & set(takewhile(lambda word: word != "--", own))
 
 
 def execute(arguments: list[str], world: World | None) -> int:
     """Runs a command and returns the exit code; ``world`` is None unless the command needs ranks."""
-    if world is None and launched_rank() > 0:  # one process is enough; MPI is not started, since all ranks would have to
+    if world is None and launched_rank() > 0:  # rank 0 alone runs the command, without MPI
         return 0
     if arguments == ["--version"]:
         print(f"ddcnn {__version__}")
@@ -172,10 +174,10 @@ def execute(arguments: list[str], world: World | None) -> int:
 
 
 def _meeting_places(world: World, settings: Settings) -> list[Path]:
-    """Folders that all ranks see: on one host none of the user's needs to be written into."""
+    """Folders that all ranks see; on one host the one for temporary files, so that none of the user's is needed."""
     output: Path | None = getattr(settings, "output", None)
-    own = [Path(gettempdir())] if world.local_size == world.size else []
-    return [*own, *([output.parent, output] if output else [Path("runs")])]
+    temporary = [Path(gettempdir())] if world.local_size == world.size else []
+    return [*temporary, *([output.parent, output] if output else [Path("runs")])]
 
 
 def main() -> int:
@@ -195,7 +197,7 @@ def main() -> int:
             log_failure(error, 0, 1)
         return 2
     except Stopped as stop:  # on all ranks
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to those that leave last, whose exit code would be another
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to the ranks that exit last, and would change their exit code
         if world and world.rank == 0:
             logger.warning("%s", stop, extra={"kind": "stopped"})
         return STOPPED
@@ -205,7 +207,7 @@ def main() -> int:
                 logger.warning("all ranks end", extra={"kind": "interrupted"})
             world.abort(INTERRUPTED)
         return INTERRUPTED
-    except BaseException as error:  # also SystemExit: a rank that leaves alone blocks the others in MPI_Finalize
+    except BaseException as error:  # also SystemExit: a rank that exits alone blocks the others in MPI_Finalize
         if world is None and not isinstance(error, Exception):
             raise
         if world:

@@ -1,4 +1,4 @@
-"""Reads settings from options and a TOML file, and explains invalid ones."""
+"""Reads settings from options and a TOML file, and explains invalid settings."""
 
 import re
 import tomllib
@@ -12,10 +12,10 @@ from ddcnn.errors import InputError, did_you_mean
 
 
 def load(kind: type[AnySettings], options: dict[str, Any], file: Path | None = None) -> AnySettings:
-    """Settings from a TOML file and the command line's options, which win.
+    """Settings from a TOML file and from options of the command line, which win.
 
     Raises:
-        InputError: an unreadable file, an unknown key or a bad value, with its name and what is allowed.
+        InputError: an unreadable file, an unknown key or a bad value; the message names it and what is allowed.
     """
     try:
         return kind.model_validate((_read_toml(kind, file) if file else {}) | options)
@@ -26,29 +26,28 @@ def load(kind: type[AnySettings], options: dict[str, Any], file: Path | None = N
 def _read_toml(kind: type[Settings], file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
-            found = tomllib.load(stream)
+            content = tomllib.load(stream)
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {file}: not a TOML file ({error})") from None
-    values = {key.replace("-", "_"): value for key, value in found.items()}
-    for key in found:
-        if key.replace("-", "_") not in kind.model_fields:
-            raise InputError(f"{file}: unknown key {key!r}{suggest(key, kind)}; allowed: {', '.join(option_names(kind))}")
+    values = {key.replace("-", "_"): value for key, value in content.items()}
+    names = option_names(kind)
+    for key in content:
+        if key.replace("_", "-") not in names:
+            raise InputError(f"{file}: unknown key {key!r}{did_you_mean(key.replace('_', '-'), names)}; allowed: {', '.join(names)}")
     return values
 
 
 def option_names(kind: type[Settings]) -> list[str]:
+    """The options without their dashes."""
     return [name.replace("_", "-") for name in kind.model_fields]
 
 
-def suggest(key: str, kind: type[Settings]) -> str:
-    return did_you_mean(key.replace("_", "-"), option_names(kind))
-
-
 def _explain(kind: type[Settings], error: ValidationError, options: dict[str, Any], file: Path | None) -> str:
+    """The first of pydantic's errors, as a message that begins with the option or the key."""
     first = error.errors()[0]
-    if not first["loc"]:  # of several options together
+    if not first["loc"]:  # an error of several options together
         return str(first["msg"]).removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "missing":

@@ -1,4 +1,4 @@
-"""The command line: which command it names, and an option of that command for every field of its settings."""
+"""The command line: finds the command that it names, and reads its options, one for each field of the command's settings."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Command:
 
 
 def find(commands: Sequence[Command], arguments: list[str]) -> tuple[Command | None, list[str]]:
-    """The command that arguments name, and its own arguments; the first command if none is named, None if there is no such command."""
+    """The named command and its arguments: the first command if none is named, None if there is no such command."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in (*HELP, "--version")):
         return commands[0], arguments
     for command in commands:
@@ -47,10 +47,10 @@ def find(commands: Sequence[Command], arguments: list[str]) -> tuple[Command | N
 
 
 def overview(commands: Sequence[Command], arguments: Sequence[str]) -> str:
-    """The list of commands, or of those of a group, as arguments that name no command ask for it.
+    """The help text without a command: a list of all commands, or of those of a group.
 
     Raises:
-        InputError: they do not ask for it: a command is missing, or misspelt.
+        InputError: the arguments do not ask for help, so that a command is missing or misspelt.
     """
     first, second = [*arguments, ""][:2]
     group = [command for command in commands if command.name.startswith(f"{first} ")]
@@ -62,15 +62,17 @@ def overview(commands: Sequence[Command], arguments: Sequence[str]) -> str:
         raise InputError(f"{f'{first}: ' if group else ''}{unknown}; there are {', '.join(names)}; see python -m ddcnn --help")
     lines = [f"  {command.name:<18}{command.summary}" for command in shown]
     usage = f"usage: mpirun -n N python -m ddcnn {f'{first} ' if group else ''}COMMAND [options]"
-    about = "Trains image classifiers by domain decomposition: a small CNN per subdomain of the image, and a network that combines them."
+    about = (
+        "Trains image classifiers by domain decomposition: a CNN per subdomain of the\nimage, and a network that combines their results."
+    )
     return "\n".join([usage, "", about, "", "commands:", *lines, "", "python -m ddcnn COMMAND --help shows the options of a command."])
 
 
 def parse(kind: type[AnySettings], arguments: Sequence[str], name: str, summary: str = "", examples: Sequence[str] = ()) -> AnySettings:
-    """The settings that the arguments of a command come to; ``--help`` prints its options and exits.
+    """The settings that the arguments of a command give; ``--help`` prints its options and exits.
 
     Raises:
-        InputError: an option that does not exist, or a bad value.
+        InputError: an unknown option or a bad value.
     """
     arguments, run_options = list(arguments), []
     if "run_options" in kind.model_fields and "--" in arguments:
@@ -86,19 +88,19 @@ def parse(kind: type[AnySettings], arguments: Sequence[str], name: str, summary:
 
 
 def _unknown(word: str, name: str, kind: type[Settings]) -> InputError:
-    """A word that the command does not know, and what may have been meant."""
+    """The error for a word that the command does not know, with a suggestion."""
     see = f"see python -m ddcnn {name} --help"
     if not word.startswith("-"):
         hint = f"; images are named with --data {word}" if name == "run" else ""
-        return InputError(f"{word}: a word that belongs to no option{hint}; {see}")
+        return InputError(f"{word} belongs to no option{hint}; {see}")
     hint = did_you_mean(f"--{word.lstrip('-').replace('_', '-')}", [f"--{option}" for option in option_names(kind)])
     if not hint and "run_options" in kind.model_fields:
-        hint = " (options of ddcnn run stand behind --)"
+        hint = " (options of ddcnn run go after --)"
     return InputError(f"unknown option {word}{hint}; {see}")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but it raises InputError."""
+    """argparse, with errors raised as InputError."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -127,12 +129,12 @@ def _parser(kind: type[Settings], name: str, summary: str, examples: Sequence[st
 
 
 def extra(kind: type[Settings], name: str) -> dict[str, Any]:
-    """What ``option`` has been told of a field."""
+    """Group, metavar and whether positional, as given to ``option``."""
     return cast(dict[str, Any], kind.model_fields[name].json_schema_extra)
 
 
 def _add_option(section: argparse._ActionsContainer, kind: type[Settings], name: str) -> None:
-    """An option of a field; its value is checked later, with those of the TOML file."""
+    """Adds the option of a field; its value is checked later, together with those of the TOML file."""
     field, about = kind.model_fields[name], extra(kind, name)
     text, default = str(field.description), field.default
     if field.is_required():

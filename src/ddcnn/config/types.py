@@ -55,7 +55,7 @@ def _along(axes: int) -> Callable[[Any], Any]:
     """A validator of pixels per axis; a single number holds for all axes."""
 
     def read(value: Any) -> Any:
-        sizes = (value,) if type(value) is int else _sizes(value)  # True is an int, too
+        sizes = (value,) if type(value) is int else _sizes(value)  # type, since True is an int
         if isinstance(sizes, (tuple, list)) and len(sizes) not in (1, axes):
             raise ValueError(f"write one number of pixels, or {axes} such as {'x'.join(['64'] * axes)}")
         return tuple(sizes) * axes if isinstance(sizes, (tuple, list)) and len(sizes) == 1 else sizes
@@ -74,7 +74,7 @@ def _methods(value: Any) -> Any:
 
 
 def _every(value: Any) -> Any:
-    """Epochs, or minutes as in 10min."""
+    """A number of epochs, or of minutes such as 10min."""
     text = str(value).strip()
     if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)?min", text):
         raise ValueError("write a number of epochs, such as 5, or of minutes, such as 10min")
@@ -85,7 +85,7 @@ def _signals(value: Any) -> Any:
     names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
     for name in names:
         if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
-            raise ValueError(f"{name} is no signal that a process can handle; write names such as SIGUSR1,SIGTERM")
+            raise ValueError(f"{name} cannot be handled; give names of signals such as SIGUSR1,SIGTERM")
     return names
 
 
