@@ -1,4 +1,4 @@
-"""One job at a time in a folder: a second one is refused and told who is in there; the lock of a job that has ended is taken over.
+"""One job at a time in a folder: a second one is refused and learns who holds it; the lock of a job that has ended is taken over.
 
 FOLDER/.lock names its holder: host, process and SLURM job. While it is read and written, a folder beside it (mkdir is atomic on every
 file system) keeps others out. The package filelock is no substitute: it cannot name the holder of its flock, which some parallel file

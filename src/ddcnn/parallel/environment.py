@@ -35,16 +35,16 @@ def describe(world: World) -> dict[str, str]:
     import numpy
     import torch
 
-    own = versions()
+    installed = versions()
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"
     return {
-        "ddcnn": own["ddcnn"],
+        "ddcnn": installed["ddcnn"],
         "python": platform.python_version(),
         "numpy": numpy.__version__,
-        "torch": f"{own['torch']}, CUDA {torch.version.cuda or 'not built in'}",
+        "torch": f"{installed['torch']}, CUDA {torch.version.cuda or 'not built in'}",
         "MPI": world.library(),
-        "HDF5": f"{own['hdf5']}, h5py {h5py.__version__}, {hdf5}",
+        "HDF5": f"{installed['hdf5']}, h5py {h5py.__version__}, {hdf5}",
         "GPUs": ", ".join(gpus) or "none",
         "cores per process": str(len(os.sched_getaffinity(0))),
         "threads per rank": str(threads_per_rank(world, None)),
