@@ -115,7 +115,7 @@ COMMANDS = (  # the first one is the default
         examples=("python -m ddcnn export runs/cifar10 --format onnx --output cifar10.onnx",),
     ),
     Command(
-        "report", "writes tables and figures of runs again; shows what a run does", ReportSettings, report,
+        "report", "writes the reports of runs again, or follows a run", ReportSettings, report,
         examples=("python -m ddcnn report runs/cifar10", "python -m ddcnn report --follow runs/cifar10"),
     ),
     Command(
