@@ -285,5 +285,6 @@ def test_held_out_samples_are_not_modelled(digits_run, tmp_path):
     settings = (digits_run / "config.toml").read_text().replace('dnn-data = "train"', 'dnn-data = "holdout"')
     (tmp_path / "copy" / "config.toml").write_text(settings)
     Problem.of(run, "strong", {"local", "dnn"})
+    held_out = load(RunFolder(tmp_path / "copy"))
     with pytest.raises(InputError, match="holdout is not modelled"):
-        Problem.of(replace(run, folder=tmp_path / "copy"), "strong", {"local", "dnn"})
+        Problem.of(held_out, "strong", {"local", "dnn"})

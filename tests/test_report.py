@@ -153,19 +153,19 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
     results["data"]["source"] = "/<i>/![s](file:///etc/passwd)"
     results["environment"]["mpi"] = "![m](/etc/passwd) ![f](figures/../results.json) <b>"
     (bare / "results.json").write_text(json.dumps(results))
-    write_report(RunFolder(bare), show=False)
+    write_report(RunFolder(bare))
     page = Page((bare / "report.html").read_text())
     assert not page.tags & {"script", "b", "i", "em", "strong"}
     assert len(page.loads) == len(FIGURES) and all(source.startswith("data:image/png") for source in page.loads)
     assert "/<i>/![s](file:///etc/passwd), 2x2 subdomains" in page.text
     run = load(RunFolder(bare))
-    differ = run.classes["vote"] != run.classes["dnn"]
+    differ = run.details.classes["vote"] != run.details.classes["dnn"]
     told = page.text.split("neither is right\n")[1].split("Calibration")[0].split("\n")
-    assert {name for name in names if name in told} == {names[label] for label in run.labels[differ]}
+    assert {name for name in names if name in told} == {names[label] for label in run.details.labels[differ]}
 
 
 def test_a_run_without_figures_has_a_page_without_them(bare):
-    write_report(RunFolder(bare), show=False, draw=False)
+    write_report(RunFolder(bare), draw=False)
     page = Page((bare / "report.html").read_text())
     assert not page.loads and "table" in page.tags
     assert "Figures" not in page.text
@@ -177,15 +177,15 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     (bare / "results.json").write_text(json.dumps(results))
     with h5py.File(bare / "details.h5", "a") as file:
         del file["confidence"], file["disagreement"]
-    write_report(RunFolder(bare), show=False)
+    write_report(RunFolder(bare))
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
     assert "Reliance" not in (bare / "report.md").read_text()
 
 
 def test_the_report_needs_no_torch(bare):
     program = (
-        "import sys; from pathlib import Path; from ddcnn.io.run_folder import RunFolder; "
-        "from ddcnn.report.seeds_report import write_reports; write_reports(RunFolder(Path('copy'))); "
+        "import sys; from pathlib import Path; from rich.console import Console; from ddcnn.io.run_folder import RunFolder; "
+        "from ddcnn.report.seeds_report import write_reports; write_reports(RunFolder(Path('copy')), Console()); "
         "sys.exit(bool({'torch', 'mpi4py'} & set(sys.modules)))"
     )
     made = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)
@@ -205,7 +205,7 @@ def test_damaged_numbers_are_named(bare, damage):
     results["understanding"] |= damage
     (bare / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match=r"results\.json"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("name", ["confidence/dnn", "disagreement"])
@@ -216,7 +216,7 @@ def test_details_that_do_not_fit_are_named(bare, name):
         file[name] = values[:-1]
         file[name].attrs["rows"] = rows
     with pytest.raises(InputError, match=r"details\.h5"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
 def test_a_missing_file_is_named(bare, name):
     (bare / name).unlink()
     with pytest.raises(InputError, match=re.escape(name)):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -240,7 +240,7 @@ def test_a_damaged_file_is_named(bare, name, keep):
     content = (bare / name).read_bytes()
     (bare / name).write_bytes(content[: int(keep * len(content))].rstrip()[:-3])  # within a line
     with pytest.raises(InputError, match=re.escape(name)):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
     assert not (bare / "report.md").exists()
 
 
@@ -248,7 +248,7 @@ def test_another_schema_is_refused(bare):
     results = json.loads((bare / "results.json").read_text())
     (bare / "results.json").write_text(json.dumps(results | {"schema_version": 99}))
     with pytest.raises(InputError, match="99"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 def test_details_of_another_run_are_refused(bare):
@@ -257,7 +257,7 @@ def test_details_of_another_run_are_refused(bare):
         del file["labels"]
         file["labels"] = labels
     with pytest.raises(InputError, match=r"details\.h5"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("how", ["link", "virtual"])
@@ -273,7 +273,7 @@ def test_another_file_is_not_shown_as_examples(bare, how):
             layout[...] = h5py.VirtualSource("other.h5", "examples", shape)
             file.create_virtual_dataset("examples", layout)
     with pytest.raises(InputError, match="another file"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
@@ -359,14 +359,14 @@ def test_timeline_of_many_ranks_shows_some_and_says_so():
 def test_a_run_that_has_not_finished_is_told_from_no_run(bare):
     (bare / "results.json").unlink()
     with pytest.raises(InputError, match="has not finished: go on with python -m ddcnn run --resume --output"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 def test_a_loss_that_is_no_number_is_named(bare):
     lines = (bare / "metrics.jsonl").read_text().splitlines()
     (bare / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | {"loss": "x"})]) + "\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("box", [{"start": [10**9, 0]}, {"stop": [9, 4]}, {"core_start": [-1, 0]}])
@@ -375,12 +375,12 @@ def test_subdomains_beyond_the_image_are_named(bare, box):
     results["decomposition"]["subdomains"][0] |= box
     (bare / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match="beyond the image"):
-        write_report(RunFolder(bare), show=False)
+        write_report(RunFolder(bare))
 
 
 def test_methods_that_put_all_into_one_class_are_named(bare):
     with h5py.File(bare / "details.h5", "a") as file:
         for name in ("vote", "dnn"):
             file[f"classes/{name}"][...] = 3
-    write_report(RunFolder(bare), show=False, draw=False)
+    write_report(RunFolder(bare), draw=False)
     assert "put into one class by `vote`, `dnn`: train longer" in (bare / "report.md").read_text()

@@ -13,7 +13,7 @@ from ddcnn.io.run_reader import load
 from ddcnn.method.aggregate import vote
 from ddcnn.report import figures
 from ddcnn.report.analysis import PICTURES, Decision, disagreements, small_picture, to_picture
-from ddcnn.report.analysis_report import understanding_text
+from ddcnn.report.analysis_report import analysis_text
 from ddcnn.report.metrics import calibration_error, reliability
 
 
@@ -73,7 +73,7 @@ def test_a_run_relies_on_what_it_has_learnt(digits_run, understood):
     """The reliance of dnn is that of the DNN before transfer has trained it on."""
     test = open_source(SourceOptions("digits", "")).splits["test"]
     images = torch.from_numpy(test.read(np.arange(len(test)))).movedim(-1, 1)
-    seed = load(RunFolder(digits_run)).results["environment"]["seed"]
+    seed = load(RunFolder(digits_run)).results.environment.seed
     for method in ("dnn", "transfer"):
         network = ddcnn.load(digits_run, method)
         with torch.no_grad():
@@ -90,8 +90,8 @@ def test_features_cannot_be_without_a_subdomain_and_global_has_none(volumes_run)
         assert len(influence["reliance"]) == 4
     assert set(told["calibration_error"]) == {"average", "dnn", "coherent", "transfer", "global"}
     run = load(RunFolder(volumes_run))
-    assert run.understanding.influence["dnn"].reliance.shape == (2, 2, 1)
-    assert "| dnn |" in understanding_text(run)
+    assert (len(run.results.analysis.influence["dnn"].reliance), run.map_shape) == (4, (2, 2, 1))
+    assert "| dnn |" in analysis_text(run)
 
 
 def test_disagreements_by_who_is_right():
@@ -112,17 +112,17 @@ def test_pictures_are_spread_over_the_test_set():
 
 def test_a_run_counts_and_shows_where_vote_and_dnn_disagree(digits_run, understood):
     run = load(RunFolder(digits_run))
-    differ = run.classes["vote"] != run.classes["dnn"]
+    differ = run.details.classes["vote"] != run.details.classes["dnn"]
     assert sum(understood["disagreement"].values()) == differ.sum() > 0
-    assert differ[run.understanding.picture_rows].all()
+    assert differ[run.details.picture_rows].all()
     test = open_source(SourceOptions("digits", "")).splits["test"]
-    np.testing.assert_array_equal(run.understanding.pictures, test.read(run.understanding.picture_rows))
-    text = understanding_text(run)
+    np.testing.assert_array_equal(run.details.pictures, test.read(run.details.picture_rows))
+    text = analysis_text(run)
     assert f"on {differ.sum()} of {len(differ)} test samples" in text
     for row in text.split("## Vote and DNN")[1].split("##")[0].splitlines():
         if row.startswith("| ") and row[2].isdigit():
             label, samples, differing, *kinds = (int(cell) for cell in row.strip("| ").split("|"))
-            assert (samples, differing) == ((run.labels == label).sum(), differ[run.labels == label].sum())
+            assert (samples, differing) == ((run.details.labels == label).sum(), differ[run.details.labels == label].sum())
             assert sum(kinds) == differing
 
 
@@ -150,8 +150,8 @@ def test_calibration_error_is_the_mean_distance_of_confidence_and_accuracy():
 def test_a_run_tells_how_well_its_methods_are_calibrated(digits_run, understood):
     run = load(RunFolder(digits_run))
     for name, error in understood["calibration_error"].items():
-        correct = run.classes[name] == run.labels
-        assert error == pytest.approx(calibration_error(run.understanding.confidence[name], correct), abs=1e-6)
+        correct = run.details.classes[name] == run.details.labels
+        assert error == pytest.approx(calibration_error(run.details.confidence[name], correct), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (1, 5), (12, 12), (3, 2, 2)])

@@ -72,17 +72,19 @@ def export(settings: ExportSettings) -> None:
 
 
 def report(settings: ReportSettings) -> None:
+    from rich.console import Console
+
     if settings.follow:
         from ddcnn.report.follow import follow
 
         if len(settings.runs) > 1:
             raise InputError("--follow shows one run: name one folder (a run of several seeds is one)")
-        follow(RunFolder(settings.runs[0]))
+        follow(RunFolder(settings.runs[0]), Console())
         return
     from ddcnn.report.seeds_report import write_reports
 
     for folder in settings.runs:
-        write_reports(RunFolder(folder))
+        write_reports(RunFolder(folder), Console())
 
 
 def info(world: World, settings: Settings) -> None:

@@ -75,3 +75,11 @@ def test_groups_of_every_kind_finish(tmp_path, options):
 def test_what_fits_neither_way_is_refused_with_what_would(tmp_path):
     line = refusal(launch(3, "run", *QUICK, *GRID, cwd=tmp_path))
     assert "3 ranks do not fit 2 subdomains (--grid 1x2): start 1 or 2 ranks, or a multiple of 2" in line
+
+
+def test_the_results_say_the_batch_size_that_was_trained_with(tmp_path):
+    """Three ranks of a group have equal shares of a batch of 128, which are 126 samples; the DNN is trained by one rank."""
+    finished = start(3, tmp_path, *QUICK, "--grid", "1x1", "--batch-size", "128", "--evaluate-every", "0")
+    assert finished.returncode == 0, finished.stderr
+    methods = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]
+    assert {name: method["batch_size"] for name, method in methods.items()} == dict.fromkeys(METHODS, 126) | {"dnn": 128}

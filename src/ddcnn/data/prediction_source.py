@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, array_split
@@ -16,7 +17,6 @@ from ddcnn.data.sources.folders import image_files
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import TABLE, load_volume
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.inference.trained_run import TrainedOn
 from ddcnn.io.hdf5 import parsing, reading
 
 OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that change pixels

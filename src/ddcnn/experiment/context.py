@@ -12,10 +12,10 @@ from torch import nn
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
+from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.experiment.plan import resolved
-from ddcnn.experiment.recorder import Results
-from ddcnn.inference.trained_run import TrainedOn
+from ddcnn.experiment.recorder import Recorder
 from ddcnn.io import parameters
 from ddcnn.io.checkpoints import Arrays, CheckpointManager
 from ddcnn.io.metrics_log import Records
@@ -183,7 +183,7 @@ class RunContext:
     """One run with one seed: the problem, where its results are recorded, and what asks it to stop."""
 
     problem: Problem
-    results: Results
+    results: Recorder
     stop_requests: StopRequests
 
     def should_stop(self) -> bool:

@@ -16,7 +16,7 @@ from ddcnn.training.data_parallel import classify_together, train_data_parallel
 from ddcnn.training.loop import START, Epoch, build
 
 
-def run_coherent(context: RunContext, method: str, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
+def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
     """Trains the coherent network from these parts, evaluates it, and saves the parts."""
     problem, results = context.problem, context.results
     settings, world, networks, policy = problem.settings, problem.world, problem.networks, problem.policy
@@ -55,10 +55,10 @@ def run_coherent(context: RunContext, method: str, local_cnns: list[nn.Module], 
             values = np.concatenate(captured)  # of rank 0's share of the samples
             values = values.reshape(len(values), networks.subdomains, -1)
             decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
-            results.method(method, probabilities.argmax(axis=1), probabilities, dnn, decision)
+            results.method(method, probabilities.argmax(axis=1), probabilities, dnn, decision, batch_size=recipe.batch_size)
 
 
-def run_global(context: RunContext, method: str, thin: list[nn.Module] | None = None) -> None:
+def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None = None) -> None:
     """Trains the undecomposed CNN, from scratch or composed of ``thin`` networks, evaluates it, and saves it."""
     problem, results = context.problem, context.results
     settings, world, networks, policy = problem.settings, problem.world, problem.networks, problem.policy
@@ -86,5 +86,5 @@ def run_global(context: RunContext, method: str, thin: list[nn.Module] | None = 
         train_data_parallel(world, trainer, network, training, np.arange(problem.store.train_samples))
         probabilities = classify()
         if probabilities is not None:
-            results.method(method, probabilities.argmax(axis=1), probabilities, network)
+            results.method(method, probabilities.argmax(axis=1), probabilities, network, batch_size=recipe.batch_size)
             context.save(method, network, architecture=settings.network, width=width or 0)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  # torch's optimizers import it at their first step, which would count as a second of training
+from rich.console import Console
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
@@ -17,7 +18,7 @@ from ddcnn.errors import Stopped
 from ddcnn.experiment.context import Problem, RunContext, prepare
 from ddcnn.experiment.end_to_end import run_coherent, run_global
 from ddcnn.experiment.plan import notes
-from ddcnn.experiment.recorder import Results
+from ddcnn.experiment.recorder import Recorder
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
@@ -71,7 +72,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
             run_seed(problem, settings, folder, stop_requests)
-    world.on_root(lambda: write_summary(output, folders, show=seeds[0].progress != "none", draw=seeds[0].figures))
+    world.on_root(lambda: write_summary(output, folders, Console() if seeds[0].progress != "none" else None, seeds[0].figures))
 
 
 def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests) -> None:
@@ -79,7 +80,7 @@ def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_re
     world, networks = problem.world, replace(problem.networks, settings=settings)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
     problem = problem.with_settings(settings, settings.dnn_data if trains_dnn else "none")
-    context = RunContext(problem, Results(world, problem.groups, settings, problem.store, output), stop_requests)
+    context = RunContext(problem, Recorder(world, problem.groups, settings, problem.store, output), stop_requests)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(context)

@@ -67,7 +67,7 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
     dnn = None
     with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(Tag.DNN, context.should_stop) as others_stop:
         if test is not None:
-            decide(context, samples_first(test))
+            decide(context, samples_first(test), sent=test[1:].nbytes)
         if interface_dnn is not None and interface_test is not None:
             dnn = decide_by_dnn(context, samples_first(interface_dnn), samples_first(interface_test), others_stop)
     return networks, dnn
@@ -144,16 +144,18 @@ def classify_local(
         return LocalClassifier(probabilities, interface_test, interface_test[:0] if interface_dnn is None else interface_dnn)
 
 
-def decide(context: RunContext, probabilities: np.ndarray) -> None:
-    """On rank 0: vote and average of the local classifications (S_test, N, K)."""
+def decide(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
+    """On rank 0: vote and average of the local classifications (S_test, N, K), of which ``sent`` bytes came from other ranks."""
     results, labels, methods = context.results, context.problem.labels["test"], context.problem.settings.methods
+    batch_size = context.problem.local_recipe.batch_size
     results.local_classes = probabilities.argmax(axis=2)
     if Method.VOTE in methods:
-        results.method("vote", vote(probabilities), decision=Decision(probabilities, labels, lambda p, present: vote(p)))
+        decision = Decision(probabilities, labels, lambda p, present: vote(p))
+        results.method(Method.VOTE, vote(probabilities), decision=decision, batch_size=batch_size, gathered_bytes=sent)
     if Method.AVERAGE in methods:
         mean = average(probabilities)
         decision = Decision(probabilities, labels, lambda p, present: average(p).argmax(axis=1))
-        results.method("average", mean.argmax(axis=1), mean, decision=decision)
+        results.method(Method.AVERAGE, mean.argmax(axis=1), mean, decision=decision, batch_size=batch_size, gathered_bytes=sent)
 
 
 def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, others_stop: OthersStop) -> nn.Module:
@@ -173,5 +175,5 @@ def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, oth
         if Method.DNN in settings.methods:
             probabilities = classify_by_dnn(network, test, policy)
             decision = context.decision(network, test, problem.labels["test"])
-            results.method("dnn", probabilities.argmax(axis=1), probabilities, network, decision)
+            results.method(Method.DNN, probabilities.argmax(axis=1), probabilities, network, decision, batch_size=recipe.batch_size)
         return network

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
+from ddcnn.data.image_spec import TrainedOn
 from ddcnn.errors import InputError
-from ddcnn.inference.trained_run import TrainedOn, TrainedRun
+from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.io import parameters
 from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks

@@ -1,95 +1,16 @@
 """A finished run as something to classify with: its settings, its checkpoints, and what its images were."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.sources import SourceOptions
-from ddcnn.decomposition import Decomposition
+from ddcnn.data.image_spec import TrainedOn
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.io import parameters
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import reading
+from ddcnn.io.run_reader import load_results
 from ddcnn.networks.custom import module_locations
-
-MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """What the images of a run were; every checkpoint says it, so that the partitioned set may go.
-
-    Attributes:
-        source_sha256: of the run's images and labels.
-        shape: (*spatial, C) of a whole image.
-        dtype: its pixel type.
-        grid, overlap: of the decomposition of the image.
-        mean, std: (C,) by which pixels have been normalised.
-        preprocessing: what has become of the source's images (see ``SourceOptions``), as JSON.
-    """
-
-    source_sha256: str
-    shape: tuple[int, ...]
-    dtype: str
-    grid: tuple[int, ...]
-    overlap: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    preprocessing: str
-
-    @classmethod
-    def of(cls, store: "PartitionedSet | TrainedOn") -> "TrainedOn":
-        return cls(**{name: getattr(store, name) for name in cls.__annotations__})
-
-    @property
-    def decomposition(self) -> Decomposition:
-        return Decomposition(self.shape[:-1], self.grid, self.overlap)
-
-    def attributes(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.__annotations__}
-        return values | {"class_names": json.dumps(self.class_names)}
-
-    @classmethod
-    def read(cls, path: Path) -> "TrainedOn":
-        """Of a checkpoint.
-
-        Raises:
-            InputError: it does not say.
-        """
-        found = parameters.attributes_of(path)
-        missing = next((name for name in cls.__annotations__ if name not in found), None)
-        if missing:
-            raise InputError(f"{path} does not say what {missing} the images had: it is of an older version of ddcnn; run again")
-        with reading(path):
-            values = {name: found[name] for name in cls.__annotations__} | {"class_names": json.loads(found["class_names"])}
-            read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            images = cls(**read)
-            images.check()
-        return images
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError, TypeError: values that cannot be.
-        """
-        np.dtype(self.dtype)
-        SourceOptions("", Path()).as_before(self.preprocessing)
-        if not all(isinstance(name, str) for name in self.class_names) or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError("class names that are no different names")
-        if min(*self.shape, *self.grid) < 1 or prod(self.shape) > MOST_NUMBERS:
-            raise ValueError("a shape or a grid that cannot be")
-        numbers = (*self.mean, *self.std)
-        if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:
-            raise ValueError("mean and deviation that do not fit the images")
 
 
 @dataclass(frozen=True)
@@ -120,17 +41,12 @@ class TrainedRun:
         run = RunFolder(folder)
         if seeds := run.seeds():
             raise InputError(f"{run} is a run with several seeds: give the folder of one of them, such as {seeds[0]}")
-        run.check_has_results()
-        with reading(run.results):
-            results = json.loads(run.results.read_text())
-            accuracies = {Method(name): float(method["test_accuracy"]) for name, method in results["methods"].items()}
-            precision, samples = str(results["environment"]["precision"]), int(results["data"]["test_samples"])
-            if not accuracies or precision not in ("fp32", "bf16", "fp16"):
-                raise ValueError(f"methods {', '.join(accuracies) or 'none'} in {precision}")
+        results = load_results(run)
         settings = run.settings()
         if ":" in settings.network:
             check_own_network(folder, settings.network)
-        return cls(folder, settings, precision, accuracies, samples)
+        accuracies = {name: method.test_accuracy for name, method in results.methods.items()}
+        return cls(folder, settings, results.environment.precision, accuracies, results.data.test_samples)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
         """The method that answers: the one that is asked for, else the best-suited one.

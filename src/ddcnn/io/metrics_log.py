@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ddcnn.io.results_schema import EpochLine
 from ddcnn.parallel.timeline import PHASES
 
-COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")
+COLUMNS = tuple(EpochLine.model_fields)  # of a row
 
 
 @dataclass
@@ -73,17 +74,15 @@ class Records:
         return int(row[0]) == PHASES.index(self.phase) and subdomain == self.subdomain
 
 
-def line(row: Sequence[float]) -> str:
-    """Of metrics.jsonl."""
-    return json.dumps(values(row)) + "\n"
+def line(row: Sequence[float]) -> EpochLine:
+    """A row of COLUMNS as a line of metrics.jsonl."""
+    values: dict[str, Any] = {name: None if value != value else value for name, value in zip(COLUMNS, row, strict=True)}
+    subdomain = None if row[1] != row[1] else int(row[1])
+    return EpochLine(**values | {"phase": PHASES[int(row[0])], "subdomain": subdomain, "epoch": int(row[2])})
 
 
-def values(row: Sequence[float]) -> dict[str, Any]:
-    """What a row says, by COLUMNS."""
-    found: dict[str, Any] = {name: None if value != value else value for name, value in zip(COLUMNS, row, strict=True)}
-    found["phase"] = PHASES[int(row[0])]
-    found["subdomain"], found["epoch"] = None if row[1] != row[1] else int(row[1]), int(row[2])
-    return found
+def text(row: Sequence[float]) -> str:
+    return json.dumps(line(row).model_dump()) + "\n"
 
 
 def curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors
+from ddcnn.io.results_schema import EpochLine
 from ddcnn.io.run_folder import RunFolder
 
 SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
@@ -42,18 +43,18 @@ class Board:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
 
-    def add(self, lines: Iterable[dict[str, Any]]) -> None:
+    def add(self, lines: Iterable[EpochLine]) -> None:
         """Lines of metrics.jsonl, those of a training one after the other; what has been written before is left out."""
         begin = time.time() - self.now()
         for line in lines:
-            training = training_of(line)
-            if (training, line["epoch"]) in self._written:
+            training = line.training
+            if (training, line.epoch) in self._written:
                 continue
-            self._written.add((training, line["epoch"]))
+            self._written.add((training, line.epoch))
             self._open(training)
             for name in SCALARS:
-                if line[name] is not None:
-                    self._writer.add_scalar(name, line[name], line["epoch"], walltime=begin + line["time"])
+                if (value := getattr(line, name)) is not None:
+                    self._writer.add_scalar(name, value, line.epoch, walltime=begin + line.time)
         if self._writer:
             self._writer.flush()
 
@@ -68,8 +69,3 @@ class Board:
         if self._writer:
             self._writer.close()
         self._training, self._writer = "", None
-
-
-def training_of(line: dict[str, Any]) -> str:
-    """``local-0003``, ``dnn``, ``transfer``: as checkpoints name them."""
-    return line["phase"] if line["subdomain"] is None else f"{line['phase']}-{line['subdomain']:04}"

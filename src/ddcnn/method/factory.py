@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ddcnn.config.settings import RunSettings
+from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import InputError
-from ddcnn.inference.trained_run import TrainedOn
 from ddcnn.io import parameters
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.run_folder import RunFolder

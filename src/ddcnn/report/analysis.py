@@ -1,4 +1,4 @@
-"""What a run's decisions rest on, told at its end out of what rank 0 has then anyway: nothing is communicated for it.
+"""Analysis of the decisions of a run: reliance on subdomains, calibration, disagreement; on rank 0, without communication.
 
 *Reliance* on a subdomain is permutation importance: the accuracy that a method loses if what the subdomain's local CNN says of one
 test sample is exchanged for what it says of another. *Without* a subdomain a method answers as ``ddcnn predict --without`` does.
@@ -7,10 +7,10 @@ Both decide anew N times, so that of very many values a part of the test samples
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ddcnn.io.results_schema import Analysis, Influence
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import numpy_generator
 from ddcnn.report.metrics import calibration_error
@@ -68,31 +68,31 @@ class Decision:
         return [self.accuracy(self.values[:, others], others) for others in present]
 
 
-def understanding(
+def analyse(
     decisions: dict[str, Decision],
     labels: np.ndarray,
     classes: dict[str, np.ndarray],
     probabilities: dict[str, np.ndarray | None],
     seed: int,
-) -> dict[str, Any]:
-    """Of results.json.
+) -> Analysis:
+    """What the decisions of a run rest on.
 
     Args:
-        decisions: of those methods that decide out of what local CNNs say.
+        decisions: of the methods that decide on interface values.
         labels: (S,) of the test samples.
         classes, probabilities: per method (S,), and (S, K) if it has any.
     """
     right = {name: found == labels for name, found in classes.items()}
-    return {
-        "influence": {
-            name: {"samples": len(decision.values), "reliance": decision.reliance(seed), "without": decision.without()}
+    return Analysis(
+        influence={
+            name: Influence(samples=len(decision.values), reliance=decision.reliance(seed), without=decision.without())
             for name, decision in decisions.items()
         },
-        "calibration_error": {
-            name: calibration_error(found.max(axis=1), right[name]) for name, found in probabilities.items() if found is not None
+        calibration_error={
+            name: calibration_error(values.max(axis=1), right[name]) for name, values in probabilities.items() if values is not None
         },
-        "disagreement": {kind: len(rows) for kind, rows in disagreements(labels, classes).items()},
-    }
+        disagreement={kind: len(rows) for kind, rows in disagreements(labels, classes).items()},
+    )
 
 
 def disagreements(labels: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
-"""Of a report, what the decisions rest on: reliance on subdomains, answers without one, vote against DNN, calibration."""
+"""Sections of a report on the decisions: reliance on subdomains, accuracy without one, vote against DNN, calibration."""
 
 from typing import Any
 
 import numpy as np
 
-from ddcnn.io.run_reader import FinishedRun, Influence, Understanding
+from ddcnn.io.results_schema import Analysis, Influence
+from ddcnn.io.run_reader import FinishedRun
 from ddcnn.report.analysis import disagreements
 from ddcnn.report.markdown import no_formula, plain, table
 from ddcnn.report.metrics import reliability
@@ -24,22 +25,22 @@ CALIBRATION_NOTE = (
 )
 
 
-def understanding_text(run: FinishedRun) -> str:
-    """Sections of report.md; nothing for a run of an older version."""
-    found = run.understanding
-    if found is None:
+def analysis_text(run: FinishedRun) -> str:
+    """The sections; none for a run of an older version."""
+    analysis = run.results.analysis
+    if analysis is None:
         return ""
     sections = {
-        "Reliance on subdomains": influence_text(run, found.influence) if found.influence else "",
-        "Vote and DNN": disagreement_text(run, found) if found.disagreement else "",
-        "Calibration": f"{CALIBRATION_NOTE}\n\n{calibration_table(run, found)}" if found.confidence else "",
+        "Reliance on subdomains": influence_text(run, analysis.influence) if analysis.influence else "",
+        "Vote and DNN": disagreement_text(run, analysis) if analysis.disagreement else "",
+        "Calibration": f"{CALIBRATION_NOTE}\n\n{calibration_table(run, analysis)}" if analysis.calibration_error else "",
     }
     return "".join(f"## {title}\n\n{text}\n\n" for title, text in sections.items() if text)
 
 
 def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
     samples = {name: one.samples for name, one in influence.items()}
-    fewer = ", ".join(f"{name} {some}" for name, some in samples.items() if some < len(run.labels))
+    fewer = ", ".join(f"{name} {some}" for name, some in samples.items() if some < run.results.data.test_samples)
     note = f"{INFLUENCE_NOTE}{f' On a part of the test samples: {fewer}.' if fewer else ''}"
     return f"{note}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
 
@@ -48,7 +49,7 @@ def absent_table(run: FinishedRun, influence: dict[str, Influence]) -> str:
     """A row per method: most and least relied on, accuracy with any one subdomain absent."""
     rows = []
     for name, one in influence.items():
-        lost, rest = one.reliance.ravel(), None if one.without is None else one.without.ravel()
+        lost, rest = np.array(one.reliance), None if one.without is None else np.array(one.without)
         rows.append([
             name, percent(run.test_accuracy[name]), f"{percent(lost.max())} ({lost.argmax()})", f"{percent(lost.min())} ({lost.argmin()})",
             *(("–", "–") if rest is None else (percent(rest.mean()), f"{percent(rest.min())} (without {rest.argmin()})")),
@@ -59,7 +60,7 @@ def absent_table(run: FinishedRun, influence: dict[str, Influence]) -> str:
 
 def reliance_table(influence: dict[str, Influence]) -> str:
     """A row per subdomain: the reliance of every method; of many, those with the largest mean."""
-    lost = np.stack([one.reliance.ravel() for one in influence.values()], axis=1)  # (N, methods)
+    lost = np.array([one.reliance for one in influence.values()]).T  # (N, methods)
     shown, note = np.arange(len(lost)), ""
     if len(lost) > MANY_SUBDOMAINS:
         shown = np.argsort(-lost.mean(axis=1), kind="stable")[:MANY_SUBDOMAINS]
@@ -67,14 +68,14 @@ def reliance_table(influence: dict[str, Influence]) -> str:
     return note + table(("subdomain", *(f"reliance of {name}" for name in influence)), ([k, *map(percent, lost[k])] for k in shown))
 
 
-def disagreement_text(run: FinishedRun, found: Understanding) -> str:
-    differ, samples = sum(found.disagreement.values()), len(run.labels)
+def disagreement_text(run: FinishedRun, analysis: Analysis) -> str:
+    differ, samples = sum(analysis.disagreement.values()), run.results.data.test_samples
     text = f"Vote and DNN decide differently on {differ} of {samples} test samples ({differ / samples:.1%})"
     if not differ:
         return f"{text}."
-    told = ", ".join(f"{RIGHT[kind]} on {number}" for kind, number in found.disagreement.items())
+    by_kind = ", ".join(f"{RIGHT[kind]} on {number}" for kind, number in analysis.disagreement.items())
     return (
-        f"{text}: {told}. They are the samples in which `classes/vote` and `classes/dnn` of "
+        f"{text}: {by_kind}. They are the samples in which `classes/vote` and `classes/dnn` of "
         f"{run.folder.details.name} differ. By true class:\n\n"
         f"{disagreement_table(run)}"
     )
@@ -82,54 +83,56 @@ def disagreement_text(run: FinishedRun, found: Understanding) -> str:
 
 def disagreement_table(run: FinishedRun) -> str:
     """A row per true class in which vote and DNN disagree."""
-    kinds = disagreements(run.labels, run.classes)
-    counts = np.stack([np.bincount(run.labels[kinds[kind]], minlength=len(run.class_names)) for kind in RIGHT], axis=1)  # (K, 3)
+    kinds = disagreements(run.details.labels, run.details.classes)
+    labels, classes = run.details.labels, run.results.data.classes
+    counts = np.stack([np.bincount(labels[kinds[kind]], minlength=classes) for kind in RIGHT], axis=1)  # (K, 3)
     order = np.argsort(-counts.sum(axis=1), kind="stable")
     shown = [k for k in order[:MANY_CLASSES] if counts[k].any()]
-    samples = np.bincount(run.labels, minlength=len(run.class_names))
-    rows = ([plain(run.class_names[k]), samples[k], counts[k].sum(), *counts[k]] for k in shown)
+    samples = np.bincount(labels, minlength=classes)
+    rows = ([plain(run.details.class_names[k]), samples[k], counts[k].sum(), *counts[k]] for k in shown)
     return table(("true class", "test samples", "decided differently", *RIGHT.values()), rows)
 
 
-def calibration_table(run: FinishedRun, found: Understanding) -> str:
+def calibration_table(run: FinishedRun, analysis: Analysis) -> str:
     rows = (
-        (name, percent(float(confidence.mean())), percent(run.test_accuracy[name]), percent(found.calibration_error[name]))
-        for name, confidence in found.confidence.items()
+        (name, percent(float(confidence.mean())), percent(run.test_accuracy[name]), percent(analysis.calibration_error[name]))
+        for name, confidence in run.details.confidence.items()
     )
     return table(("method", "mean confidence in %", "test accuracy in %", "ECE in %"), rows)
 
 
-def understanding_figures(run: FinishedRun) -> dict[str, Any]:
+def analysis_figures(run: FinishedRun) -> dict[str, Any]:
     """Figures by name."""
     from ddcnn.report import figures
 
-    found = run.understanding
-    if found is None:
+    analysis, details = run.results.analysis, run.details
+    if analysis is None:
         return {}
     drawn: dict[str, Any] = {}
-    if found.influence:
-        drawn["reliance"] = figures.reliance({name: one.reliance for name, one in found.influence.items()})
-    if len(found.pictures):
-        drawn["disagreement"] = figures.disagreement(disagreement_pictures(run, found))
-    if found.confidence:
-        bins = {name: reliability(confidence, run.classes[name] == run.labels) for name, confidence in found.confidence.items()}
-        drawn["reliability"] = figures.reliability(bins, found.calibration_error)
+    if analysis.influence:
+        drawn["reliance"] = figures.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
+    if len(details.pictures):
+        drawn["disagreement"] = figures.disagreement(disagreement_pictures(run))
+    if details.confidence:
+        correct = {name: details.classes[name] == details.labels for name in details.confidence}
+        bins = {name: reliability(confidence, correct[name]) for name, confidence in details.confidence.items()}
+        drawn["reliability"] = figures.reliability(bins, analysis.calibration_error)
     return drawn
 
 
-def disagreement_pictures(run: FinishedRun, found: Understanding) -> dict[str, tuple[np.ndarray, list[str]]]:
+def disagreement_pictures(run: FinishedRun) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Per kind of disagreement: pictures (n, h, w, C), and what is said of each."""
     shown = {}
-    for kind, rows in disagreements(run.labels, run.classes).items():
-        chosen = np.isin(found.picture_rows, rows)
-        texts = [picture_text(run, row) for row in found.picture_rows[chosen]]
-        shown[f"{RIGHT[kind]} ({len(rows)})"] = found.pictures[chosen], texts
+    for kind, rows in disagreements(run.details.labels, run.details.classes).items():
+        chosen = np.isin(run.details.picture_rows, rows)
+        texts = [picture_text(run, row) for row in run.details.picture_rows[chosen]]
+        shown[f"{RIGHT[kind]} ({len(rows)})"] = run.details.pictures[chosen], texts
     return shown
 
 
 def picture_text(run: FinishedRun, row: int) -> str:
-    said = {"true": run.labels[row], "vote": run.classes["vote"][row], "dnn": run.classes["dnn"][row]}
-    lines = (f"{name}: {shortened(run.class_names[k])}" for name, k in said.items())
+    said = {"true": run.details.labels[row], "vote": run.details.classes["vote"][row], "dnn": run.details.classes["dnn"][row]}
+    lines = (f"{name}: {shortened(run.details.class_names[k])}" for name, k in said.items())
     return no_formula("\n".join((f"sample {row}", *lines)))
 
 
@@ -138,8 +141,8 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def understanding_captions(run: FinishedRun) -> dict[str, str]:
-    slices = "; of a volume, the middle slice" if run.examples.ndim == 5 else ""
+def analysis_captions(run: FinishedRun) -> dict[str, str]:
+    slices = "; of a volume, the middle slice" if run.details.examples.ndim == 5 else ""
     return {
         "reliance": "What the accuracy of a method loses, in points, if a subdomain's classifications are exchanged between test samples: "
         "the brighter, the more it relies on the subdomain.",

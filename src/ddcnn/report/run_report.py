@@ -1,25 +1,24 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
-import logging
-import sys
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from ddcnn.config.methods import Method
 from ddcnn.io.atomic import disk_errors, replacing
+from ddcnn.io.results_schema import DecompositionSummary, MethodResult, PhaseSeconds, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, curves_of, load, reading
+from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
-from ddcnn.report.analysis_report import understanding_captions, understanding_figures, understanding_text
-from ddcnn.report.markdown import human, no_formula, number, plain, table
+from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
+from ddcnn.report.markdown import human, no_formula, number, plain, table, write_pages
 from ddcnn.report.metrics import confusion
-from ddcnn.report.page import write_pages
 
 MANY_SUBDOMAINS = 64
-logger = logging.getLogger(__name__)
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
 SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
@@ -37,46 +36,49 @@ CURVES_CAPTION = (
 )
 
 
-def write_report(run: RunFolder, show: bool = True, draw: bool = True) -> None:
-    """Writes report.md, report.html and, if ``draw``, figures/*.png into a finished run's folder, and prints the methods if ``show``.
+def write_report(folder: RunFolder, console: Console | None = None, draw: bool = True) -> None:
+    """Writes the report of a finished run and, if ``draw``, its figures into its folder, and shows the methods on the console.
 
     Raises:
-        InputError: the folder of no finished run, or a file in it is damaged.
+        InputError: the run has not finished, or a file in its folder is damaged.
     """
-    found = load(run)
-    with reading(run.results):
-        text = report_text(found)
+    run = load(folder)
+    text = report_text(run)
     text += "\n## Figures\n" if draw else ""
-    for name, caption in (write_figures(found) if draw else {}).items():
-        text += figure_text(run, name, caption)
-    write_pages(run, text)
-    if show:
-        show_methods(found)
-        logger.info("report: %s", run.report)
+    for name, caption in (write_figures(run) if draw else {}).items():
+        text += figure_text(folder, name, caption)
+    write_pages(folder, text)
+    if console:
+        show_methods(run.results, console)
+        console.out(f"report: {folder.report}", highlight=False)
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
     """Draws figures/*.png; returns a caption for each, which says how to read it."""
     from ddcnn.report import figures
 
+    details = run.details
     shares = confusion_shares(run)
-    different = slice(None) if run.results["decomposition"]["kind"] == "image" else slice(1)  # thin networks see the same
-    names = [no_formula(name) for name in run.class_names]
+    different = slice(None) if run.results.decomposition.kind == "image" else slice(1)  # thin networks see the same
+    names = [no_formula(name) for name in details.class_names]
     drawn = {
         "decomposition": figures.decomposition(
-            run.examples, [names[label] for label in run.labels[run.example_rows]], run.cores[different], run.subimages[different]
+            details.examples,
+            [names[label] for label in details.labels[details.example_rows]],
+            run.cores[different],
+            run.subimages[different],
         ),
         "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
-        "confusion": figures.confusion(shares, names, run.best),
-        "timeline": figures.timeline(run.spans, run.phases, run.kinds),
+        "confusion": figures.confusion(shares, names, run.results.best),
+        "timeline": figures.timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
-        drawn["learning_curves"] = figures.learning_curves(run.epochs, run.test_accuracy)
-    if run.accuracies is not None:
-        drawn["local_accuracy"] = figures.local_accuracy(run.accuracies, run.test_accuracy)
-    drawn |= understanding_figures(run)
+        drawn["learning_curves"] = figures.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
+    if run.local_accuracy is not None:
+        drawn["local_accuracy"] = figures.local_accuracy(run.local_accuracy, run.test_accuracy)
+    drawn |= analysis_figures(run)
     save_figures(run.folder, drawn)
-    return {name: caption for name, caption in (captions(run, shares) | understanding_captions(run)).items() if name in drawn}
+    return {name: caption for name, caption in (captions(run, shares) | analysis_captions(run)).items() if name in drawn}
 
 
 def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
@@ -91,15 +93,15 @@ def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     wrong = shares * (1 - np.eye(len(shares)))
     true, found = np.unravel_index(wrong.argmax(), wrong.shape)
-    names = [plain(name) for name in run.class_names]
+    names = [plain(name) for name in run.details.class_names]
     often = f"; most often, {names[true]} is taken for {names[found]} ({wrong.max():.0%})" if wrong.any() else ""
-    slices = "; of a volume, the middle slice along each axis is shown" if run.examples.ndim == 5 else ""
+    slices = "; of a volume, the middle slice along each axis is shown" if run.details.examples.ndim == 5 else ""
     shown = (
         "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended by the overlap) "
         f"that the local CNNs see, each alone{slices}."
     )
     cell = "a subdomain at its place in the image"
-    if run.results["decomposition"]["kind"] == "width":
+    if run.results.decomposition.kind == "width":
         shown, cell = f"Test images, which all thin networks see whole{slices}.", "a thin network"
     return {
         "decomposition": shown,
@@ -108,8 +110,8 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
         "accuracy_over_time": CURVES_CAPTION,
         "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
         "accuracy far above test accuracy means overfitting.",
-        "confusion": f"Of the samples of a true class (row), the percentage that `{run.best}`, the most accurate method, puts into each "
-        f"class (column): the diagonal is right{often}.",
+        "confusion": f"Of the samples of a true class (row), the percentage that `{run.results.best}`, the most accurate method, puts into "
+        f"each class (column): the diagonal is right{often}.",
         "timeline": "What every rank does when, with a line at the beginning of each phase: the more blue, the better the ranks are used "
         "(white: not recorded).",
     }
@@ -117,26 +119,26 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
 
 def confusion_shares(run: FinishedRun) -> np.ndarray:
     """(K, K) share of the test samples of a class (row) that the best method puts into a class (column)."""
-    counts = confusion(run.labels, run.classes[run.best], len(run.class_names))
+    counts = confusion(run.details.labels, run.details.classes[run.results.best], run.results.data.classes)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def report_text(run: FinishedRun) -> str:
     """report.md without its figures."""
     results, settings = run.results, run.settings
-    data, decomposition = results["data"], results["decomposition"]
-    environment = {name.replace("_", " "): _said(value) for name, value in results["environment"].items()}
+    data, decomposition = results.data, results.decomposition
+    environment = {name.replace("_", " "): _in_words(value) for name, value in results.environment.model_dump(exclude_unset=True).items()}
     return f"""# {title(results)}
 
-{data["train_samples"]} training and {data["test_samples"]} test images of {"x".join(map(str, data["shape"]))}, {data["classes"]} classes\
-{f" (damaged and left out: {data['skipped']})" if data["skipped"] else ""}; network {settings.network}, \
+{data.train_samples} training and {data.test_samples} test images of {"x".join(map(str, data.shape))}, {data.classes} classes\
+{f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}, \
 {f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
 {sources_note(run.folder)}
 
 ## Methods
 
-{method_table(results["methods"], settings.start_from)}
+{method_table(results.methods, settings.start_from)}
 
 {METHODS_NOTE}
 
@@ -144,11 +146,11 @@ def report_text(run: FinishedRun) -> str:
 
 {parameters_note(decomposition)}
 
-{subdomain_table(decomposition["subdomains"])}
+{subdomain_table(decomposition.subdomains)}
 
-{understanding_text(run)}## Phases
+{analysis_text(run)}## Phases
 
-{table(("phase", "wall s", "busiest rank s", "mean rank s"), phase_rows(results["phases"]))}
+{table(("phase", "wall s", "busiest rank s", "mean rank s"), phase_rows(results.phases))}
 
 A rank is busy while it computes.
 
@@ -167,29 +169,29 @@ def figure_text(run: RunFolder, name: str, caption: str) -> str:
     return f"\n![{name.replace('_', ' ')}]({run.figure(name).relative_to(run.path)})\n\n{caption}\n"
 
 
-def _said(value: Any) -> Any:
+def _in_words(value: Any) -> Any:
     return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 def one_class_note(run: FinishedRun) -> str:
     """Which methods tell nothing apart, whose accuracy and calibration then look like more than they are."""
-    names = [f"`{name}`" for name, classes in run.classes.items() if (classes == classes[0]).all()]
+    names = [f"`{name}`" for name, classes in run.details.classes.items() if (classes == classes[0]).all()]
     return f"All test samples are put into one class by {', '.join(names)}: train longer, or with smaller batches.\n\n" if names else ""
 
 
-def title(results: dict[str, Any]) -> str:
-    decomposition = results["decomposition"]
-    if decomposition["kind"] == "width":
-        return f"{plain(results['data']['source'])}, {len(decomposition['subdomains'])} thin networks"
-    return f"{plain(results['data']['source'])}, {'x'.join(map(str, decomposition['grid']))} subdomains, overlap {decomposition['overlap']}"
+def title(results: RunResults) -> str:
+    source, decomposition = plain(results.data.source), results.decomposition
+    if decomposition.kind == "width":
+        return f"{source}, {len(decomposition.subdomains)} thin networks"
+    return f"{source}, {'x'.join(map(str, decomposition.grid))} subdomains, overlap {decomposition.overlap}"
 
 
-def parameters_note(decomposition: dict[str, Any]) -> str:
-    together, whole = decomposition["parameters"], decomposition["global_parameters"]
+def parameters_note(decomposition: DecompositionSummary) -> str:
+    together, whole = decomposition.parameters, decomposition.global_parameters
     if not together:
         return "No local CNN has been trained."
     ratio = f", {together / whole:.2f} times as many as the global CNN ({whole:,})" if whole else ""
-    return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition['width_divisor']:.3g}."
+    return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition.width_divisor:.3g}."
 
 
 def start_note(start: Path | None) -> str:
@@ -199,9 +201,9 @@ def start_note(start: Path | None) -> str:
     return f"{taken}: seconds and bytes are without their training. "
 
 
-def method_table(methods: dict[str, dict[str, Any]], start: Path | None = None) -> str:
-    target = methods["global"]["test_accuracy"] if "global" in methods else None
-    rows = [[*method_row(name, method), reached(method["curve"], target)] for name, method in methods.items()]
+def method_table(methods: dict[Method, MethodResult], start: Path | None = None) -> str:
+    target = methods[Method.GLOBAL].test_accuracy if Method.GLOBAL in methods else None
+    rows = [[*method_row(name, method), reached(method.curve or [], target)] for name, method in methods.items()]
     if start:
         rows = [row if row[0] in ("coherent", "global") else [*row[:-1], "–"] for row in rows]
     return table(METHODS_HEADER, rows)
@@ -214,51 +216,47 @@ def reached(curve: list[tuple[float, float]], target: float | None) -> str:
     return next((f"{seconds:.1f}" for seconds, accuracy in curve if accuracy >= target), "not reached")
 
 
-def method_row(name: str, method: dict[str, Any]) -> list[str]:
+def method_row(name: Method, method: MethodResult) -> list[str]:
     return [
-        name, f"{100 * method['test_accuracy']:.2f}", f"{100 * method['balanced_accuracy']:.2f}", number(method["auc"], "{:.4f}"),
-        number(method["test_loss"], "{:.4f}"), f"{method['parameters']:,}", str(method["epochs"]),
-        *(f"{method['seconds'][kind]:.2f}" for kind in TIME_COLUMNS), human(method["bytes_communicated"]),
+        name, f"{100 * method.test_accuracy:.2f}", f"{100 * method.balanced_accuracy:.2f}", number(method.auc, "{:.4f}"),
+        number(method.test_loss, "{:.4f}"), f"{method.parameters:,}", str(method.epochs),
+        *(f"{getattr(method.seconds, kind):.2f}" for kind in TIME_COLUMNS), human(method.bytes_communicated),
     ]  # fmt: skip
 
 
-def subdomain_table(subdomains: list[dict[str, Any]]) -> str:
+def subdomain_table(subdomains: list[SubdomainResult]) -> str:
     """A row per subdomain; of many, the most and the least accurate."""
     note = ""
     if len(subdomains) > MANY_SUBDOMAINS:
         note = f"The 8 most and the 8 least accurate of {len(subdomains)} subdomains.\n\n"
-        ordered = sorted(subdomains, key=lambda place: -(place["test_accuracy"] or 0))
+        ordered = sorted(subdomains, key=lambda box: -(box.test_accuracy or 0))
         subdomains = ordered[:8] + ordered[-8:]
     rows = (
         (
-            place["index"], " × ".join(f"{a}:{b}" for a, b in zip(place["start"], place["stop"], strict=True)),
-            number(place["parameters"], "{:,}"), number(place["test_accuracy"], "{:.2%}").rstrip("%"), number(place["seconds"], "{:.2f}"),
+            box.index, " × ".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True)),
+            number(box.parameters, "{:,}"), number(box.test_accuracy, "{:.2%}").rstrip("%"), number(box.seconds, "{:.2f}"),
         )
-        for place in subdomains
+        for box in subdomains
     )  # fmt: skip
     return note + table(("subdomain", "pixels", "parameters", "test accuracy in %", "seconds"), rows)
 
 
-def phase_rows(phases: dict[str, dict[str, float]]) -> list[list[str]]:
+def phase_rows(phases: dict[str, PhaseSeconds]) -> list[list[str]]:
     """The phases that took place."""
-    return [[name, *(f"{value:.2f}" for value in phase.values())] for name, phase in phases.items() if phase["seconds"] > 0]
+    rows = ((name, phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds) for name, phase in phases.items())
+    return [[name, *(f"{value:.2f}" for value in values)] for name, *values in rows if values[0] > 0]
 
 
-def show_methods(run: FinishedRun) -> None:
-    """Prints the table of methods."""
-    show_table(METHODS_HEADER[:-1], [method_row(name, method) for name, method in run.results["methods"].items()], run.best)
+def show_methods(results: RunResults, console: Console) -> None:
+    """Shows the table of methods, the most accurate in bold."""
+    show_table(METHODS_HEADER[:-1], [method_row(name, method) for name, method in results.methods.items()], results.best, console)
 
 
-def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None) -> None:
-    """Prints those columns that a terminal has room for; the row that begins with ``bold`` stands out."""
-    from rich.console import Console
-    from rich.table import Table
-
+def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None, console: Console) -> None:
+    """Shows the columns that a terminal has room for; the row that begins with ``bold`` in bold."""
     shown = Table(box=None, header_style="bold")
     for name in SHOWN:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
-    text = StringIO()
-    Console(file=text, force_terminal=sys.stdout.isatty() or None).print(shown)
-    logger.info("%s", text.getvalue().removesuffix("\n"))
+    console.print(shown)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, replacing, write_text
+from ddcnn.io.hdf5 import parsing, reading
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import load, reading
+from ddcnn.io.run_reader import DAMAGED, load
 from ddcnn.scaling.collect import csv_text, measured
 from ddcnn.scaling.measurements import TOTAL, Kind, Point, points_of
 from ddcnn.scaling.performance_model import COMMUNICATION, FITTED, Counts, Observation, Sizes, counts, fit
@@ -157,6 +158,6 @@ def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[s
     log = output / "network_speed.log"
     program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
     execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
-    with reading(log):
+    with reading(log, *DAMAGED), parsing():
         found = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
         return {name: float(found[name]) for name in Counts._fields if name in found and name not in FITTED}

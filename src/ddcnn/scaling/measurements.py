@@ -15,10 +15,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import CHANGEABLE
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, load, reading
+from ddcnn.io.run_reader import FinishedRun, load
 from ddcnn.parallel.timeline import PHASES, wall, windows
 
 Kind = Literal["strong", "weak"]
@@ -87,38 +88,36 @@ class Point:
 def measure(folder: RunFolder, kind: Kind) -> Measured:
     """Times and conditions of a finished run."""
     run = load(folder)
-    settings = run.settings
-    with reading(folder.results):
-        results, environment = run.results, run.results["environment"]
-        if environment.get("resumed"):
-            raise InputError(f"{folder}: this run was stopped and resumed, which is no measurement: run it anew, in one go")
-        phases = {name: phase for name, phase in results["phases"].items() if name in TIMED}
-        training = next((name for name in TRAINING if name in phases), None)
-        if training is None:
-            raise InputError(f"{folder}: nothing was trained from scratch in this run (--start-from): it has no place in a scaling study")
-        epochs = settings.epochs if training == "local" else results["methods"][training]["epochs"]
-        return Measured(
-            folder.path, environment["ranks"], environment["seed"],
-            {name: phase["seconds"] for name, phase in phases.items()} | {TOTAL: wall(windows(run.spans_by_rank, TIMED))},
-            {name: (phase["max_rank_seconds"], phase["mean_rank_seconds"]) for name, phase in phases.items()},
-            training, epochs * results["data"]["train_samples"] / phases[training]["seconds"], conditions(run, kind),
-        )  # fmt: skip
+    results, environment = run.results, run.results.environment
+    if environment.resumed:
+        raise InputError(f"{folder}: this run was stopped and resumed, which is no measurement: run it anew, in one go")
+    phases = {name: phase for name, phase in results.phases.items() if name in TIMED}
+    training = next((name for name in TRAINING if name in phases), None)
+    if training is None:
+        raise InputError(f"{folder}: nothing was trained from scratch in this run (--start-from): it has no place in a scaling study")
+    epochs = run.settings.epochs if training == "local" else results.methods[Method(training)].epochs
+    return Measured(
+        folder.path, environment.ranks, environment.seed,
+        {name: phase.seconds for name, phase in phases.items()} | {TOTAL: wall(windows(run.spans_by_rank, TIMED))},
+        {name: (phase.max_rank_seconds, phase.mean_rank_seconds) for name, phase in phases.items()},
+        training, epochs * results.data.train_samples / phases[training].seconds, conditions(run, kind),
+    )  # fmt: skip
 
 
 def conditions(run: FinishedRun, kind: Kind) -> dict[str, Any]:
     """What has to be the same in all runs of a study; options under their names."""
-    data, boxes, environment = run.results["data"], run.results["decomposition"], run.results["environment"]
-    ranks, subdomains = environment["ranks"], boxes["subdomains"]
-    pixels = sum(prod(b - a for a, b in zip(place["core_start"], place["core_stop"], strict=True)) for place in subdomains)
-    found = {"train samples": data["train_samples"], "test samples": data["test_samples"], "classes": data["classes"]}
+    data, boxes, environment = run.results.data, run.results.decomposition, run.results.environment
+    ranks, subdomains = environment.ranks, boxes.subdomains
+    pixels = sum(prod(b - a for a, b in zip(box.core_start, box.core_stop, strict=True)) for box in subdomains)
+    found: dict[str, Any] = {"train samples": data.train_samples, "test samples": data.test_samples, "classes": data.classes}
     if kind == "strong":
-        found |= {"--data": data["source"], "image": data["shape"], "width divisor": boxes["width_divisor"]}
+        found |= {"--data": data.source, "image": data.shape, "width divisor": boxes.width_divisor}
     else:
         found |= {
-            "channels": data["shape"][-1], "subdomains a rank": len(subdomains) / ranks, "pixels a rank": pixels / ranks,
-            "parameters a subdomain (--width-divisor 1 keeps them)": boxes["parameters"] / len(subdomains),
+            "channels": data.shape[-1], "subdomains a rank": len(subdomains) / ranks, "pixels a rank": pixels / ranks,
+            "parameters a subdomain (--width-divisor 1 keeps them)": boxes.parameters / len(subdomains),
         }  # fmt: skip
-    found |= {name.replace("_", " "): environment[name] for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")}
+    found |= {name.replace("_", " "): getattr(environment, name) for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")}
     free = NOT_COMPARED if kind == "strong" else NOT_COMPARED | {"grid"}
     options = run.settings.model_dump(mode="json", exclude_none=True, exclude=free)
     return found | {f"--{name.replace('_', '-')}": value for name, value in options.items()}

@@ -20,9 +20,10 @@ import tomli_w
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, write_text
+from ddcnn.io.hdf5 import parsing, reading
 from ddcnn.io.progress import Progress
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import reading
+from ddcnn.io.run_reader import DAMAGED
 from ddcnn.parallel.launcher import launched_size
 from ddcnn.scaling.measurements import Kind
 
@@ -105,7 +106,7 @@ class Study:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            with reading(path):
+            with reading(path, *DAMAGED), parsing():
                 before = tomllib.loads(path.read_text())
             threads = before.pop("threads", threads)
             if before != about:

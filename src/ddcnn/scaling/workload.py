@@ -46,16 +46,16 @@ class Problem:
         Raises:
             InputError: the study is of a kind that is not modelled.
         """
-        settings, data = run.settings, run.results["data"]
+        settings, data = run.settings, run.results.data
         if settings.decomposition == "width" or settings.start_from:
             raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
         if settings.dnn_data == "holdout" and "dnn" in phases:
             raise InputError(f"{run.folder}: --dnn-data holdout is not modelled; study train or out-of-fold")
-        shape, grid = tuple(data["shape"]), tuple(run.results["decomposition"]["grid"])
+        shape, grid = data.shape, run.results.decomposition.grid
         ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
         return cls(
-            kind, settings, shape, grid, run.results["environment"]["ranks"], data["train_samples"], data["test_samples"],
-            data["classes"], ordered, run.examples.dtype.itemsize,
+            kind, settings, shape, grid, run.results.environment.ranks, data.train_samples, data.test_samples,
+            data.classes, ordered, run.details.examples.dtype.itemsize,
         )  # fmt: skip
 
     @property

@@ -1,0 +1,89 @@
+"""What the images of a run were, as its checkpoints say, so that new images can be prepared in the same way."""
+
+import json
+from dataclasses import dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.sources import SourceOptions
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.io import parameters
+from ddcnn.io.hdf5 import Damaged, parsing, reading
+from ddcnn.io.run_reader import DAMAGED
+
+MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a network was trained on; every checkpoint says it, so that the partitioned set may be deleted.
+
+    Attributes:
+        source_sha256: of the run's images and labels.
+        shape: (*spatial, C) of a whole image.
+        dtype: its pixel type.
+        grid, overlap: of the decomposition of the image.
+        mean, std: (C,) by which pixels have been normalised.
+        preprocessing: how the source's images were prepared (see ``SourceOptions``), as JSON.
+    """
+
+    source_sha256: str
+    shape: tuple[int, ...]
+    dtype: str
+    grid: tuple[int, ...]
+    overlap: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocessing: str
+
+    @classmethod
+    def of(cls, store: "PartitionedSet | TrainedOn") -> "TrainedOn":
+        return cls(**{name: getattr(store, name) for name in cls.__annotations__})
+
+    @property
+    def decomposition(self) -> Decomposition:
+        return Decomposition(self.shape[:-1], self.grid, self.overlap)
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of a checkpoint."""
+        values = {name: getattr(self, name) for name in self.__annotations__}
+        return values | {"class_names": json.dumps(self.class_names)}
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainedOn":
+        """Reads the attributes of a checkpoint.
+
+        Raises:
+            InputError: some are missing or invalid.
+        """
+        stored = parameters.attributes_of(path)
+        missing = next((name for name in cls.__annotations__ if name not in stored), None)
+        if missing:
+            raise InputError(f"{path} does not say what {missing} the images had: it is of an older version of ddcnn; run again")
+        with reading(path, *DAMAGED), parsing():
+            values = {name: stored[name] for name in cls.__annotations__} | {"class_names": json.loads(stored["class_names"])}
+            images = TypeAdapter(cls).validate_python(values)
+            np.dtype(images.dtype)
+            SourceOptions("", Path()).as_before(images.preprocessing)
+            images._check()
+        return images
+
+    def _check(self) -> None:
+        """
+        Raises:
+            Damaged: values that do not fit each other.
+        """
+        if len(set(self.class_names)) < len(self.class_names):
+            raise Damaged("duplicate class names")
+        if min(*self.shape, *self.grid) < 1 or prod(self.shape) > MOST_NUMBERS:
+            raise Damaged("invalid shape or grid")
+        numbers = (*self.mean, *self.std)
+        if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:
+            raise Damaged("mean and standard deviation that do not fit the images")

@@ -1,0 +1,116 @@
+"""details.h5: decisions, confidences, a few images and the timeline of a run, from which its figures are drawn.
+
+labels (S,)                  true classes of the test samples
+local_classes (S, N)         arg max p_i, if local CNNs were trained
+classes/METHOD (S,)          decisions
+confidence/METHOD (S,)       float32, probability of the decision, if the method has probabilities
+examples (n, *spatial, C)    test images of different classes; attribute ``rows`` (n,): which samples they are
+disagreement (n, h, w, C)    test images that vote and DNN classify differently; attribute ``rows`` (n,)
+timeline (spans, 5)          rank, phase, kind, start, stop; attributes ``phases`` and ``kinds``: the names of their numbers
+attribute ``class_names``    JSON list of K names
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ddcnn.io.atomic import replacing
+from ddcnn.io.hdf5 import Damaged, attribute, own_array, own_dataset, parsing
+from ddcnn.io.results_schema import RunResults
+
+
+@dataclass(frozen=True)
+class Details:
+    """Contents of the file, as above.
+
+    Attributes:
+        local_classes: written for other programs; not read.
+        pictures: (n, h, w, C) of the samples that vote and DNN classify differently, none if there are none.
+    """
+
+    labels: np.ndarray
+    classes: dict[str, np.ndarray]
+    confidence: dict[str, np.ndarray]
+    class_names: list[str]
+    examples: np.ndarray
+    example_rows: np.ndarray
+    pictures: np.ndarray
+    picture_rows: np.ndarray
+    timeline: np.ndarray
+    phases: tuple[str, ...]
+    kinds: tuple[str, ...]
+    local_classes: np.ndarray | None = None
+
+    def write(self, path: Path) -> None:
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            file["labels"] = self.labels
+            if self.local_classes is not None:
+                file["local_classes"] = self.local_classes
+            for name, classes in self.classes.items():
+                file[f"classes/{name}"] = classes
+            for name, confidence in self.confidence.items():
+                file[f"confidence/{name}"] = confidence
+            for name, images, rows in (
+                ("disagreement", self.pictures, self.picture_rows),
+                ("examples", self.examples, self.example_rows),
+            ):
+                if len(rows):
+                    file[name] = images
+                    file[name].attrs["rows"] = rows
+            file["timeline"] = self.timeline
+            file["timeline"].attrs["columns"] = "rank, phase, kind, start, stop"
+            file["timeline"].attrs["phases"], file["timeline"].attrs["kinds"] = " ".join(self.phases), " ".join(self.kinds)
+            file.attrs["class_names"] = json.dumps(self.class_names)
+
+    @classmethod
+    def read(cls, file: h5py.File, results: RunResults) -> "Details":
+        """Reads the file that belongs to these results; of volumes, one example.
+
+        Raises:
+            Damaged: the file is damaged, or belongs to other results.
+        """
+        samples, analysis = results.data.test_samples, results.analysis
+        with parsing():
+            examples, timeline = own_dataset(file, "examples"), own_dataset(file, "timeline")
+            chosen = slice(1 if examples.ndim == 5 else None)  # one volume is enough, and may be large
+            pictures, picture_rows = np.empty((0, 1, 1, 1)), np.empty(0, dtype=int)
+            if analysis and any(analysis.disagreement.values()):
+                dataset = own_dataset(file, "disagreement")
+                pictures, picture_rows = dataset[...], np.array(attribute(dataset, "rows"), dtype=int)
+            details = cls(
+                labels=own_array(file, "labels", (samples,)),
+                classes={name: own_array(file, f"classes/{name}", (samples,)) for name in results.methods},
+                confidence={
+                    name: own_array(file, f"confidence/{name}", (samples,)) for name in (analysis.calibration_error if analysis else ())
+                },
+                class_names=json.loads(attribute(file, "class_names")),
+                examples=examples[chosen],
+                example_rows=np.array(attribute(examples, "rows"), dtype=int)[chosen],
+                pictures=pictures,
+                picture_rows=picture_rows,
+                timeline=timeline[...],
+                phases=tuple(attribute(timeline, "phases").split()),
+                kinds=tuple(attribute(timeline, "kinds").split()),
+            )
+        details._check(results)
+        return details
+
+    def _check(self, results: RunResults) -> None:
+        """
+        Raises:
+            Damaged: arrays that do not fit each other or the results.
+        """
+        for images, rows in ((self.pictures, self.picture_rows), (self.examples, self.example_rows)):
+            if len(images) != len(rows) or not set(rows.tolist()) <= set(range(len(self.labels))):
+                raise Damaged("images that do not fit their rows")
+        if (
+            self.pictures.ndim != 4
+            or self.examples.shape[1:] != results.data.shape
+            or len(self.class_names) != results.data.classes
+            or self.timeline.shape[1:] != (5,)
+            or len(self.timeline) == 0
+        ):
+            raise Damaged("its arrays do not fit the results")

@@ -1,0 +1,239 @@
+"""Typed models of results.json and of a line of metrics.jsonl, for all that write and read them.
+
+``python -m ddcnn.io.results_schema > docs/results.schema.json`` writes their JSON schema.
+"""
+
+import json
+import sys
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import models_json_schema
+
+from ddcnn.config.methods import Method
+from ddcnn.io.hdf5 import Damaged
+
+SCHEMA_VERSION = 1
+Number = int | float  # the mean over several seeds is a float
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """A part of the files; docstrings of attributes are descriptions in the JSON schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class EpochLine(Part):
+    """A line of metrics.jsonl: an epoch of a training."""
+
+    phase: str
+    subdomain: int | None
+    """Null for a network of all subdomains."""
+    epoch: int
+    """From 1; 0 is the state before a training that begins with trained parts."""
+    loss: float | None
+    accuracy: float | None
+    """On the training samples, during the epoch."""
+    test_accuracy: float | None
+    """Null if the test samples were not classified after this epoch."""
+    seconds: float
+    """Of this epoch."""
+    time: float
+    """Seconds since the run began."""
+
+    @property
+    def training(self) -> str:
+        """``local-0003``, ``dnn``, ``transfer``: as checkpoints are named."""
+        return self.phase if self.subdomain is None else f"{self.phase}-{self.subdomain:04}"
+
+
+class DataSummary(Part):
+    source: str
+    shape: tuple[int, ...]
+    """(*spatial, C)"""
+    classes: int
+    train_samples: int
+    test_samples: int
+    skipped: int
+    """Damaged samples that were left out."""
+    class_names: list[str]
+
+
+class SubdomainResult(Part):
+    """Pixel ranges are per axis; the subimage is the core extended by the overlap."""
+
+    index: int
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    core_start: tuple[int, ...]
+    core_stop: tuple[int, ...]
+    parameters: int | None
+    """Of the local CNN; null if none was trained."""
+    test_accuracy: float | None
+    """Of the local CNN alone."""
+    seconds: float | None
+    """Of training the local CNN."""
+
+
+class DecompositionSummary(Part):
+    kind: Literal["image", "width"]
+    grid: tuple[int, ...]
+    overlap: int
+    width_divisor: Number
+    parameters: int
+    """Of all local CNNs."""
+    global_parameters: int | None
+    """Of the undecomposed CNN of the same width; null if there can be none."""
+    subdomains: list[SubdomainResult]
+
+
+class MethodSeconds(Part):
+    """Means over the ranks; the total is wall time of the phases that the method needs."""
+
+    compute: float
+    communicate: float
+    wait: float
+    total: float
+
+
+class Spread(Part):
+    """Standard deviations over the seeds."""
+
+    test_accuracy: float | None
+    balanced_accuracy: float | None
+    auc: float | None
+    test_loss: float | None
+
+
+class MethodResult(Part):
+    test_accuracy: float
+    test_loss: float | None
+    """Mean cross entropy; null without probabilities."""
+    balanced_accuracy: float
+    """Mean per-class recall."""
+    auc: float | None
+    """Area under the ROC curve; with more than two classes, the mean of each against the rest."""
+    confusion: list[list[Number]] | None
+    """(K, K) counts, true classes in rows; null with many classes."""
+    parameters: int
+    epochs: int
+    """Passes over the training samples."""
+    batch_size: int
+    """Samples per step, of all ranks together."""
+    seconds: MethodSeconds
+    bytes_communicated: Number
+    """By all ranks, in the phases that the method needs."""
+    curve: list[tuple[float, float]] | None = None
+    """(seconds, test accuracy); absent with several seeds."""
+    spread: Spread | None = None
+    """With several seeds only."""
+
+
+class Influence(Part):
+    """Of the subdomains on the decisions of a method."""
+
+    samples: int
+    """Test samples on which this was measured."""
+    reliance: list[float]
+    """Per subdomain: accuracy lost if the values of its local CNN are permuted over the samples."""
+    without: list[float] | None
+    """Per subdomain: accuracy if it is missing; null if the method needs all subdomains."""
+
+
+class Analysis(Part):
+    """Per method: influence if it decides on interface values, calibration error if it has probabilities."""
+
+    influence: dict[str, Influence]
+    calibration_error: dict[str, float]
+    """Expected calibration error."""
+    disagreement: dict[Literal["dnn", "vote", "neither"], Number]
+    """Test samples that vote and DNN classify differently, by which of them is right; empty without both methods."""
+
+
+class PhaseSeconds(Part):
+    """Wall time of a phase; rank seconds are those of computing."""
+
+    seconds: float
+    max_rank_seconds: float
+    mean_rank_seconds: float
+
+
+class Environment(Part):
+    ranks: int
+    subdomains_per_rank: int
+    ranks_per_subdomain: int
+    threads_per_rank: int
+    device: str
+    precision: Literal["fp32", "bf16", "fp16"]
+    mpi: str
+    hdf5: str
+    torch: str
+    ddcnn: str
+    seed: int
+    resumed: bool = False
+    """Whether the run was stopped and resumed."""
+
+
+class RunResults(Part):
+    """results.json: of a run with one seed, or means over several seeds."""
+
+    schema_version: Literal[1]
+    data: DataSummary
+    decomposition: DecompositionSummary
+    methods: dict[Method, MethodResult] = Field(min_length=1)
+    analysis: Analysis | None = Field(None, alias="understanding")
+    phases: dict[str, PhaseSeconds]
+    environment: Environment
+    seeds: list[int] | None = None
+    """With several seeds only."""
+
+    @property
+    def best(self) -> Method:
+        """The most accurate method."""
+        return max(self.methods, key=lambda name: self.methods[name].test_accuracy)
+
+    @model_validator(mode="after")
+    def _check_subdomains(self) -> Self:
+        subdomains, axes = self.decomposition.subdomains, len(self.data.shape) - 1
+        for box in subdomains:
+            if {len(box.start), len(box.stop), len(box.core_start), len(box.core_stop)} != {axes}:
+                raise ValueError(f"subdomain {box.index} has not {axes} axes")
+            for starts, stops in ((box.start, box.stop), (box.core_start, box.core_stop)):
+                if not all(0 <= a < b <= size for a, b, size in zip(starts, stops, self.data.shape, strict=False)):
+                    raise ValueError(f"subdomain {box.index} lies beyond the image")
+        for name, influence in self.analysis.influence.items() if self.analysis else ():
+            if {len(influence.reliance), len(influence.without or subdomains)} != {len(subdomains)}:
+                raise ValueError(f"influence on {name} is not that of {len(subdomains)} subdomains")
+        if self.analysis and not {*self.analysis.influence, *self.analysis.calibration_error} <= set(self.methods):
+            raise ValueError("analysis of a method that the run has not")
+        return self
+
+
+def parse(model: type[Model], text: str | bytes) -> Model:
+    """Reads a model from JSON.
+
+    Raises:
+        Damaged: the first thing that is wrong, with its place.
+    """
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{place}{place and ': '}{first['msg'].removeprefix('Value error, ')}, not {str(first['input'])[:60]}") from None
+
+
+def dump(results: RunResults) -> dict[str, Any]:
+    """The JSON object; optional parts that were not given are left out."""
+    return results.model_dump(by_alias=True, exclude_unset=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the results, with that of a line of metrics as ``EpochLine`` among its definitions."""
+    references, definitions = models_json_schema([(RunResults, "validation"), (EpochLine, "validation")])
+    return references[RunResults, "validation"] | definitions
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")

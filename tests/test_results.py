@@ -1,0 +1,103 @@
+"""The models of results.json and metrics.jsonl: what is refused, the published schema, and how results are put together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddcnn.config.settings import RunSettings
+from ddcnn.data.partition import partition
+from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
+from ddcnn.decomposition import Decomposition
+from ddcnn.experiment.assembly import Decided, Gathered, assemble, average_curve
+from ddcnn.io.metrics_log import line, text
+from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
+from ddcnn.parallel.timeline import PHASES
+
+SCHEMA = Path(__file__).parent.parent / "docs" / "results.schema.json"
+ENVIRONMENT = Environment(
+    ranks=2, subdomains_per_rank=2, ranks_per_subdomain=1, threads_per_rank=1, device="cpu", precision="fp32", mpi="MPI", hdf5="1",
+    torch="2", ddcnn="0", seed=0, resumed=False,
+)  # fmt: skip
+
+
+def test_the_published_schema_is_that_of_the_models():
+    assert json.loads(SCHEMA.read_text()) == json_schema(), f"python -m ddcnn.io.results_schema > docs/{SCHEMA.name}"
+
+
+def test_the_results_of_a_run_are_read_and_written_as_they_are(digits_run):
+    content = (digits_run / "results.json").read_text()
+    assert json.dumps(dump(parse(RunResults, content)), indent=1) + "\n" == content
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("schema_version",), 2, "schema_version: Input should be 1, not 2"),
+        (("data", "shape"), [8, "8", 1], "data.shape.1"),
+        (("methods",), {}, "methods"),
+        (("methods", "votes"), {}, "methods.votes"),
+        (("methods", "vote", "test_accuracy"), None, "methods.vote.test_accuracy"),
+        (("methods", "vote", "seconds", "total"), "1", "methods.vote.seconds.total"),
+        (("methods", "vote", "unknown"), 1, "methods.vote.unknown"),
+        (("decomposition", "subdomains", 1, "start"), [0], "subdomain 1 has not 2 axes"),
+        (("decomposition", "subdomains", 1, "stop"), [9, 9], "subdomain 1 lies beyond the image"),
+        (("understanding", "influence", "vote", "reliance"), [0.0], "influence on vote is not that of 4 subdomains"),
+        (("understanding", "calibration_error", "best"), 0.1, "a method that the run has not"),
+        (("environment", "precision"), "fp8", "environment.precision"),
+    ],
+)
+def test_damaged_results_are_refused_with_their_place(digits_run, place, value, words):
+    document = json.loads((digits_run / "results.json").read_text())
+    part = document
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(ValueError, match=words):
+        parse(RunResults, json.dumps(document))
+
+
+def test_a_row_of_metrics_is_a_line():
+    row = (PHASES.index("local"), 3.0, 2.0, 0.5, 0.8, np.nan, 1.5, 9.0)
+    assert parse(EpochLine, text(row)) == line(row)
+    assert text(row) == (
+        '{"phase": "local", "subdomain": 3, "epoch": 2, "loss": 0.5, "accuracy": 0.8, "test_accuracy": null, "seconds": 1.5, "time": 9.0}\n'
+    )
+    assert line(row).training == "local-0003"
+
+
+def test_results_are_put_together_without_ranks(world, tmp_path):
+    source = open_source(SourceOptions("digits", ""))
+    chosen = {split: balanced_subset(source.splits[split].labels, 40, 0, split) for split in ("train", "test")}
+    store = partition(world, source, chosen, Decomposition((8, 8), (2, 2), 1), tmp_path / "set.h5")
+    labels = store.labels("test")
+    local_classes = np.stack([labels, labels, (labels + 1) % 10, labels], axis=1)
+    local, gather = PHASES.index("local"), PHASES.index("gather")
+    spans = [np.array([[local, 0, 0.0, 4.0], [gather, 1, 4.0, 5.0]]), np.array([[local, 0, 0.0, 2.0], [gather, 2, 2.0, 5.0]])]
+    sent = np.zeros((2, len(PHASES)))
+    sent[1, [local, gather]] = 10, 1000
+    subdomains = np.array([[0, 100, 90, 1.0], [1, 100, 90, 1.0], [2, 100, 90, 1.0], [3, 100, 90, 1.0]])
+    settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0)
+    decided = {
+        "vote": Decided(labels, None, 0, 126, 400, None),
+        "dnn": Decided((labels + 1) % 10, np.eye(10, dtype=np.float32)[labels], 7, 128, None, None),
+    }
+    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1)
+    results = assemble(gathered, decided, labels, local_classes, settings, store, ENVIRONMENT, 555)
+    assert [box.test_accuracy for box in results.decomposition.subdomains] == [1, 1, 0, 1]
+    assert (results.decomposition.parameters, results.decomposition.global_parameters) == (400, 555)
+    vote, dnn = results.methods["vote"], results.methods["dnn"]
+    assert (vote.test_accuracy, vote.parameters, vote.batch_size, vote.bytes_communicated) == (1, 400, 126, 410)
+    assert (dnn.test_accuracy, dnn.parameters, dnn.batch_size, dnn.bytes_communicated) == (0, 360 + 7, 128, 1010)
+    assert vote.seconds.model_dump() == {"compute": 3.0, "communicate": 0.5, "wait": 1.5, "total": 5.0}
+    assert vote.curve == [(5.0, 1.0)]
+    assert set(results.phases) == {"local", "gather"}
+    assert parse(RunResults, json.dumps(dump(results))) == results
+
+
+def test_the_curve_of_the_average_takes_the_latest_of_every_subdomain():
+    labels = np.array([0, 1])
+    right, wrong = np.eye(2, dtype=np.float16), np.eye(2, dtype=np.float16)[::-1]
+    moments = np.array([[0, 3.0], [0, 1.0], [1, 2.0]])
+    assert average_curve(moments, np.stack([right, wrong, 0.9 * right]), labels) == [(1.0, 0.0), (2.0, 0.0), (3.0, 1.0)]
