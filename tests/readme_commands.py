@@ -19,7 +19,7 @@ from ddcnn.errors import InputError
 from ddcnn.experiment import plan
 from ddcnn.parallel.world import World
 from ddcnn.scaling import collect, slurm, study
-from ddcnn.scaling import extrapolation as prediction
+from ddcnn.scaling import extrapolation_report as prediction
 
 asked = {"ranks": 1}
 check_ranks = plan.check_ranks

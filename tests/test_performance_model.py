@@ -21,7 +21,7 @@ from ddcnn.scaling.extrapolation import fitted
 from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
 from ddcnn.scaling.measurements import TOTAL, Point
 from ddcnn.scaling.performance_model import FITTED, Counts, Observation, Sizes, counts, fit
-from ddcnn.scaling.workload import Network, Problem
+from ddcnn.scaling.workload import Network, Workload
 from ddcnn.training.data_parallel import global_batch_size
 
 SMALL = Sizes(
@@ -31,7 +31,7 @@ SMALL = Sizes(
     forward_epochs=0, folds=5, evaluations=0.0, local_operations=2e6, global_operations=3e7, dnn_operations=1e5, local_layers=25,
     global_layers=27, dnn_layers=5, parameters=500_000, local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
-PROBLEM = Problem("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 300, 10, ("local", "gather", "dnn", "global"), 1)
+PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 300, 10, ("local", "gather", "dnn", "global"), 1)
 positive = st.floats(1e-3, 1e3)
 
 
@@ -284,7 +284,7 @@ def test_held_out_samples_are_not_modelled(digits_run, tmp_path):
     shutil.copytree(digits_run, tmp_path / "copy")
     settings = (digits_run / "config.toml").read_text().replace('dnn-data = "train"', 'dnn-data = "holdout"')
     (tmp_path / "copy" / "config.toml").write_text(settings)
-    Problem.of(run, "strong", {"local", "dnn"})
+    Workload.of(run, "strong", {"local", "dnn"})
     held_out = load(RunFolder(tmp_path / "copy"))
     with pytest.raises(InputError, match="holdout is not modelled"):
-        Problem.of(held_out, "strong", {"local", "dnn"})
+        Workload.of(held_out, "strong", {"local", "dnn"})

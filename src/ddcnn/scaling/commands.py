@@ -106,7 +106,7 @@ def collect(settings: CollectSettings) -> None:
 
 def predict(settings: ExtrapolationSettings) -> None:
     """Predicts times on more ranks."""
-    from ddcnn.scaling import extrapolation
+    from ddcnn.scaling import extrapolation_report
     from ddcnn.scaling.collect import kind_of
     from ddcnn.scaling.study import parse_ranks
 
@@ -119,7 +119,7 @@ def predict(settings: ExtrapolationSettings) -> None:
         given["bytes_read"] = 1e-9 / settings.read_gb
     launcher = _words("launcher", settings.launcher) if settings.measure else None
     kind, output = settings.kind or kind_of(settings.study), settings.output or settings.study
-    extrapolation.predict(settings.study, parse_ranks(settings.ranks), given, launcher, output, kind)
+    extrapolation_report.predict(settings.study, parse_ranks(settings.ranks), given, launcher, output, kind)
 
 
 def run_settings(arguments: Sequence[str]) -> RunSettings:

@@ -1,27 +1,13 @@
-"""``ddcnn scaling predict``: the performance model, fitted to a finished study, compared with what was measured, on more ranks."""
+"""The performance model, fitted to a finished study: compared with the measurements, and evaluated on more ranks."""
 
-import json
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
-from pathlib import Path
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, replacing, write_text
-from ddcnn.io.hdf5 import parsing, reading
-from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import DAMAGED, load
-from ddcnn.scaling.collect import csv_text, measured
-from ddcnn.scaling.measurements import TOTAL, Kind, Point, points_of
-from ddcnn.scaling.performance_model import COMMUNICATION, FITTED, Counts, Observation, Sizes, counts, fit
-from ddcnn.scaling.study import execute, find_launcher
-from ddcnn.scaling.workload import Problem
+from ddcnn.scaling.measurements import TOTAL, Kind, Point
+from ddcnn.scaling.performance_model import COMMUNICATION, Counts, Observation, Sizes, counts, fit
+from ddcnn.scaling.workload import Workload
 
-POLLING = 1e-4  # seconds that a polite collective takes beyond its messages, where it has not been measured
 SMALL = 0.01  # share of the whole time up to which a phase is not compared
-READING = 1e9  # bytes per second of a partitioned set, likewise
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class Model:
     """
 
     kind: Kind
-    problem: Problem
+    workload: Workload
     points: list[Point]
     measured: Counts
     predicted: Counts
@@ -74,7 +60,7 @@ class Model:
     def at(self, ranks: int) -> Predicted:
         """What the problem takes on so many ranks."""
         try:
-            sizes = self.problem.at(ranks)
+            sizes = self.workload.at(ranks)
         except InputError as refusal:
             return Predicted(ranks, refusal=str(refusal))
         each, machine = counts(sizes), self.predicted
@@ -85,50 +71,9 @@ class Model:
         return Predicted(ranks, sizes, seconds, read, communication)
 
 
-def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher: Sequence[str] | None, output: Path, kind: Kind) -> None:
-    """Writes predict.csv, predict.md and predict.png, and prints the tables.
-
-    Args:
-        given: seconds per count of the machine that is predicted, as far as they are known; the others are those of this one.
-        launcher: of the program that measures this machine; None: do not.
-
-    Raises:
-        InputError: no finished study, or nothing is known of the network.
-    """
-    from ddcnn.report import figures
-    from ddcnn.scaling.extrapolation_report import csv_row, error_table, refusals, text, time_table
-
-    if launcher is None and not {"messages", "bytes_sent"} <= set(given):
-        raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
-    runs = measured([study], kind)
-    problem = Problem.of(load(RunFolder(runs[0].folder)), kind, set(runs[0].seconds))
-    most = max(run.ranks for run in runs) if kind == "strong" else problem.ranks
-    if most > prod(problem.grid):
-        raise InputError(f"{study}: {most} ranks trained {prod(problem.grid)} subdomains, in groups, which are not modelled: study fewer")
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-    here = Counts(collectives=POLLING, bytes_read=1 / READING)
-    here = here._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
-    model = fitted(kind, problem, points_of(runs, kind), here, given)
-    wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
-    write_text(output / "predict.csv", csv_text(map(csv_row(problem), wanted)))
-    write_text(output / "predict.md", text(model, wanted, runs[0]))
-    figure = figures.predicted(
-        [one.ranks for one in wanted],
-        {method: [problem.in_all(method, one.seconds) for one in wanted] for method in problem.methods},
-        {phase: [one.of(phase) for one in wanted] for phase in problem.phases if phase not in problem.methods},
-        [point.ranks for point in model.points],
-        {method: [problem.in_all(method, point.seconds) for point in model.points] for method in problem.methods},
-        kind,
-    )
-    with replacing(output / "predict.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    print(f"{error_table(model)}\n\n{time_table(problem, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
-
-
-def fitted(kind: Kind, problem: Problem, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
+def fitted(kind: Kind, workload: Workload, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
     """The model of all points, and what it says of each of them when it is fitted to the others."""
-    each = {point.ranks: counts(problem.at(point.ranks)) for point in points}
+    each = {point.ranks: counts(workload.at(point.ranks)) for point in points}
 
     def observed(left_out: int | None = None) -> list[Observation]:
         return [
@@ -149,15 +94,4 @@ def fitted(kind: Kind, problem: Problem, points: list[Point], here: Counts, give
     rates, untold = fit(observed(), here)
     if "global_operations" in untold:  # no global CNN was trained: it computes as fast as the local ones
         rates = rates._replace(global_operations=rates.local_operations)
-    return Model(kind, problem, points, rates, rates._replace(**given), untold, compared)
-
-
-def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[str, float]:
-    """Seconds per count of this machine's network, and of reading a set of the study if there is one."""
-    sets = sorted(map(str, (study / "partitions").glob("*.h5")))[-1:]
-    log = output / "network_speed.log"
-    program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
-    execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
-    with reading(log, *DAMAGED), parsing():
-        found = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
-        return {name: float(found[name]) for name in Counts._fields if name in found and name not in FITTED}
+    return Model(kind, workload, points, rates, rates._replace(**given), untold, compared)

@@ -1,14 +1,28 @@
-"""What ``ddcnn scaling predict`` tells: tables, predict.csv, predict.md."""
+"""``ddcnn scaling predict``: fits the performance model to a study, and writes predict.csv, predict.md and predict.png."""
 
+import json
+import os
+import sys
 from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
 from typing import Any
 
+from ddcnn.errors import InputError
+from ddcnn.io.atomic import disk_errors, replacing, write_text
+from ddcnn.io.hdf5 import parsing, reading
+from ddcnn.io.run_folder import RunFolder
+from ddcnn.io.run_reader import DAMAGED, load
 from ddcnn.report.markdown import number, table
-from ddcnn.scaling.extrapolation import Model, Predicted
-from ddcnn.scaling.measurements import TOTAL, Measured
-from ddcnn.scaling.performance_model import Counts
-from ddcnn.scaling.workload import Problem
+from ddcnn.scaling.collect import csv_text, measured
+from ddcnn.scaling.extrapolation import Model, Predicted, fitted
+from ddcnn.scaling.measurements import TOTAL, Kind, Measured, points_of
+from ddcnn.scaling.performance_model import FITTED, Counts
+from ddcnn.scaling.study import execute, find_launcher
+from ddcnn.scaling.workload import Workload
 
+POLLING = 1e-4  # seconds that a polite collective takes beyond its messages, where it has not been measured
+READING = 1e9  # bytes per second of a partitioned set, likewise
 OF_KIND = {
     "strong": "Strong scaling: the image and the set are those of the study. Up to N ranks its subdomains are shared out; beyond, the grid "
     "is finer, with one subdomain a rank, local CNNs are narrower by the width rule (4 channels at least), and the overlap stays. It ends "
@@ -39,6 +53,57 @@ RATES = {
 }  # what they are called, units and whether the number is one per second
 
 
+def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher: Sequence[str] | None, output: Path, kind: Kind) -> None:
+    """Writes predict.csv, predict.md and predict.png, and prints the tables.
+
+    Args:
+        given: seconds per count of the machine that is predicted, as far as they are known; the others are those of this one.
+        launcher: of the program that measures this machine; None: do not.
+
+    Raises:
+        InputError: no finished study, or nothing is known of the network.
+    """
+    from ddcnn.report import figures
+
+    if launcher is None and not {"messages", "bytes_sent"} <= set(given):
+        raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
+    runs = measured([study], kind)
+    workload = Workload.of(load(RunFolder(runs[0].folder)), kind, set(runs[0].seconds))
+    most = max(run.ranks for run in runs) if kind == "strong" else workload.ranks
+    if most > prod(workload.grid):
+        raise InputError(f"{study}: {most} ranks trained {prod(workload.grid)} subdomains, in groups, which are not modelled: study fewer")
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    here = Counts(collectives=POLLING, bytes_read=1 / READING)
+    here = here._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
+    model = fitted(kind, workload, points_of(runs, kind), here, given)
+    wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
+    write_text(output / "predict.csv", csv_text(map(csv_row(workload), wanted)))
+    write_text(output / "predict.md", text(model, wanted, runs[0]))
+    figure = figures.predicted(
+        [one.ranks for one in wanted],
+        {method: [workload.in_all(method, one.seconds) for one in wanted] for method in workload.methods},
+        {phase: [one.of(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
+        [point.ranks for point in model.points],
+        {method: [workload.in_all(method, point.seconds) for point in model.points] for method in workload.methods},
+        kind,
+    )
+    with replacing(output / "predict.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    print(f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
+
+
+def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[str, float]:
+    """Seconds per count of this machine's network, and of reading a set of the study if there is one."""
+    sets = sorted(map(str, (study / "partitions").glob("*.h5")))[-1:]
+    log = output / "network_speed.log"
+    program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
+    execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
+    with reading(log, *DAMAGED), parsing():
+        found = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+        return {name: float(found[name]) for name in Counts._fields if name in found and name not in FITTED}
+
+
 def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
     """predict.md."""
     conditions = ", ".join(f"{name} {run.conditions[name]}" for name in ("device", "precision", "threads per rank", "torch"))
@@ -46,7 +111,7 @@ def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
 
 {OF_KIND[model.kind]} {DDP}
 
-{time_table(model.problem, wanted)}
+{time_table(model.workload, wanted)}
 {refusals(wanted)}
 ![time over ranks](predict.png)
 
@@ -90,12 +155,12 @@ def error_table(model: Model) -> str:
     return table(("ranks", "phase", "measured s", "model s, fitted without it", "error in %"), rows)
 
 
-def time_table(problem: Problem, wanted: Sequence[Predicted]) -> str:
+def time_table(workload: Workload, wanted: Sequence[Predicted]) -> str:
     """Seconds on every number of ranks: of the phases, and of the methods in all."""
-    phases, methods = [phase for phase in problem.phases if phase != "global"], problem.methods
+    phases, methods = [phase for phase in workload.phases if phase != "global"], workload.methods
     rows = []
     for one in wanted:
-        sizes, in_all = one.sizes, [problem.in_all(method, one.seconds) for method in methods]
+        sizes, in_all = one.sizes, [workload.in_all(method, one.seconds) for method in methods]
         first, ddp = in_all[0], in_all[-1]
         batch = sizes.global_share * one.ranks if sizes and sizes.global_fits else "–"
         rows.append((
@@ -134,15 +199,15 @@ def untold(model: Model) -> str:
     return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)
 
 
-def csv_row(problem: Problem) -> Callable[[Predicted], dict[str, Any]]:
+def csv_row(workload: Workload) -> Callable[[Predicted], dict[str, Any]]:
     """Of a prediction: all its numbers by name."""
 
     def row(one: Predicted) -> dict[str, Any]:
         found: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
         found |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
         kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
-        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in problem.phases}
-        found |= {f"method_{method}_seconds": problem.in_all(method, one.seconds) for method in problem.methods}
+        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
+        found |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
         return found | {"refusal": one.refusal or None}
 
     return row

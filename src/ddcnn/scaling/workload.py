@@ -20,7 +20,7 @@ from ddcnn.scaling.study import grid_of
 
 
 @dataclass(frozen=True)
-class Problem:
+class Workload:
     """What a study measured, as one of its runs tells it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Problem:
     bytes_a_value: int
 
     @classmethod
-    def of(cls, run: FinishedRun, kind: Kind, phases: set[str]) -> "Problem":
+    def of(cls, run: FinishedRun, kind: Kind, phases: set[str]) -> "Workload":
         """
         Raises:
             InputError: the study is of a kind that is not modelled.
