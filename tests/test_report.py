@@ -14,6 +14,7 @@ import pytest
 from launching import alone, launch, refusal
 from matplotlib.image import imread
 
+from ddcnn.__main__ import main
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
@@ -242,6 +243,20 @@ def test_a_damaged_file_is_named(bare, name, keep):
     with pytest.raises(InputError, match=re.escape(name)):
         write_report(RunFolder(bare))
     assert not (bare / "report.md").exists()
+
+
+@pytest.mark.parametrize("place", ["report_text", "write_figures"])
+def test_an_error_of_the_program_keeps_its_traceback_and_is_no_damaged_file(bare, place, monkeypatch, capsys):
+    def broken(*arguments):
+        raise TypeError("planted")
+
+    monkeypatch.setattr(f"ddcnn.report.run_report.{place}", broken)
+    monkeypatch.setattr(sys, "argv", ["ddcnn", "report", str(bare)])
+    assert main() == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert any("in broken" in line for line in lines)
+    assert lines[-1] == "ddcnn: failed: rank 0 of 1: TypeError: planted"
 
 
 def test_another_schema_is_refused(bare):

@@ -18,7 +18,8 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -189,8 +190,9 @@ class CheckpointManager:
         names = [f"rank-{rank:04}.h5" for rank in range(len(manifest.files))]
         name_of_rank = names[self.world.rank % len(names)]
         files = Stored(manifest.files)
-        file_of = Stored({part: name for name in names for part in files[name].parts})
-        needed = {name_of_rank, *(file_of[part] for part in parts)}
+        with _naming(folder / MANIFEST):
+            file_of = Stored({part: name for name in names for part in files[name].parts})
+            needed = {name_of_rank, *(file_of[part] for part in parts)}
         read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
         of_rank = read[name_of_rank].get("own", Stored())
         return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, of_rank)
@@ -206,23 +208,26 @@ def _packed(checkpoint: Checkpoint) -> bytes:
         return file.id.get_file_image()
 
 
-def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
-    """Arrays per part.
-
-    Raises:
-        Damaged: it is not the file that the manifest describes.
-    """
-    data = _read_file(path, size)
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        raise Damaged(f"{path} is damaged")
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the name of the file before what is damaged in it."""
     try:
+        yield
+    except Damaged as damage:
+        raise Damaged(f"{path} is damaged ({damage})") from None
+
+
+def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
+    """Arrays of each part; Damaged unless it is the file that the manifest describes."""
+    with _naming(path):
+        data = _read_file(path, size)
+        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+            raise Damaged("other content than was written")
         with parsing():
             file = h5py.File(io.BytesIO(data), "r")
             parts = list(file)
         with file:
             return Stored({part: _arrays(file, part) for part in parts})
-    except Damaged as error:
-        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 def _arrays(file: h5py.File, part: str) -> Arrays:
@@ -238,32 +243,26 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _unsealed(path: Path) -> _Manifest:
-    data = _read_file(path, LARGEST_MANIFEST)
-    line, *rest = data.split(b"\n")
-    if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
-        raise Damaged(f"{path} is damaged")
-    try:
+    with _naming(path):
+        line, *rest = _read_file(path, LARGEST_MANIFEST).split(b"\n")
+        if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
+            raise Damaged("other content than was written")
         with parsing():
             values = json.loads(line)
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             raise InputError(f"{path}: not of this version of ddcnn, which reads version {SCHEMA_VERSION}")
         with parsing():
             return _Manifest.model_validate(values)
-    except Damaged as error:
-        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 def _read_file(path: Path, most: int) -> bytes:
     """Bytes of a regular file, at most ``most``; links are not followed."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-                raise Damaged(f"{path} is no file, or too large")
-            beat(f"reading {path.name}")
-            return file.read()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    with parsing(), open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise Damaged("not a file, or too large")
+        beat(f"reading {path.name}")
+        return file.read()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -39,7 +39,7 @@ def parsing() -> Iterator[None]:
         raise
     except DAMAGE as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise Damaged(str(reason) or type(error).__name__) from None
+        raise Damaged(" ".join(str(reason).split()) or type(error).__name__) from None
 
 
 @contextmanager
@@ -158,5 +158,5 @@ def attribute(holder: h5py.HLObject, name: str) -> Any:
 
 @parsing()
 def attributes(file: h5py.File) -> dict[str, Any]:
-    """All attributes of a file by name; Damaged as ``attribute``."""
+    """All attributes of a file by name, as ``attribute`` reads them."""
     return {name: attribute(file, name) for name in file.attrs}
