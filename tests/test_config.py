@@ -115,7 +115,7 @@ def test_an_unknown_key_is_refused_with_what_is_allowed(toml, key, meant):
 
 BAD = [
     ("checkpoint_every", "0", "10min"), ("checkpoint_every", "often", "10min"), ("stop_signals", "SIGKILL", "SIGUSR1,SIGTERM"),
-    ("stop_signals", "USR1", "SIGUSR1,SIGTERM"), ("time_limit", "0", "greater than 0"),
+    ("stop_signals", "USR1", "SIGUSR1,SIGTERM"), ("stop_signals", 5, "valid tuple"), ("time_limit", "0", "greater than 0"),
     ("keep_checkpoints", "0", "greater than or equal to 1"),
     ("epochs", "0", "greater than or equal to 1"), ("epochs", "many", "valid integer"), ("epochs", "1.5", "valid integer"),
     ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_val
 
 from ddcnn.config.methods import Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
-from ddcnn.config.types import (
+from ddcnn.config.types import (  # fmt: skip
     Device,
     Every,
     Grid,
@@ -21,7 +21,7 @@ from ddcnn.config.types import (
     VolumeSize,
     Window,
     option,
-)  # fmt: skip
+)
 from ddcnn.networks.registry import NETWORKS, default_width
 
 SOURCES = (
@@ -60,9 +60,7 @@ class ImageSettings(Settings):
     download: bool = option(Group.DATA, False, "let torchvision download a missing data set into --data-root")
     skip_damaged: bool = option(Group.DATA, False, "leave out and count damaged files instead of refusing the data set")
     progress: Literal["auto", "bar", "lines", "none"] = option(
-        Group.OUTPUT,
-        "auto",
-        "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nothing, nor tables",
+        Group.OUTPUT, "auto", "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nor tables"
     )
     stall_timeout: float = option(Group.RUN, 1800, "abort the job if a rank shows no sign of life for so many seconds; 0: never", "S", ge=0)
 
@@ -86,13 +84,7 @@ class DataSettings(ImageSettings):
     decomposition: Literal["image", "width"] = option(
         Group.DECOMPOSITION, "image", "decompose the image into subimages, or the network into thin networks that see the whole image"
     )
-    grid: Grid = option(
-        Group.DECOMPOSITION,
-        "2x2",
-        "subdomains per axis; in width their product counts",
-        "2x2",
-        validate_default=True,
-    )
+    grid: Grid = option(Group.DECOMPOSITION, "2x2", "subdomains per axis; in width their product counts", "2x2", validate_default=True)
     overlap: int = option(Group.DECOMPOSITION, 0, "pixels by which a subimage extends into its neighbours", "PIXELS", ge=0)
     augment: Literal["none", "flip", "shift", "flip+shift"] = option(Group.DATA, "none", "random augmentation of the training images")
     shift: int = option(Group.DATA, 4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
@@ -154,10 +146,7 @@ class RunSettings(DataSettings):
         Group.LOCAL, "none", "class weights of the loss; balanced: rare classes count as much as frequent ones"
     )
     start_from: Path | None = option(
-        Group.LOCAL,
-        None,
-        "take the local CNNs, and the DNN if it fits, from a finished run with the same --seed (default: train)",
-        "RUN",
+        Group.LOCAL, None, "take the local CNNs, and the DNN if it fits, from a finished run with the same --seed (default: train)", "RUN"
     )
 
     interface: Interface = option(Group.DNN, "probabilities", "what a local CNN passes to the DNN; features: its last hidden layer")

@@ -69,7 +69,8 @@ def _ordered(window: tuple[float, float]) -> tuple[float, float]:
     return window
 
 
-def _methods(value: Any) -> Any:
+def _words(value: Any) -> Any:
+    """Words between commas."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
@@ -82,7 +83,9 @@ def _every(value: Any) -> Any:
 
 
 def _signals(value: Any) -> Any:
-    names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    if not isinstance(value, (str, list, tuple)):
+        return value
+    names = tuple(filter(None, _words(value)))
     for name in names:
         if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"{name} cannot be handled; give names of signals such as SIGUSR1,SIGTERM")
@@ -107,12 +110,7 @@ Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_text]
 VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]
 Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Methods = Annotated[
-    tuple[Method, ...],
-    BeforeValidator(_methods),
-    PlainSerializer(",".join),
-    Field(min_length=1),
-]
+Methods = Annotated[tuple[Method, ...], BeforeValidator(_words), PlainSerializer(",".join), Field(min_length=1)]
 Subdomains = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_subdomains)]
 Every = Annotated[str, BeforeValidator(_every)]
 Signals = Annotated[tuple[str, ...], BeforeValidator(_signals), PlainSerializer(",".join)]
