@@ -121,7 +121,7 @@ def test_a_class_of_one_sample_is_trained_on_and_a_class_of_two_is_tested_too(tm
     assert source.splits["train"].labels.tolist() == [0, 1]
     assert source.splits["test"].labels.tolist() == [1]
     (tmp_path / "two" / "1.png").unlink()
-    with pytest.raises(InputError, match="no class has a sample to spare"):
+    with pytest.raises(InputError, match="no class has two samples"):
         opened(tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_the_window_clips_before_the_size_changes(tmp_path):
     ("option", "value", "words"),
     [
         ("image_transform", "resize", "give --image-size too"),
-        ("interpolation", "bicubic", "--interpolation bicubic is that of --image-size"),
+        ("interpolation", "bicubic", "--interpolation bicubic applies to --image-size only"),
         ("window", (300, 400), "uint8"),
         ("window", (1.2, 1.8), "uint8"),
     ],

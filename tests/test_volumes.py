@@ -113,7 +113,7 @@ def test_files_may_lie_in_folders_below_and_the_table_may_come_from_a_spreadshee
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["0.nii,0", "1.nii,1", "nowhere.nii,1"], r"labels\.csv line 4: .*nowhere\.nii is not there"),
+        (["0.nii,0", "1.nii,1", "nowhere.nii,1"], r"labels\.csv line 4: .*nowhere\.nii does not exist"),
         (["0.nii,0", "../1.nii,1"], r"line 3: \.\./1\.nii lies outside"),
         (["sub/../../x/1.nii,1"], r"line 2: .* lies outside"),
         (["/etc/1.nii,1"], r"line 2: /etc/1\.nii lies outside"),
@@ -122,7 +122,7 @@ def test_files_may_lie_in_folders_below_and_the_table_may_come_from_a_spreadshee
         ([",1"], "line 2: no file"),
         (["0.nii"], "line 2: no label"),
         (["labels.csv,1"], r"does not end in \.nii"),
-        (["0.nii,0", "1.nii,1", "0.nii,1"], r"line 4: 0\.nii stands in line 2 already"),
+        (["0.nii,0", "1.nii,1", "0.nii,1"], r"line 4: 0\.nii is listed in line 2 already"),
         (["0.nii,0", "1\0.nii,1"], "not a readable table"),
         ([], "no lines"),
         (["0.nii,0", "1.nii,0"], "only one class"),

@@ -51,7 +51,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Select
     if split.shape[1:] != trained_on.shape or split.dtype != np.dtype(trained_on.dtype):
         raise InputError(
             f"{options.name}: images of {_text(split.shape[1:])} {split.dtype}, but the run was trained on {_text(trained_on.shape)} "
-            f"{np.dtype(trained_on.dtype)} ({'depth x ' if len(spatial) == 3 else ''}rows x columns x channels): bring them to the same"
+            f"{np.dtype(trained_on.dtype)} ({'depth x ' if len(spatial) == 3 else ''}rows x columns x channels): convert them"
         )
     wrong = split.labels[(split.labels < -1) | (split.labels >= len(trained_on.class_names))]
     if wrong.size:
@@ -62,7 +62,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Select
     if selection.samples is not None and selection.samples > len(split):
         raise InputError(f"--samples {selection.samples}: {options.name} has only {len(split)} images")
     if selection.samples is not None and selection.split == "all":
-        raise InputError("--samples is of one split: take --split test or train")
+        raise InputError("--samples is of one split: give --split test or train")
     return split, balanced_subset(split.labels, selection.samples, options.seed, selection.split)
 
 
@@ -76,7 +76,7 @@ def _open(options: SourceOptions, trained_on: TrainedOn, selection: Selection) -
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise InputError(
-                f"{path} is no {kind}, which the run was trained on: give a file that ends in {', '.join((*suffixes, *OPENERS))}"
+                f"{path} is no {kind} file, and the run was trained on {kind}s: give one that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return _files(options, trained_on, [path])
     if path.is_dir() and (files := _unlabelled_files(path, suffixes, selection.unlabelled)):
@@ -105,12 +105,12 @@ def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> 
     pixels = options.pixels
     if not options.volumes and pixels is None:
         what = f"{shape[-1]} channels of {dtype}"
-        raise InputError(f"{options.name}: no image file is read as what the run was trained on, {what}; give an .npz or .h5 of arrays")
+        raise InputError(f"{options.name}: the run was trained on {what}, which image files cannot give; name an .npz or .h5 of arrays")
 
     def load(i: int) -> np.ndarray:
         image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels)
         if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
-            raise InputError(f"{paths[i]} is {_text(image.shape)}, but the run was trained on {_text(shape)}: bring it to that size")
+            raise InputError(f"{paths[i]} is {_text(image.shape)}, but the run was trained on {_text(shape)}: resize it")
         return image
 
     return sample_by_sample(np.full(len(paths), -1, np.int64), shape, dtype, fit, load, paths.__getitem__)
@@ -153,7 +153,7 @@ def _renumbered(name: str, splits: dict[str, Split], class_names: tuple[str, ...
         if class_name not in known:
             names = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
             hint = "; --unlabelled takes the images without labels" if Path(name).is_dir() else ""
-            raise InputError(f"{name}: the run knows no class {class_name}{did_you_mean(class_name, known)}; it has {names}{hint}")
+            raise InputError(f"{name}: the run has no class {class_name}{did_you_mean(class_name, known)}; its classes are {names}{hint}")
     number = np.array([known.index(class_name) for class_name in class_names])
     return {split: replace(images, labels=number[images.labels]) for split, images in splits.items()}
 
@@ -166,7 +166,7 @@ def _select(splits: dict[str, Split], wanted: str) -> Split:
         return next(iter(splits.values()))
     first, second = (splits[name] for name in SPLITS)
     if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
-        raise InputError("--split all: training and test images are of another size or type: name one of them with --split")
+        raise InputError("--split all: training and test images differ in size or type: name one split with --split")
     border = len(first)
 
     def read(indices: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ def split_by_fraction(options: SourceOptions, labels: np.ndarray) -> dict[str, n
     classes = _shuffled_classes(labels, options.seed, "test fraction")
     test = np.sort(np.concatenate([indices[: min(len(indices) - 1, max(1, round(fraction * len(indices))))] for indices in classes]))
     if not test.size:
-        raise InputError(f"{options.name}: no class has a sample to spare for a test split; give every class two or more")
+        raise InputError(f"{options.name}: no class has two samples, one to train and one to test on; give every class two or more")
     return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
 
 

@@ -37,9 +37,9 @@ class Fit:
         if self.dimension == 2 and options.volume_size:
             raise InputError(f"--volume-size: {options.name} holds images (volumes in arrays need --volumes); give --image-size")
         if options.image_transform != "resize+center-crop" and not options.image_size:
-            raise InputError(f"--image-transform {options.image_transform}: to which size? give --image-size too")
+            raise InputError(f"--image-transform {options.image_transform}: needs a size: give --image-size too")
         if options.interpolation != "bilinear" and not options.image_size:
-            raise InputError(f"--interpolation {options.interpolation} is that of --image-size; volumes are resampled linearly")
+            raise InputError(f"--interpolation {options.interpolation} applies to --image-size only; volumes are resampled linearly")
 
     @property
     def option(self) -> str:
@@ -56,7 +56,9 @@ class Fit:
         if dtype.kind in "ui":
             low, high = max(math.ceil(low), np.iinfo(dtype).min), min(math.floor(high), np.iinfo(dtype).max)
             if low > high:
-                raise InputError(f"--window {self.options.window}: {self.options.name} has pixels of type {dtype}, and none lies within")
+                raise InputError(
+                    f"--window {self.options.window}: {self.options.name} has pixels of type {dtype}, and none of their values lies in it"
+                )
         return dtype.type(low), dtype.type(high)
 
     def __call__(self, sample: np.ndarray) -> np.ndarray:
@@ -171,7 +173,7 @@ def sample_by_sample(
             except Exception as error:  # third-party decoders raise anything
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
             if sample.dtype.kind == "f" and not np.isfinite(sample).all():
-                raise DamagedSample.of(name(i), "it has a NaN or an infinite number")
+                raise DamagedSample.of(name(i), "it has a value that is NaN or infinite")
             sample = fit(sample)
             if sample.shape != shape:  # only some headers were compared before
                 raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")

@@ -31,7 +31,7 @@ def class_folders(options: SourceOptions) -> Source:
     class_names = [name for name, _ in _subfolders(split_folders["train"])]
     if not class_names:
         raise InputError(
-            f"--data {root}: no class folders in it; wanted are {root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, "
+            f"--data {root}: no class folders in it; expected are {root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, "
             "or NIfTI volumes with a labels.csv"
         )
     by_split = {split: list(_class_files(root, folder, class_names)) for split, folder in split_folders.items()}
@@ -80,7 +80,7 @@ def _subfolders(folder: Path) -> list[tuple[str, Path]]:
 def _refuse_link(folder: os.DirEntry) -> None:
     """Refuses a link to a folder: it is not followed, and its images would be missed silently."""
     if folder.is_symlink():
-        raise InputError(f"{folder.path} is a link to a folder, and links are not followed; put the folder itself there")
+        raise InputError(f"{folder.path} is a link to a folder, and links are not followed; put the folder itself in its place")
 
 
 def _class_files(root: Path, folder: Path, class_names: list[str]) -> Iterator[tuple[Path, int]]:
@@ -112,5 +112,5 @@ def image_files(root: Path, folder: Path, suffixes: tuple[str, ...] = SUFFIXES) 
             elif entry.is_file() and entry.name.lower().endswith(suffixes):
                 path = Path(entry.path)
                 if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                    raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself there")
+                    raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself in its place")
                 yield path

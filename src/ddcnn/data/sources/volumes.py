@@ -140,7 +140,7 @@ def _table(root: Path) -> list[Row]:
             for values in reader:
                 row = _row(root, f"{table} line {reader.line_num}", values)
                 if row.path in seen:
-                    raise InputError(f"{row.where}: {row.path.name} stands in {seen[row.path]} already")
+                    raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
                 seen[row.path] = row.where.removeprefix(f"{table} ")
                 rows.append(row)
     except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or a zero byte in a name
@@ -160,9 +160,9 @@ def _row(root: Path, where: str, values: dict) -> Row:
         )
     path = root / name
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{where}: {name} lies outside of {root}, where nothing is read")
+        raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
     if not path.is_file():
-        raise InputError(f"{where}: {path} is not there")
+        raise InputError(f"{where}: {path} does not exist")
     if "split" in values and split.casefold() not in SPLITS:
         raise InputError(f"{where}: split {split!r}; expected train or test")
     return Row(where, path, label, split.casefold() if "split" in values else None)
