@@ -38,17 +38,14 @@ def test_notes_are_rank_0s_alone_and_problems_anyones(rank, capsys):
     assert written.err == "ddcnn: warning: text\nddcnn: error: text\nddcnn: failed: text\nddcnn: skipped: sample 3\n"
 
 
-def printing(tree: ast.AST) -> list[int]:
-    """Lines that print, or write to stdout or stderr."""
-    lines = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            function, text = node.func, ast.unparse(node.func)
-            writes = text.endswith((".stdout.write", ".stderr.write", ".stdout.buffer.write"))
-            prints = isinstance(function, ast.Attribute) and function.attr == "print" and "Console(file=" not in text  # into a string
-            if text == "print" or prints or writes:
-                lines.append(node.lineno)
-    return lines
+def printing(tree: ast.Module) -> list[int]:
+    """Lines that print, or write to stdout or stderr; not what a module does as a program, nor on a console that its caller gives."""
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'")]
+    calls = [(node.lineno, ast.unparse(node.func)) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        line for line, function in calls
+        if function == "print" or function.endswith((").print", ").out", ".stdout.write", ".stderr.write", ".stdout.buffer.write"))
+    ]  # fmt: skip
 
 
 def test_nothing_below_experiment_prints():
@@ -60,9 +57,14 @@ def test_nothing_below_experiment_prints():
     assert places == {}, "log it: logging.getLogger(__name__).info(…)"
 
 
-@pytest.mark.parametrize("code", ["print(1)", "sys.stderr.write('x')", "Console().print(table)"])
+@pytest.mark.parametrize("code", ["print(1)", "sys.stderr.write('x')", "Console().print(table)", "def f():\n    print(1)"])
 def test_printing_is_noticed(code):
-    assert printing(ast.parse(code)) == [1]
+    assert printing(ast.parse(code))
+
+
+@pytest.mark.parametrize("code", ["console.print(table)", "if __name__ == '__main__':\n    print(1)", "logger.info('x')"])
+def test_a_console_that_is_given_and_a_program_may_print(code):
+    assert printing(ast.parse(code)) == []
 
 
 @pytest.mark.parametrize(("terminal", "style"), [(True, "bar"), (False, "lines")])

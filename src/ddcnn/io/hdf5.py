@@ -20,7 +20,7 @@ NUMBERS = "biuf"  # kinds of NumPy types
 LONGEST_REASON = 300
 ATTRIBUTE_BYTES = 1 << 24  # far more than the names of all classes take
 # What h5py, json and NumPy raise on damaged bytes; UnicodeDecodeError and RecursionError are among them.
-DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, SystemError)
+PARSE_ERRORS = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, SystemError)
 
 while h5py.h5pl.size():  # filters are programs: none is ever loaded because a file asks for it
     h5py.h5pl.remove(0)
@@ -37,7 +37,7 @@ def parsing() -> Iterator[None]:
         yield
     except Damaged:
         raise
-    except DAMAGE as error:
+    except PARSE_ERRORS as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise Damaged(" ".join(str(reason).split()) or type(error).__name__) from None
 
