@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import Damaged, attribute, names_in, opened, own_array, own_dataset, parsing, reading
+from ddcnn.io.hdf5 import Damaged, attribute, checked_array, checked_dataset, names_in, opened, parsing, reading
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def test_an_array_of_numbers_is_taken_with_hard_links_to_it(file):
     file["group/array"] = np.arange(6, dtype="i4").reshape(2, 3)
     file["group/again"] = file["group"]
     for name in ("group/array", "group/again/again/array"):
-        assert own_dataset(file, name, (2, 3), "i4")[...].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert checked_dataset(file, name, (2, 3), "i4")[...].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert names_in(file, "group/again") == ["again", "array"]
 
 
@@ -34,14 +34,14 @@ def test_an_array_of_numbers_is_taken_with_hard_links_to_it(file):
 def test_a_dataset_of_another_kind_is_refused(file, values, words):
     file["there"], file["x"] = np.zeros(3, "i8"), values
     with pytest.raises(Damaged, match=f"x {words}"):
-        own_dataset(file, "x", (3,), "i8")
+        checked_dataset(file, "x", (3,), "i8")
 
 
 @pytest.mark.parametrize("how", [{"compression": "gzip"}, {"shuffle": True}, {"fletcher32": True}, {"scaleoffset": 0}])
 def test_a_filtered_dataset_is_refused(file, how):
     file.create_dataset("x", data=np.zeros(3, "i8"), **how)
     with pytest.raises(Damaged, match="x is compressed or filtered"):
-        own_dataset(file, "x")
+        checked_dataset(file, "x")
 
 
 @pytest.mark.parametrize("how", [{}, {"chunks": (10,)}])
@@ -49,14 +49,14 @@ def test_a_filtered_dataset_is_refused(file, how):
 def test_a_dataset_that_was_never_written_is_refused_before_it_takes_memory(file, how, size):
     file.create_dataset("x", (size,), "f8", **how)
     with pytest.raises(Damaged, match="x has fewer data than its shape"):
-        own_dataset(file, "x")
+        checked_dataset(file, "x")
 
 
 @pytest.mark.parametrize("name", ["missing", "group/missing", "array/below", "", "/", ".", "..", "group//array", "group"])
 def test_a_name_that_leads_to_no_array_is_refused(file, tmp_path, name):
     file["array"], file["group/array"] = 1, 2
     with pytest.raises(InputError, match=str(tmp_path)), reading(tmp_path):
-        own_dataset(file, name)
+        checked_dataset(file, name)
 
 
 def test_a_dataset_is_not_a_group(file):
@@ -113,12 +113,12 @@ def test_a_damaged_file_is_told_from_an_error_while_it_is_open(tmp_path):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["x"] = np.arange(3)
     with pytest.raises(TypeError), opened(tmp_path / "f.h5") as file:
-        own_array(file, "x") + "text"
+        checked_array(file, "x") + "text"
     with (
         pytest.raises(InputError, match=r"f\.h5: not a set \(y is missing\); make it again"),
         opened(tmp_path / "f.h5", "not a set", "make it again") as file,
     ):
-        own_array(file, "y")
+        checked_array(file, "y")
     (tmp_path / "f.h5").write_bytes(b"text")
     with pytest.raises(InputError, match="not a readable HDF5 file"), opened(tmp_path / "f.h5"):
         pass

@@ -104,14 +104,14 @@ def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to
         clock.now += 3
     with first.phase("local"), first.span("compute"):
         clock.now += 20
-        kept = first.kept()  # in the middle of a span
+        kept = first.to_save()  # in the middle of a span
         clock.now += 7  # lost
     second = Timeline()
     with second.phase("partition"), second.span("compute"):
         clock.now += 5
     with second.phase("local"), second.span("compute"):
         second.count(100)
-        second.bring_back(kept)
+        second.restore(kept)
         clock.now += 10
     with second.phase("gather"), second.span("wait"):
         clock.now += 1

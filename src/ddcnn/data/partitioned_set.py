@@ -28,7 +28,7 @@ from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, has_attribute, opened, own_array, parsing
+from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, has_attribute, opened, parsing
 
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
@@ -260,9 +260,9 @@ def _tables(described: PartitionedSet, file: h5py.File) -> dict[str, np.ndarray]
     tables = {}
     for split, samples in described.samples.items():
         for name, rows in (("labels", (samples,)), ("indices", (samples,)), ("runs", None), ("parts", None)):
-            tables[f"{split}/{name}"] = own_array(file, f"{split}/{name}", rows, "<i8")
+            tables[f"{split}/{name}"] = checked_array(file, f"{split}/{name}", rows, "<i8")
         shape = (tables[f"{split}/runs"].size - 1, math.prod(described.grid))
-        tables[f"{split}/checks"] = own_array(file, f"{split}/checks", shape, "<u4")
+        tables[f"{split}/checks"] = checked_array(file, f"{split}/checks", shape, "<u4")
     return tables
 
 

@@ -253,13 +253,13 @@ class _History:
     records: Records
     timeline: Timeline
 
-    def kept(self) -> tuple[list[list[float]], Arrays]:
-        rows, arrays = self.records.kept()
-        return rows, arrays | self.timeline.kept()
+    def to_save(self) -> tuple[list[list[float]], Arrays]:
+        rows, arrays = self.records.to_save()
+        return rows, arrays | self.timeline.to_save()
 
-    def bring_back(self, rows: list[list[float]], arrays: Arrays) -> None:
-        self.timeline.bring_back(arrays)
-        self.records.bring_back(rows, arrays)
+    def restore(self, rows: list[list[float]], arrays: Arrays) -> None:
+        self.timeline.restore(arrays)
+        self.records.restore(rows, arrays)
 
 
 @contextmanager

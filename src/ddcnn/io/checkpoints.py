@@ -31,7 +31,7 @@ from pydantic import BaseModel, Field
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, sync
-from ddcnn.io.hdf5 import Damaged, names_in, own_array, parsing
+from ddcnn.io.hdf5 import Damaged, checked_array, names_in, parsing
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
 
@@ -233,7 +233,7 @@ def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
 def _arrays(file: h5py.File, part: str) -> Arrays:
     """The arrays of a part, which lie two levels below it and no deeper."""
     kinds = {kind: names_in(file, f"{part}/{kind}") for kind in names_in(file, part)}
-    return Stored({f"{kind}/{name}": own_array(file, f"{part}/{kind}/{name}") for kind, names in kinds.items() for name in names})
+    return Stored({f"{kind}/{name}": checked_array(file, f"{part}/{kind}/{name}") for kind, names in kinds.items() for name in names})
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from ddcnn.io.atomic import replacing
-from ddcnn.io.hdf5 import Damaged, attribute, own_array, own_dataset, parsing
+from ddcnn.io.hdf5 import Damaged, attribute, checked_array, checked_dataset, parsing
 from ddcnn.io.results_schema import RunResults
 
 
@@ -74,17 +74,17 @@ class Details:
         """
         samples, analysis = results.data.test_samples, results.analysis
         with parsing():
-            examples, timeline = own_dataset(file, "examples"), own_dataset(file, "timeline")
+            examples, timeline = checked_dataset(file, "examples"), checked_dataset(file, "timeline")
             chosen = slice(1 if examples.ndim == 5 else None)  # one volume is enough, and may be large
             pictures, picture_rows = np.empty((0, 1, 1, 1)), np.empty(0, dtype=int)
             if analysis and any(analysis.disagreement.values()):
-                dataset = own_dataset(file, "disagreement")
+                dataset = checked_dataset(file, "disagreement")
                 pictures, picture_rows = dataset[...], np.array(attribute(dataset, "rows"), dtype=int)
             details = cls(
-                labels=own_array(file, "labels", (samples,)),
-                classes={name: own_array(file, f"classes/{name}", (samples,)) for name in results.methods},
+                labels=checked_array(file, "labels", (samples,)),
+                classes={name: checked_array(file, f"classes/{name}", (samples,)) for name in results.methods},
                 confidence={
-                    name: own_array(file, f"confidence/{name}", (samples,)) for name in (analysis.calibration_error if analysis else ())
+                    name: checked_array(file, f"confidence/{name}", (samples,)) for name in (analysis.calibration_error if analysis else ())
                 },
                 class_names=json.loads(attribute(file, "class_names")),
                 examples=examples[chosen],

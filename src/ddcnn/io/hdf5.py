@@ -64,7 +64,7 @@ def opened(path: Path, what: str = "not a readable HDF5 file", remedy: str = "",
 
 
 @parsing()
-def own_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
+def checked_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
     """The group or dataset ``name``, to which hard links alone lead.
 
     Raises:
@@ -86,16 +86,16 @@ def names_in(file: h5py.File, name: str) -> list[str]:
     """What the group ``name`` holds.
 
     Raises:
-        Damaged: there is no such group, as ``own_object`` says, or it is not a group.
+        Damaged: there is no such group, as ``checked_object`` says, or it is not a group.
     """
-    group = own_object(file, name)
+    group = checked_object(file, name)
     if not isinstance(group, h5py.Group):
         raise Damaged(f"{name} is not a group")
     return list(group)
 
 
 @parsing()
-def own_dataset(
+def checked_dataset(
     file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None, *, kinds: str = NUMBERS
 ) -> h5py.Dataset:
     """The dataset ``name`` of plain numbers, whose data all lie in this file.
@@ -107,7 +107,7 @@ def own_dataset(
     Raises:
         Damaged: it has not; or its data lie elsewhere, pass through a filter, or are fewer than its shape says.
     """
-    dataset = own_object(file, name)
+    dataset = checked_object(file, name)
     if not isinstance(dataset, h5py.Dataset):
         raise Damaged(f"{name} is not an array")
     if dataset.is_virtual or dataset.external:  # first of all: to know the shape, HDF5 would open the sources
@@ -125,9 +125,9 @@ def own_dataset(
 
 
 @parsing()
-def own_array(file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
-    """The values of ``own_dataset``, which raises the same."""
-    return own_dataset(file, name, shape, dtype)[...]
+def checked_array(file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
+    """The values of ``checked_dataset``, which raises the same."""
+    return checked_dataset(file, name, shape, dtype)[...]
 
 
 @parsing()

@@ -43,7 +43,7 @@ class Records:
     speaks: bool
     tell: Callable[[], None]
 
-    def kept(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
+    def to_save(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
         recorded = self.recorded
         rows = [list(row) for row in recorded.epochs if self._mine(row)]
         if self.phase != "local":
@@ -55,7 +55,7 @@ class Records:
             "records/classifications": np.array([recorded.classifications[number] for number in found], dtype=np.float16),
         }
 
-    def bring_back(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
+    def restore(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
         recorded = self.recorded
         if not self.speaks:
             return

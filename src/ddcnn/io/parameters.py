@@ -9,7 +9,7 @@ from torch import nn
 
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import replacing
-from ddcnn.io.hdf5 import HDF5_FORMAT, Damaged, attributes, names_in, opened, own_array, parsing
+from ddcnn.io.hdf5 import HDF5_FORMAT, Damaged, attributes, checked_array, names_in, opened, parsing
 
 Attribute = str | int | float | tuple[int, ...] | tuple[float, ...]
 
@@ -55,7 +55,7 @@ def load(path: Path, network: nn.Module, expected: dict[str, Attribute]) -> dict
         if set(names_in(file, "parameters")) != set(state):
             raise InputError(f"{path}: parameters of another network; train anew without --start-from")
         for name, tensor in state.items():
-            array = own_array(file, f"parameters/{name}")
+            array = checked_array(file, f"parameters/{name}")
             if array.shape != tuple(tensor.shape):
                 raise InputError(f"{path}: {name} has shape {array.shape}, where this run's network has {tuple(tensor.shape)}")
             with parsing():

@@ -116,14 +116,14 @@ class Timeline:
 
     # Runs that are resumed
 
-    def kept(self) -> dict[str, np.ndarray]:
+    def to_save(self) -> dict[str, np.ndarray]:
         return {
             "timeline/spans": self.array(),
             "timeline/sent": np.array(list(self.sent.values())),
             "timeline/seconds": np.array([self.now()]),
         }
 
-    def bring_back(self, arrays: dict[str, np.ndarray]) -> None:
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Continues what an earlier attempt has saved; of several, the longest counts.
 
         Raises:

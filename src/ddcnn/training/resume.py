@@ -24,11 +24,11 @@ SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whe
 class History(Protocol):
     """What has been recorded about a training, saved and restored with it."""
 
-    def kept(self) -> tuple[list[list[float]], Arrays]:
+    def to_save(self) -> tuple[list[list[float]], Arrays]:
         """Rows, the same on all ranks that record, and arrays of this rank."""
 
-    def bring_back(self, rows: list[list[float]], arrays: Arrays) -> None:
-        """Restores what ``kept`` returned."""
+    def restore(self, rows: list[list[float]], arrays: Arrays) -> None:
+        """Restores what ``to_save`` returned."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Checkpointer(Callback):
 
     def _save(self, state: TrainState) -> None:
         ended = state.epoch > self.recipe["epochs"]
-        rows, arrays = self.history.kept()
+        rows, arrays = self.history.to_save()
         about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
         parts = {
             name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
@@ -140,7 +140,7 @@ class Checkpointer(Callback):
             if not ended:
                 _restore_numbers(state, about)
                 _restore_running(state, checkpoint.of_rank)
-            self.history.bring_back(about["rows"], checkpoint.of_rank)
+            self.history.restore(about["rows"], checkpoint.of_rank)
             self._earlier, self._begin = about["seconds"], time.monotonic()
         except (LookupError, ValueError) as error:  # of another version
             raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
