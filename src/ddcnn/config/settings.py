@@ -108,7 +108,7 @@ class DataSettings(ImageSettings):
 
     @model_validator(mode="after")
     def _check_splitting(self) -> Self:
-        self.splitting.check_data(self)
+        self.splitting.check(overlap=self.overlap)
         return self
 
 
@@ -233,7 +233,7 @@ class RunSettings(DataSettings):
 
     @model_validator(mode="after")
     def _check_splitting_of_run(self) -> Self:
-        self.splitting.check_run(self)
+        self.splitting.check(frozen_epochs=self.frozen_epochs, methods=self.methods)
         return self
 
     @model_validator(mode="after")

@@ -5,13 +5,10 @@ Decomposition in width: N thin networks see the whole image, are trained on thei
 algebra of the composition is in ``ddcnn.method.width``.
 """
 
+from collections.abc import Collection
 from math import prod
-from typing import TYPE_CHECKING
 
 from ddcnn.config.methods import Method
-
-if TYPE_CHECKING:
-    from ddcnn.config.settings import DataSettings, RunSettings
 
 
 class ImageSplitting:
@@ -35,11 +32,8 @@ class ImageSplitting:
         """Whether the method trains the global CNN, composed from thin networks."""
         return False
 
-    def check_data(self, settings: "DataSettings") -> None:
-        """Raises ValueError for options that do not go together."""
-
-    def check_run(self, settings: "RunSettings") -> None:
-        """Raises ValueError for options that do not go together."""
+    def check(self, overlap: int = 0, frozen_epochs: int = 0, methods: Collection[str] = ()) -> None:
+        """Raises ValueError for options that do not go with this decomposition."""
 
 
 class WidthSplitting(ImageSplitting):
@@ -60,12 +54,10 @@ class WidthSplitting(ImageSplitting):
     def composes(self, method: str) -> bool:
         return method == Method.TRANSFER
 
-    def check_data(self, settings: "DataSettings") -> None:
-        if settings.overlap:
+    def check(self, overlap: int = 0, frozen_epochs: int = 0, methods: Collection[str] = ()) -> None:
+        if overlap:
             raise ValueError("--overlap needs --decomposition image: networks that are decomposed in width see the whole image")
-
-    def check_run(self, settings: "RunSettings") -> None:
-        if settings.frozen_epochs and Method.TRANSFER in settings.methods:
+        if frozen_epochs and Method.TRANSFER in methods:
             raise ValueError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
 
 
