@@ -183,9 +183,9 @@ def check_methods(settings: RunSettings) -> None:
         start = RunFolder(settings.start_from)
         if not start.has_results:
             raise InputError(f"--start-from {start}: no {start.results.name} there; give the folder of a finished run")
-        kept = start.seeds()
+        kept = [folder.path for folder in start.seeds()]
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            if kept and start.seed(seed) not in kept:
+            if kept and start.seed(seed).path not in kept:
                 raise InputError(f"--start-from {start}: has no {start.seed(seed).path.name}; take the seeds of that run")
         if not kept and settings.seeds > 1:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")

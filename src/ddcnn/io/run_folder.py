@@ -1,13 +1,4 @@
-"""The folder of a run: the names of its files, whether it is a run, its settings, its state; how a job takes and clears it.
-
-No other module knows these names::
-
-    FOLDER/config.toml      resolved settings      FOLDER/report.md, report.html, figures/*.png   the report
-    FOLDER/metrics.jsonl    a line per epoch       FOLDER/checkpoints/*.h5         parameters of trained networks
-    FOLDER/results.json     all numbers            FOLDER/checkpoints/training/    checkpoints of unfinished trainings
-    FOLDER/details.h5       data of the figures    FOLDER/tensorboard/             curves for TensorBoard
-    FOLDER/seed-K/          the same for every seed of a run with --seeds
-"""
+"""The folder of a run: the names of its files, which no other module knows, its settings, its state; how a job takes and clears it."""
 
 import logging
 import os
@@ -16,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
@@ -37,54 +27,24 @@ LEFT_BY_A_RUN = {
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The folder of a run with one seed, or of a run with several seeds, which have folders of their own in it."""
 
-    path: Path
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.toml"  # resolved settings
+        self.metrics = path / "metrics.jsonl"  # a line per epoch
+        self.results = path / "results.json"  # all numbers
+        self.details = path / "details.h5"  # what the figures are drawn from
+        self.report = path / "report.md"
+        self.html = path / "report.html"
+        self.figures = path / "figures"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"  # parameters of trained networks
+        self.training = self.checkpoints / "training"  # checkpoints of trainings that have not ended
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def details(self) -> Path:
-        return self.path / "details.h5"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.md"
-
-    @property
-    def html(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def training(self) -> Path:
-        return self.checkpoints / "training"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     def figure(self, name: str) -> Path:
         return self.figures / f"{name}.png"
