@@ -46,7 +46,7 @@ def follow(run: RunFolder, console: Console, interval: float = INTERVAL) -> None
                 if name not in shown:
                     shown.add(name)
                     console.out("  ".join((name, *named_values(line))), highlight=False)
-    show_methods(load_results(run), console)
+    show_methods([load_results(run)], console)
 
 
 def poll(run: RunFolder, interval: float) -> Iterator[Lines]:

@@ -1,5 +1,6 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from ddcnn.config.methods import Method
 from ddcnn.io.atomic import disk_errors, replacing
-from ddcnn.io.results_schema import DecompositionSummary, MethodResult, PhaseSeconds, RunResults, SubdomainResult
+from ddcnn.io.results_schema import DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
@@ -49,7 +50,7 @@ def write_report(folder: RunFolder, console: Console | None = None, draw: bool =
         text += figure_text(folder, name, caption)
     write_pages(folder, text)
     if console:
-        show_methods(run.results, console)
+        show_methods([run.results], console)
         console.out(f"report: {folder.report}", highlight=False)
 
 
@@ -126,7 +127,9 @@ def confusion_shares(run: FinishedRun) -> np.ndarray:
 def report_text(run: FinishedRun) -> str:
     """report.md without its figures."""
     results, settings = run.results, run.settings
-    data, decomposition = results.data, results.decomposition
+    data, decomposition, methods = results.data, results.decomposition, method_rows([results])
+    if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
+        methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL) else [*row[:-1], "–"] for row in methods]
     environment = {name.replace("_", " "): _in_words(value) for name, value in results.environment.model_dump(exclude_unset=True).items()}
     return f"""# {title(results)}
 
@@ -138,7 +141,7 @@ def report_text(run: FinishedRun) -> str:
 
 ## Methods
 
-{method_table(results.methods, settings.start_from)}
+{table(METHODS_HEADER, methods)}
 
 {METHODS_NOTE}
 
@@ -174,7 +177,7 @@ def _in_words(value: Any) -> Any:
 
 
 def one_class_note(run: FinishedRun) -> str:
-    """Which methods tell nothing apart, whose accuracy and calibration then look like more than they are."""
+    """Names methods that put all samples into one class, whose accuracy and calibration say little."""
     names = [f"`{name}`" for name, classes in run.details.classes.items() if (classes == classes[0]).all()]
     return f"All test samples are put into one class by {', '.join(names)}: train longer, or with smaller batches.\n\n" if names else ""
 
@@ -201,27 +204,36 @@ def start_note(start: Path | None) -> str:
     return f"{taken}: seconds and bytes are without their training. "
 
 
-def method_table(methods: dict[Method, MethodResult], start: Path | None = None) -> str:
-    target = methods[Method.GLOBAL].test_accuracy if Method.GLOBAL in methods else None
-    rows = [[*method_row(name, method), reached(method.curve or [], target)] for name, method in methods.items()]
-    if start:
-        rows = [row if row[0] in ("coherent", "global") else [*row[:-1], "–"] for row in rows]
-    return table(METHODS_HEADER, rows)
+def method_rows(runs: Sequence[RunResults]) -> list[list[str]]:
+    """A row per method: values of one run, or mean ± standard deviation of several seeds."""
+    rows, pattern = [], "{:.1f}" if len(runs) > 1 else "{:.2f}"
+    for name, first in runs[0].methods.items():
+        methods = [run.methods[name] for run in runs]
+        times = [reached(run, name) for run in runs]
+        rows.append([
+            name, cell([100 * method.test_accuracy for method in methods], "{:.2f}"),
+            cell([100 * method.balanced_accuracy for method in methods], "{:.2f}"), cell([method.auc for method in methods], "{:.4f}"),
+            cell([method.test_loss for method in methods], "{:.4f}"), f"{first.parameters:,}", str(first.epochs),
+            *(cell([getattr(method.seconds, kind) for method in methods], pattern) for kind in TIME_COLUMNS),
+            human(first.bytes_communicated), times[0] if len(set(times)) == 1 else " / ".join(times),
+        ])  # fmt: skip
+    return rows
 
 
-def reached(curve: list[tuple[float, float]], target: float | None) -> str:
-    """Seconds until a curve reaches an accuracy."""
-    if target is None:
+def cell(values: Sequence[float | None], pattern: str) -> str:
+    """A value, or mean ± standard deviation of several; a dash for none."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < 2:
+        return number(numbers[0] if numbers else None, pattern)
+    return f"{pattern} ± {pattern}".format(statistics.mean(numbers), statistics.stdev(numbers))
+
+
+def reached(results: RunResults, name: Method) -> str:
+    """Seconds after which the curve of a method reaches the accuracy of ``global``."""
+    if Method.GLOBAL not in results.methods:
         return "–"
+    target, curve = results.methods[Method.GLOBAL].test_accuracy, results.methods[name].curve or []
     return next((f"{seconds:.1f}" for seconds, accuracy in curve if accuracy >= target), "not reached")
-
-
-def method_row(name: Method, method: MethodResult) -> list[str]:
-    return [
-        name, f"{100 * method.test_accuracy:.2f}", f"{100 * method.balanced_accuracy:.2f}", number(method.auc, "{:.4f}"),
-        number(method.test_loss, "{:.4f}"), f"{method.parameters:,}", str(method.epochs),
-        *(f"{getattr(method.seconds, kind):.2f}" for kind in TIME_COLUMNS), human(method.bytes_communicated),
-    ]  # fmt: skip
 
 
 def subdomain_table(subdomains: list[SubdomainResult]) -> str:
@@ -247,16 +259,12 @@ def phase_rows(phases: dict[str, PhaseSeconds]) -> list[list[str]]:
     return [[name, *(f"{value:.2f}" for value in values)] for name, *values in rows if values[0] > 0]
 
 
-def show_methods(results: RunResults, console: Console) -> None:
-    """Shows the table of methods, the most accurate in bold."""
-    show_table(METHODS_HEADER[:-1], [method_row(name, method) for name, method in results.methods.items()], results.best, console)
-
-
-def show_table(header: Sequence[str], rows: list[list[str]], bold: str | None, console: Console) -> None:
-    """Shows the columns that a terminal has room for; the row that begins with ``bold`` in bold."""
+def show_methods(runs: Sequence[RunResults], console: Console) -> None:
+    """Shows the columns of the table of methods that a terminal has room for; the most accurate method of one run in bold."""
+    bold = runs[0].best if len(runs) == 1 else None
     shown = Table(box=None, header_style="bold")
     for name in SHOWN:
         shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(row[header.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
+    for row in method_rows(runs):
+        shown.add_row(*(row[METHODS_HEADER.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
     console.print(shown)

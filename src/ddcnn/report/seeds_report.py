@@ -5,25 +5,12 @@ from typing import Any
 
 from rich.console import Console
 
-from ddcnn.config.methods import Method
 from ddcnn.io.atomic import write_json
 from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
-from ddcnn.report.markdown import human, table, write_pages
-from ddcnn.report.run_report import (
-    CURVES_CAPTION,
-    METHODS_HEADER,
-    METHODS_NOTE,
-    TIME_COLUMNS,
-    figure_text,
-    reached,
-    save_figures,
-    show_table,
-    sources_note,
-    title,
-    write_report,
-)
+from ddcnn.report import run_report
+from ddcnn.report.markdown import table, write_pages
 
 
 def write_reports(output: RunFolder, console: Console) -> None:
@@ -34,11 +21,11 @@ def write_reports(output: RunFolder, console: Console) -> None:
     """
     folders = output.seeds()
     for folder in folders:
-        write_report(folder)
+        run_report.write_report(folder)
     if folders:
         write_summary(output, folders, console)
     else:
-        write_report(output, console)
+        run_report.write_report(output, console)
 
 
 def write_summary(output: RunFolder, folders: list[RunFolder], console: Console | None, draw: bool = True) -> None:
@@ -48,12 +35,12 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
     if draw:
         from ddcnn.report import figures
 
-        save_figures(output, {"accuracy_over_time": figures.accuracy_over_time([curves_of(run.results) for run in runs])})
-        report += f"\n## Figure\n{figure_text(output, 'accuracy_over_time', f'{CURVES_CAPTION} A curve a seed.')}"
+        run_report.save_figures(output, {"accuracy_over_time": figures.accuracy_over_time([curves_of(run.results) for run in runs])})
+        report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', f'{run_report.CURVES_CAPTION} A curve a seed.')}"
     write_pages(output, report)
     write_json(output.results, dump(summary([run.results for run in runs])))
     if console:
-        show_table(METHODS_HEADER, method_rows(runs), None, console)
+        run_report.show_methods([run.results for run in runs], console)
         console.out(f"report: {output.report}", highlight=False)
 
 
@@ -87,41 +74,19 @@ def spread(values: list[float | None]) -> float | None:
     return statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def method_rows(runs: list[FinishedRun]) -> list[list[str]]:
-    rows = []
-    for name in runs[0].results.methods:
-        methods = [run.results.methods[name] for run in runs]
-
-        def both(values: list[float | None], pattern: str) -> str:
-            numbers = [value for value in values if value is not None]
-            return f"{pattern} ± {pattern}".format(statistics.mean(numbers), spread(values)) if numbers else "–"
-
-        times = [both([getattr(method.seconds, kind) for method in methods], "{:.1f}") for kind in TIME_COLUMNS]
-        target = [run.test_accuracy.get(Method.GLOBAL) for run in runs]
-        when = [reached(method.curve or [], accuracy) for method, accuracy in zip(methods, target, strict=True)]
-        rows.append([
-            name, both([100 * method.test_accuracy for method in methods], "{:.2f}"),
-            both([100 * method.balanced_accuracy for method in methods], "{:.2f}"),
-            both([method.auc for method in methods], "{:.4f}"), both([method.test_loss for method in methods], "{:.4f}"),
-            f"{methods[0].parameters:,}", str(methods[0].epochs), *times, human(methods[0].bytes_communicated),
-            when[0] if len(set(when)) == 1 else " / ".join(when),
-        ])  # fmt: skip
-    return rows
-
-
 def text(runs: list[FinishedRun]) -> str:
     """report.md without its figure."""
     first = runs[0].results
     seeds = ", ".join(f"[{run.results.environment.seed}]({run.folder.report.relative_to(run.folder.path.parent)})" for run in runs)
     environment = first.environment
-    return f"""# {title(first)}, {len(runs)} seeds
+    return f"""# {run_report.title(first)}, {len(runs)} seeds
 
 Seeds {seeds}; {environment.ranks} ranks, {environment.threads_per_rank} threads a rank, {environment.device}, \
-{environment.precision}. Mean ± standard deviation; {sources_note(runs[0].folder)}
+{environment.precision}. Mean ± standard deviation. {run_report.sources_note(runs[0].folder)}
 
 ## Methods
 
-{table(METHODS_HEADER, method_rows(runs))}
+{table(run_report.METHODS_HEADER, run_report.method_rows([run.results for run in runs]))}
 
-{METHODS_NOTE}
+{run_report.METHODS_NOTE}
 """
