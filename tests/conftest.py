@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
-from launching import MPIRUN, launch
+from launching import on_ranks
 
 from ddcnn.parallel.world import World
 
@@ -63,20 +61,9 @@ def random_arrays() -> Callable[..., dict[str, np.ndarray]]:
     return make
 
 
-@pytest.fixture(scope="session")
-def ddcnn() -> Callable[..., subprocess.CompletedProcess]:
-    """Starts the program: ``ddcnn("run", "--help")``, on some ranks with ``ranks=2``."""
-
-    def start(*arguments: object, ranks: int | None = None, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
-        command = [*launcher, sys.executable, *python, "-m", "ddcnn", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-    return start
-
-
 SHORT = {
-    "epochs": 2, "dnn-epochs": 3, "transfer-epochs": 1, "network": "vgg3", "threads": 1, "progress": "none", "output": "run",
+    "epochs": 2, "dnn-epochs": 3, "transfer-epochs": 1, "network": "vgg3", "threads": 1,
+    "progress": "none", "no-figures": True, "output": "run",
     "precision": "fp32",  # in which ddcnn.load and exported networks compute
 }  # fmt: skip
 
@@ -84,7 +71,7 @@ SHORT = {
 def short_run(folder: Path, **options: object) -> Path:
     """A finished run on two ranks, whose partitioned set is gone."""
     given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in (SHORT | options).items()]
-    finished = launch(2, "run", *given, "--partitions=sets", cwd=folder)
+    finished = on_ranks(2, "run", *given, "--partitions=sets", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     shutil.rmtree(folder / "sets", ignore_errors=True)
     return folder / "run"

@@ -1,13 +1,22 @@
-"""Starts ddcnn as its users do: mpirun, as CTest found it, or the one beside this Python."""
+"""Starts ddcnn as its users do: mpirun, as CTest found it, or the one beside this Python.
 
+``on_ranks`` is the quick way, in ranks that stay: what mpirun and the imports take (3 s of each rank) is paid once. ``launch`` and
+``Started`` start processes, for what is about processes: signals, aborts, exit codes, the environment.
+"""
+
+import atexit
+import json
 import os
+import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +35,85 @@ def alone(*arguments: str, cwd: Path, **environment: str):
     """python -m ddcnn ARGUMENTS without mpirun."""
     command = [sys.executable, "-m", "ddcnn", *arguments]
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=LIMIT)
+
+
+class KeptRanks:
+    """Ranks that execute one command after the other (kept_ranks.py); without ``ranks`` one process that no launcher has started."""
+
+    def __init__(self, ranks: int | None):
+        self.ranks, self.folder = ranks, Path(tempfile.mkdtemp(prefix="ddcnn-kept-"))
+        names = ["codes", *map(str, range(ranks or 1))]
+        for name in names:
+            os.mkfifo(self.folder / name)
+        self.codes, *self.orders = (os.open(self.folder / name, os.O_RDWR) for name in names)  # RDWR waits for nobody
+        launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
+        self.own = self.folder / "launcher"
+        with self.own.open("w") as said:
+            program = [sys.executable, str(Path(__file__).with_name("kept_ranks.py")), str(self.folder)]
+            self.process = subprocess.Popen([*launcher, *program], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+
+    def execute(self, arguments: list[str], order: dict) -> subprocess.CompletedProcess:
+        outputs = [self.folder / name for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.write_text("")
+        for pipe in self.orders:
+            os.write(pipe, (json.dumps(order | {"arguments": arguments}) + "\n").encode())
+        code = self._code()
+        stdout, stderr = (path.read_text() for path in outputs)
+        assert "unused parameters" not in stderr  # of DistributedDataParallel, which says so once in a process
+        return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+    def _code(self) -> int:
+        """The exit code of all ranks, or of the launcher if one has aborted."""
+        told, end = "", time.monotonic() + LIMIT
+        while told.count("\n") < len(self.orders):
+            if select.select([self.codes], [], [], 0.1)[0]:
+                told += os.read(self.codes, 4096).decode()
+            elif self.process.poll() is not None:
+                code = self.process.returncode
+                self.end()
+                return code
+            elif time.monotonic() > end:
+                self.process.kill()
+                raise subprocess.TimeoutExpired("kept_ranks.py", LIMIT, stderr=(self.folder / "stderr").read_bytes())
+        codes = {int(code) for code in told.split()}
+        assert len(codes) == 1, f"exit codes {told}"
+        return codes.pop()
+
+    def end(self) -> None:
+        """Ranks end when nobody can write to their pipes."""
+        for pipe in (self.codes, *self.orders):
+            os.close(pipe)
+        self.process.wait(LIMIT)
+        shutil.rmtree(self.folder)
+        del KEPT[self.ranks]
+
+
+KEPT: dict[int | None, KeptRanks] = {}
+MOST_KEPT = 4  # more are started anew, since they would lie about with 300 MB each
+
+
+def on_ranks(
+    ranks: int | None, *arguments: object, cwd: Path, script: str = "", interrupted: Sequence | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """What ``launch`` gives (or ``alone``, for None), but in kept ranks.
+
+    Args:
+        script: in ``cwd``, instead of ddcnn.
+        interrupted: arguments of interrupting.interrupted.
+    """
+    if (ranks or 1) > MOST_KEPT:
+        return launch(ranks, *map(str, arguments), cwd=cwd, **environment)
+    if ranks not in KEPT:
+        KEPT[ranks] = KeptRanks(ranks)
+    order = {"cwd": str(cwd), "script": script, "interrupted": interrupted, "environment": environment}
+    return KEPT[ranks].execute(list(map(str, arguments)), order)
+
+
+@atexit.register
+def end_all() -> None:
+    for kept in list(KEPT.values()):
+        kept.end()
 
 
 def refusal(finished) -> str:

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import h5py
-from launching import launch
+from launching import on_ranks
 
-INTERRUPTING = Path(__file__).with_name("interrupting.py")
 QUICK = (
     "--epochs", "2", "--dnn-epochs", "2", "--transfer-epochs", "2", "--frozen-epochs", "1", "--network", "vgg3", "--threads", "1",
     "--progress", "none", "--batch-size", "32", "--train-samples", "300", "--augment", "flip+shift", "--shift", "1",
@@ -16,8 +15,7 @@ QUICK = (
 
 def start(ranks: int, folder: Path, *options: str, interrupted: tuple[str, int, int, str] | None = None, **environment: str):
     folder.mkdir(exist_ok=True)
-    program = (str(INTERRUPTING), *map(str, interrupted)) if interrupted else ("-m", "ddcnn")
-    return launch(ranks, "run", "--output", "run", *options, cwd=folder, program=program, **environment)
+    return on_ranks(ranks, "run", "--output", "run", *options, cwd=folder, interrupted=interrupted, **environment)
 
 
 def outcome(folder: Path) -> dict:

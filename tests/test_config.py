@@ -1,6 +1,8 @@
 """Options: from a TOML file, from the command line, refused, written and read again."""
 
 import re
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from launching import on_ranks
 
 import ddcnn
 from ddcnn.__main__ import COMMANDS, execute
@@ -253,8 +256,9 @@ def test_every_option_is_read_by_the_program():
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
-def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
-    done = ddcnn(*arguments, python=("-X", "importtime"))
+def test_help_imports_none_of_the_large_libraries(arguments):
+    program = [sys.executable, "-X", "importtime", "-m", "ddcnn"]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=60)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0
     assert "ddcnn.config.settings" in imported
@@ -277,8 +281,8 @@ def test_help_imports_none_of_the_large_libraries(ddcnn, arguments):
         (("run", "--progress", "none", "--data", "cifr10"), ("--data cifr10", "cifar10")),
     ],
 )
-def test_bad_usage_ends_with_code_2_and_one_line(ddcnn, arguments, words):
-    done = ddcnn(*arguments)
+def test_bad_usage_ends_with_code_2_and_one_line(tmp_path, arguments, words):
+    done = on_ranks(None, *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("ddcnn: error: ")
@@ -286,10 +290,11 @@ def test_bad_usage_ends_with_code_2_and_one_line(ddcnn, arguments, words):
     assert all(word in done.stderr for word in words)
 
 
-def test_a_partitioned_set_brings_its_own_grid_to_a_run(ddcnn, store, tmp_path):
-    done = ddcnn(
-        "run", "--data", store.path, "--output", tmp_path / "run", "--network", "vgg3", "--width", 4, "--epochs", 1,
+def test_a_partitioned_set_brings_its_own_grid_to_a_run(store, tmp_path):
+    done = on_ranks(
+        None, "run", "--data", store.path, "--output", "run", "--no-figures", "--network", "vgg3", "--width", 4, "--epochs", 1,
         "--dnn-epochs", 1, "--batch-size", 4, "--device", "cpu", "--threads", 1, "--progress", "none",
+        cwd=tmp_path,
     )  # fmt: skip
     assert "leave --grid out" not in done.stderr
     assert "but a subimage has" not in done.stderr

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import alone, refusal
+from launching import on_ranks, refusal
 
 from ddcnn.report.follow import curve
 
@@ -119,7 +119,7 @@ def test_the_seeds_of_a_run_are_told_apart(unfinished, digits_run):
         (unfinished / f"seed-{seed}").mkdir()
         shutil.copy(digits_run / "metrics.jsonl", unfinished / f"seed-{seed}")
     shutil.copy(digits_run / "results.json", unfinished)
-    said = alone("report", "--follow", str(unfinished), cwd=unfinished.parent).stdout
+    said = on_ranks(None, "report", "--follow", str(unfinished), cwd=unfinished.parent).stdout
     for seed in (5, 6):
         assert len(re.findall(rf"^seed {seed}  .*epoch", said, re.MULTILINE)) == len(lines_of(digits_run))
 
@@ -143,13 +143,13 @@ def test_an_interrupt_ends_it_without_a_traceback(unfinished, terminal):
     ],
 )
 def test_wrong_calls(unfinished, wrong, words):
-    assert words in refusal(alone(*wrong(str(unfinished)), cwd=unfinished.parent))
+    assert words in refusal(on_ranks(None, *wrong(str(unfinished)), cwd=unfinished.parent))
 
 
 def test_a_damaged_line_is_named(unfinished):
     with (unfinished / "metrics.jsonl").open("a") as file:
         file.write('{"phase": 3}\n')
-    assert "metrics.jsonl: damaged" in refusal(alone("report", "--follow", str(unfinished), cwd=unfinished.parent))
+    assert "metrics.jsonl: damaged" in refusal(on_ranks(None, "report", "--follow", str(unfinished), cwd=unfinished.parent))
 
 
 def test_a_curve_has_its_largest_value_highest():
@@ -168,4 +168,4 @@ def test_a_curve_has_its_largest_value_highest():
 def test_a_file_that_is_no_text_and_a_loss_that_is_no_number_are_named(unfinished, damage):
     with (unfinished / "metrics.jsonl").open("ab") as file:
         file.write(damage)
-    assert "metrics.jsonl: damaged" in refusal(alone("report", "--follow", str(unfinished), cwd=unfinished.parent))
+    assert "metrics.jsonl: damaged" in refusal(on_ranks(None, "report", "--follow", str(unfinished), cwd=unfinished.parent))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import alone, launch, refusal
+from launching import launch, on_ranks, refusal
 from matplotlib.image import imread
 
 from ddcnn.config.settings import RunSettings
@@ -201,14 +201,14 @@ def study(tmp_path_factory):
     (folder / "study" / "study.toml").write_text('kind = "strong"\n')
     options = ("--epochs", "1", "--dnn-epochs", "2", "--train-samples", "300", "--width", "8", "--threads", "1", "--progress", "none")
     for ranks in (1, 2):
-        done = launch(ranks, "run", *options, "--methods", "dnn,global", "--output", f"study/{ranks}", cwd=folder)
+        done = on_ranks(ranks, "run", *options, "--methods", "dnn,global", "--output", f"study/{ranks}", cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path):
     given = ("--latency-us", "3", "--bandwidth-gb", "20", "--read-gb", "2", "--ranks", "4,16,4096", "--output", str(tmp_path / "out"))
-    done = alone("scaling", "predict", "study", *given, cwd=study)
+    done = on_ranks(None, "scaling", "predict", "study", *given, cwd=study)
     assert done.returncode == 0, done.stderr
     text, lines = (tmp_path / "out" / "predict.md").read_text(), (tmp_path / "out" / "predict.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["ranks", "1", "2", "4", "16", "4096"]
@@ -246,7 +246,7 @@ def test_the_network_is_measured_by_a_program_of_two_ranks(tmp_path):
     ],
 )
 def test_bad_usage_is_one_line(study, arguments, words):
-    assert words in refusal(alone("scaling", "predict", *arguments, cwd=study))
+    assert words in refusal(on_ranks(None, "scaling", "predict", *arguments, cwd=study))
     assert not (study / "study" / "predict.md").exists()
 
 
@@ -256,7 +256,7 @@ def test_groups_of_ranks_are_not_modelled(study, tmp_path):
     found = json.loads(path.read_text())
     found["environment"]["ranks"] = 8
     path.write_text(json.dumps(found))
-    line = refusal(alone("scaling", "predict", "study", "--latency-us", "2", "--bandwidth-gb", "1", cwd=tmp_path))
+    line = refusal(on_ranks(None, "scaling", "predict", "study", "--latency-us", "2", "--bandwidth-gb", "1", cwd=tmp_path))
     assert "8 ranks trained 4 subdomains, in groups" in line
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import short_run
-from launching import alone, launch, refusal
+from launching import on_ranks, refusal
 from PIL import Image
 
 import ddcnn.inference.predict
@@ -64,7 +64,7 @@ def photos(tmp_path_factory):
         (folder / "set" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels if number % 5 else pixels[..., 0]).save(folder / "set" / name / f"{number}.png")
     options = ("--image-size=12x16", "--image-transform=center-crop", "--test-fraction=0.4", "--subset-seed=3", "--output=set.h5")
-    assert launch(1, "partition", "set", *options, cwd=folder).returncode == 0
+    assert on_ranks(1, "partition", "set", *options, cwd=folder).returncode == 0
     return folder, short_run(folder, data="set.h5", methods="average,transfer")
 
 
@@ -93,7 +93,7 @@ def test_any_number_of_ranks_writes_the_same(digits_run, digits, world, tmp_path
         (tmp_path / folder).mkdir()
     options = ("--local", "--progress", "none", "--threads", "1", "--output")
     execute(["predict", str(digits_run), str(tmp_path / "many.npz"), *options, str(tmp_path / "one" / output)], world)
-    finished = launch(ranks, "predict", str(digits_run), "../many.npz", "--divide", divide, *options, output, cwd=tmp_path / "several")
+    finished = on_ranks(ranks, "predict", str(digits_run), "../many.npz", "--divide", divide, *options, output, cwd=tmp_path / "several")
     assert finished.returncode == 0, finished.stderr
     assert f"1440 images classified by transfer; split test: accuracy {accuracy(digits_run):.6g} " in finished.stdout
     one, several = (tmp_path / folder / output for folder in ("one", "several"))
@@ -134,7 +134,7 @@ def test_the_text_of_a_probability_is_the_same_number(digits_run, predict, world
 
 def test_the_partitioned_set_need_not_be_there_but_may(digits_run, predict, tmp_path):
     options = ("--train-samples", "400", "--overlap", "2", "--output", "set.h5")
-    assert launch(1, "partition", "digits", *options, cwd=tmp_path).returncode == 0
+    assert on_ranks(1, "partition", "digits", *options, cwd=tmp_path).returncode == 0
     assert share_right(predict(digits_run, tmp_path / "set.h5")) == accuracy(digits_run)
     assert len(predict(digits_run, tmp_path / "set.h5", "--split", "train")) == 400
     assert len(predict(digits_run, tmp_path / "set.h5", "--split", "all")) == 760
@@ -222,7 +222,7 @@ def test_nifti_volumes(tmp_path, predict):
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "scans" / f"{number:02}.nii.gz")
         table.append(f"{number:02}.nii.gz,{('healthy', 'ill')[number % 2]}")
     (tmp_path / "scans" / "labels.csv").write_text("\n".join(table))
-    finished = launch(
+    finished = on_ranks(
         1, "run", "--data=scans", "--grid=2x1x1", "--width=8", "--methods=vote,average", "--window", "-50", "90", "--volume-size=8x8x8",
         "--network=vgg3", "--epochs=2", "--progress=none", "--output=run", cwd=tmp_path,
     )  # fmt: skip
@@ -382,9 +382,9 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(wrong, world, tm
 def test_a_refusal_has_the_exit_code_2_on_all_ranks(digits_run, tmp_path):
     np.savez(tmp_path / "large.npz", x_test=np.zeros((3, 9, 8), np.uint8))
     arguments = ("predict", str(digits_run), "large.npz", "--output", "p.csv")
-    assert "9x8x1" in refusal(launch(3, *arguments, cwd=tmp_path))
-    assert "fit 4 subdomains" in refusal(launch(3, *arguments[:2], "digits", *arguments[3:], "--divide", "subdomains", cwd=tmp_path))
-    assert "no results.json" in refusal(alone("export", ".", "--format", "onnx", "--output", "x", cwd=tmp_path))
+    assert "9x8x1" in refusal(on_ranks(3, *arguments, cwd=tmp_path))
+    assert "fit 4 subdomains" in refusal(on_ranks(3, *arguments[:2], "digits", *arguments[3:], "--divide", "subdomains", cwd=tmp_path))
+    assert "no results.json" in refusal(on_ranks(None, "export", ".", "--format", "onnx", "--output", "x", cwd=tmp_path))
 
 
 def test_nothing_is_left_where_a_network_says_no_number(digits_run, world, tmp_path, monkeypatch):
@@ -400,7 +400,9 @@ def test_a_partitioned_set_must_have_been_made_as_the_runs_images(tmp_path, pred
     (tmp_path / "window.toml").write_text("window = [0, 900]\n")
     run = short_run(tmp_path, data="v.npz", config="window.toml", volumes=True, grid="2x1x1", methods="average", epochs=1, width=4)
     for name, window in (("same", ("0", "900")), ("other", ("300", "301"))):
-        made = launch(1, "partition", "v.npz", "--volumes", "--grid", "2x1x1", "--window", *window, "--output", f"{name}.h5", cwd=tmp_path)
+        made = on_ranks(
+            1, "partition", "v.npz", "--volumes", "--grid", "2x1x1", "--window", *window, "--output", f"{name}.h5", cwd=tmp_path
+        )
         assert made.returncode == 0, made.stderr
     assert share_right(predict(run, tmp_path / "same.h5")) == accuracy(run, "average")
     with pytest.raises(InputError, match=r"other\.h5: partitioned with --window 300\.0 301\.0, but the run's images with 0\.0 900\.0"):

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import h5py
 import numpy as np
 import pytest
-from launching import alone, launch, refusal
+from launching import on_ranks, refusal
 from matplotlib.image import imread
 
 from ddcnn.__main__ import main
@@ -37,7 +37,7 @@ SMALL = {
 def finished(tmp_path_factory):
     """The folder of a finished run, which no test changes."""
     folder = tmp_path_factory.mktemp("report")
-    run = launch(2, "run", *(f"--{name}={value}" for name, value in SMALL.items()), cwd=folder)
+    run = on_ranks(2, "run", *(f"--{name}={value}" for name, value in SMALL.items()), cwd=folder)
     assert run.returncode == 0, run.stderr
     return folder / "run"
 
@@ -68,7 +68,7 @@ def drawn(folder):
 
 
 def test_is_made_anew_as_the_run_made_it(finished, bare):
-    again = alone("report", bare.name, cwd=bare.parent)
+    again = on_ranks(None, "report", bare.name, cwd=bare.parent)
     assert again.returncode == 0, again.stderr
     for name in ("report.md", "report.html"):
         assert (bare / name).read_text() == (finished / name).read_text()
@@ -79,7 +79,7 @@ def test_is_made_anew_as_the_run_made_it(finished, bare):
 
 
 def test_command_shows_the_methods_and_where_the_report_lies(bare):
-    shown = alone("report", bare.name, cwd=bare.parent).stdout
+    shown = on_ranks(None, "report", bare.name, cwd=bare.parent).stdout
     for name, method in json.loads((bare / "results.json").read_text())["methods"].items():
         assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", shown)
     assert shown.splitlines()[-1].endswith(f"{bare.name}/report.md")
@@ -223,7 +223,7 @@ def test_details_that_do_not_fit_are_named(bare, name):
 @pytest.mark.parametrize("name", ["nothing", "empty"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    line = refusal(alone("report", name, cwd=tmp_path))
+    line = refusal(on_ranks(None, "report", name, cwd=tmp_path))
     assert name in line
     assert "give the folder of a finished run" in line
 

@@ -18,7 +18,7 @@ import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import alone, launch, refusal
+from launching import on_ranks, refusal
 from matplotlib.image import imread
 
 from ddcnn.errors import InputError
@@ -52,7 +52,7 @@ STRONG = ("--train-samples", "300", "--test-samples", "50")
 
 
 def run(ranks: int, folder: Path, name: str, *options: str) -> Path:
-    finished = launch(ranks, "run", *QUICK, "--output", name, *options, cwd=folder)
+    finished = on_ranks(ranks, "run", *QUICK, "--output", name, *options, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder / name
 
@@ -95,7 +95,7 @@ def document(folder: Path) -> dict:
 
 
 def collect(*arguments: object, cwd: Path):
-    return alone("scaling", "collect", *map(str, arguments), cwd=cwd)
+    return on_ranks(None, "scaling", "collect", *map(str, arguments), cwd=cwd)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -359,12 +359,12 @@ def test_what_the_user_says_wins_over_the_defaults_of_a_study():
 )
 def test_a_bad_study_is_refused_before_anything_starts(tmp_path, arguments, words):
     (tmp_path / "of.toml").write_text("resume = true\n")
-    assert words in refusal(alone("scaling", arguments[0], "--output", "study", *arguments[1:], cwd=tmp_path))
+    assert words in refusal(on_ranks(None, "scaling", arguments[0], "--output", "study", *arguments[1:], cwd=tmp_path))
     assert not (tmp_path / "study").exists()
 
 
 def test_slurm_that_is_not_there_is_one_line(tmp_path):
-    told = refusal(alone("scaling", "strong", "--output", "study", "--slurm", cwd=tmp_path, PATH=""))
+    told = refusal(on_ranks(None, "scaling", "strong", "--output", "study", "--slurm", cwd=tmp_path, PATH=""))
     assert "no sbatch" in told
 
 

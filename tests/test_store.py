@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import on_ranks
 
 from ddcnn.data import partition as partitioning
 from ddcnn.data.partition import partition
@@ -195,12 +196,12 @@ def test_partitioning_again_replaces_the_older_set(make, random_arrays, tmp_path
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(ddcnn, write_arrays, random_arrays, tmp_path_factory):
+def of_two_ranks(write_arrays, random_arrays, tmp_path_factory):
     """A folder with the set F.h5 written by two ranks, of which every one has written a part, and its arrays."""
     folder = tmp_path_factory.mktemp("two_ranks")
     arrays = random_arrays((512, 512), train=80, test=6)  # train is more than one block
     source = write_arrays(folder / "source.npz", **arrays)
-    done = ddcnn("partition", source, "--grid", "2x2", "--output", folder / "F.h5", ranks=2)
+    done = on_ranks(2, "partition", source, "--grid", "2x2", "--output", "F.h5", cwd=folder)
     assert done.returncode == 0, done.stderr
     yield folder, arrays
     shutil.rmtree(folder)

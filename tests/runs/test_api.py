@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from launching import alone, launch
+from launching import launch, on_ranks
 from readme import blocks
 
 (SCRIPT,) = blocks("python", "In a script or a notebook")
@@ -15,7 +15,7 @@ OPTIONS = ("--data=digits", "--grid=2x2", "--overlap=1", "--network=vgg3", "--ep
 def accuracies(tmp_path_factory) -> dict[str, float]:
     """Of the command."""
     folder = tmp_path_factory.mktemp("command")
-    finished = alone("run", *OPTIONS, "--output=run", "--evaluate-every=0", cwd=folder)
+    finished = on_ranks(1, "run", *OPTIONS, "--output=run", "--evaluate-every=0", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     methods = json.loads((folder / "run" / "results.json").read_text())["methods"]
     return {name: method["test_accuracy"] for name, method in methods.items()}
@@ -24,7 +24,7 @@ def accuracies(tmp_path_factory) -> dict[str, float]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_readme_s_lines_find_what_the_command_finds(tmp_path, accuracies, ranks):
     (tmp_path / "script.py").write_text(SCRIPT)
-    finished = launch(ranks, cwd=tmp_path, program=SCRIPT_UNDER_MPI4PY)
+    finished = launch(2, cwd=tmp_path, program=SCRIPT_UNDER_MPI4PY) if ranks == 2 else on_ranks(ranks, cwd=tmp_path, script="script.py")
     assert finished.returncode == 0, finished.stderr
     printed = dict(line.split() for line in finished.stdout.splitlines())
     assert {name: float(accuracy) for name, accuracy in printed.items()} == accuracies
@@ -49,5 +49,5 @@ else:
 @pytest.mark.parametrize("ranks", [1, 2, 4])  # 4: two ranks train a subdomain together
 def test_options_mean_what_they_mean_to_the_command(tmp_path, ranks):
     (tmp_path / "script.py").write_text(CHECKS)
-    finished = launch(ranks, cwd=tmp_path, program=SCRIPT_UNDER_MPI4PY)
+    finished = on_ranks(ranks, cwd=tmp_path, script="script.py")
     assert finished.returncode == 0, finished.stderr

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from launching import launch, refusal
+from launching import on_ranks, refusal
 from resuming import QUICK, assert_same, outcome, start
 
 GRID = ("--grid", "1x2")
@@ -73,7 +73,7 @@ def test_groups_of_every_kind_finish(tmp_path, options):
 
 
 def test_what_fits_neither_way_is_refused_with_what_would(tmp_path):
-    line = refusal(launch(3, "run", *QUICK, *GRID, cwd=tmp_path))
+    line = refusal(on_ranks(3, "run", *QUICK, *GRID, cwd=tmp_path))
     assert "3 ranks do not fit 2 subdomains (--grid 1x2): start 1 or 2 ranks, or a multiple of 2" in line
 
 

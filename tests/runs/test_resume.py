@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import Started, launch, refusal
+from launching import Started, on_ranks, refusal
 from resuming import QUICK, assert_same, outcome, start
 
 DECOMPOSED = ("--methods", "vote,average,dnn,coherent,transfer")
@@ -215,7 +215,7 @@ def test_checkpoints_behind_a_link_are_not_followed(tmp_path, stopped):
 
 
 def test_begun_with_overwrite_on_a_partitioned_set_with_a_grid_of_its_own(tmp_path):
-    assert launch(1, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--output", "set.h5", cwd=tmp_path).returncode == 0
+    assert on_ranks(1, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--output", "set.h5", cwd=tmp_path).returncode == 0
     options = ("--data", "set.h5", "--methods", "vote", "--overwrite", "--epochs", "2", "--network", "vgg3", "--progress", "none")
     assert start(2, tmp_path, *options, interrupted=("local-0001", 3, 1, "SIGUSR1")).returncode == 75
     finished = start(2, tmp_path, "--resume")
@@ -251,7 +251,7 @@ def test_a_run_that_has_not_finished_is_not_thrown_away_unasked(tmp_path, stoppe
 
 
 def test_resume_needs_a_folder_and_begins_where_there_is_nothing(tmp_path):
-    assert "--output" in refusal(launch(1, "run", "--resume", cwd=tmp_path))
+    assert "--output" in refusal(on_ranks(1, "run", "--resume", cwd=tmp_path))
     finished = start(1, tmp_path, *QUICK, "--methods", "vote", "--resume")
     assert (finished.returncode, finished.stdout) == (0, "run: no run to go on with; a new one, on digits, begins\n")
 

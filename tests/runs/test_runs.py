@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launching import launch, refusal
+from launching import launch, on_ranks, refusal
 from PIL import Image
 
 from ddcnn.networks import registry
@@ -24,7 +24,7 @@ EXAMPLE = registry.__doc__.split("``mine.py``::\n")[1].split("\nThe factory")[0]
 
 def run(ranks: int, folder: Path, *options: str) -> dict:
     """A run in ``folder``/run; returns its results.json."""
-    finished = launch(ranks, "run", *QUICK, "--output", "run", *options, cwd=folder)
+    finished = on_ranks(ranks, "run", *QUICK, "--output", "run", *options, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return json.loads((folder / "run" / "results.json").read_text())
 
@@ -191,7 +191,7 @@ def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
     (tmp_path / "photos" / "dark" / "broken.jpg").write_bytes((tmp_path / "photos" / "dark" / "1.jpg").read_bytes()[:300])
     (tmp_path / "mine.py").write_text(EXAMPLE)
     options = ("--data", "photos", "--image-size", "16x24", "--test-fraction", "0.25", "--network", "mine:small", "--overlap", "2")
-    refused = refusal(launch(2, "run", *QUICK, *options[:-4], cwd=tmp_path))
+    refused = refusal(on_ranks(2, "run", *QUICK, *options[:-4], cwd=tmp_path))
     assert "broken.jpg" in refused
     assert "--skip-damaged" in refused
     results = run(2, tmp_path, *options, "--skip-damaged", "--epochs", "4", "--interface", "features")
@@ -220,7 +220,7 @@ def test_figures_can_be_left_to_later(tmp_path):
     run(2, tmp_path, "--train-samples", "100", "--methods", "vote", "--seeds", "2")
     assert not list((tmp_path / "run").rglob("*.png"))
     assert "figures" not in (tmp_path / "run" / "report.md").read_text()
-    assert launch(1, "report", "run", cwd=tmp_path).returncode == 0
+    assert on_ranks(1, "report", "run", cwd=tmp_path).returncode == 0
     assert (tmp_path / "run" / "figures" / "accuracy_over_time.png").is_file()
     assert len(list((tmp_path / "run").rglob("timeline.png"))) == 2
 
@@ -230,7 +230,7 @@ def test_config_toml_repeats_the_run(tmp_path):
     config = (tmp_path / "run" / "config.toml").read_text()
     assert tomllib.loads(config)["dnn-data"] == "holdout"
     (tmp_path / "again.toml").write_text(config)
-    finished = launch(2, "run", "--config", "again.toml", "--output", "again", cwd=tmp_path)
+    finished = on_ranks(2, "run", "--config", "again.toml", "--output", "again", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
 
@@ -238,9 +238,9 @@ def test_config_toml_repeats_the_run(tmp_path):
 @pytest.mark.parametrize("decomposition", [("--grid", "2x1", "--overlap", "1"), ("--decomposition", "width")])
 def test_config_toml_of_a_run_on_a_partitioned_file_repeats_it_too(tmp_path, decomposition):
     grid = decomposition if "width" not in decomposition else ("--grid", "1x1", "--overlap", "2")
-    assert launch(1, "partition", "digits", "--train-samples", "200", *grid, "--output", "set.h5", cwd=tmp_path).returncode == 0
+    assert on_ranks(1, "partition", "digits", "--train-samples", "200", *grid, "--output", "set.h5", cwd=tmp_path).returncode == 0
     first = run(1, tmp_path, "--data", "set.h5", "--methods", "average,transfer", *decomposition[-2:])
-    finished = launch(1, "run", "--config", "run/config.toml", "--output", "again", cwd=tmp_path)
+    finished = on_ranks(1, "run", "--config", "run/config.toml", "--output", "again", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
 
@@ -251,7 +251,7 @@ def test_a_network_that_exists_for_subimages_only_is_no_obstacle_to_the_methods_
     options = ("--data", "synthetic:8x16x4x60", "--grid", "1x2", "--network", "mine:small")
     results = run(2, tmp_path, *options, "--methods", "vote,transfer")
     assert results["decomposition"]["global_parameters"] is None
-    refused = refusal(launch(2, "run", *QUICK, *options, cwd=tmp_path))
+    refused = refusal(on_ranks(2, "run", *QUICK, *options, cwd=tmp_path))
     assert "8x16" in refused
     assert "AssertionError" in refused
 
@@ -269,7 +269,7 @@ def test_a_second_run_finds_the_partitioned_set_again_and_another_content_does_n
 
 
 def test_a_partitioned_file_is_a_source(tmp_path):
-    finished = launch(
+    finished = on_ranks(
         2, "partition", "digits", "--grid", "1x2", "--overlap", "1", "--train-samples", "200", "--output", "d.h5", cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
@@ -344,7 +344,7 @@ def test_seeds_give_a_run_each_and_their_mean_and_spread(tmp_path):
     assert len(before) == 3
     for path in before:
         path.unlink()
-    again = launch(1, "report", "run", cwd=tmp_path)
+    again = on_ranks(1, "report", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path: path.read_bytes() for path in before} == before
     (tmp_path / "alone").mkdir()
@@ -372,10 +372,10 @@ def test_what_is_left_of_a_run_is_kept_or_goes_as_a_whole(tmp_path):
     small = ("--train-samples", "100", "--epochs", "1", "--methods", "dnn")
     run(1, tmp_path, *small, "--seeds", "2")
     (tmp_path / "run" / "results.json").unlink()  # as if it had been stopped before its summary
-    assert "finished run" in refusal(launch(1, "run", *QUICK, *small, "--output", "run", cwd=tmp_path))
+    assert "finished run" in refusal(on_ranks(1, "run", *QUICK, *small, "--output", "run", cwd=tmp_path))
     for start in ("run", "run/seed-0"):
         options = (*small, "--start-from", start, "--output", "run", "--overwrite")
-        assert "--start-from reads from there" in refusal(launch(1, "run", *QUICK, *options, cwd=tmp_path))
+        assert "--start-from reads from there" in refusal(on_ranks(1, "run", *QUICK, *options, cwd=tmp_path))
     assert (tmp_path / "run" / "seed-1" / "results.json").is_file()
     run(1, tmp_path, *small, "--overwrite")
     assert not any((tmp_path / "run").rglob("seed-*/**/*.*"))
@@ -403,7 +403,7 @@ def test_the_decision_alone_starts_from_a_finished_run(tmp_path):
         random = np.random.default_rng(0)
         images, labels = random.integers(0, 16, (160, 8, 8)).astype(np.uint8), np.arange(160) % 10
         np.savez(tmp_path / "three" / "other.npz", x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
-        finished = launch(2, "run", *QUICK, *small, *start, *options, "--methods", "vote", "--output", "o", cwd=tmp_path / "three")
+        finished = on_ranks(2, "run", *QUICK, *small, *start, *options, "--methods", "vote", "--output", "o", cwd=tmp_path / "three")
         assert words in refusal(finished)
 
 
@@ -411,7 +411,7 @@ def test_held_out_samples_stay_held_out(tmp_path):
     small = ("--train-samples", "100", "--test-samples", "60", "--epochs", "1", "--methods", "dnn")
     run(2, tmp_path, *small)
     options = (*small, "--start-from", "run", "--dnn-data", "holdout", "--output", "other")
-    assert "all but fold 0" in refusal(launch(2, "run", *QUICK, *options, cwd=tmp_path))
+    assert "all but fold 0" in refusal(on_ranks(2, "run", *QUICK, *options, cwd=tmp_path))
 
 
 def test_a_run_to_start_from_must_fit(tmp_path):
@@ -422,19 +422,19 @@ def test_a_run_to_start_from_must_fit(tmp_path):
         (("--start-from", "run", "--overlap", "1"), ("spatial",)),
         (("--start-from", "run", "--grid", "2x1"), ("divisor",)),
     ):
-        finished = launch(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
+        finished = on_ranks(2, "run", *QUICK, "--train-samples", "200", "--output", "other", *options, cwd=tmp_path)
         message = refusal(finished)
         assert all(word in message for word in words), message
 
 
 def test_what_nobody_may_have_meant_is_noted(tmp_path):
     options = (*QUICK, "--progress", "lines", "--methods", "vote", "--train-samples", "150", "--batch-size", "64", "--overlap", "5")
-    finished = launch(2, "run", *options, "--output", "run", cwd=tmp_path)
+    finished = on_ranks(2, "run", *options, "--output", "run", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert (
         "note: batches of 64 leave 22 of the 150 training images out of every epoch, others each time; --batch-size 50 takes all\n"
         in finished.stdout
     )
     assert "note: with --overlap 5, 4 of 4 subimages are the whole image\n" in finished.stdout
-    finished = launch(2, "run", *options, "--batch-size", "50", "--overlap", "3", "--output", "other", cwd=tmp_path)
+    finished = on_ranks(2, "run", *options, "--batch-size", "50", "--overlap", "3", "--output", "other", cwd=tmp_path)
     assert finished.returncode == 0 and "note" not in finished.stdout
