@@ -60,6 +60,9 @@ class KeptRanks:
             os.write(pipe, (json.dumps(order | {"arguments": arguments}) + "\n").encode())
         code = self._code()
         stdout, stderr = (path.read_text() for path in outputs)
+        if self.process.poll() is not None:
+            stderr += self.own.read_text()
+            self.end()
         assert "unused parameters" not in stderr  # of DistributedDataParallel, which says so once in a process
         return subprocess.CompletedProcess(arguments, code, stdout, stderr)
 
@@ -70,9 +73,7 @@ class KeptRanks:
             if select.select([self.codes], [], [], 0.1)[0]:
                 told += os.read(self.codes, 4096).decode()
             elif self.process.poll() is not None:
-                code = self.process.returncode
-                self.end()
-                return code
+                return self.process.returncode
             elif time.monotonic() > end:
                 self.process.kill()
                 raise subprocess.TimeoutExpired("kept_ranks.py", LIMIT, stderr=(self.folder / "stderr").read_bytes())
