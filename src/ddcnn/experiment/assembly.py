@@ -109,7 +109,7 @@ def method_result(
     """Scores and cost of a method; its curve ends with its test accuracy after all its seconds."""
     phases, spans = settings.phases_of(name), gathered.spans
     intervals = windows(spans, phases)
-    found = scores(labels, decided.classes, decided.probabilities, classes)
+    measures = scores(labels, decided.classes, decided.probabilities, classes)
     points = curve(gathered.epochs, phases[-1])
     if name == Method.AVERAGE and gathered.classifications:
         points = average_curve(*gathered.classifications, labels[:: gathered.stride])
@@ -121,13 +121,13 @@ def method_result(
         sent["gather"] = decided.gathered_bytes
     means = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
     return MethodResult(
-        **found,
+        **measures,
         parameters=parameters,
         epochs=settings.epochs_of(name),
         batch_size=decided.batch_size,
         seconds=MethodSeconds(**means, total=wall(intervals)),
         bytes_communicated=sum(sent.values()),
-        curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), (wall(intervals), found["test_accuracy"])],
+        curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), (wall(intervals), measures["test_accuracy"])],
     )
 
 

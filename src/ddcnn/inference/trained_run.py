@@ -1,4 +1,4 @@
-"""A finished run as something to classify with: its settings, its checkpoints, and what its images were."""
+"""A finished run to classify with: its settings, its checkpoints, and the images that it was trained on."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,11 @@ from ddcnn.networks.custom import module_locations
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's folder.
+    """A finished run with one seed.
 
     Attributes:
-        precision: in which it was evaluated.
-        accuracies: on its test images, per method.
-        test_samples: how many these were.
+        precision: in which the run was evaluated.
+        accuracies: test accuracy per method.
     """
 
     folder: Path
@@ -31,7 +30,7 @@ class TrainedRun:
 
     @classmethod
     def open(cls, folder: Path) -> "TrainedRun":
-        """Reads what is small.
+        """Reads settings and results.
 
         Raises:
             InputError: not the folder of a finished run.
@@ -49,14 +48,16 @@ class TrainedRun:
         return cls(folder, settings, results.environment.precision, accuracies, results.data.test_samples)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
-        """The method that answers: the one that is asked for, else the best-suited one.
+        """The requested method, or the best-suited one.
 
         Raises:
             InputError: the run has not that method, or it is one network, of which no part can be missing.
         """
         if method is not None and method not in self.accuracies:
-            there = ", ".join(self.accuracies)
-            raise InputError(f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {there}")
+            methods = ", ".join(self.accuracies)
+            raise InputError(
+                f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {methods}"
+            )
         chosen = None if method is None else Method(method)
         if not without:
             return chosen or next(name for name in PREFERRED if name in self.accuracies)
@@ -68,7 +69,7 @@ class TrainedRun:
         return chosen or able[0]
 
     def _needs_all(self, method: Method) -> str:
-        """Why a method cannot answer without a subdomain, if so."""
+        """Why a method cannot classify without a subdomain; empty if it can."""
         if self.is_whole(method):
             return "which sees the whole image"
         if method.has_dnn and self.settings.interface == "features":
@@ -88,7 +89,7 @@ class TrainedRun:
 
     @cached_property
     def images(self) -> TrainedOn:
-        """What any of its checkpoints says."""
+        """The images that it was trained on, as any of its checkpoints says."""
         paths = sorted(RunFolder(self.folder).checkpoints.glob("*.h5"))
         if not paths:
             raise InputError(f"{self.folder}: no checkpoints/*.h5 in it, and so no network to classify with; bring them back, or run again")
@@ -96,11 +97,14 @@ class TrainedRun:
 
 
 def check_own_network(folder: Path, name: str) -> None:
-    """Refuses a run whose network's module is not here, or lies in the run's own folder: to import that would start it."""
-    found = module_locations(name)
-    if not found:
+    """
+    Raises:
+        InputError: the module of the user's network is not found, or lies in the run's folder, whose code must not be executed.
+    """
+    locations = module_locations(name)
+    if not locations:
         raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")
-    if any(place.is_relative_to(folder.resolve()) for place in found):
+    if any(place.is_relative_to(folder.resolve()) for place in locations):
         raise InputError(
             f"{folder}: its network {name} is a program in the run's own folder, and is not started; if you trust it, "
             "bring the module elsewhere"

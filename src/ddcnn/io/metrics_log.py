@@ -1,4 +1,4 @@
-"""What a rank records while networks are trained: a row an epoch, and local classifications after it; rows as lines and as curves."""
+"""Records of a rank: a row per epoch, and local classifications after epochs; rows as lines of metrics.jsonl and as curves."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ COLUMNS = tuple(EpochLine.model_fields)  # of a row
 
 @dataclass
 class Recorded:
-    """By all trainings of a rank.
+    """Records of all trainings of a rank.
 
     Attributes:
         epochs: rows of COLUMNS; NaN for none.
-        moments: (index, time) of the classifications.
-        classifications: each (S', K) float16.
+        moments: (index of the subdomain, time) of the classifications.
+        classifications: p_i after an epoch of local training, each (S', K) float16.
     """
 
     epochs: list[tuple[float, ...]] = field(default_factory=list)
@@ -30,34 +30,34 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Records:
-    """What one training has recorded: of a subdomain, or of a network of all; it is ``keeping.Records``.
+    """Records of one training, of a subdomain or of a network of all subdomains, which are kept with its checkpoints.
 
     Attributes:
-        speaks: whether this rank records it.
-        tell: to be called when something has been brought back.
+        active: whether this rank records the training.
+        on_restore: called when records have been brought back.
     """
 
     recorded: Recorded
     phase: str
     subdomain: int | None
-    speaks: bool
-    tell: Callable[[], None]
+    active: bool
+    on_restore: Callable[[], None]
 
     def to_save(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
         recorded = self.recorded
         rows = [list(row) for row in recorded.epochs if self._mine(row)]
         if self.phase != "local":
             return rows, {}
-        found = [number for number, moment in enumerate(recorded.moments) if moment[0] == self.subdomain]
-        moments = np.array([recorded.moments[number] for number in found], dtype=np.float64).reshape(-1, 2)
+        numbers = [number for number, moment in enumerate(recorded.moments) if moment[0] == self.subdomain]
+        moments = np.array([recorded.moments[number] for number in numbers], dtype=np.float64).reshape(-1, 2)
         return rows, {
             "records/moments": moments,
-            "records/classifications": np.array([recorded.classifications[number] for number in found], dtype=np.float16),
+            "records/classifications": np.array([recorded.classifications[number] for number in numbers], dtype=np.float16),
         }
 
     def restore(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
         recorded = self.recorded
-        if not self.speaks:
+        if not self.active:
             return
         back = [tuple(map(float, row)) for row in rows]
         if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):
@@ -67,7 +67,7 @@ class Records:
             moments, classifications = arrays["records/moments"], arrays["records/classifications"]
             recorded.moments += [tuple(moment) for moment in moments.tolist()]
             recorded.classifications += list(classifications)
-        self.tell()
+        self.on_restore()
 
     def _mine(self, row: tuple[float, ...]) -> bool:
         subdomain = None if row[1] != row[1] else int(row[1])
@@ -86,7 +86,7 @@ def text(row: Sequence[float]) -> str:
 
 
 def curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:
-    """(time, test accuracy) after the epochs of a phase of all subdomains together."""
+    """(time, test accuracy) after the epochs of the network of all subdomains in a phase."""
     test, time = rows[:, COLUMNS.index("test_accuracy")], rows[:, COLUMNS.index("time")]
     chosen = (rows[:, 0] == PHASES.index(phase)) & ~np.isnan(test) & np.isnan(rows[:, COLUMNS.index("subdomain")])
     return list(zip(time[chosen].tolist(), test[chosen].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl for TensorBoard: a curve a training, the trainings of a phase in one chart."""
+"""Writes the lines of metrics.jsonl for TensorBoard: a curve per training."""
 
 import shutil
 import time
@@ -15,10 +15,9 @@ SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
 
 
 def check_board() -> None:
-    """Refuses what cannot be written without the package.
-
+    """
     Raises:
-        InputError: it is not installed.
+        InputError: the package tensorboard is not installed.
     """
     if find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'ddcnn[tensorboard]', or leave the option out")
@@ -27,24 +26,24 @@ def check_board() -> None:
 class Board:
     """Writes every epoch of every training once, into a folder that is cleared before.
 
-    An attempt that goes on with a run gets the epochs before it from the checkpoints, and writes them anew: so no point is there twice.
+    A resumed run gets its earlier epochs from the checkpoints and writes them again, so that no point appears twice.
 
     Args:
         run: the folder of the run.
-        now: seconds since the run began, as the lines tell their ``time``.
+        now: returns the seconds since the run began, as in ``time`` of the lines.
     """
 
     def __init__(self, run: RunFolder, now: Callable[[], float]):
         self.folder, self.now = run.tensorboard, now
         self._written: set[tuple[str, int]] = set()  # (training, epoch)
-        self._training = ""  # the one whose writer is open: each has a thread and a file
+        self._training = ""  # whose writer is open; each writer has a thread and a file
         self._writer: Any = None
         with disk_errors(self.folder):
             if self.folder.exists():
                 shutil.rmtree(self.folder)
 
     def add(self, lines: Iterable[EpochLine]) -> None:
-        """Lines of metrics.jsonl, those of a training one after the other; what has been written before is left out."""
+        """Writes lines that have not been written yet; lines of one training should follow each other."""
         begin = time.time() - self.now()
         for line in lines:
             training = line.training

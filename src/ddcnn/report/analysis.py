@@ -1,8 +1,8 @@
 """Analysis of the decisions of a run: reliance on subdomains, calibration, disagreement; on rank 0, without communication.
 
-*Reliance* on a subdomain is permutation importance: the accuracy that a method loses if what the subdomain's local CNN says of one
-test sample is exchanged for what it says of another. *Without* a subdomain a method answers as ``ddcnn predict --without`` does.
-Both decide anew N times, so that of very many values a part of the test samples is taken.
+*Reliance* on a subdomain is permutation importance: the accuracy that a method loses if the values of the subdomain's local CNN are
+permuted over the test samples. *Without* a subdomain a method classifies as ``ddcnn predict --without`` does. Both classify N times,
+so of very many values only a part of the test samples is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ MOST_PIXELS = 256  # of a picture along an axis
 
 @dataclass(frozen=True)
 class Decision:
-    """How a method decides out of what the local CNNs have handed over.
+    """How a method decides on interface values.
 
     Attributes:
         values: (S, N, C) float32 of test samples.
-        labels: (S,) int64 theirs.
-        decide: values (S, n, C) of the subdomains that are given by number -> classes (S,).
-        in_part: whether it can decide without some of them.
+        labels: (S,) int64, their classes.
+        decide: values (S, n, C) and the numbers of their n subdomains -> classes (S,).
+        in_part: whether it can decide without some subdomains.
     """
 
     values: np.ndarray
@@ -37,7 +37,7 @@ class Decision:
     in_part: bool = True
 
     def thinned(self) -> "Decision":
-        """On as many of the samples as ``MOST_NUMBERS`` allows."""
+        """The same on a part of the samples, as large as ``MOST_NUMBERS`` allows."""
         stride = -(-self.values.size * self.subdomains // MOST_NUMBERS)
         return Decision(np.ascontiguousarray(self.values[::stride]), self.labels[::stride], self.decide, self.in_part)
 
@@ -50,7 +50,7 @@ class Decision:
         return float((self.decide(values, present) == self.labels).mean())
 
     def reliance(self, seed: int) -> list[float]:
-        """Accuracy lost per subdomain, whose values are permuted over the samples."""
+        """Accuracy lost per subdomain if its values are permuted over the samples."""
         everyone = range(self.subdomains)
         whole, lost = self.accuracy(self.values, everyone), []
         for index in everyone:
@@ -61,7 +61,7 @@ class Decision:
         return lost
 
     def without(self) -> list[float] | None:
-        """Accuracy per subdomain if it is missing; None if the method needs all, or there is no other."""
+        """Accuracy per subdomain if it is missing; None if the method needs all, or N = 1."""
         if not self.in_part or self.subdomains == 1:
             return None
         present = [[other for other in range(self.subdomains) if other != index] for index in range(self.subdomains)]
@@ -82,21 +82,21 @@ def analyse(
         labels: (S,) of the test samples.
         classes, probabilities: per method (S,), and (S, K) if it has any.
     """
-    right = {name: found == labels for name, found in classes.items()}
+    correct = {name: decisions_of == labels for name, decisions_of in classes.items()}
     return Analysis(
         influence={
             name: Influence(samples=len(decision.values), reliance=decision.reliance(seed), without=decision.without())
             for name, decision in decisions.items()
         },
         calibration_error={
-            name: calibration_error(values.max(axis=1), right[name]) for name, values in probabilities.items() if values is not None
+            name: calibration_error(values.max(axis=1), correct[name]) for name, values in probabilities.items() if values is not None
         },
         disagreement={kind: len(rows) for kind, rows in disagreements(labels, classes).items()},
     )
 
 
 def disagreements(labels: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Samples (n,) that vote and DNN decide differently, by who of them is right; nothing if there are not both.
+    """Samples (n,) that vote and DNN classify differently, by which of them is right; empty without both methods.
 
     Args:
         labels: (S,)
@@ -107,11 +107,11 @@ def disagreements(labels: np.ndarray, classes: dict[str, np.ndarray]) -> dict[st
     vote, dnn = classes["vote"], classes["dnn"]
     differ = vote != dnn
     kinds = {"dnn": differ & (dnn == labels), "vote": differ & (vote == labels), "neither": differ & (dnn != labels) & (vote != labels)}
-    return {name: np.flatnonzero(found) for name, found in kinds.items()}
+    return {name: np.flatnonzero(mask) for name, mask in kinds.items()}
 
 
 def to_picture(labels: np.ndarray, classes: dict[str, np.ndarray]) -> np.ndarray:
-    """A few samples (n,) of every kind of disagreement, spread over the test set, in ascending order."""
+    """A few samples (n,) of every kind of disagreement, spread over the test set, ascending."""
     kinds = disagreements(labels, classes).values()
     few = [rows[np.linspace(0, len(rows) - 1, min(len(rows), PICTURES)).astype(int)] for rows in kinds]
     return np.sort(np.concatenate([np.empty(0, dtype=int), *few]))

@@ -1,4 +1,4 @@
-"""How good decisions are: accuracy, and what tells more where classes are rare. scikit-learn computes them."""
+"""Scores of decisions, computed by scikit-learn: accuracy, measures for imbalanced classes, calibration."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ BINS = 15  # of confidences, as usual since Guo et al., arXiv 1706.04599
 
 
 def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | None, number_of_classes: int) -> dict[str, Any]:
-    """Of the decisions ``classes`` (S,) and, if there are any, the probabilities (S, K), against ``labels`` (S,).
+    """Scores of decisions ``classes`` (S,) and, if there are any, probabilities (S, K), against ``labels`` (S,).
 
     Returns:
-        ``test_accuracy``; ``balanced_accuracy``, the mean over the classes of the share that is found; ``auc``, the area under the ROC
+        ``test_accuracy``; ``balanced_accuracy``, mean per-class recall; ``auc``, the area under the ROC
         curve, of more than two classes the mean over each against the rest (None without probabilities); ``test_loss``, the mean
         cross entropy (None without probabilities); ``confusion``, counts (K, K), true classes in rows (None for many classes). Classes
         without test samples do not count.
@@ -43,17 +43,17 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def confusion(labels: np.ndarray, classes: np.ndarray, number_of_classes: int) -> np.ndarray:
-    """(K, K) samples of a class (row) that are put into a class (column)."""
+    """(K, K) counts: true classes in rows, decisions in columns."""
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(labels, classes, labels=np.arange(number_of_classes))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of bins of equal width: mean confidence, share of samples that are right (NaN without samples), and samples, (BINS,) each.
+    """Mean confidence, accuracy (NaN without samples) and number of samples in bins of equal width, (BINS,) each.
 
     Args:
-        confidence: (S,) the probability of the class that is decided for.
+        confidence: (S,) probabilities of the decisions.
         correct: (S,) bool.
     """
     from scipy.stats import binned_statistic
@@ -64,6 +64,6 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error: how far confidence and accuracy of the bins are apart, in the mean over the samples."""
+    """Expected calibration error: mean distance of confidence and accuracy over the bins, weighted by samples."""
     mean, accuracy, samples = reliability(confidence, correct)
     return float(np.nansum(samples * abs(mean - accuracy)) / len(correct))

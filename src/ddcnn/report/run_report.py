@@ -24,16 +24,16 @@ METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test 
 SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
 METHODS_NOTE = (
-    "`balanced` is the mean over the classes of the share that is found, AUC the area under the ROC curve (of more than two classes: the "
-    "mean over each against the rest). Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the "
+    "`balanced` is the mean per-class recall, AUC the area under the ROC curve (of more than two classes: the mean of each against the "
+    "rest). Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the "
     "ranks; `total` is the wall time of the phases that a method needs; the last column says after how many of these seconds its curve "
     "reaches the final accuracy of `global`."
 )
 METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
 CURVES_CAPTION = (
-    "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` is what "
-    "those local CNNs that have begun would say together if their training ended there; a dot without a line is a method that decides only "
-    "at its end, and the dotted line is where `global` ends."
+    "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` "
+    "averages the local CNNs as they are then, those whose training has begun; a dot without a line is a method without a curve, and the "
+    "dotted line is the final accuracy of `global`."
 )
 
 
@@ -93,9 +93,9 @@ def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
 
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     wrong = shares * (1 - np.eye(len(shares)))
-    true, found = np.unravel_index(wrong.argmax(), wrong.shape)
+    true, decided = np.unravel_index(wrong.argmax(), wrong.shape)
     names = [plain(name) for name in run.details.class_names]
-    often = f"; most often, {names[true]} is taken for {names[found]} ({wrong.max():.0%})" if wrong.any() else ""
+    often = f"; most often, {names[true]} is taken for {names[decided]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.details.examples.ndim == 5 else ""
     shown = (
         "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended by the overlap) "

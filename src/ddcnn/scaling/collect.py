@@ -1,6 +1,6 @@
-"""Scaling studies: finished runs on different numbers of ranks, put together in a table, a CSV and a JSON file, and a figure.
+"""``ddcnn scaling collect``: compares finished runs on different numbers of ranks in a table, a CSV and a JSON file, and a figure.
 
-Strong scaling: the same problem on more ranks. Weak scaling: a problem that grows with the ranks, the same for each of them.
+Strong scaling: the same problem on more ranks. Weak scaling: the same work per rank.
 """
 
 import csv
@@ -63,21 +63,21 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
 
 
 def measured(folders: Iterable[Path], kind: Kind) -> list[Measured]:
-    """The runs in folders of runs, of several seeds, or of studies; they can be compared."""
+    """All runs, with every seed, in folders of runs or of studies, checked to be comparable."""
     runs = [run for folder in folders for run in runs_of(folder) or [folder]]
-    found = [measure(seed, kind) for run in runs for seed in RunFolder(run).seeds() or [RunFolder(run)]]
-    check_comparable(found)
-    return found
+    seeds = [measure(seed, kind) for run in runs for seed in RunFolder(run).seeds() or [RunFolder(run)]]
+    check_comparable(seeds)
+    return seeds
 
 
 def runs_of(study: Path) -> list[Path]:
-    """The finished runs in the folder of a study, by their ranks; none if it is no such folder."""
+    """The finished runs in the folder of a study, by their ranks; none if it is not a study."""
     runs = [path for path in study.glob("*") if RUN.fullmatch(path.name) and RunFolder(path).has_any_results]
     return sorted(runs, key=lambda run: tuple(map(int, run.name.split("-"))))
 
 
 def kind_of(study: Path) -> Kind:
-    """What its study.toml says.
+    """The kind of a study, from its study.toml.
 
     Raises:
         InputError: it has none.
@@ -97,7 +97,7 @@ SUMMARY_HEADER = ("range of total s", "speed-up", "efficiency in %", "serial fra
 
 
 def summary_row(training: str) -> Any:
-    """Of a point: the cells of its row in scaling.md."""
+    """A function from a point to the cells of its row in scaling.md."""
     return lambda point: (
         point.ranks, point.runs, *(f"{value:.2f}" for value in point.seconds.values()),
         " to ".join(f"{value:.2f}" for value in point.extremes[TOTAL]), f"{point.speed_up[TOTAL]:.2f}",
@@ -129,7 +129,7 @@ What all ranks together are held for, per phase (ranks times wall time):
 
 
 def csv_row(training: str) -> Any:
-    """Of a point: all its numbers by name."""
+    """A function from a point to its columns in scaling.csv."""
     return lambda point: (
         {"ranks": point.ranks, "runs": point.runs}
         | {f"{name}_seconds": value for name, value in point.seconds.items()}
@@ -143,7 +143,7 @@ def csv_row(training: str) -> Any:
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """With the names of the first row as the header; an empty cell for None."""
+    """A CSV file whose header is the names of the first row; None is an empty cell."""
     rows, stream = list(rows), io.StringIO()
     writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -12,7 +12,7 @@ SMALL = 0.01  # share of the whole time up to which a phase is not compared
 
 @dataclass(frozen=True)
 class Compared:
-    """A phase that was measured, or all of them, and what the model says of it, fitted to the other numbers of ranks."""
+    """Measured and predicted seconds of a phase or of all; predicted by the model that is fitted to the other numbers of ranks."""
 
     ranks: int
     phase: str
@@ -27,7 +27,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A number of ranks: seconds of every phase, and what of them is reading and communicating; or why there is nothing to predict."""
+    """Predicted seconds per phase on a number of ranks, and their parts of reading and communicating; or why there is no prediction."""
 
     ranks: int
     sizes: Sizes | None = None
@@ -46,7 +46,7 @@ class Model:
 
     Attributes:
         measured, predicted: seconds per count of the machine of the study, and of the one that is predicted.
-        untold: what the study does not tell.
+        undetermined: rates that the study does not determine.
     """
 
     kind: Kind
@@ -54,11 +54,11 @@ class Model:
     points: list[Point]
     measured: Counts
     predicted: Counts
-    untold: tuple[str, ...]
+    undetermined: tuple[str, ...]
     compared: list[Compared]
 
     def at(self, ranks: int) -> Predicted:
-        """What the problem takes on so many ranks."""
+        """The prediction on so many ranks."""
         try:
             sizes = self.workload.at(ranks)
         except InputError as refusal:
@@ -72,7 +72,7 @@ class Model:
 
 
 def fitted(kind: Kind, workload: Workload, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
-    """The model of all points, and what it says of each of them when it is fitted to the others."""
+    """The model fitted to all points, and its prediction of each point when fitted to the others."""
     each = {point.ranks: counts(workload.at(point.ranks)) for point in points}
 
     def observed(left_out: int | None = None) -> list[Observation]:
@@ -91,7 +91,7 @@ def fitted(kind: Kind, workload: Workload, points: list[Point], here: Counts, gi
         whole = Compared(point.ranks, TOTAL, sum(point.seconds[phase] for phase in phases), sum(phases.values()))
         found = [Compared(point.ranks, phase, point.seconds[phase], seconds) for phase, seconds in phases.items()]
         compared += [one for one in found if one.measured > SMALL * whole.measured] + [whole]
-    rates, untold = fit(observed(), here)
-    if "global_operations" in untold:  # no global CNN was trained: it computes as fast as the local ones
+    rates, undetermined = fit(observed(), here)
+    if "global_operations" in undetermined:  # no global CNN was trained: it computes as fast as the local ones
         rates = rates._replace(global_operations=rates.local_operations)
-    return Model(kind, workload, points, rates, rates._replace(**given), untold, compared)
+    return Model(kind, workload, points, rates, rates._replace(**given), undetermined, compared)

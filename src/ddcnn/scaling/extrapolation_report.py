@@ -74,9 +74,9 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         raise InputError(f"{study}: {most} ranks trained {prod(workload.grid)} subdomains, in groups, which are not modelled: study fewer")
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    here = Counts(collectives=POLLING, bytes_read=1 / READING)
-    here = here._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
-    model = fitted(kind, workload, points_of(runs, kind), here, given)
+    machine = Counts(collectives=POLLING, bytes_read=1 / READING)
+    machine = machine._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
+    model = fitted(kind, workload, points_of(runs, kind), machine, given)
     wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
     write_text(output / "predict.csv", csv_text(map(csv_row(workload), wanted)))
     write_text(output / "predict.md", text(model, wanted, runs[0]))
@@ -100,8 +100,8 @@ def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[s
     program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
     execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
     with reading(log, *DAMAGED), parsing():
-        found = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
-        return {name: float(found[name]) for name in Counts._fields if name in found and name not in FITTED}
+        speed = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+        return {name: float(speed[name]) for name in Counts._fields if name in speed and name not in FITTED}
 
 
 def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
@@ -127,7 +127,7 @@ Fitted to all measured points, in relative least squares: R_l, R_g and t; the ot
 are in the docstring of `ddcnn.scaling.performance_model`.
 
 {rate_table(model)}
-{untold(model)}
+{undetermined(model)}
 ## Not modelled
 
 {NOT_MODELLED}
@@ -135,7 +135,7 @@ are in the docstring of `ddcnn.scaling.performance_model`.
 
 
 def refusals(wanted: Sequence[Predicted]) -> str:
-    """Why there is nothing to predict."""
+    """Notes on numbers of ranks without a prediction."""
     lines = [f"{one.ranks} ranks: {one.refusal}" for one in wanted if one.refusal]
     if crowded := [one.ranks for one in wanted if one.sizes and not one.sizes.global_fits]:
         lines.append(f"From {crowded[0]} ranks on there are not two training samples a rank for the global CNN")
@@ -185,29 +185,29 @@ def rate_table(model: Model) -> str:
         value = getattr(machine, name)
         return f"{(1 / value / factor if inverse else value * factor):.4g} {unit}" if value else "–"
 
-    rows = [(told, shown(model.measured, name), shown(model.predicted, name)) for name, (told, *_) in RATES.items()]
+    rows = [(title, shown(model.measured, name), shown(model.predicted, name)) for name, (title, *_) in RATES.items()]
     return table(("rate", "measured machine", "predicted machine"), rows)
 
 
-def untold(model: Model) -> str:
-    """What the study leaves open, and what follows."""
+def undetermined(model: Model) -> str:
+    """Notes on the rates that the study does not determine."""
     notes = {
         "layer_steps": "All steps are alike, so that t cannot be told from arithmetic and is taken as zero: the times of smaller "
         "subimages, and of small shares of a batch, are predicted too short. A study with the methods `dnn` and `global` tells.",
         "global_operations": "No global CNN was trained: R_g is taken to be R_l, which wider layers usually exceed.",
     }
-    return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.untold)
+    return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.undetermined)
 
 
 def csv_row(workload: Workload) -> Callable[[Predicted], dict[str, Any]]:
-    """Of a prediction: all its numbers by name."""
+    """A function from a prediction to its columns in predict.csv."""
 
     def row(one: Predicted) -> dict[str, Any]:
-        found: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
-        found |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
+        columns: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
+        columns |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
         kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
-        found |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
-        found |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
-        return found | {"refusal": one.refusal or None}
+        columns |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
+        columns |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
+        return columns | {"refusal": one.refusal or None}
 
     return row

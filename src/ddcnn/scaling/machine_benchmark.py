@@ -1,4 +1,4 @@
-"""How fast ranks talk and read on this machine, as a program: ``mpirun -n 2 python -m ddcnn.scaling.machine_benchmark [FILE.h5]``.
+"""Measures communication and reading on this machine, as a program: ``mpirun -n 2 python -m ddcnn.scaling.machine_benchmark [FILE.h5]``.
 
 It measures what the performance model takes as known, and prints it as JSON, in seconds per count: α and 1/β out of messages between the
 first rank and the last, there and back; α' and 1/β' out of PyTorch's all-reduce; o out of ddcnn's own allgather of a few bytes; 1/ρ out
@@ -22,35 +22,35 @@ REPEATS = 20
 
 def main(arguments: Sequence[str]) -> None:
     world = World()
-    found = messages(world) | all_reduce(world)
+    speed = messages(world) | all_reduce(world)
     latency = float(np.median([_seconds(lambda: world.all_gather(np.zeros(1))) for _ in range(REPEATS)]))
-    steps = 2 * np.ceil(np.log2(world.size)) * found["messages"]
-    found["collectives"] = max(0.0, latency - steps) / 2  # a barrier and an allgather
+    steps = 2 * np.ceil(np.log2(world.size)) * speed["messages"]
+    speed["collectives"] = max(0.0, latency - steps) / 2  # a barrier and an allgather
     if world.rank == 0:
         if arguments:
-            found["bytes_read"] = read(Path(arguments[0]))
-        print(json.dumps(found))
+            speed["bytes_read"] = read(Path(arguments[0]))
+        print(json.dumps(speed))
     world.barrier()
 
 
 def messages(world: World) -> dict[str, float]:
-    """α and 1/β: half of a message there and back."""
-    there, last = world.communicator, world.size - 1
+    """α and 1/β: half of a ping-pong."""
+    communicator, last = world.communicator, world.size - 1
 
     def ping_pong(buffer: np.ndarray) -> None:
         if world.rank == 0:
-            there.Send(buffer, last)
-            there.Recv(buffer, last)
+            communicator.Send(buffer, last)
+            communicator.Recv(buffer, last)
         elif world.rank == last:
-            there.Recv(buffer, 0)
-            there.Send(buffer, 0)
+            communicator.Recv(buffer, 0)
+            communicator.Send(buffer, 0)
 
-    found = []
+    seconds = []
     for size in SIZES:
         buffer = np.zeros(size, np.uint8)
         world.barrier()
-        found.append(min(_seconds(lambda buffer=buffer: ping_pong(buffer)) for _ in range(REPEATS)) / 2)  # type: ignore[misc]
-    alpha, beta = alpha_beta(SIZES, found)
+        seconds.append(min(_seconds(lambda buffer=buffer: ping_pong(buffer)) for _ in range(REPEATS)) / 2)  # type: ignore[misc]
+    alpha, beta = alpha_beta(SIZES, seconds)
     return {"messages": alpha, "bytes_sent": beta}
 
 
@@ -62,7 +62,8 @@ def all_reduce(world: World) -> dict[str, float]:
     from ddcnn.parallel.process_group import process_group
     from ddcnn.training.precision import choose_device
 
-    device, found = choose_device(world.local_rank, "auto"), []
+    device = choose_device(world.local_rank, "auto")
+    seconds = []
     with process_group(world, device):
         for size in SIZES:
             tensor = torch.zeros(size // 4, device=device)
@@ -73,9 +74,9 @@ def all_reduce(world: World) -> dict[str, float]:
                     torch.cuda.synchronize(tensor.device)
 
             reduce()
-            found.append(float(np.median([_seconds(reduce) for _ in range(REPEATS)])))
+            seconds.append(float(np.median([_seconds(reduce) for _ in range(REPEATS)])))
     more = 2 * (world.size - 1)
-    alpha, beta = alpha_beta([size / world.size for size in SIZES], np.array(found) / more)
+    alpha, beta = alpha_beta([size / world.size for size in SIZES], np.array(seconds) / more)
     return {"reduce_messages": alpha, "reduce_bytes": beta}
 
 

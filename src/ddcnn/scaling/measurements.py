@@ -1,11 +1,11 @@
-"""Finished runs on different numbers of ranks: what was measured, whether it can be compared, and a point for every number of ranks.
+"""Measurements of finished runs on different numbers of ranks, whether they are comparable, and medians per number of ranks.
 
 With ψ the speed-up of P ranks over the fewest, P₀, and p = P / P₀, the serial fraction is
 
     strong scaling (Karp, Flatt, Comm. ACM 33(5), 1990):    e = (1/ψ - 1/p) / (1 - 1/p)
     weak scaling (Gustafson, Comm. ACM 31(5), 1988):        e = (p - ψ) / (p - 1)
 
-e that grows with P tells of overhead (communication, imbalance), e that does not of work that is not divided.
+If e grows with P, there is overhead (communication, imbalance); if it does not, there is work that is not divided.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from ddcnn.parallel.timeline import PHASES, wall, windows
 Kind = Literal["strong", "weak"]
 TIMED = tuple(phase for phase in PHASES if phase not in ("start", "partition"))  # a set is partitioned once for many runs
 TOTAL = "total"
-TRAINING = ("local", "coherent", "global")  # the first of them that took place is the phase whose load and images are told
+TRAINING = ("local", "coherent", "global")  # the first of them that took place gives load imbalance and images/s
 NOT_COMPARED = set(CHANGEABLE) | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
 MOST_DIFFERENCES = 3  # that a refusal names
 
@@ -37,7 +37,7 @@ class Measured:
     Attributes:
         seconds: of wall time, per phase and in all ("total", without start and partitioning; phases may overlap).
         rank_seconds: per phase: what the busiest rank computes, and the mean.
-        training: the phase whose ``images_per_second`` are told.
+        training: the phase of ``images_per_second``.
         conditions: what has to be the same in all runs, by a name for people.
     """
 
@@ -76,11 +76,11 @@ class Point:
         return busiest / mean if mean else 1.0
 
     def cost(self, phase: str) -> float:
-        """Rank-seconds: what all ranks together are held for."""
+        """Rank-seconds: number of ranks times wall time."""
         return self.ranks * self.seconds[phase]
 
     def speed_ups(self, name: str) -> tuple[float, float]:
-        """Of the slowest and of the fastest run."""
+        """Speed-ups of the slowest and of the fastest run."""
         shortest, longest = self.extremes[name]
         return tuple(self.speed_up[name] * self.seconds[name] / value if value else 1.0 for value in (longest, shortest))  # type: ignore[return-value]
 
@@ -105,43 +105,52 @@ def measure(folder: RunFolder, kind: Kind) -> Measured:
 
 
 def conditions(run: FinishedRun, kind: Kind) -> dict[str, Any]:
-    """What has to be the same in all runs of a study; options under their names."""
+    """Everything that must be equal in all runs of a study; options under their names."""
     data, boxes, environment = run.results.data, run.results.decomposition, run.results.environment
     ranks, subdomains = environment.ranks, boxes.subdomains
     pixels = sum(prod(b - a for a, b in zip(box.core_start, box.core_stop, strict=True)) for box in subdomains)
-    found: dict[str, Any] = {"train samples": data.train_samples, "test samples": data.test_samples, "classes": data.classes}
+    conditions: dict[str, Any] = {"train samples": data.train_samples, "test samples": data.test_samples, "classes": data.classes}
     if kind == "strong":
-        found |= {"--data": data.source, "image": data.shape, "width divisor": boxes.width_divisor}
+        conditions |= {"--data": data.source, "image": data.shape, "width divisor": boxes.width_divisor}
     else:
-        found |= {
+        conditions |= {
             "channels": data.shape[-1], "subdomains a rank": len(subdomains) / ranks, "pixels a rank": pixels / ranks,
             "parameters a subdomain (--width-divisor 1 keeps them)": boxes.parameters / len(subdomains),
         }  # fmt: skip
-    found |= {name.replace("_", " "): getattr(environment, name) for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")}
+    conditions |= {
+        name.replace("_", " "): getattr(environment, name) for name in ("device", "precision", "threads_per_rank", "torch", "ddcnn")
+    }
     free = NOT_COMPARED if kind == "strong" else NOT_COMPARED | {"grid"}
     options = run.settings.model_dump(mode="json", exclude_none=True, exclude=free)
-    return found | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return conditions | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
 
 
 def check_comparable(runs: Sequence[Measured]) -> None:
-    """Refuses runs that differ in more than the number of ranks."""
+    """
+    Raises:
+        InputError: the runs differ in more than the number of ranks.
+    """
     first = runs[0]
     for run in runs[1:]:
         names = [name for name in first.conditions | run.conditions if first.conditions.get(name) != run.conditions.get(name)]
         if names:
-            told = "; ".join(f"{name} is {run.conditions.get(name)} and {first.conditions.get(name)}" for name in names[:MOST_DIFFERENCES])
+            differences = "; ".join(
+                f"{name} is {run.conditions.get(name)} and {first.conditions.get(name)}" for name in names[:MOST_DIFFERENCES]
+            )
             more = f"; and {len(names) - MOST_DIFFERENCES} more" if len(names) > MOST_DIFFERENCES else ""
-            raise InputError(f"{run.folder} and {first.folder} cannot be compared: {told}{more}")
+            raise InputError(f"{run.folder} and {first.folder} cannot be compared: {differences}{more}")
     seeds = {ranks: sorted({run.seed for run in runs if run.ranks == ranks}) for ranks in {run.ranks for run in runs}}
     if len(seeds) == 1:
         raise InputError(f"all of these runs are on {first.ranks} ranks: a scaling study compares different numbers of them")
-    for ranks, found in seeds.items():
-        if found != seeds[first.ranks]:
-            raise InputError(f"the runs on {ranks} ranks have --seed {found}, those on {first.ranks} {seeds[first.ranks]}: use the same")
+    for ranks, own_seeds in seeds.items():
+        if own_seeds != seeds[first.ranks]:
+            raise InputError(
+                f"the runs on {ranks} ranks have --seed {own_seeds}, those on {first.ranks} {seeds[first.ranks]}: use the same"
+            )
 
 
 def points_of(runs: Sequence[Measured], kind: Kind) -> list[Point]:
-    """A point for every number of ranks, in ascending order; the first one is what the others are compared with."""
+    """A point per number of ranks, ascending; speed-ups are relative to the first."""
     phases = [name for name in TIMED if any(name in run.seconds for run in runs)]  # on one rank there may be no gather
     points: list[Point] = []
     for ranks in sorted({run.ranks for run in runs}):

@@ -46,7 +46,7 @@ COLLINEAR = 1e-2  # smallest singular value, over the largest, of columns that c
 
 
 class Counts(NamedTuple):
-    """How often the busiest rank does what, or the seconds that each takes once: the same names, to be multiplied."""
+    """Counts of the work of the busiest rank; or, under the same names, seconds per count, to be multiplied with them."""
 
     local_operations: float = 0.0  # 1 / R_l
     global_operations: float = 0.0  # 1 / R_g
@@ -128,7 +128,7 @@ class Sizes:
 
 
 def counts(sizes: Sizes) -> dict[str, Counts]:
-    """Of every phase that takes place; not of a global CNN that would not fit."""
+    """Counts of every phase that takes place, without a global CNN that does not fit the ranks."""
     of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global}
     together = ("coherent", "transfer")
     phases = [phase for phase in sizes.phases if phase != "global" or sizes.global_fits]
@@ -160,7 +160,7 @@ def _folds(sizes: Sizes) -> Counts:
 
 
 def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
-    """Collectives, each of a barrier and of what brings a rank the parts of the others, out of all that there is."""
+    """Collectives, each a barrier and an exchange of ``bytes_arriving``, of which a rank has its own part already."""
     if sizes.ranks == 1:
         return Counts()
     sent = times * bytes_arriving * (sizes.ranks - 1) / sizes.ranks
@@ -220,9 +220,9 @@ class Observation:
 
 
 def fit(observations: Sequence[Observation], known: Counts) -> tuple[Counts, tuple[str, ...]]:
-    """Seconds per count that fit the observations best, relative to their seconds; and the names of those that they do not tell.
+    """Seconds per count that fit the observations best, relative to their seconds; and the names of those that they do not determine.
 
-    What cannot be told apart from others, such as a layer's own seconds where all steps are alike, is left at zero: all the time
+    A count that is collinear with others, such as the steps of layers where all steps are alike, is left at zero seconds: all the time
     then counts as arithmetic.
 
     Args:
@@ -235,15 +235,15 @@ def fit(observations: Sequence[Observation], known: Counts) -> tuple[Counts, tup
     for k in range(len(FITTED)):  # arithmetic first
         if matrix[:, k].any() and _independent(matrix[:, [*chosen, k]]):
             chosen.append(k)
-    found = np.zeros(len(FITTED))
+    fitted = np.zeros(len(FITTED))
     if chosen:
-        found[chosen] = non_negative(matrix[:, chosen], right)
-    untold = tuple(name for k, name in enumerate(FITTED) if k not in chosen)
-    return known._replace(**dict(zip(FITTED, found.tolist(), strict=True))), untold
+        fitted[chosen] = non_negative(matrix[:, chosen], right)
+    undetermined = tuple(name for k, name in enumerate(FITTED) if k not in chosen)
+    return known._replace(**dict(zip(FITTED, fitted.tolist(), strict=True))), undetermined
 
 
 def non_negative(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Least squares whose unknowns are not below zero; columns may differ in size."""
+    """Non-negative least squares; columns are scaled."""
     scale = np.linalg.norm(matrix, axis=0)
     return nnls(matrix / scale, right)[0] / scale
 

@@ -1,4 +1,4 @@
-"""A scaling study as SLURM jobs: an array with a task for every number of ranks, and a job that waits for them and collects."""
+"""A scaling study as SLURM jobs: a job array with a task per number of ranks, and a dependent job that collects."""
 
 import shlex
 import subprocess
@@ -50,9 +50,9 @@ def script(study: Study, launcher: Sequence[str], sbatch: Sequence[str], again: 
     """The batch script of both jobs; a task of the array is the study with one number of ranks."""
     program, folder = [sys.executable, "-m", "ddcnn", "scaling"], ["--output", str(study.folder)]
     size = {"side": study.side, "classes": study.classes, "samples": study.samples} if study.kind == "weak" else {}
-    own = ["--repetitions", str(study.repetitions), "--launcher", shlex.join(launcher), "--no-collect", *folder]
-    own += [f"--{name}={value}" for name, value in size.items()]
-    run = f'{shlex.join([*program, study.kind])} --ranks "$SLURM_ARRAY_TASK_ID" {shlex.join([*own, "--", *study.options])}'
+    options = ["--repetitions", str(study.repetitions), "--launcher", shlex.join(launcher), "--no-collect", *folder]
+    options += [f"--{name}={value}" for name, value in size.items()]
+    run = f'{shlex.join([*program, study.kind])} --ranks "$SLURM_ARRAY_TASK_ID" {shlex.join([*options, "--", *study.options])}'
     collect = shlex.join([*program, "collect", str(study.folder), "--kind", study.kind, *folder])
     lines = "".join(f"#SBATCH {option}\n" for option in sbatch)
     return SCRIPT.format(kind=study.kind, again=again, sbatch=lines, collect=collect, run=run)

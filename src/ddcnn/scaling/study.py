@@ -1,4 +1,4 @@
-"""A scaling study from one description: its runs are started here, one after the other, or by SLURM (module ``slurm``)."""
+"""A scaling study: its runs are started here, one after the other, or by SLURM (module ``slurm``)."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ class FailedRun(Exception):
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured.
+    """Description of a study.
 
     Attributes:
         folder: of the study; a run has a folder in it.
@@ -64,7 +64,7 @@ class Study:
         return self.folder / (str(ranks) if repetition == 1 else f"{ranks}-{repetition}")
 
     def arguments(self, ranks: int, repetition: int = 1) -> list[str]:
-        """Of ``python -m ddcnn``."""
+        """Arguments of ``python -m ddcnn`` for a run."""
         defaults = DEFAULTS | {"partitions": str(self.folder / "partitions")}  # partitioned by the first run, found by the others
         if self.kind == "weak":
             grid = grid_of(ranks, (1, 1))
@@ -75,10 +75,10 @@ class Study:
             own = {}
         own |= {"output": str(self.run(ranks, repetition))}
         first = {name: value for name, value in defaults.items() if name not in self.given}
-        return ["run", *_options(first), *self.options, *_options(own), "--overwrite"]  # what is there is of a run that has not finished
+        return ["run", *_options(first), *self.options, *_options(own), "--overwrite"]  # of a run that has not finished
 
     def check(self, settings_of: Callable[[Sequence[str]], RunSettings]) -> None:
-        """Refuses what no run could do.
+        """Checks the options of all runs.
 
         Args:
             settings_of: the settings that arguments of ``python -m ddcnn`` come to.
@@ -149,14 +149,14 @@ def find_launcher(words: Sequence[str]) -> list[str]:
     beside = Path(sys.executable).parent / "mpirun"
     if not words and beside.exists():
         return [str(beside)]
-    found = list(words) or ["mpirun"]
-    if shutil.which(found[0]) is None:
-        raise InputError(f"--launcher {found[0]}: there is no such program; name the one that starts ranks here")
-    return found
+    command = list(words) or ["mpirun"]
+    if shutil.which(command[0]) is None:
+        raise InputError(f"--launcher {command[0]}: there is no such program; name the one that starts ranks here")
+    return command
 
 
 def start(study: Study, launcher: Sequence[str]) -> None:
-    """Runs what has not finished yet, the numbers of ranks in turn, so that a disturbance meets all of them alike.
+    """Starts the runs that have not finished, the numbers of ranks in turn, so that a disturbance affects all of them alike.
 
     Raises:
         InputError: a run was refused.
@@ -164,8 +164,8 @@ def start(study: Study, launcher: Sequence[str]) -> None:
     """
     if launched_size() > 1:
         raise InputError("a study starts its runs itself: start it without mpirun")
-    asked, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
-    threads = study.describe(int(asked) if asked.isdigit() else max(1, cores // study.ranks[-1]))
+    given, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
+    threads = study.describe(int(given) if given.isdigit() else max(1, cores // study.ranks[-1]))
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
     left = [run for run in runs if not RunFolder(study.run(*run)).is_finished]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # as many for every number of ranks
@@ -179,7 +179,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
 
 
 def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-    """Runs a command to its end; what it says goes into a file."""
+    """Runs a command to its end, with its output in a file."""
     with disk_errors(log), log.open("w") as stream:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
         with ended(process):
@@ -187,14 +187,14 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> N
     if process.returncode == 0:
         return
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("ddcnn: ")]  # the launcher's own words come last
-    told = f"{(own or lines or ['it said nothing'])[-1].removeprefix('ddcnn: ')} (exit code {process.returncode}; all of it: {log})"
-    raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(told)
+    ours = [line for line in lines if line.startswith("ddcnn: ")]  # lines of the launcher come last
+    message = f"{(ours or lines or ['it said nothing'])[-1].removeprefix('ddcnn: ')} (exit code {process.returncode}; all of it: {log})"
+    raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(message)
 
 
 @contextmanager
 def ended(process: subprocess.Popen) -> Iterator[None]:
-    """The process, and by its launcher all ranks, end with this one: on SIGTERM, Ctrl-C or an error."""
+    """Ends the process, and through its launcher all ranks, on SIGTERM, Ctrl-C or an error in this process."""
 
     def leave(*_: object) -> NoReturn:
         sys.exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The problem of a scaling study on any number of ranks: what its subdomains and networks would be, by the rules of a run."""
+"""The workload of a scaling study on any number of ranks: sizes of subdomains and networks, by the rules of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ddcnn.scaling.study import grid_of
 
 @dataclass(frozen=True)
 class Workload:
-    """What a study measured, as one of its runs tells it.
+    """What the runs of a study solve, from one of them.
 
     Attributes:
         shape: of that run's images, (*spatial, channels).
@@ -60,7 +60,7 @@ class Workload:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those whose times are told: of the two-step ones, which differ by little, the last; and the global CNN."""
+        """The methods in the tables: of the two-step ones, which differ by little, the last; joint ones; and the global CNN."""
         decomposed = [method for method in Method if method in self.settings.methods and not method.whole_image]
         two_step = [method for method in decomposed if not method.joint][-1:]
         return (*two_step, *(method for method in decomposed if method.joint), Method.GLOBAL)
@@ -71,10 +71,10 @@ class Workload:
         return sum(seconds[phase] for phase in needed) if set(needed) <= set(seconds) else None
 
     def at(self, ranks: int) -> Sizes:
-        """The problem on so many ranks.
+        """The sizes on so many ranks.
 
         Raises:
-            InputError: there is none: the network cannot take such small subimages, or the ranks do not fit the subdomains.
+            InputError: the subimages are too small for the network, or the ranks do not fit the subdomains.
         """
         *spatial, channels = self.shape
         if self.kind == "weak":
@@ -92,8 +92,8 @@ class Workload:
         boxes = Decomposition(tuple(spatial), grid, settings.overlap).subdomains
         subimage = max((box.subimage.shape for box in boxes), key=prod)
         divisor = settings.divisor(subdomains)
-        for own in {box.subimage.shape for box in boxes}:
-            registry.check(settings.network, Shape(own, channels, self.classes), settings.width, divisor, settings.features)
+        for spatial_size in {box.subimage.shape for box in boxes}:
+            registry.check(settings.network, Shape(spatial_size, channels, self.classes), settings.width, divisor, settings.features)
         local = Network.local(settings, Shape(subimage, channels, self.classes), divisor)
         whole = Network.undecomposed(settings, Shape(tuple(spatial), channels, self.classes))
         dnn = Network.dense(settings.interface, subdomains, local.values, self.classes)
@@ -115,12 +115,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Network:
-    """What a network costs.
+    """Cost of a network.
 
     Attributes:
-        operations: floating-point ones, to train on one sample: forward and backward.
+        operations: floating-point operations to train on one sample, forward and backward.
         layers: modules without modules in them.
-        values: that it hands on.
+        values: at the interface.
     """
 
     operations: float

@@ -77,9 +77,9 @@ def predicted(
     for name, values in methods.items():
         colour, title = METHOD_COLOURS[name], "global (DDP)" if name == "global" else name
         axes.plot(ranks, _numbers(values), color=colour, lw=2.5, label=f"{title}, model")
-        found = _numbers(measured[name])
-        if not np.isnan(found).all():
-            axes.plot(measured_ranks, found, "o", ms=8, mfc="none", mew=2, color=colour, label=f"{title}, measured")
+        seconds = _numbers(measured[name])
+        if not np.isnan(seconds).all():
+            axes.plot(measured_ranks, seconds, "o", ms=8, mfc="none", mew=2, color=colour, label=f"{title}, measured")
     for style, (name, values) in zip(("--", ":", "-.", (0, (1, 3)), (0, (5, 5))), phases.items(), strict=False):
         axes.plot(ranks, _numbers(values), color=GREY, ls=style, lw=1.3, label=name)
     _over_ranks(axes, ranks)
