@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
-@pytest.mark.parametrize("step", ["train_local", "evaluate_interface", "Results"])
+@pytest.mark.parametrize("step", ["train_local", "evaluate_interface", "Recorder"])
 def test_an_exception_on_one_rank_ends_all_ranks_with_its_traceback(tmp_path, rank, step):
     finished = launch(4, str(rank), step, "raise", "run", *QUICK, cwd=tmp_path, program=FAILING)
     assert finished.returncode not in (0, 2, 75)
