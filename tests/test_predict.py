@@ -436,7 +436,7 @@ def told(path, **values):
 def test_checkpoints_that_say_what_cannot_be_are_refused(digits_run, predict, tmp_path, values):
     shutil.copytree(digits_run, tmp_path / "copy")
     told(tmp_path / "copy", **values)
-    with pytest.raises(InputError, match=r"checkpoints: \S+\.h5 is missing, damaged or foreign"):
+    with pytest.raises(InputError, match=r"checkpoints/\S+\.h5: missing, damaged or foreign"):
         predict(tmp_path / "copy", "digits")
 
 
@@ -445,7 +445,7 @@ def test_results_that_cannot_be_are_refused(digits_run, predict, tmp_path, conte
     shutil.copytree(digits_run, tmp_path / "copy")
     results = json.loads((tmp_path / "copy" / "results.json").read_text()) | content
     (tmp_path / "copy" / "results.json").write_text(json.dumps(results))
-    with pytest.raises(InputError, match=r"results\.json is missing, damaged or foreign"):
+    with pytest.raises(InputError, match=r"results\.json: missing, damaged or foreign"):
         predict(tmp_path / "copy", "digits")
 
 
