@@ -90,6 +90,8 @@ def parse(kind: type[AnySettings], arguments: Sequence[str], name: str, summary:
 def _unknown(word: str, name: str, kind: type[Settings]) -> InputError:
     """The error for a word that the command does not know, with a suggestion."""
     see = f"see python -m ddcnn {name} --help"
+    if word == "--":
+        return InputError(f"ddcnn {name} takes no options after --; {see}")
     if not word.startswith("-"):
         hint = f"; images are named with --data {word}" if name == "run" else ""
         return InputError(f"{word} belongs to no option{hint}; {see}")
