@@ -17,7 +17,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.experiment.plan import resolved
 from ddcnn.experiment.recorder import Recorder
 from ddcnn.io import parameters
-from ddcnn.io.checkpoints import Arrays, CheckpointManager
+from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Progress
@@ -28,13 +28,12 @@ from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
-from ddcnn.parallel.timeline import Timeline
 from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import global_batch_size
-from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Epoch, Recipe, Trainer, TrainState, WrappedCallback
 from ddcnn.training.precision import DevicePolicy, choose_device
-from ddcnn.training.resume import Checkpointer, When
+from ddcnn.training.resume import Checkpointer
 
 
 @dataclass(frozen=True)
@@ -201,13 +200,8 @@ class RunContext:
         """Accuracy of probabilities (S_test, K); None where there are none."""
         return None if probabilities is None else float((probabilities.argmax(1) == self.problem.labels["test"]).mean())
 
-    def record_joint(self, method: str, epoch: Epoch, epochs: int, classify: Callable[[], np.ndarray | None]) -> None:
-        """Records an epoch of a network of all subdomains; the accuracy after the last epoch is recorded as the method's."""
-        probabilities = classify() if self.evaluates(epoch) and epoch.epoch < epochs else None
-        self.results.epoch(method, None, epoch, self.test_accuracy(probabilities))
-
     def checkpointer(
-        self, name: str, recipe: Recipe, samples: int, history: Records, ranks: World, others_stop: Callable[[], bool] = lambda: False
+        self, name: str, recipe: Recipe, samples: int, records: Records, ranks: World, others_stop: Callable[[], bool] = lambda: False
     ) -> Checkpointer:
         """The checkpoints of one training.
 
@@ -221,16 +215,38 @@ class RunContext:
         settings = problem.settings
         identity = settings.identity() | {"data": problem.store.source_sha256, "precision": problem.policy.precision}
         checkpoints = CheckpointManager(ranks, self.results.folder.training / name, identity, settings.keep_checkpoints)
-        when = When(settings.checkpoint_epochs, settings.checkpoint_seconds, lambda: self.should_stop() or others_stop())
-        return Checkpointer(checkpoints, recipe, samples, when, _History(history, problem.world.timeline), problem.groups.leads)
 
-    def joint_trainer(self, method: str, recipe: Recipe, watched: Callable[[Callback], Watched], stage: str = "") -> Trainer:
-        """Trains a network of all subdomains, with all ranks; ``watched`` records and shows its epochs."""
-        problem = self.problem
-        history = self.results.records(method, None)
-        checkpointer = self.checkpointer(f"{method}{stage}", recipe, problem.store.train_samples, history, problem.world)
-        seeds = problem.networks.seeds(f"{method}{stage.replace('-', ' ')}")
-        return Trainer(recipe, problem.policy, seeds, watched(checkpointer))
+        def should_stop() -> bool:
+            return self.should_stop() or others_stop()
+
+        return Checkpointer(checkpoints, recipe, samples, records, settings, should_stop, problem.groups.leads)
+
+    @contextmanager
+    def joint_training(
+        self, method: str, name: str, epochs: int, classify: Callable[[], np.ndarray | None]
+    ) -> Iterator[Callable[[Recipe, str], Trainer]]:
+        """Context of training the network ``name`` of all subdomains, with all ranks.
+
+        Args:
+            classify: the test probabilities on rank 0. The accuracy after the last epoch is recorded as the method's.
+
+        Yields:
+            what makes the trainer of a recipe, and of a stage of the training if it has several.
+        """
+        problem, timeline = self.problem, self.problem.world.timeline
+
+        def record(_: nn.Module, epoch: Epoch) -> None:
+            probabilities = classify() if self.evaluates(epoch) and epoch.epoch < epochs else None
+            self.results.epoch(method, None, epoch, self.test_accuracy(probabilities))
+
+        def trainer(recipe: Recipe, stage: str) -> Trainer:
+            samples, records = problem.store.train_samples, self.results.records(method, None)
+            checkpointer = self.checkpointer("-".join([method, *stage.split()]), recipe, samples, records, problem.world)
+            seeds = problem.networks.seeds(f"{method} {stage}".strip())
+            return Trainer(recipe, problem.policy, seeds, Watched(checkpointer, progress, epochs, record))
+
+        with failing_in(name), timeline.phase(method), timeline.span("compute"), self.progress(method, epochs) as progress:
+            yield trainer
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How the DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""
@@ -244,22 +260,6 @@ class RunContext:
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:
         about = TrainedOn.of(self.problem.store).attributes() | attributes
         parameters.save(self.results.folder.parameters(name), network, about)
-
-
-@dataclass(frozen=True)
-class _History:
-    """What is saved and restored with a training: its records, and the timeline of this rank."""
-
-    records: Records
-    timeline: Timeline
-
-    def to_save(self) -> tuple[list[list[float]], Arrays]:
-        rows, arrays = self.records.to_save()
-        return rows, arrays | self.timeline.to_save()
-
-    def restore(self, rows: list[list[float]], arrays: Arrays) -> None:
-        self.timeline.restore(arrays)
-        self.records.restore(rows, arrays)
 
 
 @contextmanager

@@ -2,18 +2,17 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.context import RunContext, Watched, failing_in
+from ddcnn.experiment.context import RunContext
 from ddcnn.method.aggregate import capture_inputs
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
 from ddcnn.training.data_parallel import classify_together, train_data_parallel
-from ddcnn.training.loop import START, Epoch, build
+from ddcnn.training.loop import START, build
 
 
 def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
@@ -30,19 +29,10 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     def classify() -> np.ndarray | None:
         return classify_together(group, network, test, problem.store.test_samples, policy)
 
-    def record(_: nn.Module, epoch: Epoch) -> None:
-        context.record_joint(method, epoch, epochs, classify)
-
-    with (
-        failing_in(method), world.timeline.phase(method), world.timeline.span("compute"), context.progress(method, epochs) as progress
-    ):  # fmt: skip
+    with context.joint_training(method, method, epochs, classify) as trainer:
         training, test = problem.owned_subimages("train"), problem.owned_subimages("test")
-        watched = partial(Watched, progress=progress, epochs=epochs, record=record)
-        frozen = None
-        if frozen_epochs:
-            frozen = context.joint_trainer(method, replace(recipe, epochs=frozen_epochs), watched, "-frozen")
-        trainer = context.joint_trainer(method, recipe, watched)
-        train_coherent(group, trainer, network, training, np.arange(problem.store.train_samples), frozen)
+        frozen = trainer(replace(recipe, epochs=frozen_epochs), "frozen") if frozen_epochs else None
+        train_coherent(group, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples), frozen)
         capturing: AbstractContextManager[list[np.ndarray]] = capture_inputs(dnn) if world.rank == 0 else nullcontext([])
         with capturing as captured:
             probabilities = classify()
@@ -70,20 +60,13 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
     def classify() -> np.ndarray | None:
         return classify_together(world, network, test, problem.store.test_samples, policy)
 
-    def record(_: nn.Module, epoch: Epoch) -> None:
-        context.record_joint(method, epoch, recipe.epochs, classify)
-
-    with (
-        failing_in(f"{method} CNN"), world.timeline.phase(method), world.timeline.span("compute"),
-        context.progress(method, recipe.epochs) as progress,
-    ):  # fmt: skip
+    with context.joint_training(method, f"{method} CNN", recipe.epochs, classify) as trainer:
         training, test = problem.whole_images("train"), problem.whole_images("test")
         network = build(networks.make_global(width), networks.seeds(method), policy)
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
             results.epoch(method, None, START, context.test_accuracy(classify()))
-        trainer = context.joint_trainer(method, recipe, partial(Watched, progress=progress, epochs=recipe.epochs, record=record))
-        train_data_parallel(world, trainer, network, training, np.arange(problem.store.train_samples))
+        train_data_parallel(world, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples))
         probabilities = classify()
         if probabilities is not None:
             results.method(method, probabilities.argmax(axis=1), probabilities, network, batch_size=recipe.batch_size)

@@ -1,6 +1,5 @@
 """Records on every rank what a run does there, gathers it at the end, and writes the files of the run and its report."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,26 +68,25 @@ class Recorder:
         if self.world.rank == 0:
             with disk_errors(self.folder.path), self.folder.metrics.open("a") as file:
                 file.write(text(row))
-            self._show_on_board([row])
+            if self._board:
+                self._board.add([line(row)])
 
     def records(self, phase: str, subdomain: int | None) -> Records:
         """What one training has recorded, to be kept with its checkpoints."""
-        return Records(self._recorded, phase, subdomain, self._records_for(subdomain), self.rewrite_metrics)
+        return Records(self._recorded, phase, subdomain, self._records_for(subdomain), self.world.timeline, self.rewrite_metrics)
 
     def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
         """p_i (S_test, K) after an epoch of local training, for the curve of the average."""
-        if probabilities is None:
-            return
-        self._recorded.moments.append((index, self.world.timeline.now()))
-        self._recorded.classifications.append(probabilities[:: self._stride].astype(np.float16))
+        if probabilities is not None:
+            self._recorded.moments.append((index, self.world.timeline.now()))
+            self._recorded.classifications.append(probabilities[:: self._stride].astype(np.float16))
 
     def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in so many seconds (NaN if only as a part of the coherent network)."""
-        if not self._records_for(index):
-            return
-        parameters = _parameters(network)
-        unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
-        self._subdomains.append((index, parameters, parameters - unused, seconds))
+        if self._records_for(index):
+            parameters = _parameters(network)
+            unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
+            self._subdomains.append((index, parameters, parameters - unused, seconds))
 
     def method(
         self, name: Method, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None,
@@ -111,7 +109,9 @@ class Recorder:
     def rewrite_metrics(self) -> None:
         """Writes the metrics of rank 0 anew, after a training has brought back those of an earlier attempt."""
         if self.world.rank == 0:
-            self._write_metrics(self._recorded.epochs)
+            write_text(self.folder.metrics, "".join(map(text, self._recorded.epochs)))
+            if self._board:
+                self._board.add(map(line, self._recorded.epochs))
 
     def _records_for(self, subdomain: int | None) -> bool:
         """Whether this rank records what all ranks of a network know."""
@@ -154,7 +154,8 @@ class Recorder:
 
         def write() -> None:
             assert gathered is not None
-            self._write_metrics(gathered.epochs.tolist())
+            self._recorded.epochs = gathered.epochs.tolist()
+            self.rewrite_metrics()
             if self._board:
                 self._board.close()
             self._details(gathered.spans).write(self.folder.details)
@@ -165,14 +166,6 @@ class Recorder:
             write_report(self.folder, Console() if self.settings.progress != "none" else None, self.settings.figures)
 
         self.world.on_root(write)
-
-    def _write_metrics(self, rows: Sequence[Sequence[float]]) -> None:
-        write_text(self.folder.metrics, "".join(map(text, rows)))
-        self._show_on_board(rows)
-
-    def _show_on_board(self, rows: Iterable[Sequence[float]]) -> None:
-        if self._board:
-            self._board.add(map(line, rows))
 
     def _details(self, spans: list[np.ndarray]) -> Details:
         classes: dict[str, np.ndarray] = {name: decided.classes for name, decided in self._decided.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddcnn.io.results_schema import EpochLine
-from ddcnn.parallel.timeline import PHASES
+from ddcnn.parallel.timeline import PHASES, Timeline
 
 COLUMNS = tuple(EpochLine.model_fields)  # of a row
 
@@ -33,6 +33,7 @@ class Records:
     """Records of one training, of a subdomain or of a network of all subdomains, which are kept with its checkpoints.
 
     Attributes:
+        timeline: of this rank, kept too.
         active: whether this rank records the training.
         on_restore: called when records have been brought back.
     """
@@ -41,21 +42,24 @@ class Records:
     phase: str
     subdomain: int | None
     active: bool
+    timeline: Timeline
     on_restore: Callable[[], None]
 
     def to_save(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
-        recorded = self.recorded
+        """Rows, the same on all ranks that record, and arrays of this rank."""
+        recorded, timeline = self.recorded, self.timeline.to_save()
         rows = [list(row) for row in recorded.epochs if self._mine(row)]
         if self.phase != "local":
-            return rows, {}
+            return rows, timeline
         numbers = [number for number, moment in enumerate(recorded.moments) if moment[0] == self.subdomain]
         moments = np.array([recorded.moments[number] for number in numbers], dtype=np.float64).reshape(-1, 2)
-        return rows, {
+        return rows, timeline | {
             "records/moments": moments,
             "records/classifications": np.array([recorded.classifications[number] for number in numbers], dtype=np.float16),
         }
 
     def restore(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
+        self.timeline.restore(arrays)
         recorded = self.recorded
         if not self.active:
             return

@@ -6,43 +6,21 @@ A restored training continues as if it had never stopped, bit for bit with the s
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
+from ddcnn.io.metrics_log import Records
 from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState
 
 CONTINUE, SAVE, STOP = range(3)
 SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whether to save or stop
-
-
-class History(Protocol):
-    """What has been recorded about a training, saved and restored with it."""
-
-    def to_save(self) -> tuple[list[list[float]], Arrays]:
-        """Rows, the same on all ranks that record, and arrays of this rank."""
-
-    def restore(self, rows: list[list[float]], arrays: Arrays) -> None:
-        """Restores what ``to_save`` returned."""
-
-
-@dataclass(frozen=True)
-class When:
-    """When a training is saved, beside its end, and when it stops.
-
-    Attributes:
-        epochs, seconds: between two checkpoints; None for never.
-        should_stop: whether this rank has been asked to stop.
-    """
-
-    epochs: int | None
-    seconds: float | None
-    should_stop: Callable[[], bool]
 
 
 class Checkpointer(Callback):
@@ -50,11 +28,18 @@ class Checkpointer(Callback):
 
     Args:
         samples: number of samples that the network learns from.
+        records: what has been recorded about the training.
+        settings: say how often it is saved.
+        should_stop: whether this rank has been asked to stop.
         leads: whether this rank saves the local CNNs that it has; other ranks of its group have the same.
     """
 
-    def __init__(self, checkpoints: CheckpointManager, recipe: Recipe, samples: int, when: When, history: History, leads: bool = True):
-        self.checkpoints, self.world, self.when, self.history, self.leads = checkpoints, checkpoints.world, when, history, leads
+    def __init__(
+        self, checkpoints: CheckpointManager, recipe: Recipe, samples: int, records: Records, settings: RunSettings,
+        should_stop: Callable[[], bool], leads: bool,
+    ):  # fmt: skip
+        self.checkpoints, self.world, self.records, self.leads = checkpoints, checkpoints.world, records, leads
+        self.settings, self.should_stop = settings, should_stop
         self.recipe = {"samples": samples} | asdict(recipe)
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self._saved = self._voted = self._begin = time.monotonic()
@@ -68,37 +53,30 @@ class Checkpointer(Callback):
 
     def after_step(self, state: TrainState) -> None:
         self._steps += 1
-        if self._steps < self._next_vote:
-            return
-        action = self._vote()
-        if action != CONTINUE:
-            self._save(state)
-        if action == STOP:
-            raise Stopped
+        if self._steps >= self._next_vote:
+            self._save_or_stop(state)
 
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        action = self._vote()
-        ended = state.epoch > self.recipe["epochs"]
-        if ended or action != CONTINUE or (self.when.epochs and (state.epoch - 1) % self.when.epochs == 0):
-            self._save(state)
-        if action == STOP:
-            raise Stopped
+        every = self.settings.checkpoint_epochs
+        self._save_or_stop(state, due=state.epoch > self.recipe["epochs"] or bool(every and (state.epoch - 1) % every == 0))
 
-    def _vote(self) -> int:
-        """The most urgent action that any rank asks for, the same on all ranks."""
-        now = time.monotonic()
-        due = self.when.seconds is not None and now - self._saved >= self.when.seconds
-        action = STOP if self.when.should_stop() else SAVE if due else CONTINUE
+    def _save_or_stop(self, state: TrainState, due: bool = False) -> None:
+        """The most urgent action that any rank asks for, on all ranks; saves in any case if it is ``due``."""
+        now, seconds = time.monotonic(), self.settings.checkpoint_seconds
+        action = STOP if self.should_stop() else SAVE if seconds is not None and now - self._saved >= seconds else CONTINUE
         if self.world.size > 1:
             action, passed = self.world.largest_of([action, int(1e6 * (now - self._voted))])
             rate = self._steps / max(passed, 1) * 1e6  # steps a second of the slowest rank
             self._next_vote = min(max(1, int(rate * SECONDS_BETWEEN_VOTES)), 2 * self._steps + 1)
         self._voted, self._steps = time.monotonic(), 0
-        return action
+        if due or action != CONTINUE:
+            self._save(state)
+        if action == STOP:
+            raise Stopped
 
     def _save(self, state: TrainState) -> None:
         ended = state.epoch > self.recipe["epochs"]
-        rows, arrays = self.history.to_save()
+        rows, arrays = self.records.to_save()
         about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
         parts = {
             name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
@@ -140,7 +118,7 @@ class Checkpointer(Callback):
             if not ended:
                 _restore_numbers(state, about)
                 _restore_running(state, checkpoint.of_rank)
-            self.history.restore(about["rows"], checkpoint.of_rank)
+            self.records.restore(about["rows"], checkpoint.of_rank)
             self._earlier, self._begin = about["seconds"], time.monotonic()
         except (LookupError, ValueError) as error:  # of another version
             raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
