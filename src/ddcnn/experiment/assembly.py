@@ -7,18 +7,8 @@ import numpy as np
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.io import results_schema as schema
 from ddcnn.io.metrics_log import curve
-from ddcnn.io.results_schema import (
-    SCHEMA_VERSION,
-    DataSummary,
-    DecompositionSummary,
-    Environment,
-    MethodResult,
-    MethodSeconds,
-    PhaseSeconds,
-    RunResults,
-    SubdomainResult,
-)
 from ddcnn.parallel.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
 from ddcnn.report.analysis import Decision, analyse
 from ddcnn.report.metrics import scores
@@ -68,8 +58,8 @@ class Decided:
 
 def assemble(
     gathered: Gathered, decided: dict[Method, Decided], labels: np.ndarray, local_classes: np.ndarray | None,
-    settings: RunSettings, store: PartitionedSet, environment: Environment, global_parameters: int | None,
-) -> RunResults:  # fmt: skip
+    settings: RunSettings, store: PartitionedSet, environment: schema.Environment, global_parameters: int | None,
+) -> schema.RunResults:  # fmt: skip
     """The results of a run.
 
     Args:
@@ -85,27 +75,27 @@ def assemble(
     classes: dict[str, np.ndarray] = {name: one.classes for name, one in decided.items()}
     probabilities: dict[str, np.ndarray | None] = {name: one.probabilities for name, one in decided.items()}
     decisions: dict[str, Decision] = {name: one.decision for name, one in decided.items() if one.decision}
-    return RunResults(
-        schema_version=SCHEMA_VERSION,
-        data=DataSummary(
+    return schema.RunResults(
+        schema_version=schema.SCHEMA_VERSION,
+        data=schema.DataSummary(
             source=store.source, shape=store.shape, classes=len(store.class_names), train_samples=store.train_samples,
             test_samples=store.test_samples, skipped=store.skipped, class_names=list(store.class_names),
         ),
-        decomposition=DecompositionSummary(
+        decomposition=schema.DecompositionSummary(
             kind=settings.decomposition, grid=store.grid if settings.splitting.cuts_images else settings.grid, overlap=store.overlap,
             width_divisor=settings.divisor(networks), parameters=int(gathered.subdomains[:, 1].sum()),
             global_parameters=global_parameters, subdomains=subdomain_results(gathered, networks, store, labels, local_classes),
         ),
         methods=methods,
         analysis=analyse(decisions, labels, classes, probabilities, settings.seed),
-        phases={name: PhaseSeconds(**seconds) for name, seconds in phases_of(gathered.spans).items()},
+        phases={name: schema.PhaseSeconds(**seconds) for name, seconds in phases_of(gathered.spans).items()},
         environment=environment,
     )  # fmt: skip
 
 
 def method_result(
     name: Method, decided: Decided, gathered: Gathered, labels: np.ndarray, settings: RunSettings, classes: int
-) -> MethodResult:
+) -> schema.MethodResult:
     """Scores and cost of a method; its curve ends with its test accuracy after all its seconds."""
     phases, spans = settings.phases_of(name), gathered.spans
     intervals = windows(spans, phases)
@@ -120,12 +110,12 @@ def method_result(
     if decided.gathered_bytes is not None:
         sent["gather"] = decided.gathered_bytes
     means = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
-    return MethodResult(
+    return schema.MethodResult(
         **measures,
         parameters=parameters,
         epochs=settings.epochs_of(name),
         batch_size=decided.batch_size,
-        seconds=MethodSeconds(**means, total=wall(intervals)),
+        seconds=schema.MethodSeconds(**means, total=wall(intervals)),
         bytes_communicated=sum(sent.values()),
         curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), (wall(intervals), measures["test_accuracy"])],
     )
@@ -153,14 +143,14 @@ def average_curve(moments: np.ndarray, classifications: np.ndarray, labels: np.n
 
 def subdomain_results(
     gathered: Gathered, networks: int, store: PartitionedSet, labels: np.ndarray, local_classes: np.ndarray | None
-) -> list[SubdomainResult]:
+) -> list[schema.SubdomainResult]:
     trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in gathered.subdomains.tolist()}
     results = []
     boxes = store.decomposition.subdomains
     for index in range(networks):
         box = boxes[index * len(boxes) // networks]
         parameters, seconds = trained.get(index, (None, np.nan))
-        results.append(SubdomainResult(
+        results.append(schema.SubdomainResult(
             index=index, start=box.subimage.start, stop=box.subimage.stop, core_start=box.core.start, core_stop=box.core.stop,
             parameters=parameters,
             test_accuracy=None if local_classes is None else float((local_classes[:, index] == labels).mean()),

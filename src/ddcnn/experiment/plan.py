@@ -4,7 +4,7 @@ Nothing here imports torch, so that errors come at once.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -96,12 +96,11 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple
     if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
         store = PartitionedSet.open(given)
         check_given(settings, store)
-        check_fits(ranks, settings, Images(store.decomposition, store.shape[-1], len(store.class_names), store.train_samples))
+        check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
         return None, given
     source = open_source(options)
     decomposition = decompose(settings, source)
-    samples = len(select(settings, source)["train"])
-    check_fits(ranks, settings, Images(decomposition, source.shape[-1], len(source.class_names), samples))
+    check_fits(ranks, settings, decomposition, len(select(settings, source)["train"]), source.shape[-1], len(source.class_names))
     content = (replace(options, download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
     chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
     key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
@@ -209,31 +208,20 @@ def check_given(settings: RunSettings, store: PartitionedSet) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images of a run, in numbers.
-
-    Attributes:
-        channels, classes: C and K.
-        samples: S of the training images.
-    """
-
-    decomposition: Decomposition
-    channels: int
-    classes: int
-    samples: int
-
-
-def check_fits(ranks: int, settings: RunSettings, images: Images) -> None:
-    """Refuses too few samples, subimages that are too small for the network, and ranks that do not fit the subdomains."""
-    decomposition, samples = images.decomposition, images.samples
+def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:
+    """Refuses too few training samples, a network that does not fit the images, and ranks that do not fit the subdomains."""
     subdomains = len(decomposition) * settings.networks_per_subimage
     if samples < max(2, settings.folds):
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
     sharing = ranks if Method.GLOBAL in settings.methods else max(1, ranks // subdomains)
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
-    check_networks(settings, images, subdomains)
+    shape = partial(Shape, channels=channels, classes=classes)
+    if any(not method.whole_image for method in settings.methods):
+        for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
+            registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features)
+    if Method.GLOBAL in settings.methods:
+        registry.check(settings.network, shape(decomposition.shape), settings.global_width or settings.width)
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)
@@ -247,16 +235,6 @@ def check_ranks(ranks: int, subdomains: int, parts: str) -> None:
         fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
         fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
         raise InputError(f"{ranks} ranks do not fit {parts}: start {fewer} ranks, or a multiple of {subdomains} with mpirun -n")
-
-
-def check_networks(settings: RunSettings, images: Images, subdomains: int) -> None:
-    """Refuses an unknown network, subimages that are too small for it, and a width rule that it cannot follow."""
-    shape = partial(Shape, channels=images.channels, classes=images.classes)
-    if any(not method.whole_image for method in settings.methods):
-        for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in images.decomposition.subdomains):
-            registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features)
-    if Method.GLOBAL in settings.methods:
-        registry.check(settings.network, shape(images.decomposition.shape), settings.global_width or settings.width, 1, None)
 
 
 def _times(numbers: Iterable[int]) -> str:

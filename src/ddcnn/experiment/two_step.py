@@ -1,7 +1,6 @@
 """The first way of the papers: every local CNN on its own, one gather, one decision (arXiv 2302.06564)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -17,21 +16,6 @@ from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.loop import Epoch, Trainer
 
 OthersStop = Callable[[], bool]  # whether another rank stops
-
-
-@dataclass(frozen=True)
-class LocalClassifier:
-    """What a trained local CNN f_i says.
-
-    Attributes:
-        test: p_i of the test samples, (S_test, K).
-        interface_test: their interface values, (S_test, C).
-        interface_dnn: interface values of the DNN's training samples, (S_dnn, C).
-    """
-
-    test: np.ndarray
-    interface_test: np.ndarray
-    interface_dnn: np.ndarray
 
 
 def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
@@ -50,32 +34,24 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
             world.cancel_together(Tag.FOLDS, context.should_stop) as others_stop,
         ):  # fmt: skip
             pairs = zip(problem.owned, networks, strict=True)
-            classifiers = [classify_local(context, index, network, progress, others_stop) for index, network in pairs]
-            locals_ = [classifier for classifier in classifiers if classifier]  # on the first rank of a group
+            classified = [classify_local(context, index, network, progress, others_stop) for index, network in pairs]
 
+    gathered: dict[str, np.ndarray] = {}  # on rank 0, as of ``classify_local`` (S, N, ...)
     with world.timeline.phase("gather"):
-        test = interface_dnn = interface_test = None
-        if locals_:
-            gather = problem.groups.across_subdomains.gather
-            test = gather(np.stack([local.test for local in locals_]))  # (ranks, owned, S_test, K) on rank 0
-            if settings.needs("dnn"):
-                interface_dnn = gather(np.stack([local.interface_dnn for local in locals_]))  # (ranks, owned, S_dnn, C)
-                interface_test = test
-                if settings.interface != "probabilities":
-                    interface_test = gather(np.stack([local.interface_test for local in locals_]))
+        for name in classified[0]:  # on the first rank of a group
+            parts = problem.groups.across_subdomains.gather(np.stack([values[name] for values in classified]))  # (ranks, owned, S, ...)
+            if parts is not None:
+                gathered[name] = np.concatenate(parts).swapaxes(0, 1)
 
     dnn = None
     with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(Tag.DNN, context.should_stop) as others_stop:
-        if test is not None:
-            decide(context, samples_first(test), sent=test[1:].nbytes)
-        if interface_dnn is not None and interface_test is not None:
-            dnn = decide_by_dnn(context, samples_first(interface_dnn), samples_first(interface_test), others_stop)
+        if gathered:
+            probabilities = gathered["test"]
+            sent = probabilities.nbytes - probabilities.nbytes // problem.groups.across_subdomains.size
+            decide(context, probabilities, sent)
+            if settings.needs("dnn"):
+                dnn = decide_by_dnn(context, gathered["dnn"], gathered.get("interface", probabilities), others_stop)
     return networks, dnn
-
-
-def samples_first(gathered: np.ndarray) -> np.ndarray:
-    """(ranks, owned, S, C) -> (S, N, C)."""
-    return np.concatenate(gathered).swapaxes(0, 1)
 
 
 def obtain_local(context: RunContext, index: int, progress: Progress, others_stop: OthersStop) -> nn.Module:
@@ -112,10 +88,13 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
 
 def classify_local(
     context: RunContext, index: int, network: nn.Module, progress: Progress, others_stop: OthersStop
-) -> LocalClassifier | None:  # fmt: skip
-    """p_i of the test samples, and the interface values that the DNN learns from; on the first rank of a group, None on the others.
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What a trained local CNN f_i says, on the first rank of a group.
 
-    Out of fold, the latter come from local CNNs that are trained here without one fold each.
+    Returns:
+        "test": p_i of the test samples, (S_test, K). If there is a DNN, "dnn": the interface values that it learns from, (S_dnn, C), out
+        of fold from local CNNs that are trained here without one fold each; and "interface": those of the test samples, (S_test, C),
+        unless they are p_i. Nothing on the other ranks of the group.
     """
     problem = context.problem
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
@@ -130,7 +109,7 @@ def classify_local(
     with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
         test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
         interface_test = evaluate_interface(group, settings.interface, network, test, every_sample, policy)
-        interface_dnn = None
+        interface_dnn = None if interface_test is None else interface_test[:0]
         if dnn_samples.kind != "none":
             training = problem.subimages("train", index)
             if dnn_samples.kind == "out-of-fold":
@@ -138,10 +117,14 @@ def classify_local(
                 interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
             else:
                 interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.index, policy)
-        if interface_test is None:
-            return None
-        probabilities = probabilities_of(settings.interface, network, interface_test, policy)
-        return LocalClassifier(probabilities, interface_test, interface_test[:0] if interface_dnn is None else interface_dnn)
+        if interface_test is None or interface_dnn is None:
+            return {}
+        values = {"test": probabilities_of(settings.interface, network, interface_test, policy)}
+        if settings.needs("dnn"):
+            values["dnn"] = interface_dnn
+            if settings.interface != "probabilities":
+                values["interface"] = interface_test
+        return values
 
 
 def decide(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
