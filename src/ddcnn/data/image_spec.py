@@ -72,18 +72,11 @@ class TrainedOn:
             images = TypeAdapter(cls).validate_python(values)
             np.dtype(images.dtype)
             SourceOptions("", Path()).as_before(images.preprocessing)
-            images._check()
+            if len(set(images.class_names)) < len(images.class_names):
+                raise Damaged("duplicate class names")
+            if min(*images.shape, *images.grid) < 1 or prod(images.shape) > MOST_NUMBERS:
+                raise Damaged("invalid shape or grid")
+            numbers = (*images.mean, *images.std)
+            if not len(numbers) == 2 * images.shape[-1] or not all(map(isfinite, numbers)) or min(images.std) <= 0:
+                raise Damaged("mean and standard deviation that do not fit the images")
         return images
-
-    def _check(self) -> None:
-        """
-        Raises:
-            Damaged: values that do not fit each other.
-        """
-        if len(set(self.class_names)) < len(self.class_names):
-            raise Damaged("duplicate class names")
-        if min(*self.shape, *self.grid) < 1 or prod(self.shape) > MOST_NUMBERS:
-            raise Damaged("invalid shape or grid")
-        numbers = (*self.mean, *self.std)
-        if not len(numbers) == 2 * self.shape[-1] or not all(map(isfinite, numbers)) or min(self.std) <= 0:
-            raise Damaged("mean and standard deviation that do not fit the images")

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ddcnn.data.sources.array_files import array_file
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check
 from ddcnn.data.sources.digits import digits
-from ddcnn.data.sources.fitting import fitted
+from ddcnn.data.sources.fitting import fit_split
 from ddcnn.data.sources.folders import class_folders
 from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
@@ -28,20 +29,12 @@ Opener = Callable[[SourceOptions], Source]
 
 NAMED: dict[str, Opener] = {
     "digits": digits,
-    "cifar10": torchvision_set("CIFAR10"),
-    "fashion-mnist": torchvision_set("FashionMNIST"),
+    "cifar10": partial(torchvision_set, class_name="CIFAR10"),
+    "fashion-mnist": partial(torchvision_set, class_name="FashionMNIST"),
 }
-PREFIXES: dict[str, Opener] = {
-    SYNTHETIC: synthetic,
-}
-FILES: dict[str, Opener] = {
-    ".npz": array_file,
-    ".h5": array_file,
-}
-FOLDERS: dict[str, Opener] = {  # by a file in it; "" is any folder
-    TABLE: labelled_volumes,
-    "": class_folders,
-}
+PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
+FILES: dict[str, Opener] = {".npz": array_file, ".h5": array_file}
+FOLDERS: dict[str, Opener] = {TABLE: labelled_volumes, "": class_folders}  # by a file in it; "" is any folder
 
 
 def open_source(options: SourceOptions) -> Source:
@@ -55,7 +48,8 @@ def open_source(options: SourceOptions) -> Source:
     except OSError as error:  # no permission to read a folder, a file that is removed meanwhile
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
-    return replace(source if source.fitted else fitted(source, options), preprocessing=options.preprocessing)
+    splits = source.splits if source.fitted else {name: fit_split(split, options) for name, split in source.splits.items()}
+    return replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing)
 
 
 def loads_whole(name: str) -> bool:
@@ -71,7 +65,7 @@ def _opener(name: str) -> Opener:
         if name.startswith(prefix):
             return opener
     if name in class_names():
-        return torchvision_set(name)
+        return partial(torchvision_set, class_name=name)
     path = Path(name)
     if name and path.is_dir():
         return next(opener for file, opener in FOLDERS.items() if (path / file).exists())

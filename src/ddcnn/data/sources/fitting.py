@@ -65,13 +65,14 @@ class Fit:
         """(*spatial, C) -> (*size, C)."""
         if self.options.window:
             sample = np.clip(sample, *self.bounds(sample.dtype)).astype(sample.dtype, copy=False)
-        if self.size is None or sample.shape[:-1] == self.size:
+        size = self.size
+        if size is None or sample.shape[:-1] == size:
             return sample
         if self.dimension == 3:
-            return _by_channel(sample, lambda channel: resample(channel, self.size))
+            return _by_channel(sample, lambda channel: resample(channel, size))
         if sample.dtype == np.uint8 and sample.shape[-1] in (1, 3):
             image = Image.fromarray(sample if sample.shape[-1] == 3 else sample[..., 0])
-            return np.asarray(self.image(image)).reshape(*self.size, -1)
+            return np.asarray(self.image(image)).reshape(*size, -1)
         return _by_channel(sample, lambda channel: np.asarray(self.image(Image.fromarray(channel))))
 
     def image(self, image: Image.Image) -> Image.Image:
@@ -101,11 +102,10 @@ def center_crop(image: Image.Image, rows: int, columns: int) -> Image.Image:
     return image.crop((left, top, left + columns, top + rows))
 
 
-def resample(volume: np.ndarray, size: tuple[int, ...] | None) -> np.ndarray:
+def resample(volume: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Linear resampling of (depth, rows, columns) float32, smoothed along axes that shrink, as by scikit-image's ``resize``."""
     from scipy import ndimage  # type: ignore[import-untyped]
 
-    assert size
     factors = [old / new for old, new in zip(volume.shape, size, strict=True)]
     smooth = ndimage.gaussian_filter(volume, [max(0.0, (factor - 1) / 2) for factor in factors], mode="mirror")
     return ndimage.zoom(smooth, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True)
@@ -113,21 +113,15 @@ def resample(volume: np.ndarray, size: tuple[int, ...] | None) -> np.ndarray:
 
 def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Applies ``change`` to every channel as float32; integers are rounded and clipped to the range of their type."""
-    channels = [change(np.ascontiguousarray(sample[..., c], np.float32)) for c in range(sample.shape[-1])]
-    changed = np.stack(channels, axis=-1)
+    changed = np.stack([change(np.ascontiguousarray(sample[..., c], np.float32)) for c in range(sample.shape[-1])], axis=-1)
     if sample.dtype.kind in "ui":
         limits = np.iinfo(sample.dtype)
         changed = np.clip(np.rint(changed.astype(np.float64)), limits.min, limits.max)
     return changed.astype(sample.dtype)
 
 
-def fitted(source: Source, options: SourceOptions) -> Source:
-    """A source that clips and resizes samples, all of one shape, as they are read."""
-    return replace(source, splits={name: fit_split(split, options) for name, split in source.splits.items()}, fitted=True)
-
-
 def fit_split(split: Split, options: SourceOptions) -> Split:
-    """Like ``fitted``, for one split."""
+    """A split that clips and resizes its samples, all of one shape, as they are read."""
     *spatial, channels = split.shape[1:]
     fit = Fit(options, len(spatial))
     if options.window:

@@ -45,22 +45,6 @@ def class_names() -> tuple[str, ...]:
     return ()
 
 
-def torchvision_set(class_name: str) -> Callable[[SourceOptions], Source]:
-    """A function that opens the set ``class_name``.
-
-    It raises InputError if the set is not in the data root, has no class per image, or needs arguments that no option gives.
-    """
-
-    def open_set(options: SourceOptions) -> Source:
-        try:
-            constructor = getattr(import_torchvision().datasets, class_name)
-        except ImportError as error:
-            raise InputError(f"--data {options.name}: needs torchvision, which cannot be imported ({error})") from None
-        return _open(options, class_name, constructor)
-
-    return open_set
-
-
 def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
     """Parameters of a constructor, with those of its base class if it passes keywords on."""
     parameters: dict[str, inspect.Parameter] = {}
@@ -72,7 +56,16 @@ def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def _open(options: SourceOptions, class_name: str, constructor: type) -> Source:
+def torchvision_set(options: SourceOptions, class_name: str) -> Source:
+    """Opens the set ``class_name``.
+
+    Raises:
+        InputError: the set is not in the data root, has no class per image, or needs arguments that no option gives.
+    """
+    try:
+        constructor = getattr(import_torchvision().datasets, class_name)
+    except ImportError as error:
+        raise InputError(f"--data {options.name}: needs torchvision, which cannot be imported ({error})") from None
     parameters = _parameters(constructor)
     if class_name in ("ImageFolder", "DatasetFolder"):
         raise InputError(f"--data {options.name}: name the folder itself, as in --data {options.data_root}")
