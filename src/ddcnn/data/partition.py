@@ -42,23 +42,6 @@ class Block:
     row: int
 
 
-@dataclass(frozen=True)
-class PartitionOptions:
-    """How a source is partitioned.
-
-    Attributes:
-        skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
-        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
-        reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
-        should_stop: whether this rank has been asked to stop.
-    """
-
-    skip_damaged: bool = False
-    progress: str = "none"
-    reuse: bool = False
-    should_stop: Callable[[], bool] = lambda: False
-
-
 def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list[Block]:
     """The selected samples of a split, (S,) ascending, in blocks that span at most ``most`` samples of the split."""
     sample = int(np.prod(split.shape[1:])) * split.dtype.itemsize
@@ -69,47 +52,51 @@ def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list
 
 
 def partition(
-    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
-    options: PartitionOptions = PartitionOptions(),
+    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path, *,
+    skip_damaged: bool = False, progress: str = "none", reuse: bool = False, should_stop: Callable[[], bool] = lambda: False,
 ) -> PartitionedSet:  # fmt: skip
     """Writes the partitioned set ``path``; collective.
 
     Args:
         selections: ascending indices of the samples of each split, (S,) int64.
         path: of the file; a folder of parts may lie beside it.
+        skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
+        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
+        reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
+        should_stop: whether this rank has been asked to stop.
 
     Raises:
         InputError: a damaged sample, a pixel that is not a finite number, or files that cannot be written.
         Stopped: on all ranks, if one has been asked to stop; nothing is left behind.
     """
-    parallel_file = h5py.get_config().mpi and world.size > 1 and not options.skip_damaged
-    files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, options.reuse)
+    parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
+    files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, reuse)
     work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
-    writer = BlockWriter(source, decomposition, resizable=options.skip_damaged)
+    writer = BlockWriter(source, decomposition, resizable=skip_damaged)
     statistics = BlockStatistics(source.shape[-1])
     with world.raise_on_all_ranks(), disk_errors(path):
         files.prepare()
     try:
         with (
-            world.raise_on_all_ranks(), world.cancel_together(Tag.PARTITION, options.should_stop) as cancelled,
+            world.raise_on_all_ranks(), world.cancel_together(Tag.PARTITION, should_stop) as cancelled,
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(work.values()):
-                progress = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
-                with files.open() as file, progress:  # with parallel h5py, opening, creating and closing are collective
+                display = Progress("partition", sum(map(len, work.values())), progress if world.rank == 0 else "none", seconds=5)
+                with files.open() as file, display:  # with parallel h5py, opening, creating and closing are collective
                     rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in SPLITS}
                     for name in SPLITS:
                         writer.create_datasets(file, name, rows[name])
                     for name in SPLITS:
-                        for block in takewhile(lambda block: not (cancelled() or options.should_stop()), work[name]):
+                        for block in takewhile(lambda block: not (cancelled() or should_stop()), work[name]):
                             beat(f"{name} sample {block.samples[0]}")
-                            samples, images = read_block(source.name, source.splits[name], name, block.samples, options.skip_damaged)
-                            progress.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
+                            samples, images = read_block(source.name, source.splits[name], name, block.samples, skip_damaged)
+                            display.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
                             if len(samples):
                                 statistics.add(name, block.row, images)
                                 writer.write(file, name, samples, images, block.row - rows[name].start)
                         writer.shrink_datasets(file, name, rows[name])
-                if cancelled() or options.should_stop():
+                if cancelled() or should_stop():
                     raise Stopped
                 sync(files.written)
         mean, std, digest = statistics.combine(world)
