@@ -1,5 +1,6 @@
 """What the tests share: one rank, small data sets on disk, and the program as a user starts it."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from launching import on_ranks
+from quick import quick
 
 from ddcnn.parallel.world import World
 
-settings.register_profile("ddcnn", deadline=None)
+settings.register_profile("ddcnn", deadline=None, max_examples=int(os.environ.get("DDCNN_EXAMPLES", "40")))
 settings.load_profile("ddcnn")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored, and programs would inherit that
 
@@ -61,17 +63,10 @@ def random_arrays() -> Callable[..., dict[str, np.ndarray]]:
     return make
 
 
-SHORT = {
-    "epochs": 2, "dnn-epochs": 3, "transfer-epochs": 1, "network": "vgg3", "threads": 1,
-    "progress": "none", "no-figures": True, "output": "run",
-    "precision": "fp32",  # in which ddcnn.load and exported networks compute
-}  # fmt: skip
-
-
 def short_run(folder: Path, **options: object) -> Path:
     """A finished run on two ranks, whose partitioned set is gone."""
-    given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in (SHORT | options).items()]
-    finished = on_ranks(2, "run", *given, "--partitions=sets", cwd=folder)
+    given = {"output": "run", "partitions": "sets", "dnn_epochs": 3, "precision": "fp32"}  # of ddcnn.load and of exported networks
+    finished = on_ranks(2, "run", *quick(**given | options), cwd=folder)
     assert finished.returncode == 0, finished.stderr
     shutil.rmtree(folder / "sets", ignore_errors=True)
     return folder / "run"
@@ -80,12 +75,12 @@ def short_run(folder: Path, **options: object) -> Path:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """Of all methods; no test changes it."""
-    options = {"train-samples": 400, "overlap": 1, "augment": "flip+shift", "shift": 1}
+    options = {"train_samples": 400, "overlap": 1, "augment": "flip+shift", "shift": 1}
     return short_run(tmp_path_factory.mktemp("digits"), **options)
 
 
 @pytest.fixture(scope="session")
 def volumes_run(tmp_path_factory) -> Path:
     """On volumes, with other values at the interface; no test changes it."""
-    options = {"data": "synthetic:8x8x8x4x100", "grid": "2x2x1", "interface": "features", "width": 8}
+    options = {"data": "synthetic:8x8x8x4x100", "train_samples": None, "grid": "2x2x1", "interface": "features", "width": 8}
     return short_run(tmp_path_factory.mktemp("volumes"), volumes=True, **options)

@@ -63,7 +63,7 @@ class KeptRanks:
         if self.process.poll() is not None:
             stderr += self.own.read_text()
             self.end()
-        assert "unused parameters" not in stderr  # of DistributedDataParallel, which says so once in a process
+        assert "unused" not in stderr  # DistributedDataParallel, of parameters that it was told to look for; once in a process
         return subprocess.CompletedProcess(arguments, code, stdout, stderr)
 
     def _code(self) -> int:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import h5py
 from launching import on_ranks
+from quick import quick
 
-QUICK = (
-    "--epochs", "2", "--dnn-epochs", "2", "--transfer-epochs", "2", "--frozen-epochs", "1", "--network", "vgg3", "--threads", "1",
-    "--progress", "none", "--batch-size", "32", "--train-samples", "300", "--augment", "flip+shift", "--shift", "1",
-    "--interface", "logits", "--no-figures", "--checkpoint-every", "1", "--partitions", "partitions",
+SHORT = quick(
+    transfer_epochs=2, frozen_epochs=1, batch_size=32, train_samples=300, augment="flip+shift", shift=1, interface="logits",
+    checkpoint_every=1, partitions="partitions",
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_missing_subdomains(digits_run, volumes_run, digits, interface):
 def test_thin_networks_are_one_module_too(tmp_path, digits, world):
     from conftest import short_run
 
-    short = {"train-samples": 200, "epochs": 1, "dnn-epochs": 1, "precision": "bf16"}
+    short = {"epochs": 1, "dnn_epochs": 1, "precision": "bf16"}
     run = short_run(tmp_path, decomposition="width", **short)
     for method in METHODS:
         network = ddcnn.load(run, method)

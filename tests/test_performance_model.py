@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import launch, on_ranks, refusal
 from matplotlib.image import imread
+from quick import quick
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
@@ -199,9 +200,9 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predicted")
     (folder / "study").mkdir()
     (folder / "study" / "study.toml").write_text('kind = "strong"\n')
-    options = ("--epochs", "1", "--dnn-epochs", "2", "--train-samples", "300", "--width", "8", "--threads", "1", "--progress", "none")
+    options = quick(network="vgg9", epochs=1, train_samples=300, width=8, methods="dnn,global")
     for ranks in (1, 2):
-        done = on_ranks(ranks, "run", *options, "--methods", "dnn,global", "--output", f"study/{ranks}", cwd=folder)
+        done = on_ranks(ranks, "run", *options, "--output", f"study/{ranks}", cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
 

@@ -65,7 +65,7 @@ def photos(tmp_path_factory):
         Image.fromarray(pixels if number % 5 else pixels[..., 0]).save(folder / "set" / name / f"{number}.png")
     options = ("--image-size=12x16", "--image-transform=center-crop", "--test-fraction=0.4", "--subset-seed=3", "--output=set.h5")
     assert on_ranks(1, "partition", "set", *options, cwd=folder).returncode == 0
-    return folder, short_run(folder, data="set.h5", methods="average,transfer")
+    return folder, short_run(folder, data="set.h5", train_samples=None, methods="average,transfer")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,7 +80,7 @@ def test_volumes_give_the_accuracy_of_the_results(volumes_run, predict, method):
 
 @pytest.mark.skipif("DDCNN_DATA_ROOT" not in os.environ, reason="real data: set DDCNN_DATA_ROOT to a folder of torchvision's sets")
 def test_cifar10_gives_the_accuracy_of_the_results(tmp_path, predict):
-    run = short_run(tmp_path, data="cifar10", **{"train-samples": 300, "test-samples": 600, "methods": "transfer", "epochs": 1})
+    run = short_run(tmp_path, data="cifar10", train_samples=300, test_samples=600, methods="transfer", epochs=1)
     found = predict(run, "cifar10", "--samples", 600)
     assert share_right(found) == accuracy(run)
     assert {"airplane", "ship"} < {line["label"] for line in found}
@@ -398,7 +398,8 @@ def test_a_partitioned_set_must_have_been_made_as_the_runs_images(tmp_path, pred
     volumes = np.random.default_rng(0).integers(0, 1000, (24, 8, 8, 8)).astype(np.int16)
     np.savez(tmp_path / "v.npz", x_train=volumes, y_train=np.arange(24) % 2, x_test=volumes, y_test=np.arange(24) % 2)
     (tmp_path / "window.toml").write_text("window = [0, 900]\n")
-    run = short_run(tmp_path, data="v.npz", config="window.toml", volumes=True, grid="2x1x1", methods="average", epochs=1, width=4)
+    options = {"config": "window.toml", "volumes": True, "grid": "2x1x1", "methods": "average", "epochs": 1, "width": 4}
+    run = short_run(tmp_path, data="v.npz", train_samples=None, **options)
     for name, window in (("same", ("0", "900")), ("other", ("300", "301"))):
         made = on_ranks(
             1, "partition", "v.npz", "--volumes", "--grid", "2x1x1", "--window", *window, "--output", f"{name}.h5", cwd=tmp_path

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from launching import on_ranks, refusal
 from matplotlib.image import imread
+from quick import quick
 
 from ddcnn.__main__ import main
 from ddcnn.decomposition import Decomposition
@@ -27,17 +28,13 @@ FIGURES = {
     "decomposition", "accuracy_over_time", "local_accuracy", "learning_curves", "confusion", "timeline", "reliance", "disagreement",
     "reliability",
 }  # fmt: skip
-SMALL = {
-    "epochs": 2, "dnn-epochs": 2, "train-samples": 200, "test-samples": 100, "network": "vgg3", "threads": 1, "progress": "none",
-    "overlap": 1, "output": "run",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run, which no test changes."""
     folder = tmp_path_factory.mktemp("report")
-    run = on_ranks(2, "run", *(f"--{name}={value}" for name, value in SMALL.items()), cwd=folder)
+    run = on_ranks(2, "run", *quick(no_figures=None, test_samples=100, overlap=1, output="run"), cwd=folder)
     assert run.returncode == 0, run.stderr
     return folder / "run"
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import on_ranks, refusal
 from matplotlib.image import imread
+from quick import quick
 
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
@@ -32,27 +33,12 @@ from ddcnn.scaling import slurm
 from ddcnn.scaling.commands import run_settings
 from ddcnn.scaling.study import Study, grid_of
 
-QUICK = (
-    "--network",
-    "vgg3",
-    "--width",
-    "8",
-    "--methods",
-    "vote,dnn",
-    "--epochs",
-    "2",
-    "--dnn-epochs",
-    "2",
-    "--threads",
-    "1",
-    "--progress",
-    "none",
-)
-STRONG = ("--train-samples", "300", "--test-samples", "50")
+SMALL = {"width": 8, "methods": "vote,dnn"}
+STRONG = {"train_samples": 300, "test_samples": 50}
 
 
-def run(ranks: int, folder: Path, name: str, *options: str) -> Path:
-    finished = on_ranks(ranks, "run", *QUICK, "--output", name, *options, cwd=folder)
+def run(ranks: int, folder: Path, name: str, **options: object) -> Path:
+    finished = on_ranks(ranks, "run", *quick(output=name, **SMALL | options), cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder / name
 
@@ -62,7 +48,7 @@ def strong(tmp_path_factory) -> Path:
     """A folder with the runs 1 and 2, which no test changes."""
     folder = tmp_path_factory.mktemp("strong")
     for ranks in (1, 2):
-        run(ranks, folder, str(ranks), *STRONG)
+        run(ranks, folder, str(ranks), **STRONG)
     return folder
 
 
@@ -70,7 +56,7 @@ def strong(tmp_path_factory) -> Path:
 def weak(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weak")
     for ranks, grid, shape in ((1, "1x1", "8x8"), (2, "1x2", "8x16")):
-        run(ranks, folder, str(ranks), "--data", f"synthetic:{shape}x4x200", "--grid", grid, "--width-divisor", "1")
+        run(ranks, folder, str(ranks), data=f"synthetic:{shape}x4x200", train_samples=None, grid=grid, width_divisor=1)
     return folder
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from launching import launch
+from quick import quick
 
 FAILING = (str(Path(__file__).with_name("failing_at_once.py")),)
-QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none")
+QUICK = quick()
 
 
 def test_a_coherent_training_that_diverges_is_one_line_a_rank(tmp_path):

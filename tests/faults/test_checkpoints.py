@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import alone, launch, refusal
-from resuming import QUICK, assert_same, outcome, start
+from launching import launch, on_ranks, refusal
+from resuming import SHORT, assert_same, outcome, start
 
 from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.parallel.world import World
@@ -15,21 +15,38 @@ from ddcnn.parallel.world import World
 SAVING = Path(__file__).with_name("saving.py")
 
 
+def value_of_the_newest(folder: Path) -> int:
+    """Of what lies in a folder: the newest step is whole, and another one can be saved."""
+    manager = CheckpointManager(World(), folder, {}, 1)
+    step = manager.load(["local-0000", "local-0001"])
+    assert step
+    value = step.about["value"]
+    for part in step.parts.values():
+        assert (part["parameters/weight"] == value).all()
+    manager.save(step)
+    assert [path.name for path in folder.iterdir() if path.name.isdigit()] == [f"{manager._number:07}"]
+    return value
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_between_any_two_steps_of_saving_the_newest_whole_step_is_there(tmp_path, rank):
+    """Of a job that is killed then: copies of the folder, as it is before each system call of a rank."""
+    finished = launch(2, str(tmp_path / "saved"), str(rank), "copy", cwd=tmp_path, program=(str(SAVING),))
+    assert finished.returncode == 0, finished.stderr
+    copies = sorted((tmp_path / "copies").iterdir(), key=lambda folder: int(folder.name))
+    found = [value_of_the_newest(folder) for folder in [*copies, tmp_path / "saved"]]
+    assert found[-1] == 2 and sorted(found) == found
+    assert found.count(1) >= (6 if rank == 0 else 1)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_between_any_two_steps_of_saving(tmp_path, rank):
-    """Whatever happens, the newest whole step is there, and the next one can be saved."""
     found = []
     for event in range(1, 60):
         folder = tmp_path / str(event)
         finished = launch(2, str(folder), str(rank), str(event), cwd=tmp_path, program=(str(SAVING),))
-        sequence = CheckpointManager(World(), folder, {}, 1)
-        step = sequence.load(["local-0000", "local-0001"])
-        assert step
-        found.append(step.about["value"])
-        for part in step.parts.values():
-            assert (part["parameters/weight"] == found[-1]).all()
-        sequence.save(step)
-        assert [path.name for path in folder.iterdir() if path.name.isdigit()] == [f"{sequence._number:07}"]
+        found.append(value_of_the_newest(folder))
         if "saved" in finished.stdout:
             break
     assert found[-1] == 2 and sorted(found) == found
@@ -40,7 +57,7 @@ def test_killed_between_any_two_steps_of_saving(tmp_path, rank):
 def stopped(tmp_path_factory):
     """The folder of a run that was stopped while it was trained on as one network, and the outcome if it had not been."""
     folder = tmp_path_factory.mktemp("stopped")
-    options = (*QUICK, "--methods", "dnn,transfer")
+    options = (*SHORT, "--methods", "dnn,transfer")
     assert start(2, folder, *options).returncode == 0
     expected = outcome(folder)
     assert start(2, folder, *options, "--overwrite", interrupted=("transfer", 12, 1, "SIGUSR1")).returncode == 75
@@ -89,7 +106,7 @@ def small_disk(tmp_path):
 )
 def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, stopped, training, rank, happens, says, mend):
     expected = stopped[1]
-    options = (*QUICK, "--methods", "dnn,transfer")
+    options = (*SHORT, "--methods", "dnn,transfer")
     happens, mend = (command.format("run/checkpoints/training") for command in (happens, mend))
     finished = start(2, small_disk, *options, interrupted=(training, 12, rank, happens))
     assert says in refusal(finished)
@@ -103,6 +120,6 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, s
 @pytest.mark.parametrize("kind", ["state-dict", "torch-export"])
 def test_a_full_disk_refuses_an_exported_network(small_disk, digits_run, kind):
     subprocess.run("head -c 100m /dev/zero > filler", shell=True, cwd=small_disk)
-    finished = alone("export", str(digits_run), "--format", kind, "--output", "network.pt", cwd=small_disk)
+    finished = on_ranks(None, "export", str(digits_run), "--format", kind, "--output", "network.pt", cwd=small_disk)
     assert "network.pt: cannot be written (No space left on device)" in refusal(finished)
     assert [entry.name for entry in small_disk.iterdir()] == ["filler"]

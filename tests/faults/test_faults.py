@@ -1,14 +1,16 @@
 """What is refused and what fails: one clear message, all ranks ended, nothing lost. Limits here only end a test that hangs."""
 
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import alone, launch, refusal
+from launching import alone, launch, on_ranks, refusal
+from quick import full, quick
 
 FAILING = (str(Path(__file__).with_name("failing.py")),)
-QUICK = ("--epochs", "2", "--network", "vgg3", "--train-samples", "200", "--progress", "none", "--no-figures")
+QUICK = quick()
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def arrays():
     }
 
 
-@pytest.mark.parametrize("ranks", [3, 5, 6])
+@pytest.mark.parametrize("ranks", [3, 6, full(5)])
 def test_a_number_of_ranks_that_does_not_fit_names_those_that_do(tmp_path, ranks):
     line = refusal(launch(ranks, *QUICK, cwd=tmp_path))
     assert f"{ranks} ranks do not fit 4 subdomains (--grid 2x2): start 1, 2 or 4 ranks" in line
@@ -62,7 +64,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, options, words):
-    line = refusal(launch(2, "run", *QUICK, *options, cwd=tmp_path))
+    line = refusal(on_ranks(2, "run", *QUICK, *options, cwd=tmp_path))
     for word in words:
         assert word in line
 
@@ -82,7 +84,7 @@ def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, 
 def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words):
     change(arrays)
     np.savez(tmp_path / "a.npz", **arrays)
-    line = refusal(launch(2, "run", "--data", "a.npz", *QUICK[:-5], "--progress", "none", cwd=tmp_path))
+    line = refusal(on_ranks(2, "run", "--data", "a.npz", *quick(train_samples=None), cwd=tmp_path))
     for word in words:
         assert word in line
     assert not list(tmp_path.glob("runs/partitions/*"))
@@ -91,26 +93,29 @@ def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words)
 def test_partition_overwrites_nothing_but_a_partitioned_set(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays)
     (tmp_path / "a.h5").write_text("mine")
-    assert "not overwritten" in refusal(launch(2, "partition", "a.npz", "--output", "a.h5", cwd=tmp_path))
+    assert "not overwritten" in refusal(on_ranks(2, "partition", "a.npz", "--output", "a.h5", cwd=tmp_path))
     assert (tmp_path / "a.h5").read_text() == "mine"
     (tmp_path / "a.h5").unlink()
     before = (tmp_path / "a.npz").read_bytes()
-    assert "ends in .h5" in refusal(launch(2, "partition", "a.npz", "--output", "a.npz", cwd=tmp_path))
+    assert "ends in .h5" in refusal(on_ranks(2, "partition", "a.npz", "--output", "a.npz", cwd=tmp_path))
     assert (tmp_path / "a.npz").read_bytes() == before
     for grid in ("1x2", "2x2"):
-        assert launch(2, "partition", "a.npz", "--grid", grid, "--output", "a.h5", cwd=tmp_path).returncode == 0
+        assert on_ranks(2, "partition", "a.npz", "--grid", grid, "--output", "a.h5", cwd=tmp_path).returncode == 0
     assert len(list(tmp_path.iterdir())) == 3  # the source, the set and its parts
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path):
-    assert launch(1, *QUICK, "--output", "run", cwd=tmp_path).returncode == 0
+    assert on_ranks(1, *QUICK, "--output", "run", cwd=tmp_path).returncode == 0
     before = (tmp_path / "run" / "results.json").read_bytes()
-    assert "--overwrite" in refusal(launch(2, *QUICK, "--output", "run", cwd=tmp_path))
+    assert "--overwrite" in refusal(on_ranks(2, *QUICK, "--output", "run", cwd=tmp_path))
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("rank", [0, 1, 3])
-@pytest.mark.parametrize("step", ["train_local", "evaluate_interface", "Recorder"])
+STEPS = ("train_local", "evaluate_interface", "Recorder")
+TELLING = [(1, "train_local"), (0, "evaluate_interface"), (3, "Recorder")]
+
+
+@pytest.mark.parametrize(("rank", "step"), [*TELLING, *(full(*case) for case in product((0, 1, 3), STEPS) if case not in TELLING)])
 def test_an_exception_on_one_rank_ends_all_ranks_with_its_traceback(tmp_path, rank, step):
     finished = launch(4, str(rank), step, "raise", "run", *QUICK, cwd=tmp_path, program=FAILING)
     assert finished.returncode not in (0, 2, 75)
@@ -131,11 +136,11 @@ def test_the_others_are_ended_while_they_wait_for_a_rank_that_fails_late(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("step", "method", "place"), [("train_local", "vote", "subdomain 1"), ("train_data_parallel", "global", "global CNN")]
+    ("step", "method", "place"), [("train_local", "vote", "subdomain 1"), full("train_data_parallel", "global", "global CNN")]
 )
 def test_a_rank_that_runs_out_of_memory_ends_all_and_says_what_takes_less(tmp_path, step, method, place):
     greedy = ("--grid", "3x1", "--overlap", "1", "--batch-size", "1400", "--width", "256", "--methods", method)
-    finished = launch(3, "1", step, "starve", "run", *QUICK[:4], *greedy, "--progress", "none", cwd=tmp_path, program=FAILING)
+    finished = launch(3, "1", step, "starve", "run", *quick(train_samples=None), *greedy, cwd=tmp_path, program=FAILING)
     assert finished.returncode not in (0, 2, 75)
     lines = [line for line in finished.stderr.splitlines() if line.startswith("ddcnn: ")]
     assert len(lines) == 1, finished.stderr

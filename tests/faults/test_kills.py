@@ -2,13 +2,14 @@
 
 import os
 import signal
+from itertools import product
 
 import pytest
 from launching import Started
+from quick import full, quick
 
 RANKS = 3
-QUICK = ("--grid", "3x1", "--overlap", "1", "--epochs", "1", "--dnn-epochs", "1", "--network", "vgg3", "--train-samples", "100",
-         "--test-samples", "20", "--evaluate-every", "0", "--progress", "none", "--threads", "1", "--output", "run")  # fmt: skip
+QUICK = quick(grid="3x1", overlap=1, epochs=1, dnn_epochs=1, train_samples=100, test_samples=20, evaluate_every=0, output="run")
 ENDLESS = "1000000"
 PHASES = {
     "local": ("--methods", "vote", "--epochs", ENDLESS),
@@ -19,8 +20,12 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2, "mpirun"])
-@pytest.mark.parametrize("phase", PHASES)
+TELLING = [("local", 1), ("dnn", "mpirun"), ("transfer", 0), ("global", 2)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "victim"), [*TELLING, *(full(*case) for case in product(PHASES, (0, 1, 2, "mpirun")) if case not in TELLING)]
+)
 def test_whoever_is_killed_all_are_gone_soon(tmp_path, phase, victim):
     metrics = tmp_path / "run" / "metrics.jsonl"
     with Started(RANKS, "run", *QUICK, *PHASES[phase], cwd=tmp_path) as run:

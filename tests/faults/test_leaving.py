@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from launching import Started
+from quick import quick
 
 LATE = "import atexit, time; atexit.register(time.sleep, 5)"
-OPTIONS = ("--output", "run", "--network", "vgg3", "--train-samples", "200", "--methods", "average", "--epochs", "5000")
+OPTIONS = quick(output="run", methods="average", epochs=5000)
 LIMIT = 300  # seconds: only to end a test that hangs
 
 

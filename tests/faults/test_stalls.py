@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launching import Started, launch
+from quick import full
 from test_kills import PHASES, QUICK, RANKS
 
 STALLING = (str(Path(__file__).with_name("stalling.py")),)
@@ -25,22 +26,24 @@ def line(stderr: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("phase", ["local", "coherent", "global"])
-def test_a_stopped_rank_ends_all_and_is_named_once(tmp_path, phase):
-    """Three runs side by side, in each of which another rank is stopped."""
+@pytest.mark.parametrize(
+    "phases", [("local", "coherent", "global"), full(("coherent", "global", "local")), full(("global", "local", "coherent"))], ids="-".join
+)
+def test_a_stopped_rank_ends_all_and_is_named_once(tmp_path, phases):
+    """Three runs side by side, in each of which another rank is stopped, in another phase."""
     with ExitStack() as stack:
         runs = []
-        for victim in range(RANKS):
+        for victim, phase in enumerate(phases):
             folder = tmp_path / str(victim)
             folder.mkdir()
             runs.append(stack.enter_context(Started(RANKS, *OPTIONS, *PHASES[phase], cwd=folder)))
-        for victim, run in enumerate(runs):
+        for victim, (phase, run) in enumerate(zip(phases, runs, strict=True)):
             metrics = tmp_path / str(victim) / "run" / "metrics.jsonl"
-            run.wait_for(lambda metrics=metrics: metrics.exists() and f'"{phase}"' in metrics.read_text())
+            run.wait_for(lambda metrics=metrics, phase=phase: metrics.exists() and f'"{phase}"' in metrics.read_text())
             time.sleep(1)  # until every rank has told where it is
             os.kill(run.ranks()[victim], signal.SIGSTOP)
         assert runs[-1].seconds_to_end(most=8 * LIMIT) < 2.5 * LIMIT
-        for victim, run in enumerate(runs):
+        for victim, (phase, run) in enumerate(zip(phases, runs, strict=True)):
             run.seconds_to_end(most=LIMIT)
             place = {"local": f"subdomain {victim}", "global": "global CNN"}.get(phase, phase)
             named = rf"no sign of life for {LIMIT} s from rank {victim} of {RANKS} \(last: {place}(, [a-z0-9, ]+)?\);"
@@ -50,7 +53,7 @@ def test_a_stopped_rank_ends_all_and_is_named_once(tmp_path, phase):
 
 @pytest.mark.parametrize(
     ("how", "step", "method"),
-    [("loop", "train_local", "vote"), ("loop", "train_data_parallel", "global"), ("sleep", "train_coherent", "coherent")],
+    [("loop", "train_local", "vote"), full("loop", "train_data_parallel", "global"), ("sleep", "train_coherent", "coherent")],
 )
 def test_a_rank_that_is_stuck_ends_all_and_is_named_once(tmp_path, how, step, method):
     begin = time.monotonic()
@@ -62,6 +65,7 @@ def test_a_rank_that_is_stuck_ends_all_and_is_named_once(tmp_path, how, step, me
     assert "rank 0" not in said and "rank 2" not in said
 
 
+@pytest.mark.full
 def test_a_rank_that_works_for_long_is_waited_for_and_so_is_a_job_that_was_suspended(tmp_path):
     """Rank 1 takes several times the limit for its local CNN, in steps; then all are stopped, and go on."""
     slow = ("1", "slow", "-", *OPTIONS, "--methods", "dnn,transfer", "--batch-size", "2")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import Started, on_ranks, refusal
-from resuming import QUICK, assert_same, outcome, start
+from quick import full, quick
+from resuming import SHORT, assert_same, outcome, start
 
 DECOMPOSED = ("--methods", "vote,average,dnn,coherent,transfer")
 TRAININGS = {"local-0002": 12, "dnn": 12, "coherent": 12, "transfer-frozen": 5, "transfer": 12, "global": 12}  # steps
@@ -25,7 +26,7 @@ def undisturbed(tmp_path_factory):
     def get(ranks: int, *options: str) -> dict:
         if options not in runs:
             folder = tmp_path_factory.mktemp("undisturbed")
-            finished = start(ranks, folder, *QUICK, *options)
+            finished = start(ranks, folder, *SHORT, *options)
             assert finished.returncode == 0, finished.stderr
             runs[options] = outcome(folder)
         return runs[options]
@@ -33,12 +34,17 @@ def undisturbed(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("what", ["SIGUSR1", "SIGTERM", "SIGKILL"])
-def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturbed, what):
+@pytest.mark.parametrize(
+    ("what", "trainings"),
+    [("SIGUSR1", TRAININGS), ("SIGTERM", ["local-0002", "dnn", "global"]), ("SIGKILL", ["local-0002", "transfer"]),
+     full("SIGTERM", TRAININGS), full("SIGKILL", TRAININGS)],
+)  # fmt: skip
+def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturbed, what, trainings):
     """With SIGUSR1 rank 0 is asked alone, and with SIGTERM rank 1: all stop."""
-    for training, step in TRAININGS.items():
+    for training in trainings:
+        step = TRAININGS[training]
         rank = 0 if training == "dnn" or (what == "SIGUSR1" and not training.startswith("local")) else 1
-        finished = start(2, tmp_path, *QUICK, "--resume", interrupted=(training, step, rank, what))
+        finished = start(2, tmp_path, *SHORT, "--resume", interrupted=(training, step, rank, what))
         if what == "SIGKILL":
             assert finished.returncode not in (0, 2, 75)
         else:
@@ -54,13 +60,14 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
     assert (finished.returncode, finished.stdout) == (0, "run: finished, nothing to resume\n")
 
 
+@pytest.mark.full
 def test_killed_at_random_moments(tmp_path, undisturbed):
     """A rank or mpirun, at DDCNN_KILLS moments in a row, wherever the run is then."""
     random, kills, killed = np.random.default_rng(), int(os.environ.get("DDCNN_KILLS", "6")), 0
     epochs = str(max(2, 7 * kills - 40))  # so that the run outlasts them
     options = ("--epochs", epochs, "--dnn-epochs", epochs, "--transfer-epochs", epochs)
     for moment in random.uniform(2, 9, kills):
-        with Started(2, "run", "--output", "run", *QUICK, *options, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
+        with Started(2, "run", "--output", "run", *SHORT, *options, "--resume", "--checkpoint-every", "0.002min", cwd=tmp_path) as run:
             while run.process.poll() is None and time.monotonic() < run.begin + moment:
                 time.sleep(0.02)
             if run.process.poll() is not None:
@@ -79,7 +86,7 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
 def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
     steps = [(4, ("local-0001", 12, 1, "SIGKILL")), (1, ("dnn", 12, 0, "SIGUSR1")), (2, ("transfer", 12, 1, "SIGUSR1"))]
     for ranks, interrupted in steps:
-        finished = start(ranks, tmp_path, *QUICK, *DECOMPOSED, "--resume", interrupted=interrupted)
+        finished = start(ranks, tmp_path, *SHORT, *DECOMPOSED, "--resume", interrupted=interrupted)
         assert (finished.returncode == 75) == (interrupted[-1] != "SIGKILL"), finished.stderr
         assert finished.returncode not in (0, 2)
     finished = start(4, tmp_path, "--resume")
@@ -94,11 +101,11 @@ def test_resumed_on_another_number_of_ranks(tmp_path, undisturbed):
         (("--methods", "dnn,transfer", "--decomposition", "width", "--network", "resnet20", "--width", "16", "--frozen-epochs", "0",
           "--train-samples", "100", "--interface", "features", "--optimizer", "sgd"), ("transfer", 4, 0, "SIGUSR1")),
         (("--methods", "dnn,coherent", "--network", "mobilenet_v3_small", "--width-divisor", "1", "--train-samples", "100",
-          "--schedule", "cosine"), ("coherent", 4, 1, "SIGUSR1")),
+          "--test-samples", "40", "--grid", "1x2", "--schedule", "cosine"), ("coherent", 4, 1, "SIGUSR1")),
     ],
 )  # fmt: skip
 def test_folds_thin_networks_and_dropout(tmp_path, undisturbed, options, interrupted):
-    assert start(2, tmp_path, *QUICK, *options, interrupted=interrupted).returncode == 75
+    assert start(2, tmp_path, *SHORT, *options, interrupted=interrupted).returncode == 75
     finished = start(1 if "mobilenet_v3_small" in options else 2, tmp_path, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(tmp_path), undisturbed(2, *options))
@@ -106,7 +113,7 @@ def test_folds_thin_networks_and_dropout(tmp_path, undisturbed, options, interru
 
 def test_a_run_goes_on_with_other_methods(tmp_path, undisturbed):
     """Such as without the one that diverges."""
-    finished = start(2, tmp_path, *QUICK, "--methods", "vote,average,dnn,coherent", interrupted=("coherent", 12, 1, "SIGUSR1"))
+    finished = start(2, tmp_path, *SHORT, "--methods", "vote,average,dnn,coherent", interrupted=("coherent", 12, 1, "SIGUSR1"))
     assert finished.returncode == 75
     finished = start(2, tmp_path, "--resume", "--methods", "dnn")
     assert finished.returncode == 0, finished.stderr
@@ -116,7 +123,7 @@ def test_a_run_goes_on_with_other_methods(tmp_path, undisturbed):
 
 def test_several_seeds_go_on_with_the_one_that_was_stopped(tmp_path, undisturbed):
     options = ("--methods", "dnn", "--seeds", "2")
-    finished = start(2, tmp_path, *QUICK, *options, interrupted=("dnn", 24, 0, "SIGUSR1"))
+    finished = start(2, tmp_path, *SHORT, *options, interrupted=("dnn", 24, 0, "SIGUSR1"))
     assert finished.returncode == 75, finished.stderr
     first = (tmp_path / "run" / "seed-0" / "results.json").read_bytes()
     assert start(2, tmp_path, "--resume").returncode == 0
@@ -131,14 +138,14 @@ def test_a_time_limit_stops_the_run(tmp_path, limit):
     options, environment = ("--time-limit", "0.0001"), {}
     if limit == "slurm":
         options, environment = (), {"SLURM_JOB_START_TIME": str(int(time.time())), "SLURM_JOB_END_TIME": str(int(time.time()) + 1)}
-    finished = start(2, tmp_path, *QUICK, *options, **environment)
+    finished = start(2, tmp_path, *SHORT, *options, **environment)
     assert finished.returncode == 75, finished.stderr
     assert {"option": "--time-limit", "slurm": "the end of the SLURM job"}[limit] in finished.stderr
     assert start(2, tmp_path, "--resume").returncode == 0
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
-    finished = start(2, tmp_path, *QUICK, interrupted=("local-0003", 3, 1, "SIGUSR1+SIGUSR1"))
+    finished = start(2, tmp_path, *SHORT, interrupted=("local-0003", 3, 1, "SIGUSR1+SIGUSR1"))
     assert finished.returncode not in (0, 2, 75)
     training = tmp_path / "run" / "checkpoints" / "training"
     assert list(training.glob("local-0002/*")) and not list(training.glob("local-0003/*"))  # what one signal would have kept
@@ -170,7 +177,7 @@ def stopped(tmp_path_factory):
     images, labels = random.integers(0, 255, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
     np.savez(folder / "data.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
     options = ("--methods", "global", "--data", "data.npz", "--train-samples", "48", "--batch-size", "16", "--grid", "2x2")
-    finished = start(2, folder, *QUICK[: QUICK.index("--batch-size")], *options, interrupted=("global", 2, 0, "SIGUSR1"))
+    finished = start(2, folder, *quick(train_samples=None), *options, interrupted=("global", 2, 0, "SIGUSR1"))
     assert finished.returncode == 75, finished.stderr
     return folder
 
@@ -191,7 +198,7 @@ def test_a_folder_that_is_not_a_run_s_is_left_alone(tmp_path, left, option):
     path = tmp_path / "run" / left
     path.parent.mkdir(parents=True)
     path.write_text("mine = 1\n")
-    assert "--output run" in refusal(start(1, tmp_path, *QUICK, *option))
+    assert "--output run" in refusal(start(1, tmp_path, *SHORT, *option))
     assert path.read_text() == "mine = 1\n"
 
 
@@ -224,7 +231,7 @@ def test_begun_with_overwrite_on_a_partitioned_set_with_a_grid_of_its_own(tmp_pa
 
 def test_a_request_to_a_rank_that_waits_is_passed_on(tmp_path):
     """While rank 0 trains the DNN."""
-    with Started(2, "run", "--output", "run", *QUICK, "--methods", "dnn", "--dnn-epochs", "1000000", cwd=tmp_path) as run:
+    with Started(2, "run", "--output", "run", *SHORT, "--methods", "dnn", "--dnn-epochs", "1000000", cwd=tmp_path) as run:
         metrics = tmp_path / "run" / "metrics.jsonl"
         run.wait_for(lambda: metrics.exists() and '"dnn"' in metrics.read_text())
         os.kill(run.ranks()[1], signal.SIGUSR1)
@@ -252,13 +259,13 @@ def test_a_run_that_has_not_finished_is_not_thrown_away_unasked(tmp_path, stoppe
 
 def test_resume_needs_a_folder_and_begins_where_there_is_nothing(tmp_path):
     assert "--output" in refusal(on_ranks(1, "run", "--resume", cwd=tmp_path))
-    finished = start(1, tmp_path, *QUICK, "--methods", "vote", "--resume")
+    finished = start(1, tmp_path, *SHORT, "--methods", "vote", "--resume")
     assert (finished.returncode, finished.stdout) == (0, "run: no run to go on with; a new one, on digits, begins\n")
 
 
 def test_a_request_while_mpi_starts_is_not_lost(tmp_path):
     """MPICH has a handler of its own for SIGUSR1, which swallows it."""
-    with Started(2, "run", "--output", "run", *QUICK, "--methods", "vote", cwd=tmp_path) as run:
+    with Started(2, "run", "--output", "run", *SHORT, "--methods", "vote", cwd=tmp_path) as run:
         run.wait_for(lambda: len(run.ranks()) == 2 and all(_holds(process) for process in run.ranks().values()))
         os.kill(run.ranks()[1], signal.SIGUSR1)
         run.seconds_to_end(most=60)

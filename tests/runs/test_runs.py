@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 from launching import launch, on_ranks, refusal
 from PIL import Image
+from quick import full, quick
 
 from ddcnn.networks import registry
 
 DECOMPOSED = "vote,average,dnn,coherent,transfer"
 METHODS = [*DECOMPOSED.split(","), "global"]
-QUICK = ("--epochs", "2", "--dnn-epochs", "3", "--transfer-epochs", "1", "--network", "vgg3", "--threads", "1", "--progress", "none",
-         "--no-figures")  # fmt: skip
-
-
+QUICK = quick(train_samples=None, dnn_epochs=3)
 EXAMPLE = registry.__doc__.split("``mine.py``::\n")[1].split("\nThe factory")[0].replace("\n    ", "\n")  # of a network of one's own
 
 
@@ -75,7 +73,8 @@ def test_1_2_and_4_ranks_give_the_same_weights_bit_for_bit(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "grid", "overlap"), [(1, "1x1", 0), (2, "2x1", 0), (3, "3x1", 1), (4, "2x2", 0), (6, "3x2", 2), (9, "3x3", 2), (16, "4x4", 2)]
+    ("ranks", "grid", "overlap"),
+    [(1, "1x1", 0), (2, "2x1", 0), (3, "3x1", 1), (4, "2x2", 0), full(6, "3x2", 2), full(9, "3x3", 2), full(16, "4x4", 2)],
 )
 def test_one_rank_a_subdomain_finishes_on_every_grid(tmp_path, ranks, grid, overlap):
     results = run(ranks, tmp_path, "--grid", grid, "--overlap", str(overlap), "--train-samples", "200", "--epochs", "1")

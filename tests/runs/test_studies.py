@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from launching import MPIRUN, Started, alone, refusal
+from quick import full, quick
 
-OPTIONS = ("--network", "vgg3", "--width", "8", "--train-samples", "200", "--epochs", "1", "--dnn-epochs", "1")
+OPTIONS = quick(width=8, epochs=1, dnn_epochs=1, threads=None)
 LAUNCHER = ("--launcher", " ".join(MPIRUN))
 
 
@@ -81,7 +82,7 @@ def test_a_run_that_fails_ends_the_study_with_its_words(tmp_path):
     assert "subdomain 0: a network" in done.stderr.splitlines()[-1] and "study/1.log" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, full(signal.SIGTERM)])
 def test_a_study_that_is_ended_leaves_no_rank_behind(tmp_path, number):
     arguments = ("scaling", "strong", *LAUNCHER, "--output", "study", "--", *OPTIONS, "--epochs", "100000")
     with Started(None, *arguments, cwd=tmp_path) as started:

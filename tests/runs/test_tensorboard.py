@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from launching import launch, refusal
+from quick import quick
 from resuming import start
 
-OPTIONS = ("--train-samples=200", "--test-samples=50", "--network=vgg3", "--width=8", "--epochs=3", "--dnn-epochs=2", "--threads=1",
-           "--transfer-epochs=2", "--progress=none", "--no-figures", "--batch-size=32", "--tensorboard")  # fmt: skip
+OPTIONS = quick(test_samples=50, width=8, epochs=3, transfer_epochs=2, batch_size=32, tensorboard=True)
 SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
 TRAININGS = {*(f"local-000{i}" for i in range(4)), "dnn", "coherent", "transfer", "global"}
 

@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import pytest
 from cluster import OVER
+from quick import quick
 
 JOBS = Path(__file__).parents[2] / "jobs"
-QUICK = ("--network", "vgg3", "--train-samples", "400", "--dnn-epochs", "3", "--transfer-epochs", "2", "--methods", "average,dnn,transfer")
+QUICK = quick(train_samples=400, epochs=None, dnn_epochs=3, transfer_epochs=2, methods="average,dnn,transfer")
 LONG = (*QUICK, "--epochs", "60")  # so that there is time to stop it
 ENDLESS = (*QUICK, "--epochs", "5000")
 
@@ -69,6 +70,7 @@ def undisturbed(slurm, tmp_path_factory):
     return weights(folder / "run")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
 def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bit(slurm, undisturbed, tmp_path, name):
     job = slurm.submit("train.sbatch", *LONG, cwd=tmp_path)
@@ -95,6 +97,7 @@ def test_the_end_of_the_job_is_known(slurm, tmp_path):
     assert end - begin == 180 and abs(time.time() - begin) < 60
 
 
+@pytest.mark.full
 def test_a_job_that_reaches_its_time_limit_too_often_ends(slurm, tmp_path):
     """ddcnn's own --time-limit, since SLURM's is a minute at least."""
     job = slurm.submit("train.sbatch", *ENDLESS, "--time-limit", "0.1", cwd=tmp_path, MOST_REQUEUES="1")
@@ -104,6 +107,7 @@ def test_a_job_that_reaches_its_time_limit_too_often_ends(slurm, tmp_path):
     assert "requeued 1 times and still not finished" in output
 
 
+@pytest.mark.full
 def test_a_rank_that_is_killed_ends_the_job_at_once_and_for_good(slurm, tmp_path):
     job = slurm.submit("train.sbatch", *ENDLESS, cwd=tmp_path)
     trains(slurm, job, tmp_path / "runs" / job)
@@ -116,6 +120,7 @@ def test_a_rank_that_is_killed_ends_the_job_at_once_and_for_good(slurm, tmp_path
     assert over["JobState"] == "FAILED" and over["Restarts"] == "0" and over["ExitCode"] not in ("0:0", "75:0")
 
 
+@pytest.mark.full
 def test_a_job_that_is_cancelled_is_not_requeued(slurm, tmp_path):
     """Cancelling sends SIGTERM too, upon which the ranks save and exit with 75."""
     job = slurm.submit("train.sbatch", *ENDLESS, cwd=tmp_path)
@@ -127,6 +132,7 @@ def test_a_job_that_is_cancelled_is_not_requeued(slurm, tmp_path):
     assert slurm.jobs(job)[0]["JobState"] == "CANCELLED"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--train-samples", "400")), ("weak", ("--width", "8"))])
 def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_path, kind, options):
     small = {"RANKS": "1 2 4", "STUDY": "study"} | ({"SIDE": "8", "SAMPLES": "200"} if kind == "weak" else {})
@@ -144,6 +150,7 @@ def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_
     assert f"# {kind.title()} scaling" in (study / "scaling.md").read_text()
 
 
+@pytest.mark.full
 def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
     options = ("--network", "vgg3", "--epochs", "1", "--data", "nowhere")
     told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="1 2", STUDY="study")
@@ -161,6 +168,7 @@ def test_a_study_that_no_rank_can_run_is_not_submitted(slurm, tmp_path):
     assert slurm.run("squeue", "--noheader", "--states=all") == before
 
 
+@pytest.mark.full
 def test_a_study_is_submitted_by_the_command_with_repetitions_and_options_of_sbatch(slurm, tmp_path):
     sizes = ("--ranks", "1,2", "--repetitions", "2", "--side", "8", "--samples", "200", "--output", "study")
     where = ("--slurm", "--launcher", f"srun --mpi={slurm.environment['MPI']}", "--sbatch=--time=05:00 --comment=ours")
