@@ -215,13 +215,14 @@ def test_the_decisions_on_disk_give_the_accuracies_of_the_results(tmp_path):
             assert (file["local_classes"][:, subdomain["index"]] == labels).mean() == subdomain["test_accuracy"]
 
 
-def test_figures_can_be_left_to_later(tmp_path):
-    run(2, tmp_path, "--train-samples", "100", "--methods", "vote", "--seeds", "2")
+@pytest.mark.parametrize("seeds", [1, full(2)])
+def test_figures_can_be_left_to_later(tmp_path, seeds):
+    run(2, tmp_path, "--train-samples", "100", "--methods", "vote", "--seeds", str(seeds))
     assert not list((tmp_path / "run").rglob("*.png"))
     assert "figures" not in (tmp_path / "run" / "report.md").read_text()
     assert on_ranks(1, "report", "run", cwd=tmp_path).returncode == 0
     assert (tmp_path / "run" / "figures" / "accuracy_over_time.png").is_file()
-    assert len(list((tmp_path / "run").rglob("timeline.png"))) == 2
+    assert len(list((tmp_path / "run").rglob("timeline.png"))) == seeds
 
 
 def test_config_toml_repeats_the_run(tmp_path):
@@ -281,8 +282,9 @@ def test_a_partitioned_file_is_a_source(tmp_path):
 @pytest.mark.parametrize(
     ("grid", "overlap", "options"),
     [
-        ("4x4x1", 1, ("--augment", "flip+shift", "--shift", "1")), ("4x4x2", 2, ("--network", "resnet20")),
-        ("2x2x2", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "32")),
+        ("4x4x1", 1, ("--augment", "flip+shift", "--shift", "1")), full("4x4x2", 2, ("--network", "resnet20")),
+        ("2x2x1", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "16", "--test-samples", "20")),
+        full("2x2x2", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "32")),
     ],
 )  # fmt: skip
 def test_every_decomposition_of_volumes_finishes(tmp_path, grid, overlap, options):
@@ -315,8 +317,10 @@ def test_the_default_run_learns_the_digits(tmp_path):
 
 @pytest.mark.skipif("DDCNN_DATA_ROOT" not in os.environ, reason="real data: set DDCNN_DATA_ROOT to a folder of torchvision's sets")
 @pytest.mark.parametrize(("data", "shape"), [("cifar10", [32, 32, 3]), ("fashion-mnist", [28, 28, 1])])
-def test_real_images_train(tmp_path, data, shape):
-    results = run(2, tmp_path, "--data", data, "--train-samples", "2000", "--test-samples", "500", "--epochs", "3")
+@pytest.mark.parametrize("methods", ["average,dnn", full(",".join(METHODS))])
+def test_real_images_train(tmp_path, data, shape, methods):
+    small = ("--train-samples", "2000", "--test-samples", "500", "--epochs", "3")
+    results = run(2, tmp_path, "--data", data, *small, "--methods", methods)
     assert results["data"]["shape"] == shape
     assert results["methods"]["average"]["test_accuracy"] > 0.25
 
