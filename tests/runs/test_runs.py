@@ -283,7 +283,7 @@ def test_a_partitioned_file_is_a_source(tmp_path):
     ("grid", "overlap", "options"),
     [
         ("4x4x1", 1, ("--augment", "flip+shift", "--shift", "1")), full("4x4x2", 2, ("--network", "resnet20")),
-        ("2x2x1", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "16", "--test-samples", "20")),
+        ("2x2x1", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "16")),
         full("2x2x2", 0, ("--decomposition", "width", "--network", "resnet18", "--width", "32")),
     ],
 )  # fmt: skip
