@@ -17,7 +17,7 @@ import torch
 
 from ddcnn.config.trained_settings import PredictSettings
 from ddcnn.inference.network import assemble
-from ddcnn.inference.predict import BATCH, opened, predict
+from ddcnn.inference.predict import BATCH, predict, select_images
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.world import World
@@ -46,10 +46,10 @@ with tempfile.TemporaryDirectory() as folder:
         overwrite=True, threads=1, progress="none",
     )  # fmt: skip
     run = TrainedRun.open(given.run)
-    policy = DevicePolicy.choose(choose_device(world.local_rank, "auto"), run.precision)
+    policy = DevicePolicy.choose(choose_device(world.local_rank, "auto"), run.results.environment.precision)
     network = assemble(run, given.method).eval()
     policy.place(network)
-    split, chosen = opened(settings, run)
+    split, chosen = select_images(settings, run)
     images = torch.from_numpy(split.read(chosen)).to(policy.device).movedim(-1, 1)
 
     @torch.inference_mode()

@@ -16,23 +16,14 @@ HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Command:
-    """A command of ``python -m ddcnn``.
+    """A command of ``python -m ddcnn``."""
 
-    Attributes:
-        name: a word, or two of which the first is that of a group.
-        summary: its line in the list of commands.
-        settings: the class of its settings, the fields of which are its options.
-        function: takes the settings, and the ``World`` before them if all ranks run the command; returns an exit code, or None for 0.
-        all_ranks: whether all ranks run it together.
-        examples: command lines, shown below its options.
-    """
-
-    name: str
-    summary: str
-    settings: type[Settings]
-    function: Callable[..., int | None]
-    all_ranks: bool = False
-    examples: tuple[str, ...] = ()
+    name: str  # a word, or two of which the first is that of a group
+    summary: str  # its line in the list of commands
+    settings: type[Settings]  # its options are their fields
+    function: Callable[..., int | None]  # of (settings), or of (world, settings) if ``all_ranks``; returns an exit code, or None for 0
+    all_ranks: bool = False  # whether all ranks run it together
+    examples: tuple[str, ...] = ()  # command lines, shown below its options
 
 
 def find(commands: Sequence[Command], arguments: list[str]) -> tuple[Command | None, list[str]]:

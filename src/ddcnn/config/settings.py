@@ -107,8 +107,9 @@ class DataSettings(ImageSettings):
         return self.splitting.networks_per_subimage(self.grid)
 
     @model_validator(mode="after")
-    def _check_splitting(self) -> Self:
-        self.splitting.check(overlap=self.overlap)
+    def _overlap_is_of_subimages(self) -> Self:
+        if self.overlap and not self.splitting.cuts_images:
+            raise ValueError("--overlap needs --decomposition image: networks that are decomposed in width see the whole image")
         return self
 
 
@@ -232,21 +233,14 @@ class RunSettings(DataSettings):
         return self.model_dump(mode="json", exclude=set(CHANGEABLE))
 
     @model_validator(mode="after")
-    def _check_splitting_of_run(self) -> Self:
-        self.splitting.check(frozen_epochs=self.frozen_epochs, methods=self.methods)
-        return self
-
-    @model_validator(mode="after")
-    def _hidden_layers_are_of_one_network(self) -> Self:
+    def _options_go_together(self) -> Self:
+        if self.frozen_epochs and Method.TRANSFER in self.methods and self.splitting.composes(Method.TRANSFER):
+            raise ValueError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
         if self.interface == "features" and self.dnn_data == "out-of-fold" and self.needs("dnn"):
             raise ValueError(
                 "--dnn-data out-of-fold does not work with --interface features: hidden neurons of different folds' networks do not "
                 "correspond; use another interface, or --dnn-data holdout"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _resume_or_overwrite(self) -> Self:
         if self.resume and self.overwrite:
             raise ValueError("--overwrite deletes the run that --resume continues: give only one of them")
         return self

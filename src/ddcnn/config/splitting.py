@@ -5,7 +5,6 @@ Decomposition in width: N thin networks see the whole image, are trained on thei
 algebra of the composition is in ``ddcnn.method.width``.
 """
 
-from collections.abc import Collection
 from math import prod
 
 from ddcnn.config.methods import Method
@@ -32,9 +31,6 @@ class ImageSplitting:
         """Whether the method trains the global CNN, composed from thin networks."""
         return False
 
-    def check(self, overlap: int = 0, frozen_epochs: int = 0, methods: Collection[str] = ()) -> None:
-        """Raises ValueError for options that do not go with this decomposition."""
-
 
 class WidthSplitting(ImageSplitting):
     """All subdomains see the whole image; the grid only says how many networks there are."""
@@ -53,12 +49,6 @@ class WidthSplitting(ImageSplitting):
 
     def composes(self, method: str) -> bool:
         return method == Method.TRANSFER
-
-    def check(self, overlap: int = 0, frozen_epochs: int = 0, methods: Collection[str] = ()) -> None:
-        if overlap:
-            raise ValueError("--overlap needs --decomposition image: networks that are decomposed in width see the whole image")
-        if frozen_epochs and Method.TRANSFER in methods:
-            raise ValueError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
 
 
 SPLITTINGS: dict[str, ImageSplitting] = {"image": ImageSplitting(), "width": WidthSplitting()}

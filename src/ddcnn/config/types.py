@@ -82,14 +82,11 @@ def _every(value: Any) -> Any:
     return text
 
 
-def _signals(value: Any) -> Any:
-    if not isinstance(value, (str, list, tuple)):
-        return value
-    names = tuple(filter(None, _words(value)))
-    for name in names:
+def _signals(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in filter(None, names):
         if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"{name} cannot be handled; give names of signals such as SIGUSR1,SIGTERM")
-    return names
+    return tuple(filter(None, names))
 
 
 def _subdomains(value: Any) -> Any:
@@ -113,4 +110,4 @@ Window = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Methods = Annotated[tuple[Method, ...], BeforeValidator(_words), PlainSerializer(",".join), Field(min_length=1)]
 Subdomains = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_subdomains)]
 Every = Annotated[str, BeforeValidator(_every)]
-Signals = Annotated[tuple[str, ...], BeforeValidator(_signals), PlainSerializer(",".join)]
+Signals = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_signals), PlainSerializer(",".join)]

@@ -27,8 +27,7 @@ from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, sync
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
-from ddcnn.parallel.tags import Tag
-from ddcnn.parallel.world import World
+from ddcnn.parallel.world import Tag, World
 
 BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work
 logger = logging.getLogger(__name__)

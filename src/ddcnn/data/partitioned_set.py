@@ -28,7 +28,7 @@ from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, has_attribute, opened, parsing
+from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, opened, parsing
 
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
@@ -45,8 +45,8 @@ def is_partitioned(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with opened(path) as file:
-            return has_attribute(file, "schema_version")
+        with opened(path) as file, parsing():
+            return "schema_version" in file.attrs
     except InputError:
         return False
 
@@ -198,7 +198,8 @@ class PartitionedSet:
 def _opened(path: Path) -> PartitionedSet:
     """Reads a set's attributes and small arrays; InputError if they are damaged or contradict each other."""
     with opened(path, *REFUSAL) as file:
-        version = attribute(file, "schema_version") if has_attribute(file, "schema_version") else None
+        with parsing():
+            version = attribute(file, "schema_version") if "schema_version" in file.attrs else None
         if version != SCHEMA_VERSION:
             raise InputError(f"{path}: schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; partition the source again")
         described = _described(path, file)

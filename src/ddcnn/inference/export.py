@@ -38,8 +38,7 @@ def _traced(network: Assembled) -> torch.export.ExportedProgram:
 
 
 def _torch_export(network: Assembled) -> bytes:
-    file = BytesIO()
-    torch.export.save(_traced(network), file)
+    torch.export.save(_traced(network), file := BytesIO())
     return file.getvalue()
 
 
@@ -60,8 +59,7 @@ def _onnx(network: Assembled) -> bytes:
 
 
 def _state_dict(network: Assembled) -> bytes:
-    file = BytesIO()
-    torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file := BytesIO())
     return file.getvalue()
 
 

@@ -110,7 +110,7 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     """
     chosen = run.choose(method, without)
     networks = Networks(run.settings, run.images, ON_CPU)
-    if run.is_whole(chosen):
+    if run.settings.sees_whole_image(chosen):
         return _whole(run, networks, chosen)
     present = [i for i in range(networks.subdomains) if i not in without]
     if wrong := sorted(set(without) - set(range(networks.subdomains))):

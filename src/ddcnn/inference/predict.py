@@ -46,22 +46,22 @@ def predict(world: World, settings: PredictSettings) -> None:
         run = TrainedRun.open(settings.run)
         method = run.choose(settings.method, settings.without)
         check(settings, run, method)
-        precision = run.precision if settings.precision == "run" else settings.precision
+        precision = run.results.environment.precision if settings.precision == "run" else settings.precision
         policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), precision)
         part = (world.rank, world.size) if shared else (0, 1)
         network = assemble(run, method, settings.without, *part).eval()
         policy.place(network)
     if settings.download:
-        world.on_root(lambda: len(_open(settings, run, settings.download)[1]))
+        world.on_root(lambda: len(select_images(settings, run, download=True)[1]))
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
-        images, chosen = _open(settings, run)
+        images, chosen = select_images(settings, run)
 
     labelled = bool((images.labels[chosen] >= 0).any())
     columns = Columns(run.images.class_names, labelled, method != Method.VOTE, network.present if settings.local else ())
     classifier = Classifier(world, network, policy, columns, settings.source, images, settings.skip_damaged, shared)
     work = blocks(images, chosen, min(BATCH, ROWS_BYTES // (8 * columns.width)))
     attributes = {"run": str(settings.run), "method": str(method), "without": ",".join(map(str, settings.without))}
-    count = Count()
+    counts = np.zeros(3, dtype=int)  # on rank 0: images classified, with a known label, and classified correctly
     style = settings.progress if world.rank == 0 else "none"
     with ExitStack() as stack:
         writer = stack.enter_context(writing(settings.output, columns, images.name, attributes)) if world.rank == 0 else None
@@ -70,16 +70,17 @@ def predict(world: World, settings: PredictSettings) -> None:
             with world.raise_on_all_ranks():
                 if writer and rows is not None and len(rows):
                     writer.write(rows)
-                    count.add(rows)
-            progress.advance(f"{count.samples} of {len(chosen)} images")
+                    labels, classes = rows[:, 1], rows[:, 2]
+                    counts += len(rows), (labels >= 0).sum(), (labels == classes).sum()
+            progress.advance(f"{counts[0]} of {len(chosen)} images")
         with world.raise_on_all_ranks():
-            if world.rank == 0 and not count.samples:
+            if world.rank == 0 and not counts[0]:
                 raise InputError(f"{settings.source}: all {len(chosen)} images are damaged")
     if world.rank == 0:
-        print(count.text(settings, run, method))
+        print(_summary(settings, run, method, *counts.tolist()))
 
 
-def _open(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
+def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
     """The images, and the indices of those to classify."""
     options = SourceOptions(settings.source, settings.data_root, download)
     return open_images(options, run.images, Selection(settings.split, settings.samples, settings.unlabelled))
@@ -90,53 +91,32 @@ def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
     if settings.output.suffix not in WRITERS:
         raise InputError(f"--output {settings.output}: the name must end in {' or '.join(WRITERS)}")
     check_output(settings.output, settings.overwrite, settings.run, Path(settings.source))
-    if run.is_whole(method) and (settings.local or settings.divide == "subdomains"):
+    if run.settings.sees_whole_image(method) and (settings.local or settings.divide == "subdomains"):
         option = "--local" if settings.local else "--divide subdomains"
         raise InputError(f"{option}: the network of {method} sees the whole image and has no subdomains; leave it out")
 
 
-@dataclass
-class Count:
-    """On rank 0: numbers of images: classified, with a known label, and classified correctly."""
-
-    samples: int = 0
-    labelled: int = 0
-    correct: int = 0
-
-    def add(self, rows: np.ndarray) -> None:
-        labels, classes = rows[:, 1], rows[:, 2]
-        self.samples += len(rows)
-        self.labelled += int((labels >= 0).sum())
-        self.correct += int((labels == classes).sum())
-
-    def text(self, settings: PredictSettings, run: TrainedRun, method: Method) -> str:
-        without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
-        text = f"{settings.output}: {self.samples} image{'s' * (self.samples != 1)} classified by {method}{without}"
-        if not self.labelled:
-            return text
-        in_run = f"in the run {run.accuracies[method]:.6g} on {run.test_samples} test images"
-        return f"{text}; split {settings.split}: accuracy {self.correct / self.labelled:.6g} ({in_run})"
+def _summary(settings: PredictSettings, run: TrainedRun, method: Method, samples: int, labelled: int, correct: int) -> str:
+    without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
+    text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}"
+    if not labelled:
+        return text
+    in_run = f"in the run {run.results.methods[method].test_accuracy:.6g} on {run.results.data.test_samples} test images"
+    return f"{text}; split {settings.split}: accuracy {correct / labelled:.6g} ({in_run})"
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Passes blocks of images through a network.
-
-    Attributes:
-        network: the whole network on every rank, or this rank's part of it if ``shared``.
-        columns: of the predictions.
-        source: name of the images.
-        shared: whether the ranks divide the subdomains; else they divide the samples.
-    """
+    """Passes blocks of images through a network."""
 
     world: World
-    network: Assembled
+    network: Assembled  # the whole network on every rank, or this rank's part of it if ``shared``
     policy: DevicePolicy
     columns: Columns
     source: str
     images: Split
     skip_damaged: bool
-    shared: bool
+    shared: bool  # whether the ranks divide the subdomains; else they divide the samples
 
     def rounds(self, work: list[Block]) -> int:
         """Number of blocks of the rank that has the most."""

@@ -8,6 +8,7 @@ from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.errors import InputError, did_you_mean
+from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
 from ddcnn.networks.custom import module_locations
@@ -15,18 +16,11 @@ from ddcnn.networks.custom import module_locations
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run with one seed.
+    """A finished run with one seed."""
 
-    Attributes:
-        precision: in which the run was evaluated.
-        accuracies: test accuracy per method.
-    """
-
-    folder: Path
+    folder: RunFolder
     settings: RunSettings
-    precision: str
-    accuracies: dict[Method, float]
-    test_samples: int
+    results: RunResults
 
     @classmethod
     def open(cls, folder: Path) -> "TrainedRun":
@@ -40,12 +34,10 @@ class TrainedRun:
         run = RunFolder(folder)
         if seeds := run.seeds():
             raise InputError(f"{run} is a run with several seeds: give the folder of one of them, such as {seeds[0]}")
-        results = load_results(run)
-        settings = run.settings()
+        results, settings = load_results(run), run.settings()
         if ":" in settings.network:
             check_own_network(folder, settings.network)
-        accuracies = {name: method.test_accuracy for name, method in results.methods.items()}
-        return cls(folder, settings, results.environment.precision, accuracies, results.data.test_samples)
+        return cls(run, settings, results)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
         """The requested method, or the best-suited one.
@@ -53,35 +45,31 @@ class TrainedRun:
         Raises:
             InputError: the run has not that method, or it is one network, of which no part can be missing.
         """
-        if method is not None and method not in self.accuracies:
-            methods = ", ".join(self.accuracies)
+        methods = self.results.methods
+        if method is not None and method not in methods:
             raise InputError(
-                f"--method {method}: {self.folder} has no such method{did_you_mean(method, self.accuracies)}; it has {methods}"
+                f"--method {method}: {self.folder} has no such method{did_you_mean(method, methods)}; it has {', '.join(methods)}"
             )
         chosen = None if method is None else Method(method)
         if not without:
-            return chosen or next(name for name in PREFERRED if name in self.accuracies)
-        able = [name for name in PREFERRED_IN_PART if name in self.accuracies and not self._needs_all(name)]
+            return chosen or next(name for name in PREFERRED if name in methods)
+        able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
-            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(self.accuracies)})")
+            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(methods)})")
         if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
         return chosen or able[0]
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""
-        if self.is_whole(method):
+        if self.settings.sees_whole_image(method):
             return "which sees the whole image"
         if method.has_dnn and self.settings.interface == "features":
             return "since the run has --interface features: these mean something else in every subdomain, and nothing can stand for them"
         return ""
 
-    def is_whole(self, method: Method) -> bool:
-        """Whether the method's network is one that sees the whole image."""
-        return self.settings.sees_whole_image(method)
-
     def checkpoint(self, name: str) -> Path:
-        path = RunFolder(self.folder).parameters(name)
+        path = self.folder.parameters(name)
         if not path.is_file():
             others = "; subdomains that are lost are named with --without I,J" if "-" in name and name[-4:].isdigit() else ""
             raise InputError(f"{path} is missing: bring it back, or take another --method of the run{others}")
@@ -90,17 +78,14 @@ class TrainedRun:
     @cached_property
     def images(self) -> TrainedOn:
         """The images that it was trained on, as any of its checkpoints says."""
-        paths = sorted(RunFolder(self.folder).checkpoints.glob("*.h5"))
+        paths = sorted(self.folder.checkpoints.glob("*.h5"))
         if not paths:
             raise InputError(f"{self.folder}: no checkpoints/*.h5 in it, and so no network to classify with; bring them back, or run again")
         return TrainedOn.read(paths[0])
 
 
 def check_own_network(folder: Path, name: str) -> None:
-    """
-    Raises:
-        InputError: the module of the user's network is not found, or lies in the run's folder, whose code must not be executed.
-    """
+    """Raises InputError if the module of the user's network is not found, or lies in the run's folder, whose code must not be executed."""
     locations = module_locations(name)
     if not locations:
         raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")

@@ -16,23 +16,17 @@ from ddcnn.io.atomic import disk_errors, replacing
 
 QUOTED = re.compile('[,"\r\n]')  # characters for which a CSV file quotes a cell
 CHUNK = 1024  # rows per HDF5 chunk
-Names = Callable[[int], object]
+Names = Callable[[int], object]  # the name of a sample, by its index
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a prediction: sample, label (-1 if unknown), class, K probabilities or none, n·K local probabilities.
-
-    Attributes:
-        labelled: whether any label is known.
-        probable: whether the method has probabilities.
-        subdomains: indices of the n subdomains whose local classifications are written.
-    """
+    """The columns of a prediction: sample, label (-1 if unknown), class, K probabilities or none, n·K local probabilities."""
 
     class_names: tuple[str, ...]
-    labelled: bool
-    probable: bool
-    subdomains: tuple[int, ...]
+    labelled: bool  # whether any label is known
+    probable: bool  # whether the method has probabilities
+    subdomains: tuple[int, ...]  # indices of the n subdomains whose local classifications are written
 
     def rows(self, samples: np.ndarray, labels: np.ndarray, classes: np.ndarray, *probabilities: np.ndarray) -> np.ndarray:
         """(n, columns) float64, which holds indices and float32 exactly."""
@@ -78,9 +72,6 @@ class CsvWriter:
             name, labels = cell(str(self.names(sample))), [cells[label]] * columns.labelled
             self.file.write(self.line % (name, *labels, cells[decision], *probabilities, *[cells[one] for one in classes]))
 
-    def close(self) -> None:
-        self.file.close()
-
 
 def cell(text: str) -> str:
     """A cell of a CSV file, quoted if necessary (RFC 4180)."""
@@ -117,27 +108,19 @@ class H5Writer:
         dataset.resize(len(dataset) + len(values), axis=0)
         dataset[-len(values) :] = values
 
-    def close(self) -> None:
-        self.file.close()
-
 
 WRITERS: dict[str, type[CsvWriter] | type[H5Writer]] = {".csv": CsvWriter, ".h5": H5Writer}
 
 
 @contextmanager
 def writing(path: Path, columns: Columns, names: Names, about: dict[str, Any]) -> Iterator[CsvWriter | H5Writer]:
-    """A writer of a file that appears only once it is complete.
-
-    Args:
-        names: name of a sample, by its index.
-        about: attributes of an HDF5 file.
-    """
+    """A writer of a file that appears only once it is complete; ``about`` are the attributes of an HDF5 file."""
     with replacing(path) as temporary:
         writer = WRITERS[path.suffix](temporary, columns, names, about)
         try:
             yield writer
         finally:
-            writer.close()
+            writer.file.close()
 
 
 def check_output(path: Path, overwrite: bool, run: Path, source: Path | None = None) -> None:

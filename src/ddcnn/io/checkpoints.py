@@ -18,10 +18,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +64,11 @@ class _Manifest(BaseModel):
 
 @dataclass
 class Checkpoint:
-    """The share of a checkpoint that one rank saves or loads.
+    """The share of a checkpoint that one rank saves or loads."""
 
-    Attributes:
-        about: JSON values, the same on all ranks.
-        parts: arrays of each part of the network; those that this rank saves, or that it has loaded.
-        of_rank: arrays of this rank alone; after a change of the number of ranks, those of another one.
-    """
-
-    about: dict[str, Any]
-    parts: dict[str, Arrays] = field(default_factory=dict)
-    of_rank: Arrays = field(default_factory=dict)
+    about: dict[str, Any]  # JSON values, the same on all ranks
+    parts: dict[str, Arrays] = field(default_factory=dict)  # of the network: those that this rank saves, or that it has loaded
+    of_rank: Arrays = field(default_factory=dict)  # of this rank alone; after a change of the number of ranks, of another one
 
 
 class CheckpointManager:
@@ -107,28 +100,21 @@ class CheckpointManager:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
 
-        def write() -> list[Any]:
-            data = _packed(checkpoint)
-            name = f"rank-{self.world.rank:04}.h5"
-            _write(temporary / name, data)
-            return [name, len(data), hashlib.sha256(data).hexdigest(), sorted(checkpoint.parts)]
-
-        def finish(files: list[list[Any]]) -> None:
-            manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": checkpoint.about}
-            manifest["files"] = {name: {"bytes": size, "sha256": digest, "parts": parts} for name, size, digest, parts in files}
-            _write(temporary / MANIFEST, _sealed(manifest))
-            sync(temporary)
-            os.rename(temporary, final)
-            sync(self.folder)
-
         self.world.on_root(prepare)
         try:
             with self.world.raise_on_all_ranks(), disk_errors(final):
-                written = write()
-            files = self.world.gather_values(written)
+                data = _packed(checkpoint)
+                _write(temporary / _name(self.world.rank), data)
+            file = {"bytes": len(data), "sha256": _sha256(data), "parts": sorted(checkpoint.parts)}
+            files = self.world.gather_values(file)
             with self.world.raise_on_all_ranks(), disk_errors(final):
                 if files is not None:
-                    finish(files)
+                    manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": checkpoint.about}
+                    line = json.dumps(manifest | {"files": {_name(rank): file for rank, file in enumerate(files)}}).encode()
+                    _write(temporary / MANIFEST, b"%s\n%s\n" % (line, _sha256(line).encode()))
+                    sync(temporary)
+                    os.rename(temporary, final)
+                    sync(self.folder)
         except InputError:
             if self.world.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +136,7 @@ class CheckpointManager:
         numbers = self.world.broadcast(self._numbers() if self.world.rank == 0 else None)
         self._number = max(numbers, default=0)
         for number in reversed(numbers):
-            problem, checkpoint = "", None
+            problem = ""
             with self.world.raise_on_all_ranks():
                 try:
                     checkpoint = self._read(self.folder / f"{number:07}", parts)
@@ -162,13 +148,10 @@ class CheckpointManager:
                 logger.warning("%s; %s", problem, remedy)
             if self.world.broadcast(not any(problems)):
                 return checkpoint
-            self.world.on_root(partial(self._set_aside, number))
+            with self.world.raise_on_all_ranks(), disk_errors(self.folder):
+                if self.world.rank == 0:  # renamed, it does not count among those that are kept
+                    os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{time.time_ns()}")
         return None
-
-    def _set_aside(self, number: int) -> None:
-        """Renames a damaged checkpoint, so that it does not count among those that are kept."""
-        with disk_errors(self.folder):
-            os.rename(self.folder / f"{number:07}", self.folder / f".damaged-{number:07}-{time.time_ns()}")
 
     def _refuse_links(self) -> None:
         for path in (self.folder, *list(self.folder.parents)[:2]):
@@ -183,11 +166,11 @@ class CheckpointManager:
         return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
 
     def _read(self, folder: Path, parts: Collection[str]) -> Checkpoint:
-        manifest = _unsealed(folder / MANIFEST)
+        manifest = _read_manifest(folder / MANIFEST)
         for name, value in self.identity.items():
             if (other := manifest.identity.get(name)) != value:
                 raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {other}, where this one has {value}: not resumed")
-        names = [f"rank-{rank:04}.h5" for rank in range(len(manifest.files))]
+        names = list(map(_name, range(len(manifest.files))))
         name_of_rank = names[self.world.rank % len(names)]
         files = Stored(manifest.files)
         with _naming(folder / MANIFEST):
@@ -196,6 +179,14 @@ class CheckpointManager:
         read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
         of_rank = read[name_of_rank].get("own", Stored())
         return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, of_rank)
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:04}.h5"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _packed(checkpoint: Checkpoint) -> bytes:
@@ -221,7 +212,7 @@ def _unpacked(path: Path, size: int, digest: str) -> dict[str, Arrays]:
     """Arrays of each part; Damaged unless it is the file that the manifest describes."""
     with _naming(path):
         data = _read_file(path, size)
-        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        if len(data) != size or _sha256(data) != digest:
             raise Damaged("other content than was written")
         with parsing():
             file = h5py.File(io.BytesIO(data), "r")
@@ -236,16 +227,11 @@ def _arrays(file: h5py.File, part: str) -> Arrays:
     return Stored({f"{kind}/{name}": checked_array(file, f"{part}/{kind}/{name}") for kind, names in kinds.items() for name in names})
 
 
-def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as one line of JSON, and its SHA-256 as a second line."""
-    line = json.dumps(manifest).encode()
-    return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
-
-
-def _unsealed(path: Path) -> _Manifest:
+def _read_manifest(path: Path) -> _Manifest:
+    """A line of JSON, with its SHA-256 as a second line."""
     with _naming(path):
         line, *rest = _read_file(path, LARGEST_MANIFEST).split(b"\n")
-        if rest != [hashlib.sha256(line).hexdigest().encode(), b""]:
+        if rest != [_sha256(line).encode(), b""]:
             raise Damaged("other content than was written")
         with parsing():
             values = json.loads(line)

@@ -49,14 +49,11 @@ class Details:
             file["labels"] = self.labels
             if self.local_classes is not None:
                 file["local_classes"] = self.local_classes
-            for name, classes in self.classes.items():
-                file[f"classes/{name}"] = classes
-            for name, confidence in self.confidence.items():
-                file[f"confidence/{name}"] = confidence
-            for name, images, rows in (
-                ("disagreement", self.pictures, self.picture_rows),
-                ("examples", self.examples, self.example_rows),
-            ):
+            for group, arrays in (("classes", self.classes), ("confidence", self.confidence)):
+                for name, array in arrays.items():
+                    file[f"{group}/{name}"] = array
+            disagreement, examples = (self.pictures, self.picture_rows), (self.examples, self.example_rows)
+            for name, (images, rows) in (("disagreement", disagreement), ("examples", examples)):
                 if len(rows):
                     file[name] = images
                     file[name].attrs["rows"] = rows
@@ -95,22 +92,10 @@ class Details:
                 phases=tuple(attribute(timeline, "phases").split()),
                 kinds=tuple(attribute(timeline, "kinds").split()),
             )
-        details._check(results)
-        return details
-
-    def _check(self, results: RunResults) -> None:
-        """
-        Raises:
-            Damaged: arrays that do not fit each other or the results.
-        """
-        for images, rows in ((self.pictures, self.picture_rows), (self.examples, self.example_rows)):
-            if len(images) != len(rows) or not set(rows.tolist()) <= set(range(len(self.labels))):
+        for images, rows in ((details.pictures, details.picture_rows), (details.examples, details.example_rows)):
+            if len(images) != len(rows) or not set(rows.tolist()) <= set(range(samples)):
                 raise Damaged("images that do not fit their rows")
-        if (
-            self.pictures.ndim != 4
-            or self.examples.shape[1:] != results.data.shape
-            or len(self.class_names) != results.data.classes
-            or self.timeline.shape[1:] != (5,)
-            or len(self.timeline) == 0
-        ):
+        shapes = details.pictures.ndim, details.examples.shape[1:], len(details.class_names), details.timeline.shape[1:]
+        if shapes != (4, results.data.shape, results.data.classes, (5,)) or not len(details.timeline):
             raise Damaged("its arrays do not fit the results")
+        return details

@@ -64,12 +64,8 @@ def opened(path: Path, what: str = "not a readable HDF5 file", remedy: str = "",
 
 
 @parsing()
-def checked_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
-    """The group or dataset ``name``, to which hard links alone lead.
-
-    Raises:
-        Damaged: no such object, or another kind of link.
-    """
+def _checked_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
+    """The group or dataset ``name``, to which hard links alone lead."""
     place = file
     for part in name.split("/"):
         link = place.get(part, getlink=True) if isinstance(place, h5py.Group) else None
@@ -86,35 +82,29 @@ def names_in(file: h5py.File, name: str) -> list[str]:
     """What the group ``name`` holds.
 
     Raises:
-        Damaged: there is no such group, as ``checked_object`` says, or it is not a group.
+        Damaged: there is no such group, or a link that is not a hard link leads to it.
     """
-    group = checked_object(file, name)
+    group = _checked_object(file, name)
     if not isinstance(group, h5py.Group):
         raise Damaged(f"{name} is not a group")
     return list(group)
 
 
 @parsing()
-def checked_dataset(
-    file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None, *, kinds: str = NUMBERS
-) -> h5py.Dataset:
-    """The dataset ``name`` of plain numbers, whose data all lie in this file.
-
-    Args:
-        shape, dtype: that it must have; None for any.
-        kinds: of NumPy types that it may have.
+def checked_dataset(file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> h5py.Dataset:
+    """The dataset ``name`` of plain numbers, of this shape and type if they are given, whose data all lie in this file.
 
     Raises:
         Damaged: it has not; or its data lie elsewhere, pass through a filter, or are fewer than its shape says.
     """
-    dataset = checked_object(file, name)
+    dataset = _checked_object(file, name)
     if not isinstance(dataset, h5py.Dataset):
         raise Damaged(f"{name} is not an array")
     if dataset.is_virtual or dataset.external:  # first of all: to know the shape, HDF5 would open the sources
         raise Damaged(f"{name} keeps its data in another file, which is not followed")
     if dataset.id.get_create_plist().get_nfilters():
         raise Damaged(f"{name} is compressed or filtered")
-    if dataset.shape is None or dataset.dtype.kind not in kinds or (dtype is not None and dataset.dtype != np.dtype(dtype)):
+    if dataset.shape is None or dataset.dtype.kind not in NUMBERS or (dtype is not None and dataset.dtype != np.dtype(dtype)):
         raise Damaged(f"{name} has type {dataset.dtype}{'' if dtype is None else f', not {np.dtype(dtype)}'}")
     if shape is not None and dataset.shape != shape:
         raise Damaged(f"{name} has shape {dataset.shape}, not {shape}")
@@ -128,11 +118,6 @@ def checked_dataset(
 def checked_array(file: h5py.File, name: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
     """The values of ``checked_dataset``, which raises the same."""
     return checked_dataset(file, name, shape, dtype)[...]
-
-
-@parsing()
-def has_attribute(holder: h5py.HLObject, name: str) -> bool:
-    return name in holder.attrs
 
 
 @parsing()

@@ -28,19 +28,14 @@ PATIENCE = 5.0  # seconds for what another process does in an instant
 
 
 class Holder(BaseModel):
-    """A process that holds a folder.
-
-    Attributes:
-        started: clock ticks since the boot, which tell it from a later process of the same number.
-        job: of SLURM, empty without it; a requeued job keeps its number and counts ``restarts``.
-    """
+    """A process that holds a folder."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     host: str
     pid: int = Field(gt=0, lt=2**31)
-    started: int
-    job: str
+    started: int  # in clock ticks since the boot, which tell it from a later process of the same number
+    job: str  # of SLURM, empty without it; a requeued job keeps its number and counts ``restarts``
     restarts: int
 
     @classmethod

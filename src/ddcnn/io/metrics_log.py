@@ -15,35 +15,23 @@ COLUMNS = tuple(EpochLine.model_fields)  # of a row
 
 @dataclass
 class Recorded:
-    """Records of all trainings of a rank.
+    """Records of all trainings of a rank."""
 
-    Attributes:
-        epochs: rows of COLUMNS; NaN for none.
-        moments: (index of the subdomain, time) of the classifications.
-        classifications: p_i after an epoch of local training, each (S', K) float16.
-    """
-
-    epochs: list[tuple[float, ...]] = field(default_factory=list)
-    moments: list[tuple[float, ...]] = field(default_factory=list)
-    classifications: list[np.ndarray] = field(default_factory=list)
+    epochs: list[tuple[float, ...]] = field(default_factory=list)  # rows of COLUMNS; NaN for none
+    moments: list[tuple[float, ...]] = field(default_factory=list)  # (index of the subdomain, time) of the classifications
+    classifications: list[np.ndarray] = field(default_factory=list)  # p_i after an epoch of local training, each (S', K) float16
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records of one training, of a subdomain or of a network of all subdomains, which are kept with its checkpoints.
-
-    Attributes:
-        timeline: of this rank, kept too.
-        active: whether this rank records the training.
-        on_restore: called when records have been brought back.
-    """
+    """Records of one training, of a subdomain or of a network of all subdomains, which are kept with its checkpoints."""
 
     recorded: Recorded
     phase: str
     subdomain: int | None
-    active: bool
-    timeline: Timeline
-    on_restore: Callable[[], None]
+    active: bool  # whether this rank records the training
+    timeline: Timeline  # of this rank, kept too
+    on_restore: Callable[[], None]  # called when records have been brought back
 
     def to_save(self) -> tuple[list[list[float]], dict[str, np.ndarray]]:
         """Rows, the same on all ranks that record, and arrays of this rank."""
@@ -53,10 +41,8 @@ class Records:
             return rows, timeline
         numbers = [number for number, moment in enumerate(recorded.moments) if moment[0] == self.subdomain]
         moments = np.array([recorded.moments[number] for number in numbers], dtype=np.float64).reshape(-1, 2)
-        return rows, timeline | {
-            "records/moments": moments,
-            "records/classifications": np.array([recorded.classifications[number] for number in numbers], dtype=np.float16),
-        }
+        classifications = np.array([recorded.classifications[number] for number in numbers], dtype=np.float16)
+        return rows, timeline | {"records/moments": moments, "records/classifications": classifications}
 
     def restore(self, rows: list[list[float]], arrays: dict[str, np.ndarray]) -> None:
         self.timeline.restore(arrays)
@@ -69,7 +55,7 @@ class Records:
         recorded.epochs = [row for row in recorded.epochs if not self._mine(row)] + back
         if self.phase == "local":
             moments, classifications = arrays["records/moments"], arrays["records/classifications"]
-            recorded.moments += [tuple(moment) for moment in moments.tolist()]
+            recorded.moments += map(tuple, moments.tolist())
             recorded.classifications += list(classifications)
         self.on_restore()
 

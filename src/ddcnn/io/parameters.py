@@ -24,11 +24,7 @@ def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> No
 
 
 def attributes_of(path: Path) -> dict[str, Any]:
-    """The attributes of a file, which describe its network.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
+    """The attributes of a file, which describe its network; InputError if it is missing or damaged."""
     with opened(path, "not a readable checkpoint") as file:
         return attributes(file)
 

@@ -110,32 +110,22 @@ class RunFolder:
         raise InputError(f"{self}: {self.config.name} is missing, damaged or foreign; bring it back, or run again")
 
     def check_has_results(self) -> None:
-        """
-        Raises:
-            InputError: the run has no results, with what to do about it.
-        """
-        if self.has_results:
-            return
-        way_out = "give the folder of a finished run, its --output"
-        if self.config.is_file():
-            way_out = f"the run has not finished: go on with python -m ddcnn run --resume --output {self}"
-        raise InputError(f"{self}: no {self.results.name} in it; {way_out}")
+        """Raises InputError if the run has no results, with what to do about it."""
+        if not self.has_results:
+            resume = f"the run has not finished: go on with python -m ddcnn run --resume --output {self}"
+            way_out = resume if self.config.is_file() else "give the folder of a finished run, its --output"
+            raise InputError(f"{self}: no {self.results.name} in it; {way_out}")
 
     # Taking the folder for a run
 
     def check(self, settings: RunSettings) -> None:
-        """
-        Raises:
-            InputError: something in the folder would be lost.
-        """
-        if settings.overwrite:
+        """Raises InputError if something in the folder would be lost."""
+        if settings.overwrite or (settings.resume and self.is_run):
             return
-        if settings.resume and self.is_unfinished and not self.is_run:
+        if settings.resume and self.is_unfinished:
             raise InputError(
                 f"--output {self}: its {self.config.name} is missing or damaged: bring it back, or add --overwrite to begin anew"
             )
-        if settings.resume and self.is_run:
-            return
         if self.has_any_results:
             raise InputError(f"--output {self} holds a finished run: name another folder, or add --overwrite")
         if self.is_unfinished:
@@ -157,19 +147,17 @@ class RunFolder:
         values = {name.replace("_", "-"): value for name, value in stored.model_dump(mode="json", exclude_none=True).items()}
         write_text(self.config, f"{MARK}\n{tomli_w.dumps(values)}")
 
+    def _clear(self) -> None:
+        """Removes what a run leaves; links are not followed."""
+        for part, patterns in LEFT_BY_A_RUN.items():
+            if not self.path.is_symlink() and not (self.path / part).is_symlink():
+                for old in [path for pattern in patterns for path in (self.path / part).glob(pattern)]:
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+
     def _with_seeds(self) -> Iterator["RunFolder"]:
         """This folder, and those of single seeds that are in it, whatever config.toml says."""
         yield self
         yield from (RunFolder(entry) for entry in self.path.glob("seed-*") if re.fullmatch(r"seed-\d+", entry.name))
-
-    def _clear(self) -> None:
-        """Removes what a run leaves; links are not followed."""
-        for part, patterns in LEFT_BY_A_RUN.items():
-            if any(path.is_symlink() for path in (self.path, self.path / part)):
-                continue
-            for pattern in patterns:
-                for old in (self.path / part).glob(pattern):
-                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
 
 
 def resumes_finished(settings: RunSettings) -> bool:
@@ -197,10 +185,7 @@ def with_stored(settings: RunSettings) -> RunSettings:
 
 
 def check_output(settings: RunSettings) -> None:
-    """
-    Raises:
-        InputError: the output folder holds a finished run, or something else that would be lost; or another job holds it.
-    """
+    """Raises InputError if the output folder holds a finished run, or something else that would be lost; or if another job holds it."""
     output = settings.output
     if settings.resume and output is None:
         raise InputError("--resume: name the folder of the run with --output")

@@ -15,10 +15,7 @@ SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
 
 
 def check_board() -> None:
-    """
-    Raises:
-        InputError: the package tensorboard is not installed.
-    """
+    """Raises InputError if the package tensorboard is not installed."""
     if find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'ddcnn[tensorboard]', or leave the option out")
 
@@ -46,23 +43,19 @@ class Board:
         """Writes lines that have not been written yet; lines of one training should follow each other."""
         begin = time.time() - self.now()
         for line in lines:
-            training = line.training
-            if (training, line.epoch) in self._written:
+            if (line.training, line.epoch) in self._written:
                 continue
-            self._written.add((training, line.epoch))
-            self._open(training)
+            self._written.add((line.training, line.epoch))
+            if line.training != self._training:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.close()
+                self._training, self._writer = line.training, SummaryWriter(self.folder / line.training)
             for name in SCALARS:
                 if (value := getattr(line, name)) is not None:
                     self._writer.add_scalar(name, value, line.epoch, walltime=begin + line.time)
         if self._writer:
             self._writer.flush()
-
-    def _open(self, training: str) -> None:
-        if training != self._training:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.close()
-            self._training, self._writer = training, SummaryWriter(self.folder / training)
 
     def close(self) -> None:
         if self._writer:

@@ -2,24 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import get_ident, main_thread
 
 WORKING, WAITING, UNJUDGED = "working", "waiting", "unjudged"
 
 
+@dataclass
 class Heartbeat:
-    """State of this process.
+    """State of this process."""
 
-    Attributes:
-        steps: grows with every beat.
-        state: a working rank must beat; one that waits for others, or does what takes any time, need not.
-        what: last completed step, such as "step 123".
-        places: where it is in the method, outermost first.
-    """
-
-    def __init__(self) -> None:
-        self.steps, self.state, self.what = 0, WORKING, ""
-        self.places: list[str] = []
+    steps: int = 0  # grows with every beat
+    state: str = WORKING  # a working rank must beat; one that waits for others, or does what takes any time, need not
+    what: str = ""  # last completed step, such as "step 123"
+    places: list[str] = field(default_factory=list)  # where it is in the method, outermost first
 
     def text(self) -> str:
         """Such as "subdomain 2, epoch 1, step 123"."""

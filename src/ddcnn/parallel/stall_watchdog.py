@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ddcnn.parallel.heartbeat import HEARTBEAT, WAITING, WORKING
 from ddcnn.parallel.world import World
@@ -45,14 +44,15 @@ def watched(world: World, folders: Sequence[Path], limit: float) -> Iterator[Non
         yield
         return
     watchdog = _Watchdog(world, Path(shared), limit)
-    watchdog.write(0.0)
+    watchdog.write(quiet=0.0)
     world.barrier()  # from here on, a rank without a file could not write one, or has ended
     watchdog.start()
     try:
         yield
         world.barrier()
     finally:
-        watchdog.stop()
+        watchdog.stopping.set()
+        watchdog.join(timeout=5)  # it may hang in the file system
         shutil.rmtree(shared, ignore_errors=True)  # by every rank after its last writing, so that nothing is left
 
 
@@ -64,10 +64,6 @@ class _Watchdog(threading.Thread):
         self.world, self.folder, self.limit = world, folder, limit
         self.period = min(limit / LOOKS, LONGEST_PERIOD)
         self.looks, self.stopping = 0, threading.Event()
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self.join(timeout=5)  # it may hang in the file system
 
     def run(self) -> None:
         next_rank = (self.world.rank + 1) % self.world.size
@@ -100,13 +96,14 @@ class _Watchdog(threading.Thread):
         second = [self._read(rank) for rank in ranks]
         states = {rank: _parse(content) for rank, content in enumerate(second) if content}
         stopped = [rank for rank in ranks if second[rank] and second[rank] == first[rank] and rank != self.world.rank]
-        stuck = [rank for rank, (_, quiet, state, _) in states.items() if state == WORKING and quiet >= self.limit]
-        waiting = [rank for rank, (_, quiet, state, _) in states.items() if state == WAITING and quiet >= self.limit]
+        stuck, waiting = (
+            [rank for rank, (quiet, state, _) in states.items() if state == kind and quiet >= self.limit] for kind in (WORKING, WAITING)
+        )
         if stopped or stuck:  # a rank that has stopped is the cause why others are stuck
-            names = [f"rank {rank} of {len(ranks)}{_last(states[rank][3])}" for rank in stopped or stuck]
+            names = [f"rank {rank} of {len(ranks)}{states[rank][2]}" for rank in stopped or stuck]
             self._abort(f"no sign of life for {self.limit:g} s from {_listed(names)}")
         elif len(waiting) == len(ranks) > 1:
-            names = [f"rank {rank}{_last(states[rank][3])}" for rank in waiting]
+            names = [f"rank {rank}{states[rank][2]}" for rank in waiting]
             self._abort(f"all {len(ranks)} ranks have waited for each other for {self.limit:g} s: {_listed(names)}")
 
     def _abort(self, what: str) -> None:
@@ -171,16 +168,13 @@ def _make_shared_folder(folder: Path) -> str:
     return str(shared)
 
 
-def _parse(content: bytes) -> tuple[int, float, str, str]:
-    values: Any = None
-    with suppress(ValueError):
-        values = json.loads(content)
-    looks, quiet, state, text = values if isinstance(values, list) and len(values) == 4 else (0, 0.0, "", "")
-    return int(looks), float(quiet), str(state), str(text)
-
-
-def _last(text: str) -> str:
-    return f" (last: {text})" if text else ""
+def _parse(content: bytes) -> tuple[float, str, str]:
+    """For how many seconds a rank has been quiet, its state, and what it has done last, in parentheses."""
+    try:
+        _, quiet, state, text = json.loads(content)
+        return float(quiet), state, f" (last: {text})" if text else ""
+    except (ValueError, TypeError):  # while it is being written
+        return 0.0, "", ""
 
 
 def _listed(names: list[str]) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,10 +18,8 @@ class Timeline:
     """Spans of one rank, in seconds since ``begin``, which all ranks call together.
 
     A span inside another one interrupts it, so no second counts twice. A step of training records a few pieces of milliseconds;
-    consecutive pieces are merged into blocks that hold each kind once, with the sum of its seconds.
-
-    Attributes:
-        origin: time of ``begin`` on the clock of ``time.perf_counter``.
+    consecutive pieces are merged into blocks that hold each kind once, with the sum of its seconds. A resumed run begins where the
+    records of the earlier attempt end.
     """
 
     def __init__(self) -> None:
@@ -37,19 +34,16 @@ class Timeline:
         self._spans.clear()
         self._block.clear()
         self._sent = np.zeros(len(PHASES))
-        self._earlier = _Earlier(np.empty((0, 4)), np.zeros(len(PHASES)), 0.0)
-        self.origin = time.perf_counter()
+        self._earlier = 0.0  # seconds of the attempts that this one continues
+        self._origin = time.perf_counter()
 
     def now(self) -> float:
         """Seconds since ``begin``, with those of the attempts that this one continues."""
-        return self._earlier.seconds + self._now()
+        return time.perf_counter() - self._origin
 
     @property
     def resumed(self) -> bool:
-        return self._earlier.seconds > 0
-
-    def _now(self) -> float:
-        return time.perf_counter() - self.origin
+        return self._earlier > 0
 
     def count(self, sent: int) -> None:
         """Adds bytes that this rank has sent."""
@@ -58,7 +52,7 @@ class Timeline:
     @property
     def sent(self) -> dict[str, float]:
         """Bytes that this rank has sent, by phase."""
-        return dict(zip(PHASES, (self._earlier.sent + self._sent).tolist(), strict=True))
+        return dict(zip(PHASES, self._sent.tolist(), strict=True))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -72,14 +66,14 @@ class Timeline:
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
         """Records the time inside as "compute", "communicate" or "wait"."""
-        begin = self._now()
+        begin = self.now()
         if self._open:
             self._add(*self._open[-1], begin)
         self._open.append((kind, begin))
         try:
             yield
         finally:
-            end = self._now()
+            end = self.now()
             self._add(*self._open.pop(), end)
             if self._open:
                 self._open[-1] = (self._open[-1][0], end)
@@ -108,20 +102,15 @@ class Timeline:
         """(spans, 4) float64: phase index, kind index, start, stop in seconds."""
         if self._open:  # the current span counts up to now
             kind, begin = self._open[-1]
-            self._open[-1] = kind, self._now()
+            self._open[-1] = kind, self.now()
             self._add(kind, begin, self._open[-1][1])
         self._end_block()
-        recorded, earlier = np.array(self._spans, dtype=np.float64).reshape(-1, 4), self._earlier
-        return np.concatenate([earlier.spans, recorded + np.array([0, 0, earlier.seconds, earlier.seconds])])
+        return np.array(self._spans, dtype=np.float64).reshape(-1, 4)
 
     # Runs that are resumed
 
     def to_save(self) -> dict[str, np.ndarray]:
-        return {
-            "timeline/spans": self.array(),
-            "timeline/sent": np.array(list(self.sent.values())),
-            "timeline/seconds": np.array([self.now()]),
-        }
+        return {"timeline/spans": self.array(), "timeline/sent": self._sent.copy(), "timeline/seconds": np.array([self.now()])}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Continues what an earlier attempt has saved; of several, the longest counts.
@@ -132,19 +121,13 @@ class Timeline:
         spans, sent, seconds = (arrays[f"timeline/{name}"] for name in ("spans", "sent", "seconds"))
         if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape != (len(PHASES),) or seconds.shape != (1,):
             raise ValueError("no timeline")
-        if seconds[0] > self._earlier.seconds:
-            self.array()
-            self._earlier = _Earlier(spans, sent, float(seconds[0]))
-            self._spans = [(START, 0, 0.0, self._now())]  # until now this attempt has only restored the earlier one
-            self._sent[:] = 0
-
-
-class _Earlier(NamedTuple):
-    """Records of earlier attempts: spans (spans, 4), bytes sent (phases,), seconds."""
-
-    spans: np.ndarray
-    sent: np.ndarray
-    seconds: float
+        if seconds[0] > self._earlier:
+            self._end_block()
+            self._origin += self._earlier - seconds[0]
+            self._earlier, self._sent = float(seconds[0]), sent.copy()
+            restored = (START, 0, self._earlier, self.now())  # until now this attempt has only restored the earlier one
+            self._spans = [*map(tuple, spans.tolist()), restored]
+            self._open = [(kind, restored[-1]) for kind, _ in self._open]
 
 
 # Evaluation of the spans of all ranks: a list over ranks of arrays (spans, 4) as above.
@@ -164,15 +147,9 @@ def windows(spans: list[np.ndarray], phases: tuple[str, ...]) -> list[tuple[floa
             start, stop = merged[-1][0], max(stop, merged.pop()[1])
         merged.append((start, stop))
     for _, _, begin, end in spans[0][spans[0][:, 0] == START].tolist():
-        merged = [piece for interval in merged for piece in _without(interval, begin, end)]
+        pieces = [((start, min(stop, begin)), (max(start, end), stop)) for start, stop in merged]
+        merged = [(start, stop) for pair in pieces for start, stop in pair if start < stop]
     return merged
-
-
-def _without(interval: tuple[float, float], begin: float, end: float) -> list[tuple[float, float]]:
-    start, stop = interval
-    if end <= start or stop <= begin:
-        return [interval]
-    return [(a, b) for a, b in ((start, begin), (end, stop)) if a < b]
 
 
 def wall(intervals: list[tuple[float, float]], until: float = np.inf) -> float:

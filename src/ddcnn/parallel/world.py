@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,20 @@ import numpy as np
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.launcher import launched_size
-from ddcnn.parallel.tags import Tag
 from ddcnn.parallel.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
 LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two polls of a pending operation
 STEP_SLEEP = 2e-4  # the same in a training step, where all ranks arrive at about the same time
+
+
+class Tag(IntEnum):
+    """Tags of the point-to-point messages, all of which go through the communicator of the job: which work another rank should stop."""
+
+    LOCAL = 1
+    FOLDS = 2
+    DNN = 3
+    PARTITION = 4
 
 
 class World:
