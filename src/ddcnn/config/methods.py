@@ -14,11 +14,6 @@ class Method(StrEnum):
     GLOBAL = "global"
 
     @property
-    def phases(self) -> tuple[str, ...]:
-        """The phases whose seconds and bytes the method needs."""
-        return PHASES_OF[self]
-
-    @property
     def combines_probabilities(self) -> bool:
         """Whether the local classifications p_i are combined as they are, without a DNN."""
         return self in (Method.VOTE, Method.AVERAGE)
@@ -39,7 +34,7 @@ class Method(StrEnum):
         return self == Method.GLOBAL
 
 
-PHASES_OF = {
+PHASES_OF = {  # the phases whose seconds and bytes a method needs
     Method.VOTE: ("local", "gather"),
     Method.AVERAGE: ("local", "gather"),
     Method.DNN: ("local", "folds", "gather", "dnn"),

@@ -60,21 +60,14 @@ def overview(commands: Sequence[Command], arguments: Sequence[str]) -> str:
 
 
 def parse(kind: type[AnySettings], arguments: Sequence[str], name: str, summary: str = "", examples: Sequence[str] = ()) -> AnySettings:
-    """The settings that the arguments of a command give; ``--help`` prints its options and exits.
-
-    Raises:
-        InputError: an unknown option or a bad value.
-    """
-    arguments, run_options = list(arguments), []
-    if "run_options" in kind.model_fields and "--" in arguments:
-        end = arguments.index("--")
-        arguments, run_options = arguments[:end], arguments[end + 1 :]
-    parsed, unknown = _parser(kind, name, summary, examples).parse_known_args(arguments)
+    """The settings that the arguments of a command give, InputError for a bad one; ``--help`` prints its options and exits."""
+    end = arguments.index("--") if "run_options" in kind.model_fields and "--" in arguments else len(arguments)
+    parsed, unknown = _parser(kind, name, summary, examples).parse_known_args(arguments[:end])
     if unknown:
         raise _unknown(unknown[0], name, kind)
     options = vars(parsed)
     if "run_options" in kind.model_fields:
-        options["run_options"] = run_options
+        options["run_options"] = arguments[end + 1 :]
     return load(kind, options, options.pop("config", None))
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
-from ddcnn.config.methods import Method
+from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
 from ddcnn.config.types import (  # fmt: skip
     Device,
@@ -200,7 +200,7 @@ class RunSettings(DataSettings):
 
     def phases_of(self, method: str) -> tuple[str, ...]:
         """The phases whose seconds and bytes a method needs; a composed network needs no DNN."""
-        return ("local", "transfer") if self.splitting.composes(method) else Method(method).phases
+        return ("local", "transfer") if self.splitting.composes(method) else PHASES_OF[Method(method)]
 
     def needs(self, phase: str) -> bool:
         """Whether one of the methods needs this phase."""

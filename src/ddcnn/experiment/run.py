@@ -23,9 +23,9 @@ from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
 from ddcnn.parallel.stop_requests import StopRequests
-from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
 from ddcnn.report.seeds_report import write_summary
+from ddcnn.training.data_parallel import broadcast_
 
 
 def run(world: World, settings: RunSettings, store: PartitionedSet, stop_requests: StopRequests) -> None:

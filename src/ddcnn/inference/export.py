@@ -17,11 +17,7 @@ ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 def export(settings: ExportSettings) -> None:
-    """Writes the file, and prints the shapes of input and output.
-
-    Raises:
-        InputError: no such run or method, a file that cannot be written, or a package that is missing.
-    """
+    """Writes the file, and prints the shapes of input and output; InputError if the run, the method or a package is missing."""
     check_output(settings.output, settings.overwrite, settings.run)
     network = load(settings.run, settings.method, settings.without)
     with warnings.catch_warnings():

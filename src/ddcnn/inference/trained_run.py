@@ -24,11 +24,7 @@ class TrainedRun:
 
     @classmethod
     def open(cls, folder: Path) -> "TrainedRun":
-        """Reads settings and results.
-
-        Raises:
-            InputError: not the folder of a finished run.
-        """
+        """Reads settings and results; InputError if it is not the folder of a finished run."""
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the folder of a finished run, its --output")
         run = RunFolder(folder)

@@ -74,9 +74,7 @@ class Checkpoint:
 class CheckpointManager:
     """Saves and loads the checkpoints of one training; all ranks of ``world`` together.
 
-    Args:
-        identity: JSON values that identify the run; checkpoints of other runs are refused.
-        keep: number of newest checkpoints that are kept.
+    Checkpoints of a run with another ``identity``, of JSON values, are refused. The ``keep`` newest ones are kept.
     """
 
     def __init__(self, world: World, folder: Path, identity: dict[str, Any], keep: int):
@@ -84,11 +82,7 @@ class CheckpointManager:
         self._number = 0
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint.
-
-        Raises:
-            InputError: it cannot be written; earlier checkpoints are untouched.
-        """
+        """Writes a checkpoint; InputError if that fails, and then earlier checkpoints are untouched."""
         self._number += 1
         temporary, final = self.folder / f".{self._number:07}", self.folder / f"{self._number:07}"
 
@@ -124,10 +118,7 @@ class CheckpointManager:
                 shutil.rmtree(self.folder / f"{number:07}", ignore_errors=True)
 
     def load(self, parts: Collection[str]) -> Checkpoint | None:
-        """The newest complete checkpoint, or None; a warning names each damaged one.
-
-        Args:
-            parts: names of the parts that this rank needs.
+        """The newest complete checkpoint, or None, with the parts that this rank needs; a warning names each damaged one.
 
         Raises:
             InputError: a checkpoint of another run.

@@ -64,11 +64,7 @@ class Details:
 
     @classmethod
     def read(cls, file: h5py.File, results: RunResults) -> "Details":
-        """Reads the file that belongs to these results; of volumes, one example.
-
-        Raises:
-            Damaged: the file is damaged, or belongs to other results.
-        """
+        """Reads the file, of volumes one example; Damaged if it is damaged, or belongs to other results."""
         samples, analysis = results.data.test_samples, results.analysis
         with parsing():
             examples, timeline = checked_dataset(file, "examples"), checked_dataset(file, "timeline")

@@ -79,11 +79,7 @@ def _checked_object(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
 
 @parsing()
 def names_in(file: h5py.File, name: str) -> list[str]:
-    """What the group ``name`` holds.
-
-    Raises:
-        Damaged: there is no such group, or a link that is not a hard link leads to it.
-    """
+    """What the group ``name`` holds; Damaged if there is no such group, or a link that is not a hard link leads to it."""
     group = _checked_object(file, name)
     if not isinstance(group, h5py.Group):
         raise Damaged(f"{name} is not a group")

@@ -63,11 +63,7 @@ class Holder(BaseModel):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds an existing folder for this process; for rank 0 alone.
-
-    Raises:
-        InputError: another job holds it, or may hold it, or .lock is not a plain file.
-    """
+    """Holds an existing folder for this process, on rank 0; InputError if another job holds or may hold it, or .lock is no plain file."""
     path = folder / NAME
     with disk_errors(path), _alone(path):
         _take(path)

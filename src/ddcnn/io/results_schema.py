@@ -211,11 +211,7 @@ class RunResults(Part):
 
 
 def parse(model: type[Model], text: str | bytes) -> Model:
-    """Reads a model from JSON.
-
-    Raises:
-        Damaged: the first thing that is wrong, with its place.
-    """
+    """Reads a model from JSON; Damaged names the first thing that is wrong, with its place."""
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:

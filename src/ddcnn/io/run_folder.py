@@ -57,11 +57,7 @@ class RunFolder:
         return RunFolder(self.path / f"seed-{seed}")
 
     def seeds(self) -> list["RunFolder"]:
-        """The folders of the single seeds; none if the run has one seed, or the folder is not that of a run.
-
-        Raises:
-            InputError: as ``settings``.
-        """
+        """The folders of the single seeds; none if the run has one seed, or the folder is not that of a run. Raises as ``settings``."""
         if not self.config.is_file():
             return []
         settings = self.settings()
@@ -98,11 +94,7 @@ class RunFolder:
         return any(entry for folder in self._with_seeds() for entry in folder.training.glob("*"))
 
     def settings(self) -> RunSettings:
-        """The settings that the run has stored.
-
-        Raises:
-            InputError: config.toml is missing, damaged, or of another version.
-        """
+        """The settings that the run has stored; InputError if config.toml is missing, damaged, or of another version."""
         if self.config.is_file():
             settings = load(RunSettings, OF_AN_ATTEMPT, self.config)
             if "seed" in settings.model_fields_set:  # not an empty file, nor the beginning of one
@@ -201,11 +193,7 @@ def check_output(settings: RunSettings) -> None:
 
 
 def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
-    """Makes the output folder, holds it for this job, and prepares it.
-
-    Raises:
-        InputError: another job holds it.
-    """
+    """Makes the output folder, holds it for this job, and prepares it; InputError if another job holds it."""
     name = f"{short_name(settings.data)}-{'x'.join(map(str, settings.grid))}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = settings.output or Path("runs") / name
     with disk_errors(output):

@@ -57,11 +57,7 @@ class FinishedRun:
 
 
 def load(run: RunFolder) -> FinishedRun:
-    """Reads the files of a run's folder.
-
-    Raises:
-        InputError: the run has not finished, or a file is damaged.
-    """
+    """Reads the files of a run's folder; InputError if the run has not finished, or a file is damaged."""
     results, settings = load_results(run), run.settings()
     with reading(run.metrics, *DAMAGED):
         epochs = [parse(EpochLine, line) for line in run.metrics.read_bytes().splitlines()]
@@ -73,11 +69,7 @@ def load(run: RunFolder) -> FinishedRun:
 
 
 def load_results(run: RunFolder) -> RunResults:
-    """The results of a run, also of one with several seeds.
-
-    Raises:
-        InputError: the run has not finished, or the file is damaged.
-    """
+    """The results of a run, also of one with several seeds; InputError if it has not finished, or the file is damaged."""
     run.check_has_results()
     with reading(run.results, *DAMAGED):
         return parse(RunResults, run.results.read_bytes())

@@ -21,13 +21,9 @@ def check_board() -> None:
 
 
 class Board:
-    """Writes every epoch of every training once, into a folder that is cleared before.
+    """Writes every epoch of every training once, into a folder that is cleared before; ``now`` returns the seconds since the run began.
 
     A resumed run gets its earlier epochs from the checkpoints and writes them again, so that no point appears twice.
-
-    Args:
-        run: the folder of the run.
-        now: returns the seconds since the run began, as in ``time`` of the lines.
     """
 
     def __init__(self, run: RunFolder, now: Callable[[], float]):

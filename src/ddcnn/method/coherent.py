@@ -13,9 +13,8 @@ from torch import nn
 
 from ddcnn.data.batches import Images
 from ddcnn.method.interface import Collect, interface_values
-from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
-from ddcnn.training.data_parallel import train_data_parallel
+from ddcnn.training.data_parallel import broadcast_, train_data_parallel
 from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
 
 

@@ -32,7 +32,6 @@ def threads_per_rank(world: World, requested: int | None) -> int:
 def describe(world: World) -> dict[str, str]:
     """MPI, HDF5, devices, cores and threads of this rank, by name; all ranks."""
     import h5py
-    import numpy
     import torch
 
     installed = versions()
@@ -41,7 +40,7 @@ def describe(world: World) -> dict[str, str]:
     return {
         "ddcnn": installed["ddcnn"],
         "python": platform.python_version(),
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "torch": f"{installed['torch']}, CUDA {torch.version.cuda or 'not built in'}",
         "MPI": world.library(),
         "HDF5": f"{installed['hdf5']}, h5py {h5py.__version__}, {hdf5}",

@@ -224,11 +224,7 @@ class World:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Context of work without communication: an InputError of one rank is raised on all ranks.
-
-        Raises:
-            InputError: of the lowest rank that raised one.
-        """
+        """Context of work without communication: the InputError of the lowest rank that raised one is raised on all ranks."""
         error = None
         try:
             yield

@@ -4,7 +4,7 @@ The baseline is trained like this, the undecomposed CNN over all ranks; so is a 
 plain training loop. Order of the samples and augmentation do not depend on the number of ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ddcnn.data.batches import Images, RankShare, Samples
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
-from ddcnn.parallel.tensors import broadcast_
 from ddcnn.parallel.world import World
 from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback, classify
 from ddcnn.training.precision import DevicePolicy
@@ -112,6 +111,15 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
             future.wait()
             beat()
     return future
+
+
+@torch.no_grad()
+def broadcast_(world: World, tensors: Iterable[torch.Tensor]) -> None:
+    """All ranks: copies rank 0's tensors into those of the other ranks, in place."""
+    for tensor in tensors:
+        values = tensor.detach().cpu().numpy()
+        world.broadcast_(values)
+        tensor.copy_(torch.from_numpy(values))
 
 
 def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
