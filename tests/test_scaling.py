@@ -22,6 +22,8 @@ from launching import on_ranks, refusal
 from matplotlib.image import imread
 from quick import quick
 
+from ddcnn.config.parser import parse
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.parallel.timeline import PHASES
@@ -30,7 +32,6 @@ from ddcnn.report.figures.studies import scaling as scaling_figure
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import measurements as points
 from ddcnn.scaling import slurm
-from ddcnn.scaling.commands import run_settings
 from ddcnn.scaling.study import Study, grid_of
 
 SMALL = {"width": 8, "methods": "vote,dnn"}
@@ -288,9 +289,13 @@ def test_the_speed_ups_of_the_slowest_and_the_fastest_run_are_shown(strong, copy
 # A study from its description
 
 
-def described(kind: str = "strong", *options: str, given: tuple[str, ...] = (), **changes) -> Study:
-    values = {"folder": Path("study"), "ranks": (1, 2, 4), "repetitions": 2, "side": 8, "classes": 4, "samples": 100} | changes
-    return Study(kind=kind, options=options, given=frozenset(given), **values)
+def described(kind: str = "strong", *options: str, **changes) -> Study:
+    values = {"folder": Path("study"), "ranks": (1, 2, 4), "repetitions": 2} | changes
+    return Study(kind=kind, options=options, size={"side": 8, "classes": 4, "samples": 100} if kind == "weak" else {}, **values)
+
+
+def run_settings(arguments: list[str]) -> RunSettings:
+    return parse(RunSettings, arguments[1:], arguments[0])
 
 
 @pytest.mark.parametrize(
@@ -313,9 +318,9 @@ def test_grids_divide_the_longest_axes_most(number, sides):
 
 
 def test_what_the_user_says_wins_over_the_defaults_of_a_study():
-    plain, own = run_settings(described().arguments(2)), described(given=("methods",)).arguments(2)
+    plain, own = run_settings(described().arguments(2)), described("strong", "--methods", "vote").arguments(2)
     assert (plain.methods, plain.evaluate_every, plain.partitions) == (("vote", "average", "dnn"), 0, Path("study/partitions"))
-    assert "--methods" not in own and plain.output == Path("study/2") and plain.overwrite
+    assert own.count("--methods") == 1 and run_settings(own).methods == ("vote",) and plain.output == Path("study/2") and plain.overwrite
     assert run_settings(described().arguments(2, 2)).output == Path("study/2-2")
 
 

@@ -43,9 +43,11 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     points, training = points_of(runs, kind), runs[0].training
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "scaling.csv", csv_text(map(csv_row(training), points)))
+    write_text(output / "scaling.csv", csv_text(csv_row(point, training) for point in points))
     write_json(output / "scaling.json", document(runs, points, kind))
-    rows = table(("ranks", "runs", *(f"{name} s" for name in points[0].seconds), *SUMMARY_HEADER), map(summary_row(training), points))
+    rows = table(
+        ("ranks", "runs", *(f"{name} s" for name in points[0].seconds), *SUMMARY_HEADER), (summary_row(point, training) for point in points)
+    )
     write_text(output / "scaling.md", text(points, rows, runs[0], kind))
     shown, fraction = dict.fromkeys((TOTAL, training)), points[-1].serial_fraction or 0.0
     ranks = [point.ranks for point in points]
@@ -96,9 +98,9 @@ def kind_of(study: Path) -> Kind:
 SUMMARY_HEADER = ("range of total s", "speed-up", "efficiency in %", "serial fraction in %", "busiest / mean rank", "images/s")
 
 
-def summary_row(training: str) -> Any:
-    """A function from a point to the cells of its row in scaling.md."""
-    return lambda point: (
+def summary_row(point: Point, training: str) -> tuple[Any, ...]:
+    """A row of scaling.md."""
+    return (
         point.ranks, point.runs, *(f"{value:.2f}" for value in point.seconds.values()),
         " to ".join(f"{value:.2f}" for value in point.extremes[TOTAL]), f"{point.speed_up[TOTAL]:.2f}",
         f"{100 * point.efficiency[TOTAL]:.1f}", number(point.serial_fraction and 100 * point.serial_fraction, "{:.1f}"),
@@ -128,9 +130,9 @@ What all ranks together are held for, per phase (ranks times wall time):
 """
 
 
-def csv_row(training: str) -> Any:
-    """A function from a point to its columns in scaling.csv."""
-    return lambda point: (
+def csv_row(point: Point, training: str) -> dict[str, Any]:
+    """A row of scaling.csv, by column."""
+    return (
         {"ranks": point.ranks, "runs": point.runs}
         | {f"{name}_seconds": value for name, value in point.seconds.items()}
         | {f"{name}_{which}_seconds": pair[k] for name, pair in point.extremes.items() for k, which in enumerate(("shortest", "longest"))}
@@ -153,7 +155,5 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def document(runs: Sequence[Measured], points: Sequence[Point], kind: Kind) -> dict[str, Any]:
     """scaling.json: the points, and what every run measured."""
-    each = [asdict(run) | {"folder": str(run.folder)} for run in runs]
-    for run in each:
-        del run["conditions"]
+    each = [{name: value for name, value in asdict(run).items() if name != "conditions"} | {"folder": str(run.folder)} for run in runs]
     return {"kind": kind, "conditions": runs[0].conditions, "points": [asdict(point) for point in points], "runs": each}

@@ -2,14 +2,12 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-from ddcnn.config.parser import parse
-from ddcnn.config.settings import RunSettings, Settings
+from ddcnn.config.settings import Settings
 from ddcnn.config.types import Group, option
 from ddcnn.errors import InputError
 
@@ -77,15 +75,15 @@ def study(settings: StrongSettings) -> int:
     launcher, ranks = _words("launcher", settings.launcher), parse_ranks(settings.ranks)
     if len(ranks) == 1 and settings.collect:
         raise InputError(f"--ranks {ranks[0]}: a study compares different numbers of ranks; give several (or --no-collect)")
-    weak = settings if isinstance(settings, WeakSettings) else WeakSettings(output=settings.output)
-    kind: Kind = "weak" if weak is settings else "strong"
-    given = frozenset(run_settings(["run", *settings.run_options]).model_fields_set)
-    described = Study(
-        kind, settings.output, ranks, settings.repetitions, settings.run_options, given, weak.side, weak.classes, weak.samples
-    )
-    described.check(run_settings)
+    kind: Kind = "weak" if isinstance(settings, WeakSettings) else "strong"
+    size = settings.model_dump(include={"side", "classes", "samples"})
+    described = Study(kind, settings.output, ranks, settings.repetitions, settings.run_options, size)
+    described.check()
     if settings.slurm:
-        submit(described, launcher, _options_of_sbatch(settings.sbatch))
+        sbatch = _words("sbatch", settings.sbatch)
+        if wrong := [name for name in sbatch if not name.startswith("--")]:
+            raise InputError(f"--sbatch {wrong[0]}: write options as --name=value, several in one pair of quotes")
+        submit(described, launcher, sbatch)
         return 0
     try:
         start(described, find_launcher(launcher))
@@ -120,19 +118,6 @@ def predict(settings: ExtrapolationSettings) -> None:
     launcher = _words("launcher", settings.launcher) if settings.measure else None
     kind, output = settings.kind or kind_of(settings.study), settings.output or settings.study
     extrapolation_report.predict(settings.study, parse_ranks(settings.ranks), given, launcher, output, kind)
-
-
-def run_settings(arguments: Sequence[str]) -> RunSettings:
-    """The settings that arguments of ``python -m ddcnn``, ``["run", …]``, come to."""
-    return parse(RunSettings, arguments[1:], "run")
-
-
-def _options_of_sbatch(text: str) -> list[str]:
-    options = _words("sbatch", text)
-    for name in options:
-        if not name.startswith("--"):
-            raise InputError(f"--sbatch {name}: write options as --name=value, several in one pair of quotes")
-    return options
 
 
 def _words(name: str, text: str) -> list[str]:

@@ -49,9 +49,8 @@ def submit(study: Study, launcher: Sequence[str], sbatch: Sequence[str]) -> None
 def script(study: Study, launcher: Sequence[str], sbatch: Sequence[str], again: str) -> str:
     """The batch script of both jobs; a task of the array is the study with one number of ranks."""
     program, folder = [sys.executable, "-m", "ddcnn", "scaling"], ["--output", str(study.folder)]
-    size = {"side": study.side, "classes": study.classes, "samples": study.samples} if study.kind == "weak" else {}
     options = ["--repetitions", str(study.repetitions), "--launcher", shlex.join(launcher), "--no-collect", *folder]
-    options += [f"--{name}={value}" for name, value in size.items()]
+    options += [f"--{name}={value}" for name, value in study.size.items()]
     run = f'{shlex.join([*program, study.kind])} --ranks "$SLURM_ARRAY_TASK_ID" {shlex.join([*options, "--", *study.options])}'
     collect = shlex.join([*program, "collect", str(study.folder), "--kind", study.kind, *folder])
     lines = "".join(f"#SBATCH {option}\n" for option in sbatch)

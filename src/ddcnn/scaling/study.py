@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tomli_w
 
+from ddcnn.config.parser import parse
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, write_text
@@ -45,8 +47,7 @@ class Study:
         folder: of the study; a run has a folder in it.
         ranks: ascending.
         options: of ``ddcnn run``, the same for all runs.
-        given: the settings that they (and the file that they name) set.
-        side, classes, samples: of the synthetic images of weak scaling: pixels a side of a rank's subdomain, and so on.
+        size: of the synthetic images of weak scaling: ``side`` of a rank's subdomain in pixels, ``classes`` and ``samples``.
     """
 
     kind: Kind
@@ -54,10 +55,12 @@ class Study:
     ranks: tuple[int, ...]
     repetitions: int
     options: tuple[str, ...]
-    given: frozenset[str]
-    side: int
-    classes: int
-    samples: int
+    size: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def given(self) -> set[str]:
+        """The settings that the options (and the file that they name) set."""
+        return parse(RunSettings, self.options, "run").model_fields_set
 
     def run(self, ranks: int, repetition: int) -> Path:
         """Folder of a run; repetitions count from 1."""
@@ -66,28 +69,22 @@ class Study:
     def arguments(self, ranks: int, repetition: int = 1) -> list[str]:
         """Arguments of ``python -m ddcnn`` for a run."""
         defaults = DEFAULTS | {"partitions": str(self.folder / "partitions")}  # partitioned by the first run, found by the others
+        own = {"output": str(self.run(ranks, repetition))}
         if self.kind == "weak":
             grid = grid_of(ranks, (1, 1))
-            shape = "x".join(str(self.side * number) for number in grid)
+            shape = "x".join(str(self.size["side"] * number) for number in grid)
             defaults |= {"width_divisor": "1"}
-            own = {"data": f"synthetic:{shape}x{self.classes}x{self.samples}", "grid": "x".join(map(str, grid))}
-        else:
-            own = {}
-        own |= {"output": str(self.run(ranks, repetition))}
+            own |= {"data": f"synthetic:{shape}x{self.size['classes']}x{self.size['samples']}", "grid": "x".join(map(str, grid))}
         first = {name: value for name, value in defaults.items() if name not in self.given}
         return ["run", *_options(first), *self.options, *_options(own), "--overwrite"]  # of a run that has not finished
 
-    def check(self, settings_of: Callable[[Sequence[str]], RunSettings]) -> None:
-        """Checks the options of all runs.
-
-        Args:
-            settings_of: the settings that arguments of ``python -m ddcnn`` come to.
-        """
+    def check(self) -> None:
+        """Checks the options of all runs."""
         reserved = sorted(self.given & (OWN | OWN_IF_WEAK if self.kind == "weak" else OWN))
         if reserved:
             raise InputError(f"--{reserved[0].replace('_', '-')}: a study of {self.kind} scaling says it itself; leave it out after --")
         for ranks in self.ranks:
-            settings = settings_of(self.arguments(ranks))
+            settings = parse(RunSettings, self.arguments(ranks)[1:], "run")
             subdomains = prod(settings.grid)
             if subdomains % ranks and ranks % subdomains and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
                 grid = "x".join(map(str, settings.grid))
@@ -99,9 +96,7 @@ class Study:
         Raises:
             InputError: the folder is that of another study.
         """
-        about: dict[str, Any] = {"kind": self.kind, "options": list(self.options)}
-        if self.kind == "weak":
-            about |= {"side": self.side, "classes": self.classes, "samples": self.samples}
+        about: dict[str, Any] = {"kind": self.kind, "options": list(self.options), **self.size}
         path = self.folder / "study.toml"
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,18 +117,12 @@ def _options(values: dict[str, str]) -> list[str]:
 def grid_of(number: int, sides: Sequence[int]) -> tuple[int, ...]:
     """The grid of so many subdomains whose longest and shortest sides differ least, for images of these sides."""
 
-    def factorised(rest: int, axes: int) -> Iterator[tuple[int, ...]]:
-        if axes == 1:
-            yield (rest,)
-            return
-        for first in (k for k in range(1, rest + 1) if rest % k == 0):
-            yield from ((first, *others) for others in factorised(rest // first, axes - 1))
-
     def unevenness(grid: tuple[int, ...]) -> float:
         lengths = [side / parts for side, parts in zip(sides, grid, strict=True)]
         return max(lengths) / min(lengths)
 
-    return min(factorised(number, len(sides)), key=unevenness)
+    divisors = [k for k in range(1, number + 1) if number % k == 0]
+    return min((grid for grid in product(divisors, repeat=len(sides)) if prod(grid) == number), key=unevenness)
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -179,36 +168,21 @@ def start(study: Study, launcher: Sequence[str]) -> None:
 
 
 def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-    """Runs a command to its end, with its output in a file."""
+    """Runs a command to its end, with its output in a file; ends it, and through its launcher all ranks, on SIGTERM, Ctrl-C or an error."""
     with disk_errors(log), log.open("w") as stream:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
-        with ended(process):
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
             process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            for ask in (process.terminate, process.terminate, process.kill):  # a run takes the first request as one to save
+                ask()  # nothing happens to a process that has ended
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE / 2)
     if process.returncode == 0:
         return
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("ddcnn: ")]  # lines of the launcher come last
     message = f"{(ours or lines or ['it said nothing'])[-1].removeprefix('ddcnn: ')} (exit code {process.returncode}; all of it: {log})"
     raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(message)
-
-
-@contextmanager
-def ended(process: subprocess.Popen) -> Iterator[None]:
-    """Ends the process, and through its launcher all ranks, on SIGTERM, Ctrl-C or an error in this process."""
-
-    def leave(*_: object) -> NoReturn:
-        sys.exit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for ask in (process.terminate, process.terminate, process.kill):  # a run takes the first request as one to save
-            if process.poll() is not None:
-                break
-            ask()
-            try:
-                process.wait(PATIENCE / 2)
-            except subprocess.TimeoutExpired:
-                continue
