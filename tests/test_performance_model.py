@@ -21,16 +21,16 @@ from ddcnn.networks.shape import Shape
 from ddcnn.scaling.extrapolation import fitted
 from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
 from ddcnn.scaling.measurements import TOTAL, Point
-from ddcnn.scaling.performance_model import FITTED, Counts, Observation, Sizes, counts, fit
-from ddcnn.scaling.workload import Network, Workload
+from ddcnn.scaling.performance_model import FITTED, Counts, Network, Observation, Sizes, counts, fit
+from ddcnn.scaling.workload import Workload, cnn
 from ddcnn.training.data_parallel import global_batch_size
 
 SMALL = Sizes(
     ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
-    test_samples=300, classes=10, interface="probabilities", values=10, batch=100,
+    test_samples=300, classes=10, interface="probabilities", batch=100,
     epochs={"local": 3, "dnn": 5, "coherent": 4, "transfer": 2, "global": 4},
-    forward_epochs=0, folds=5, evaluations=0.0, local_operations=2e6, global_operations=3e7, dnn_operations=1e5, local_layers=25,
-    global_layers=27, dnn_layers=5, parameters=500_000, local_bytes=1_000_000, global_bytes=4_000_000,
+    forward_epochs=0, folds=5, evaluations=0.0, local=Network(2e6, 25, 0, 10), whole=Network(3e7, 27, 500_000, 10),
+    dnn=Network(1e5, 5, 0, 10), local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
 PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 300, 10, ("local", "gather", "dnn", "global"), 1)
 positive = st.floats(1e-3, 1e3)
@@ -132,9 +132,9 @@ def test_strong_subdomains_are_those_of_the_study_up_to_n_and_finer_beyond():
     found = {ranks: PROBLEM.at(ranks) for ranks in (1, 2, 4, 8, 16, 64)}
     assert [sizes.subdomains for sizes in found.values()] == [4, 4, 4, 8, 16, 64]
     assert [sizes.subimage for sizes in found.values()] == [(16, 16)] * 3 + [(16, 8), (8, 8), (4, 4)]
-    assert found[16].local_operations < found[4].local_operations / 8  # a quarter of the pixels, half the width
-    assert {sizes.global_operations for sizes in found.values()} == {found[1].global_operations}
-    assert found[64].dnn_operations > 2 * found[4].dnn_operations
+    assert found[16].local.operations < found[4].local.operations / 8  # a quarter of the pixels, half the width
+    assert {sizes.whole.operations for sizes in found.values()} == {found[1].whole.operations}
+    assert found[64].dnn.operations > 2 * found[4].dnn.operations
     assert found[1].local_bytes == 1300 * 16 * 16 * 3
 
 
@@ -148,14 +148,14 @@ def test_weak_images_grow_and_subimages_do_not():
     weak = replace(PROBLEM, kind="weak", grid=(1, 2), ranks=2, shape=(16, 32, 1), settings=RunSettings(width_divisor=1))
     found = {ranks: weak.at(ranks) for ranks in (1, 2, 64, 4096)}
     assert {sizes.subimage for sizes in found.values()} == {(16, 16)}
-    assert len({sizes.local_operations for sizes in found.values()}) == 1
+    assert len({sizes.local.operations for sizes in found.values()}) == 1
     assert found[4096].global_bytes == 4096 * found[1].global_bytes
-    assert found[64].global_operations > 50 * found[1].global_operations
+    assert found[64].whole.operations > 50 * found[1].whole.operations
 
 
 def test_operations_are_those_of_the_layers():
     """VGG3 on 4x4 grey pixels, by hand: 2 a multiplication, three times (forward, and for both factors backward)."""
-    network = Network.undecomposed(RunSettings(network="vgg3", width=8), Shape((4, 4), 1, 10))
+    network = cnn(RunSettings(network="vgg3"), Shape((4, 4), 1, 10), 8, 1, None)
     convolutions = 9 * (16 * 1 * 8 + 4 * 8 * 16 + 4 * 16 * 32)  # two pixels a side are not pooled
     forward = 2 * (convolutions + 128 * 32 + 32 * 10)
     images_need_none = 2 * 9 * 16 * 1 * 8  # gradient with respect to the pixels
@@ -172,19 +172,19 @@ def point(ranks: int, seconds: dict[str, float]) -> Point:
 def test_a_study_that_follows_the_model_is_predicted_without_error_from_the_other_ranks():
     machine = Counts(5e-11, 3e-11, 1e-4, 1e-9, 1e-6, 1e-9, 1e-4, 1e-4, 1e-9)
     points = [point(ranks, {phase: one.seconds(machine) for phase, one in counts(PROBLEM.at(ranks)).items()}) for ranks in (1, 2, 4)]
-    model = fitted("strong", PROBLEM, points, machine, {"messages": 7.0})
+    model = fitted(PROBLEM, points, machine, {"messages": 7.0})
     assert len(model.compared) >= 9 and max(abs(one.error) for one in model.compared) < 1e-6
     assert model.measured == pytest.approx(machine)
     assert model.predicted == pytest.approx(machine._replace(messages=7.0))
     slower = [points[0], replace(points[1], seconds={name: 2 * value for name, value in points[1].seconds.items()}), points[2]]
-    errors = {one.ranks: one.error for one in fitted("strong", PROBLEM, slower, machine, {}).compared if one.phase == TOTAL}
+    errors = {one.ranks: one.error for one in fitted(PROBLEM, slower, machine, {}).compared if one.phase == TOTAL}
     assert errors[2] == pytest.approx(-0.5)  # the others tell nothing of what slowed this one down
 
 
 def test_the_prediction_of_a_phase_is_the_sum_of_its_parts():
     machine = Counts(5e-11, 3e-11, 1e-4, 1e-9, 1e-6, 1e-9, 1e-4, 1e-4, 1e-9)
     points = [point(ranks, {phase: one.seconds(machine) for phase, one in counts(PROBLEM.at(ranks)).items()}) for ranks in (1, 2)]
-    found = fitted("strong", PROBLEM, points, machine, {}).at(16)
+    found = fitted(PROBLEM, points, machine, {}).at(16)
     assert PROBLEM.in_all("dnn", found.seconds) == pytest.approx(sum(found.seconds[phase] for phase in ("local", "gather", "dnn")))
     assert PROBLEM.in_all("global", found.seconds) == found.seconds["global"] and PROBLEM.in_all("dnn", {"local": 1.0}) is None
     assert found.communication["gather"] == found.seconds["gather"] > 0 == found.communication["local"]
@@ -262,7 +262,7 @@ def test_groups_of_ranks_are_not_modelled(study, tmp_path):
 
 
 def test_the_gather_of_other_interfaces_has_one_more_and_that_without_a_dnn_one_less():
-    handed = counts(at(2, interface="features", values=16))["gather"]
+    handed = counts(at(2, interface="features", local=SMALL.local._replace(values=16)))["gather"]
     assert handed.bytes_sent == pytest.approx(4 * 4 * (10 * 300 + 16 * 1000 + 16 * 300) / 2)
     assert (handed.collectives, handed.messages) == (6, 6)
     alone = counts(at(2, phases=("local", "gather")))["gather"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ddcnn.errors import InputError
-from ddcnn.scaling.measurements import TOTAL, Kind, Point
+from ddcnn.scaling.measurements import TOTAL, Point
 from ddcnn.scaling.performance_model import COMMUNICATION, Counts, Observation, Sizes, counts, fit
 from ddcnn.scaling.workload import Workload
 
@@ -36,9 +36,6 @@ class Predicted:
     communication: dict[str, float] = field(default_factory=dict)
     refusal: str = ""
 
-    def of(self, phase: str) -> float | None:
-        return self.seconds.get(phase)
-
 
 @dataclass(frozen=True)
 class Model:
@@ -49,7 +46,6 @@ class Model:
         undetermined: rates that the study does not determine.
     """
 
-    kind: Kind
     workload: Workload
     points: list[Point]
     measured: Counts
@@ -71,7 +67,7 @@ class Model:
         return Predicted(ranks, sizes, seconds, read, communication)
 
 
-def fitted(kind: Kind, workload: Workload, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
+def fitted(workload: Workload, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
     """The model fitted to all points, and its prediction of each point when fitted to the others."""
     each = {point.ranks: counts(workload.at(point.ranks)) for point in points}
 
@@ -94,4 +90,4 @@ def fitted(kind: Kind, workload: Workload, points: list[Point], here: Counts, gi
     rates, undetermined = fit(observed(), here)
     if "global_operations" in undetermined:  # no global CNN was trained: it computes as fast as the local ones
         rates = rates._replace(global_operations=rates.local_operations)
-    return Model(kind, workload, points, rates, rates._replace(**given), undetermined, compared)
+    return Model(workload, points, rates, rates._replace(**given), undetermined, compared)

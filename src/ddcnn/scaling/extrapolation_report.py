@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,14 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         output.mkdir(parents=True, exist_ok=True)
     machine = Counts(collectives=POLLING, bytes_read=1 / READING)
     machine = machine._replace(**(given if launcher is None else measured_speed(launcher, study, output)))
-    model = fitted(kind, workload, points_of(runs, kind), machine, given)
+    model = fitted(workload, points_of(runs, kind), machine, given)
     wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
-    write_text(output / "predict.csv", csv_text(map(csv_row(workload), wanted)))
+    write_text(output / "predict.csv", csv_text(csv_row(one, workload) for one in wanted))
     write_text(output / "predict.md", text(model, wanted, runs[0]))
     figure = figures.predicted(
         [one.ranks for one in wanted],
         {method: [workload.in_all(method, one.seconds) for one in wanted] for method in workload.methods},
-        {phase: [one.of(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
+        {phase: [one.seconds.get(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
         [point.ranks for point in model.points],
         {method: [workload.in_all(method, point.seconds) for point in model.points] for method in workload.methods},
         kind,
@@ -109,7 +109,7 @@ def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
     conditions = ", ".join(f"{name} {run.conditions[name]}" for name in ("device", "precision", "threads per rank", "torch"))
     return f"""# Prediction
 
-{OF_KIND[model.kind]} {DDP}
+{OF_KIND[model.workload.kind]} {DDP}
 
 {time_table(model.workload, wanted)}
 {refusals(wanted)}
@@ -149,9 +149,7 @@ def worst(model: Model) -> str:
 
 
 def error_table(model: Model) -> str:
-    rows = [
-        (one.ranks, one.phase, f"{one.measured:.3f}", f"{one.predicted:.3f}", f"{100 * one.error:+.1f}") for one in model.compared
-    ]  # fmt: skip
+    rows = [(one.ranks, one.phase, f"{one.measured:.3f}", f"{one.predicted:.3f}", f"{100 * one.error:+.1f}") for one in model.compared]
     return table(("ranks", "phase", "measured s", "model s, fitted without it", "error in %"), rows)
 
 
@@ -165,7 +163,7 @@ def time_table(workload: Workload, wanted: Sequence[Predicted]) -> str:
         batch = sizes.global_share * one.ranks if sizes and sizes.global_fits else "–"
         rows.append((
             one.ranks, sizes.subdomains if sizes else "–", "x".join(map(str, sizes.subimage)) if sizes else "–",
-            *(short(one.of(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
+            *(short(one.seconds.get(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
             batch, number(ddp / first if first and ddp else None, "{:.3g}"),
         ))  # fmt: skip
     in_alls = [f"**{'DDP' if method == 'global' else method}** in all s" for method in methods]
@@ -199,15 +197,11 @@ def undetermined(model: Model) -> str:
     return "".join(f"\n{note}\n" for name, note in notes.items() if name in model.undetermined)
 
 
-def csv_row(workload: Workload) -> Callable[[Predicted], dict[str, Any]]:
-    """A function from a prediction to its columns in predict.csv."""
-
-    def row(one: Predicted) -> dict[str, Any]:
-        columns: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
-        columns |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
-        kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
-        columns |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
-        columns |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
-        return columns | {"refusal": one.refusal or None}
-
-    return row
+def csv_row(one: Predicted, workload: Workload) -> dict[str, Any]:
+    """A row of predict.csv, by column."""
+    columns: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
+    columns |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
+    kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
+    columns |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
+    columns |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
+    return columns | {"refusal": one.refusal or None}

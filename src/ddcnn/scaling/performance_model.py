@@ -69,6 +69,21 @@ FITTED = ("local_operations", "global_operations", "layer_steps")  # the others 
 COMMUNICATION = ("messages", "bytes_sent", "collectives", "reduce_messages", "reduce_bytes")
 
 
+class Network(NamedTuple):
+    """Cost of a network.
+
+    Attributes:
+        operations: floating-point operations to train on one sample, forward and backward.
+        layers: modules without modules in them.
+        values: at the interface.
+    """
+
+    operations: float
+    layers: int
+    parameters: int
+    values: int
+
+
 @dataclass(frozen=True)
 class Sizes:
     """One problem on P ranks; symbols as above.
@@ -89,19 +104,14 @@ class Sizes:
     test_samples: int
     classes: int
     interface: str
-    values: int
     batch: int
     epochs: dict[str, int]
     forward_epochs: int
     folds: int
     evaluations: float
-    local_operations: float
-    global_operations: float
-    dnn_operations: float
-    local_layers: int
-    global_layers: int
-    dnn_layers: int
-    parameters: int
+    local: Network
+    whole: Network
+    dnn: Network
     local_bytes: int
     global_bytes: int
 
@@ -146,8 +156,8 @@ def _local(sizes: Sizes) -> Counts:
     handed = sizes.samples if "dnn" in sizes.phases else 0
     operations = training * batch + FORWARD * (_evaluated(sizes, "local") + handed)
     return Counts(
-        local_operations=sizes.own * operations * sizes.local_operations,
-        layer_steps=sizes.own * training * sizes.local_layers,
+        local_operations=sizes.own * operations * sizes.local.operations,
+        layer_steps=sizes.own * training * sizes.local.layers,
         bytes_read=sizes.own * sizes.local_bytes,
     )
 
@@ -156,7 +166,7 @@ def _folds(sizes: Sizes) -> Counts:
     steps, batch = sizes.steps(sizes.samples - sizes.samples // sizes.folds)
     training = sizes.folds * sizes.epochs["local"] * steps
     operations = training * batch + FORWARD * sizes.samples
-    return Counts(local_operations=sizes.own * operations * sizes.local_operations, layer_steps=sizes.own * training * sizes.local_layers)
+    return Counts(local_operations=sizes.own * operations * sizes.local.operations, layer_steps=sizes.own * training * sizes.local.layers)
 
 
 def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
@@ -170,9 +180,9 @@ def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
 def _gather(sizes: Sizes) -> Counts:
     arriving = [sizes.classes * sizes.test_samples]
     if "dnn" in sizes.phases:
-        arriving.append(sizes.values * sizes.samples)
+        arriving.append(sizes.local.values * sizes.samples)
         if sizes.interface != "probabilities":
-            arriving.append(sizes.values * sizes.test_samples)
+            arriving.append(sizes.local.values * sizes.test_samples)
     return _all_at_once(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
@@ -180,7 +190,7 @@ def _dnn(sizes: Sizes) -> Counts:
     steps, batch = sizes.steps(sizes.samples)
     training = sizes.epochs["dnn"] * steps
     return Counts(
-        local_operations=(training * batch + FORWARD * sizes.test_samples) * sizes.dnn_operations, layer_steps=training * sizes.dnn_layers
+        local_operations=(training * batch + FORWARD * sizes.test_samples) * sizes.dnn.operations, layer_steps=training * sizes.dnn.layers
     )
 
 
@@ -189,10 +199,10 @@ def _coherent(sizes: Sizes, phase: str) -> Counts:
     frozen = sizes.forward_epochs if phase == "transfer" else 0
     training, all_steps = sizes.epochs[phase] * steps, (sizes.epochs[phase] + frozen) * steps
     forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
-    communication = _all_at_once(sizes, all_steps, FLOAT * sizes.subdomains * sizes.values * batch)
+    communication = _all_at_once(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
     return communication._replace(
-        local_operations=sizes.own * (training * batch + forward) * sizes.local_operations + all_steps * batch * sizes.dnn_operations,
-        layer_steps=all_steps * (sizes.own * sizes.local_layers + sizes.dnn_layers),
+        local_operations=sizes.own * (training * batch + forward) * sizes.local.operations + all_steps * batch * sizes.dnn.operations,
+        layer_steps=all_steps * (sizes.own * sizes.local.layers + sizes.dnn.layers),
         bytes_read=sizes.own * sizes.local_bytes,
     )
 
@@ -203,11 +213,11 @@ def _global(sizes: Sizes) -> Counts:
     operations = steps * share + FORWARD * _evaluated(sizes, "global") / ranks
     messages = 2 * (ranks - 1) + ceil(log2(ranks))  # gradients around the ring; rank 0's buffers
     return Counts(
-        global_operations=operations * sizes.global_operations,
-        layer_steps=steps * sizes.global_layers,
+        global_operations=operations * sizes.whole.operations,
+        layer_steps=steps * sizes.whole.layers,
         bytes_read=sizes.global_bytes,
         reduce_messages=steps * messages,
-        reduce_bytes=steps * 2 * FLOAT * sizes.parameters * (ranks - 1) / ranks,
+        reduce_bytes=steps * 2 * FLOAT * sizes.whole.parameters * (ranks - 1) / ranks,
     )
 
 
@@ -250,7 +260,5 @@ def non_negative(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _independent(columns: np.ndarray) -> bool:
     """Whether least squares can tell these columns apart."""
-    if columns.shape[0] < columns.shape[1]:
-        return False
-    values = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), compute_uv=False)
-    return bool(values[-1] > COLLINEAR * values[0])
+    rank = np.linalg.matrix_rank(columns / np.linalg.norm(columns, axis=0), rtol=COLLINEAR)
+    return bool(rank == columns.shape[1])

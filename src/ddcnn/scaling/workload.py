@@ -15,7 +15,7 @@ from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.scaling.measurements import Kind
-from ddcnn.scaling.performance_model import Sizes
+from ddcnn.scaling.performance_model import Network, Sizes
 from ddcnn.scaling.study import grid_of
 
 
@@ -94,73 +94,45 @@ class Workload:
         divisor = settings.divisor(subdomains)
         for spatial_size in {box.subimage.shape for box in boxes}:
             registry.check(settings.network, Shape(spatial_size, channels, self.classes), settings.width, divisor, settings.features)
-        local = Network.local(settings, Shape(subimage, channels, self.classes), divisor)
-        whole = Network.undecomposed(settings, Shape(tuple(spatial), channels, self.classes))
-        dnn = Network.dense(settings.interface, subdomains, local.values, self.classes)
+        local = cnn(settings, Shape(subimage, channels, self.classes), settings.width, divisor, settings.features)
+        whole = cnn(settings, Shape(tuple(spatial), channels, self.classes), settings.global_width or settings.width, 1, None)
+        dnn = dense(settings.interface, subdomains, local.values, self.classes)
         images = self.bytes_a_value * channels * (self.samples + self.test_samples)
         epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
         epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
         return Sizes(
-            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
-            test_samples=self.test_samples, classes=self.classes, interface=settings.interface,
-            values=local.values, batch=settings.batch_size, epochs=epochs,
+            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples, test_samples=self.test_samples,
+            classes=self.classes, interface=settings.interface, batch=settings.batch_size, epochs=epochs,
             forward_epochs=settings.frozen_epochs, folds=settings.folds,
-            evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0,
-            local_operations=local.operations, global_operations=whole.operations,
-            dnn_operations=dnn.operations, local_layers=local.layers, global_layers=whole.layers, dnn_layers=dnn.layers,
-            parameters=whole.parameters,
+            evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Network:
-    """Cost of a network.
+@lru_cache
+def cnn(settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> Network:
+    """Cost of a local CNN or of the global one."""
+    import torch
 
-    Attributes:
-        operations: floating-point operations to train on one sample, forward and backward.
-        layers: modules without modules in them.
-        values: at the interface.
-    """
+    from ddcnn.method.interface import values_per_subdomain
 
-    operations: float
-    layers: int
-    parameters: int
-    values: int
+    with torch.device("meta"):  # nothing is stored or computed
+        network: Any = registry.make(settings.network, shape, width, divisor, features)
+        operations = trained_operations(network, (shape.channels, *shape.spatial))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Network(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
 
-    @classmethod
-    @lru_cache
-    def local(cls, settings: RunSettings, shape: Shape, divisor: float) -> "Network":
-        return cls._of(settings, shape, settings.width, divisor, settings.features)
 
-    @classmethod
-    @lru_cache
-    def undecomposed(cls, settings: RunSettings, shape: Shape) -> "Network":
-        return cls._of(settings, shape, settings.global_width or settings.width, 1, None)
+@lru_cache
+def dense(interface: str, subdomains: int, values: int, classes: int) -> Network:
+    """Cost of the DNN."""
+    import torch
 
-    @classmethod
-    @lru_cache
-    def dense(cls, interface: str, subdomains: int, values: int, classes: int) -> "Network":
-        """The DNN."""
-        import torch
+    from ddcnn.networks.dense import DenseNetwork
 
-        from ddcnn.networks.dense import DenseNetwork
-
-        with torch.device("meta"):
-            network = DenseNetwork(interface, subdomains, values, classes)
-            return cls(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
-
-    @classmethod
-    def _of(cls, settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> "Network":
-        import torch
-
-        from ddcnn.method.interface import values_per_subdomain
-
-        with torch.device("meta"):  # nothing is stored or computed
-            network: Any = registry.make(settings.network, shape, width, divisor, features)
-            operations = trained_operations(network, (shape.channels, *shape.spatial))
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        return cls(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
+    with torch.device("meta"):
+        network = DenseNetwork(interface, subdomains, values, classes)
+        return Network(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
 
 
 def layers(network: Any) -> int:
