@@ -20,7 +20,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
-from ddcnn.report import figures
+from ddcnn.report.figures import charts, images, maps
 from ddcnn.report.run_report import write_report
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
@@ -299,8 +299,8 @@ def test_another_file_is_not_shown_as_examples(bare, how):
 def test_decomposition_is_drawn_for_any_image(shape, grid, overlap, panels, dtype):
     subdomains = Decomposition(shape[:-1], grid, overlap).subdomains
     cores, subimages = boxes(subdomains)
-    images = np.random.default_rng(0).integers(0, 100, (2, *shape)).astype(dtype)
-    figure = figures.decomposition(images, ["a", "b"], cores, subimages)
+    pixels = np.random.default_rng(0).integers(0, 100, (2, *shape)).astype(dtype)
+    figure = images.decomposition(pixels, ["a", "b"], cores, subimages)
     figure.draw_without_rendering()
     assert len(figure.axes) == panels
     pictures = [axes.images[0].get_array() for axes in figure.axes]
@@ -310,7 +310,7 @@ def test_decomposition_is_drawn_for_any_image(shape, grid, overlap, panels, dtyp
 def test_outliers_do_not_darken_an_image(caplog):
     image = np.random.default_rng(0).uniform(5, 6, (1, 100, 100, 1))
     image[0, 0, :3, 0] = 1e6, np.nan, np.inf
-    picture = figures.decomposition(image, ["a"], *boxes(Decomposition((100, 100), (1, 1)).subdomains)).axes[0].images[0].get_array()
+    picture = images.decomposition(image, ["a"], *boxes(Decomposition((100, 100), (1, 1)).subdomains)).axes[0].images[0].get_array()
     assert 0.4 < np.median(np.asarray(picture)) < 0.6
     assert not caplog.records  # matplotlib says when it has to clip
 
@@ -319,16 +319,16 @@ def test_drawn_apart_every_subimage_is_whole():
     subdomains = Decomposition((6, 8), (2, 2), 1).subdomains
     cores, subimages = boxes(subdomains)
     image = np.arange(48).reshape(1, 6, 8, 1)
-    apart = figures.decomposition(image, ["a"], cores, subimages).axes[1].images[0].get_array()
+    apart = images.decomposition(image, ["a"], cores, subimages).axes[1].images[0].get_array()
     grey = (apart == apart[..., :1]).all(-1)  # the gap has a colour
     assert grey.sum() == sum(np.prod(subdomain.subimage.shape) for subdomain in subdomains)
 
 
 def test_local_accuracies_stand_at_their_places():
     accuracies = np.linspace(0.1, 0.8, 12).reshape(2, 2, 3)
-    figure = figures.local_accuracy(accuracies, {"vote": 0.9})
-    maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    np.testing.assert_allclose(maps, 100 * accuracies)
+    figure = maps.local_accuracy(accuracies, {"vote": 0.9})
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    np.testing.assert_allclose(shown, 100 * accuracies)
     assert "90.00" in {text.get_text() for axes in figure.axes for text in axes.texts}
 
 
@@ -339,7 +339,7 @@ def test_learning_curves_of_many_subdomains_are_a_band(subdomains, lines):
         for k in range(subdomains)
         for e in range(1, 6)
     ]
-    loss, accuracy = figures.learning_curves(epochs, {}).axes
+    loss, accuracy = charts.learning_curves(epochs, {}).axes
     assert len(accuracy.lines) == lines
     np.testing.assert_allclose(loss.lines[-1].get_ydata(), [1 / e for e in range(1, 6)])
     np.testing.assert_array_equal(accuracy.lines[-1].get_xdata(), [1, 3, 5])
@@ -347,13 +347,13 @@ def test_learning_curves_of_many_subdomains_are_a_band(subdomains, lines):
 
 @pytest.mark.parametrize("classes", [2, 100])
 def test_confusion_has_numbers_only_where_they_can_be_read(classes):
-    axes = figures.confusion(np.eye(classes), [f"class {k}" for k in range(classes)], "dnn").axes[0]
+    axes = maps.confusion(np.eye(classes), [f"class {k}" for k in range(classes)], "dnn").axes[0]
     assert len(axes.texts) == (classes if classes <= 20 else 0)
 
 
 def test_timeline_shows_who_does_what_and_when():
     spans = np.array([[0, 0, 0, 0, 3], [0, 1, 2, 3, 4], [1, 0, 1, 0, 1], [1, 1, 0, 1, 4]], dtype=float)
-    figure = figures.timeline(spans, ["partition", "local"], ["compute", "communicate", "wait"])
+    figure = charts.timeline(spans, ["partition", "local"], ["compute", "communicate", "wait"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["compute 75 %", "communicate 12 %", "wait 12 %"]
     picture = next(axes.images[0].get_array() for axes in figure.axes if axes.images)  # (ranks, time, RGB)
     compute, communicate, wait = picture[0, 0], picture[1, 0], picture[0, -1]
@@ -363,7 +363,7 @@ def test_timeline_shows_who_does_what_and_when():
 
 def test_timeline_of_many_ranks_shows_some_and_says_so():
     spans = np.array([[rank, 0, 0, 0, 1] for rank in range(200)], dtype=float)
-    axes = figures.timeline(spans, ["local"], ["compute", "communicate", "wait"]).axes[1]
+    axes = charts.timeline(spans, ["local"], ["compute", "communicate", "wait"]).axes[1]
     assert axes.get_ylabel() == "rank (64 of 200 are shown)"
     assert len(axes.images[0].get_array()) == 64
 

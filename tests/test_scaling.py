@@ -27,8 +27,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.parallel.timeline import PHASES
-from ddcnn.report import figures
-from ddcnn.report.figures.studies import scaling as scaling_figure
+from ddcnn.report.figures import studies
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import measurements as points
 from ddcnn.scaling import slurm
@@ -276,7 +275,8 @@ def test_the_laws_are_those_of_amdahl_and_gustafson(kind, fraction, more, speed_
 
 def test_the_speed_ups_of_the_slowest_and_the_fastest_run_are_shown(strong, copy, monkeypatch, tmp_path):
     shown = {}
-    monkeypatch.setattr(figures, "scaling", lambda *given: shown.update(given=given) or scaling_figure(*given))
+    drawn = studies.scaling
+    monkeypatch.setattr(studies, "scaling", lambda *given: shown.update(given=given) or drawn(*given))
     again = [copy(strong / "2", f"again-{k}", lambda found, k=k: found["phases"]["local"].update(seconds=k)) for k in (1.0, 2.0, 4.0)]
     scaling.collect([strong / "1", *again], tmp_path / "study", "strong")
     ranks, speed_up, spread, law, name, _ = shown["given"]

@@ -11,9 +11,9 @@ from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
 from ddcnn.method.aggregate import vote
-from ddcnn.report import figures
 from ddcnn.report.analysis import PICTURES, Decision, disagreements, small_picture, to_picture
 from ddcnn.report.analysis_report import analysis_text
+from ddcnn.report.figures import charts, maps
 from ddcnn.report.metrics import calibration_error, reliability
 
 
@@ -157,15 +157,15 @@ def test_a_run_tells_how_well_its_methods_are_calibrated(digits_run, understood)
 @pytest.mark.parametrize("shape", [(2, 2), (1, 5), (12, 12), (3, 2, 2)])
 def test_reliance_is_drawn_on_any_grid(shape):
     lost = np.linspace(-0.05, 0.3, np.prod(shape)).reshape(shape)
-    figure = figures.reliance({"vote": lost, "dnn": 2 * lost})
+    figure = maps.reliance({"vote": lost, "dnn": 2 * lost})
     figure.draw_without_rendering()
-    maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert len(maps) == 2 * (shape[0] if len(shape) == 3 else 1)
-    np.testing.assert_allclose(np.stack(maps[1::2]).ravel(), 200 * lost.ravel())
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(shown) == 2 * (shape[0] if len(shape) == 3 else 1)
+    np.testing.assert_allclose(np.stack(shown[1::2]).ravel(), 200 * lost.ravel())
 
 
 def test_reliability_is_drawn_with_its_error():
     bins = {"average": reliability(np.array([0.2, 0.9]), np.array([False, True])), "dnn": reliability(np.ones(3), np.ones(3, bool))}
-    figure = figures.reliability(bins, {"average": 0.15, "dnn": 0.0})
+    figure = charts.reliability(bins, {"average": 0.15, "dnn": 0.0})
     figure.draw_without_rendering()
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["average\nECE 15.0 %", "dnn\nECE 0.0 %"]

@@ -39,8 +39,7 @@ def analysis_text(run: FinishedRun) -> str:
 
 
 def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
-    samples = {name: one.samples for name, one in influence.items()}
-    fewer = ", ".join(f"{name} {some}" for name, some in samples.items() if some < run.results.data.test_samples)
+    fewer = ", ".join(f"{name} {one.samples}" for name, one in influence.items() if one.samples < run.results.data.test_samples)
     note = f"{INFLUENCE_NOTE}{f' On a part of the test samples: {fewer}.' if fewer else ''}"
     return f"{note}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
 
@@ -103,20 +102,20 @@ def calibration_table(run: FinishedRun, analysis: Analysis) -> str:
 
 def analysis_figures(run: FinishedRun) -> dict[str, Any]:
     """Figures by name."""
-    from ddcnn.report import figures
+    from ddcnn.report.figures import charts, images, maps
 
     analysis, details = run.results.analysis, run.details
     if analysis is None:
         return {}
     drawn: dict[str, Any] = {}
     if analysis.influence:
-        drawn["reliance"] = figures.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
+        drawn["reliance"] = maps.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
     if len(details.pictures):
-        drawn["disagreement"] = figures.disagreement(disagreement_pictures(run))
+        drawn["disagreement"] = images.disagreement(disagreement_pictures(run))
     if details.confidence:
         correct = {name: details.classes[name] == details.labels for name in details.confidence}
         bins = {name: reliability(confidence, correct[name]) for name, confidence in details.confidence.items()}
-        drawn["reliability"] = figures.reliability(bins, analysis.calibration_error)
+        drawn["reliability"] = charts.reliability(bins, analysis.calibration_error)
     return drawn
 
 

@@ -1,11 +1,11 @@
 """``ddcnn report --follow``: shows the progress of a run, from the metrics that it writes, until it has finished."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ddcnn.config.settings import RunSettings
@@ -14,6 +14,7 @@ from ddcnn.io.lock import is_held
 from ddcnn.io.results_schema import EpochLine, parse
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
+from ddcnn.report.markdown import number
 from ddcnn.report.run_report import show_methods
 
 INTERVAL = 0.5  # seconds between two polls
@@ -45,7 +46,9 @@ def follow(run: RunFolder, console: Console, interval: float = INTERVAL) -> None
                 name = f"{title(seed, line)}  epoch {line.epoch}"
                 if name not in shown:
                     shown.add(name)
-                    console.out("  ".join((name, *named_values(line))), highlight=False)
+                    values = ((words, getattr(line, words.replace(" ", "_"))) for words in ("loss", "accuracy", "test accuracy"))
+                    said = (f"{words} {value:.3f}" for words, value in values if value is not None)
+                    console.out("  ".join((name, *said, f"{line.time:.1f} s")), highlight=False)
     show_methods([load_results(run)], console)
 
 
@@ -63,7 +66,7 @@ def poll(run: RunFolder, interval: float) -> Iterator[Lines]:
 
 def read(run: RunFolder) -> Iterator[tuple[int | None, EpochLine]]:
     """The lines of the run, or of the runs of its seeds, without a last line that is still being written."""
-    settings = settings_of(run)
+    settings = run.settings() if run.is_run else None
     seeds = range(settings.seed, settings.seed + settings.seeds) if settings and settings.seeds > 1 else [None]
     for seed in seeds:
         file = (run if seed is None else run.seed(seed)).metrics
@@ -82,11 +85,6 @@ def title(seed: int | None, line: EpochLine) -> str:
     return f"{'' if seed is None else f'seed {seed}  '}{line.phase}{'' if line.subdomain is None else f'  subdomain {line.subdomain}'}"
 
 
-def settings_of(run: RunFolder) -> RunSettings | None:
-    """None if the run has not begun."""
-    return run.settings() if run.is_run else None
-
-
 def state_of(run: RunFolder) -> str:
     """Why nothing happens, if so."""
     if not run.is_run:
@@ -98,23 +96,22 @@ def state_of(run: RunFolder) -> str:
 
 def view(run: RunFolder, lines: Lines) -> RenderableType:
     """A row for each of the latest trainings."""
-    settings = settings_of(run)
-    if settings is None:
+    if not run.is_run:
         return Text(state_of(run))
-    trainings: dict[str, Lines] = {}
+    settings = run.settings()
+    trainings: dict[str, list[EpochLine]] = {}  # the one that went on last is the last
     for seed, line in lines:
-        trainings.setdefault(title(seed, line), []).append((seed, line))
-    latest = sorted(trainings, key=lambda name: (trainings[name][-1][0] or 0, trainings[name][-1][1].time))[-MOST:]
-    table = Table(box=None, header_style="bold")
-    for name in HEADER:
-        table.add_column(name, justify="left" if name in ("training", "") else "right", no_wrap=True)
-    for name in latest:
-        epochs = [line for _, line in trainings[name]]
+        epochs = trainings.pop(title(seed, line), [])
+        trainings[title(seed, line)] = epochs
+        epochs.append(line)
+    columns = (Column(name, justify="left" if name in ("training", "") else "right", no_wrap=True) for name in HEADER)
+    table = Table(*columns, box=None, header_style="bold")
+    for name, epochs in list(trainings.items())[-MOST:]:
         last = epochs[-1]
         table.add_row(
-            name, f"{last.epoch}/{epochs_of(settings, last.phase)}", shown(last.loss, "{:.3f}"),
-            curve([line.loss for line in epochs if line.loss is not None]), shown(last.accuracy, "{:.3f}"),
-            shown(last.test_accuracy, "{:.3f}"), f"{last.time:.1f}",
+            name, f"{last.epoch}/{epochs_of(settings, last.phase)}", number(last.loss, "{:.3f}", ""),
+            curve([line.loss for line in epochs if line.loss is not None]), number(last.accuracy, "{:.3f}", ""),
+            number(last.test_accuracy, "{:.3f}", ""), f"{last.time:.1f}",
         )  # fmt: skip
     hidden = f"; the latest {MOST} of {len(trainings)} trainings" if len(trainings) > MOST else ""
     grid = "x".join(map(str, settings.grid))
@@ -136,15 +133,3 @@ def curve(values: list[float]) -> str:
     low, high = min(values, default=0.0), max(values, default=0.0)
     steps = (len(SHADES) - 1) / (high - low) if high > low else 0.0
     return "".join(SHADES[round((value - low) * steps)] for value in values)
-
-
-def named_values(line: EpochLine) -> Iterable[str]:
-    """The values of a line that are not null, with their names."""
-    for name in ("loss", "accuracy", "test_accuracy"):
-        if (value := getattr(line, name)) is not None:
-            yield f"{name.replace('_', ' ')} {value:.3f}"
-    yield f"{line.time:.1f} s"
-
-
-def shown(value: float | None, pattern: str) -> str:
-    return "" if value is None else pattern.format(value)

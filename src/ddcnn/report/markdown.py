@@ -10,7 +10,6 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ddcnn.io.atomic import write_text
 from ddcnn.io.run_folder import RunFolder
 
 STYLE = """
@@ -31,8 +30,8 @@ def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def number(value: float | None, pattern: str) -> str:
-    return "–" if value is None else pattern.format(value)
+def number(value: float | None, pattern: str, missing: str = "–") -> str:
+    return missing if value is None else pattern.format(value)
 
 
 def human(number: float) -> str:
@@ -52,12 +51,6 @@ def plain(name: str) -> str:
 def no_formula(name: str) -> str:
     """A name chosen by a user, escaped for Matplotlib's formulas."""
     return name.replace("$", r"\$")
-
-
-def write_pages(run: RunFolder, text: str) -> None:
-    """Writes a report, Markdown that begins with a heading, as Markdown and as HTML."""
-    write_text(run.html, page(run, text))
-    write_text(run.report, text)
 
 
 def page(run: RunFolder, text: str) -> str:

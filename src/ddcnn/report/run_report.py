@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ddcnn.config.methods import Method
-from ddcnn.io.atomic import disk_errors, replacing
-from ddcnn.io.results_schema import DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
+from ddcnn.io.atomic import disk_errors, write_text
+from ddcnn.io.results_schema import DecompositionSummary, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
-from ddcnn.report.markdown import human, no_formula, number, plain, table, write_pages
+from ddcnn.report.markdown import human, no_formula, number, page, plain, table
 from ddcnn.report.metrics import confusion
 
 MANY_SUBDOMAINS = 64
@@ -48,47 +48,54 @@ def write_report(folder: RunFolder, console: Console | None = None, draw: bool =
     text += "\n## Figures\n" if draw else ""
     for name, caption in (write_figures(run) if draw else {}).items():
         text += figure_text(folder, name, caption)
-    write_pages(folder, text)
+    publish(folder, text, [run.results], console)
+
+
+def publish(folder: RunFolder, text: str, runs: Sequence[RunResults], console: Console | None) -> None:
+    """Writes a report as Markdown and as HTML, and shows the methods on the console."""
+    write_text(folder.html, page(folder, text))
+    write_text(folder.report, text)
     if console:
-        show_methods([run.results], console)
+        show_methods(runs, console)
         console.out(f"report: {folder.report}", highlight=False)
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
     """Draws figures/*.png; returns a caption for each, which says how to read it."""
-    from ddcnn.report import figures
+    from ddcnn.report.figures import charts, images, maps
 
     details = run.details
     shares = confusion_shares(run)
     different = slice(None) if run.results.decomposition.kind == "image" else slice(1)  # thin networks see the same
     names = [no_formula(name) for name in details.class_names]
     drawn = {
-        "decomposition": figures.decomposition(
+        "decomposition": images.decomposition(
             details.examples,
             [names[label] for label in details.labels[details.example_rows]],
             run.cores[different],
             run.subimages[different],
         ),
-        "accuracy_over_time": figures.accuracy_over_time([curves_of(run.results)]),
-        "confusion": figures.confusion(shares, names, run.results.best),
-        "timeline": figures.timeline(details.timeline, list(details.phases), list(details.kinds)),
+        "accuracy_over_time": charts.accuracy_over_time([curves_of(run.results)]),
+        "confusion": maps.confusion(shares, names, run.results.best),
+        "timeline": charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
-        drawn["learning_curves"] = figures.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
+        drawn["learning_curves"] = charts.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
     if run.local_accuracy is not None:
-        drawn["local_accuracy"] = figures.local_accuracy(run.local_accuracy, run.test_accuracy)
+        drawn["local_accuracy"] = maps.local_accuracy(run.local_accuracy, run.test_accuracy)
     drawn |= analysis_figures(run)
     save_figures(run.folder, drawn)
     return {name: caption for name, caption in (captions(run, shares) | analysis_captions(run)).items() if name in drawn}
 
 
 def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
+    from ddcnn.report.figures import save
+
     with disk_errors(run.figures):
         run.figures.mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        with replacing(run.figure(name)) as temporary:
-            beat("figures")
-            figure.savefig(temporary, format="png", dpi=150)
+        beat("figures")
+        save(figure, run.figure(name))
 
 
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
@@ -130,7 +137,9 @@ def report_text(run: FinishedRun) -> str:
     data, decomposition, methods = results.data, results.decomposition, method_rows([results])
     if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
         methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL) else [*row[:-1], "–"] for row in methods]
-    environment = {name.replace("_", " "): _in_words(value) for name, value in results.environment.model_dump(exclude_unset=True).items()}
+    about = results.environment.model_dump(exclude_unset=True).items()
+    environment = [(name.replace("_", " "), ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in about]
+    phases = [(name, *(f"{value:.2f}" for _, value in phase)) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}
 
 {data.train_samples} training and {data.test_samples} test images of {"x".join(map(str, data.shape))}, {data.classes} classes\
@@ -153,13 +162,13 @@ def report_text(run: FinishedRun) -> str:
 
 {analysis_text(run)}## Phases
 
-{table(("phase", "wall s", "busiest rank s", "mean rank s"), phase_rows(results.phases))}
+{table(("phase", "wall s", "busiest rank s", "mean rank s"), phases)}
 
 A rank is busy while it computes.
 
 ## Environment
 
-{table(("what", "value"), environment.items())}
+{table(("what", "value"), environment)}
 """
 
 
@@ -170,10 +179,6 @@ def sources_note(run: RunFolder) -> str:
 
 def figure_text(run: RunFolder, name: str, caption: str) -> str:
     return f"\n![{name.replace('_', ' ')}]({run.figure(name).relative_to(run.path)})\n\n{caption}\n"
-
-
-def _in_words(value: Any) -> Any:
-    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 def one_class_note(run: FinishedRun) -> str:
@@ -253,18 +258,11 @@ def subdomain_table(subdomains: list[SubdomainResult]) -> str:
     return note + table(("subdomain", "pixels", "parameters", "test accuracy in %", "seconds"), rows)
 
 
-def phase_rows(phases: dict[str, PhaseSeconds]) -> list[list[str]]:
-    """The phases that took place."""
-    rows = ((name, phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds) for name, phase in phases.items())
-    return [[name, *(f"{value:.2f}" for value in values)] for name, *values in rows if values[0] > 0]
-
-
 def show_methods(runs: Sequence[RunResults], console: Console) -> None:
     """Shows the columns of the table of methods that a terminal has room for; the most accurate method of one run in bold."""
     bold = runs[0].best if len(runs) == 1 else None
-    shown = Table(box=None, header_style="bold")
-    for name in SHOWN:
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    columns = (Column(name, justify="left" if name == "method" else "right", no_wrap=True) for name in SHOWN)
+    shown = Table(*columns, box=None, header_style="bold")
     for row in method_rows(runs):
         shown.add_row(*(row[METHODS_HEADER.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
     console.print(shown)

@@ -10,7 +10,7 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.report import run_report
-from ddcnn.report.markdown import table, write_pages
+from ddcnn.report.markdown import table
 
 
 def write_reports(output: RunFolder, console: Console) -> None:
@@ -33,15 +33,12 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
     runs = [load(folder) for folder in folders]
     report = text(runs)
     if draw:
-        from ddcnn.report import figures
+        from ddcnn.report.figures import charts
 
-        run_report.save_figures(output, {"accuracy_over_time": figures.accuracy_over_time([curves_of(run.results) for run in runs])})
+        run_report.save_figures(output, {"accuracy_over_time": charts.accuracy_over_time([curves_of(run.results) for run in runs])})
         report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', f'{run_report.CURVES_CAPTION} A curve a seed.')}"
-    write_pages(output, report)
     write_json(output.results, dump(summary([run.results for run in runs])))
-    if console:
-        run_report.show_methods([run.results for run in runs], console)
-        console.out(f"report: {output.report}", highlight=False)
+    run_report.publish(output, report, [run.results for run in runs], console)
 
 
 def summary(results: list[RunResults]) -> RunResults:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, replacing, write_json, write_text
+from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.report.markdown import number, table
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
@@ -37,7 +37,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     Raises:
         InputError: no finished run, one that cannot be compared with the others, or runs on one number of ranks only.
     """
-    from ddcnn.report import figures
+    from ddcnn.report.figures import save, studies
 
     runs = measured(folders, kind)
     points, training = points_of(runs, kind), runs[0].training
@@ -51,7 +51,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     write_text(output / "scaling.md", text(points, rows, runs[0], kind))
     shown, fraction = dict.fromkeys((TOTAL, training)), points[-1].serial_fraction or 0.0
     ranks = [point.ranks for point in points]
-    figure = figures.scaling(
+    figure = studies.scaling(
         ranks,
         {name: [point.speed_up[name] for point in points] for name in shown},
         {name: [point.speed_ups(name) for point in points] for name in shown},
@@ -59,8 +59,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
         f"{'Amdahl' if kind == 'strong' else 'Gustafson'}, e = {100 * fraction:.1f} %",
         kind,
     )
-    with replacing(output / "scaling.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save(figure, output / "scaling.png")
     print(f"{rows}\n\nstudy: {output / 'scaling.md'}")
 
 

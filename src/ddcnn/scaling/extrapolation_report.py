@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, replacing, write_text
+from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.hdf5 import parsing, reading
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import DAMAGED, load
@@ -63,7 +63,7 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     Raises:
         InputError: no finished study, or nothing is known of the network.
     """
-    from ddcnn.report import figures
+    from ddcnn.report.figures import save, studies
 
     if launcher is None and not {"messages", "bytes_sent"} <= set(given):
         raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
@@ -80,7 +80,7 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
     write_text(output / "predict.csv", csv_text(csv_row(one, workload) for one in wanted))
     write_text(output / "predict.md", text(model, wanted, runs[0]))
-    figure = figures.predicted(
+    figure = studies.predicted(
         [one.ranks for one in wanted],
         {method: [workload.in_all(method, one.seconds) for one in wanted] for method in workload.methods},
         {phase: [one.seconds.get(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
@@ -88,8 +88,7 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         {method: [workload.in_all(method, point.seconds) for point in model.points] for method in workload.methods},
         kind,
     )
-    with replacing(output / "predict.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save(figure, output / "predict.png")
     print(f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
 
 

@@ -260,5 +260,5 @@ def non_negative(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _independent(columns: np.ndarray) -> bool:
     """Whether least squares can tell these columns apart."""
-    rank = np.linalg.matrix_rank(columns / np.linalg.norm(columns, axis=0), rtol=COLLINEAR)
-    return bool(rank == columns.shape[1])
+    scaled = columns / np.linalg.norm(columns, axis=0)
+    return bool(np.linalg.matrix_rank(scaled, COLLINEAR * np.linalg.norm(scaled, 2)) == columns.shape[1])

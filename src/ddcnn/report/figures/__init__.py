@@ -1,20 +1,17 @@
-"""The figures of a report, one function each: arrays in, a figure out. N subdomains, K classes, S samples, d = 2 or 3 dimensions."""
+"""The figures of a report, one function each: arrays in, a figure out. N subdomains, K classes, S samples, d = 2 or 3 dimensions.
 
-from ddcnn.report.figures.charts import accuracy_over_time, learning_curves, reliability, timeline
-from ddcnn.report.figures.images import decomposition, disagreement
-from ddcnn.report.figures.maps import confusion, local_accuracy, reliance
-from ddcnn.report.figures.studies import predicted, scaling
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart too, as they can the maps cividis and Blues.
+"""
 
-__all__ = [
-    "accuracy_over_time",
-    "confusion",
-    "decomposition",
-    "disagreement",
-    "learning_curves",
-    "local_accuracy",
-    "predicted",
-    "reliability",
-    "reliance",
-    "scaling",
-    "timeline",
-]
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ddcnn.io.atomic import replacing
+
+BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#999999"
+
+
+def save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

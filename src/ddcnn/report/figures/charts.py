@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ddcnn.report.figures.colours import BLUE, GREEN, GREY, ORANGE, SKY
+from ddcnn.report.figures import BLUE, GREEN, GREY, ORANGE, SKY
 
 METHOD_COLOURS = {
     "vote": "#CC79A7", "average": SKY, "dnn": BLUE, "coherent": ORANGE, "transfer": GREEN, "global": "black",
@@ -104,12 +104,10 @@ def _curves(axes: Any, rows: list[dict[str, Any]], quantity: str, factor: float,
     rows = [row for row in rows if row[quantity] is not None]
     if not rows:
         return
-    epochs = sorted({row["epoch"] for row in rows})
-    subdomains = {subdomain: k for k, subdomain in enumerate(dict.fromkeys(row["subdomain"] for row in rows))}
-    column = {epoch: k for k, epoch in enumerate(epochs)}
+    epochs, column = np.unique([row["epoch"] for row in rows], return_inverse=True)
+    subdomains, line = np.unique([row["subdomain"] or 0 for row in rows], return_inverse=True)
     curves = np.full((len(subdomains), len(epochs)), np.nan)
-    for row in rows:
-        curves[subdomains[row["subdomain"]], column[row["epoch"]]] = factor * row[quantity]
+    curves[line, column] = [factor * row[quantity] for row in rows]
     if len(subdomains) > MANY_CURVES:
         axes.fill_between(epochs, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.2, lw=0, label=f"{label}, range")
     elif len(subdomains) > 1:

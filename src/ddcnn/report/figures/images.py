@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from ddcnn.report.figures.colours import ORANGE, SKY
+from ddcnn.report.figures import ORANGE, SKY
 
 GAP = to_rgb("#FBE3B5")  # between subimages: no shade of grey, so that it is not taken for a part of them
 MANY_CUTS = 64  # cores with bold lines between them

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from ddcnn.report.figures.colours import BLUE, GREY
+from ddcnn.report.figures import BLUE, GREY
 
 MANY_CELLS = 144  # cells of a map with their numbers written in
 MANY_CLASSES = 20  # classes with names at the axes and numbers in the cells

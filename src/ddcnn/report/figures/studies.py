@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from ddcnn.report.figures import BLUE, GREEN, GREY, ORANGE
 from ddcnn.report.figures.charts import METHOD_COLOURS
-from ddcnn.report.figures.colours import BLUE, GREEN, GREY, ORANGE
 
 COLOURS = (ORANGE, BLUE, GREEN)
 
