@@ -22,10 +22,10 @@ MOST = 20  # trainings that are shown, the latest
 SHADES = "▁▂▃▄▅▆▇█"
 POINTS = 24  # of a curve
 HEADER = ("training", "epoch", "loss", "", "accuracy", "test accuracy", "at s")
-Lines = list[tuple[int | None, EpochLine]]  # each with the seed of its run if there are several
+Lines = list[tuple[str, EpochLine]]  # each with its training in words
 
 
-def follow(run: RunFolder, console: Console, interval: float = INTERVAL) -> None:
+def follow(run: RunFolder, console: Console) -> None:
     """Shows the run until it has written its results: on a terminal as a table that renews itself, else a line per epoch.
 
     Raises:
@@ -33,17 +33,17 @@ def follow(run: RunFolder, console: Console, interval: float = INTERVAL) -> None
     """
     if console.is_terminal:
         with Live(view(run, []), console=console, auto_refresh=False) as live:
-            for lines in poll(run, interval):
+            for lines in poll(run):
                 live.update(view(run, lines), refresh=True)
     else:
         shown: set[str] = set()  # a resumed run may write epochs again
         state = ""
-        for lines in poll(run, interval):
+        for lines in poll(run):
             if state_of(run) != state:
                 state = state_of(run)
                 console.out(state, end="\n" if state else "", highlight=False)
-            for seed, line in lines:
-                name = f"{title(seed, line)}  epoch {line.epoch}"
+            for training, line in lines:
+                name = f"{training}  epoch {line.epoch}"
                 if name not in shown:
                     shown.add(name)
                     values = ((words, getattr(line, words.replace(" ", "_"))) for words in ("loss", "accuracy", "test accuracy"))
@@ -52,7 +52,7 @@ def follow(run: RunFolder, console: Console, interval: float = INTERVAL) -> None
     show_methods([load_results(run)], console)
 
 
-def poll(run: RunFolder, interval: float) -> Iterator[Lines]:
+def poll(run: RunFolder) -> Iterator[Lines]:
     """All lines so far, again and again; the last time when the results are there."""
     while True:
         finished = run.has_results
@@ -61,28 +61,23 @@ def poll(run: RunFolder, interval: float) -> Iterator[Lines]:
         yield list(read(run))
         if finished:
             return
-        time.sleep(interval)
+        time.sleep(INTERVAL)
 
 
-def read(run: RunFolder) -> Iterator[tuple[int | None, EpochLine]]:
+def read(run: RunFolder) -> Iterator[tuple[str, EpochLine]]:
     """The lines of the run, or of the runs of its seeds, without a last line that is still being written."""
-    settings = run.settings() if run.is_run else None
-    seeds = range(settings.seed, settings.seed + settings.seeds) if settings and settings.seeds > 1 else [None]
-    for seed in seeds:
-        file = (run if seed is None else run.seed(seed)).metrics
+    seeds = run.seeds() if run.is_run else []
+    for folder in seeds or [run]:
         try:
-            whole = file.read_bytes().rpartition(b"\n")[0].splitlines()
+            whole = folder.metrics.read_bytes().rpartition(b"\n")[0].splitlines()
             lines = sorted((parse(EpochLine, line) for line in whole), key=lambda line: line.time)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise InputError(f"{file}: damaged, or of another version ({error})") from None
-        yield from ((seed, line) for line in lines)
-
-
-def title(seed: int | None, line: EpochLine) -> str:
-    """The training of a line, in words."""
-    return f"{'' if seed is None else f'seed {seed}  '}{line.phase}{'' if line.subdomain is None else f'  subdomain {line.subdomain}'}"
+            raise InputError(f"{folder.metrics}: damaged, or of another version ({error})") from None
+        seed = f"{folder.path.name.replace('-', ' ')}  " if seeds else ""
+        for line in lines:
+            yield f"{seed}{line.phase}{'' if line.subdomain is None else f'  subdomain {line.subdomain}'}", line
 
 
 def state_of(run: RunFolder) -> str:
@@ -100,10 +95,10 @@ def view(run: RunFolder, lines: Lines) -> RenderableType:
         return Text(state_of(run))
     settings = run.settings()
     trainings: dict[str, list[EpochLine]] = {}  # the one that went on last is the last
-    for seed, line in lines:
-        epochs = trainings.pop(title(seed, line), [])
-        trainings[title(seed, line)] = epochs
+    for training, line in lines:
+        epochs = trainings.pop(training, [])
         epochs.append(line)
+        trainings[training] = epochs
     columns = (Column(name, justify="left" if name in ("training", "") else "right", no_wrap=True) for name in HEADER)
     table = Table(*columns, box=None, header_style="bold")
     for name, epochs in list(trainings.items())[-MOST:]:

@@ -68,13 +68,9 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     shares = confusion_shares(run)
     different = slice(None) if run.results.decomposition.kind == "image" else slice(1)  # thin networks see the same
     names = [no_formula(name) for name in details.class_names]
+    titles = [names[label] for label in details.labels[details.example_rows]]
     drawn = {
-        "decomposition": images.decomposition(
-            details.examples,
-            [names[label] for label in details.labels[details.example_rows]],
-            run.cores[different],
-            run.subimages[different],
-        ),
+        "decomposition": images.decomposition(details.examples, titles, run.cores[different], run.subimages[different]),
         "accuracy_over_time": charts.accuracy_over_time([curves_of(run.results)]),
         "confusion": maps.confusion(shares, names, run.results.best),
         "timeline": charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
