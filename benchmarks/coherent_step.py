@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def main() -> None:
     check_ranks(world.size, len(decomposition), f"{len(decomposition)} subdomains")
     with process_group(world, policy.device):
         steps, facts = variants(world, policy, decomposition, asked)
-        found = {name: [] for name in steps}
+        found: dict = {name: [] for name in steps}
         for turn in range(asked.rounds + 1):
             for name, step in steps.items():
                 seconds = measure(world, step, asked.steps)
@@ -112,7 +113,7 @@ def variants(world, policy, decomposition, asked):
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
     def coherent(kind):
-        local = [build(lambda shape=shape: make("vgg9", shape, asked.width, divisor), Seeds(0, "b"), policy) for shape in shapes]
+        local = [build(partial(make, "vgg9", shape, asked.width, divisor), Seeds(0, "b"), policy) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
         dnn = build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "dnn"), policy)
         return kind(world, asked.interface, local, dnn), values

@@ -22,7 +22,7 @@ from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, build, train
+from ddcnn.training.loop import Recipe, Trainer, build
 from ddcnn.training.precision import DevicePolicy
 
 EPOCHS = 4  # of a training
@@ -51,7 +51,7 @@ def main() -> None:
     for precision in asked.precisions.split(","):
         policy = DevicePolicy.choose(device, precision)
         network = build(lambda: make(asked.network, Shape(spatial, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), policy)
-        sides[precision, "ddcnn"] = partial(train, network, samples, chosen, recipe, policy, Seeds(0, "benchmark"))
+        sides[precision, "ddcnn"] = partial(Trainer(recipe, policy, Seeds(0, "benchmark")).train, network, samples, chosen)
         sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, policy)
     measured: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
     for turn in range(asked.rounds + 1):

@@ -55,7 +55,9 @@ def copy(source: Path, folder: Path) -> float:
     begin = time.perf_counter()
     with source.open("rb") as file, (folder / "copy").open("wb") as target:
         while left:
-            piece = file.read(min(left, 1 << 24)) or file.seek(0) or file.read(min(left, 1 << 24))
+            piece = file.read(min(left, 1 << 24))
+            if not piece:
+                file.seek(0)
             left -= target.write(piece)
         target.flush()
         os.fsync(target.fileno())
@@ -79,12 +81,12 @@ def partition(ranks: int, source: list[str], folder: Path) -> dict[str, float]:
 
 def one_rank(memory: str, arguments: list[str]) -> int:
     """A rank of ``ddcnn``, which writes down its memory at the end."""
-    import ddcnn.experiment.plan
-    from ddcnn.__main__ import main as ddcnn
+    import ddcnn.experiment.plan  # noqa: F401  # not counted as memory of the partitioning
+    from ddcnn.__main__ import main as run_ddcnn
 
     sys.argv = ["ddcnn", *arguments]
     start = resident("VmRSS")
-    code = ddcnn()
+    code = run_ddcnn()
     Path(f"{memory}.{os.getpid()}").write_text(str(resident("VmHWM") - start))
     return code
 

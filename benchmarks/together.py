@@ -13,7 +13,7 @@ import json
 import time
 
 import torch
-from policy import ratios, spread
+from engine import ratios, spread
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
