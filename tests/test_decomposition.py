@@ -128,7 +128,7 @@ def test_the_mirror_subdomain_holds_the_pixels_of_the_flipped_image(decompositio
         seen = decomposition.restrict(flipped, subdomain.index)
         assert np.array_equal(np.flip(decomposition.restrict(images, other), axis=-1), seen)
         stored = decomposition.subdomains[other].stored
-        assert stored.mirrored(len(decomposition.shape) - 1, decomposition.shape[-1]) == subdomain.stored
+        assert stored.mirrored(decomposition.shape[-1]) == subdomain.stored
 
 
 @pytest.mark.parametrize(("size", "parts"), [(5, 2), (5, 4), (9, 4), (9, 6)])

@@ -9,7 +9,7 @@ cut. The restriction R_i cuts subimage i out of an image; its adjoint extends a 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 from ddcnn.errors import InputError
@@ -43,11 +43,9 @@ class Box:
             tuple(min(b + width, n) for b, n in zip(self.stop, shape, strict=True)),
         )
 
-    def mirrored(self, axis: int, size: int) -> "Box":
-        """This box after a flip of the image along ``axis``, which has ``size`` pixels."""
-        start, stop = list(self.start), list(self.stop)
-        start[axis], stop[axis] = size - self.stop[axis], size - self.start[axis]
-        return Box(tuple(start), tuple(stop))
+    def mirrored(self, size: int) -> "Box":
+        """This box after a flip of the image along its last axis, which has ``size`` pixels."""
+        return Box((*self.start[:-1], size - self.stop[-1]), (*self.stop[:-1], size - self.start[-1]))
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,7 @@ class Decomposition:
     margin: int = 0
 
     def __post_init__(self):
-        text = "x".join(map(str, self.grid))
-        size = "x".join(map(str, self.shape))
+        text, size = ("x".join(map(str, numbers)) for numbers in (self.grid, self.shape))
         if len(self.grid) != len(self.shape):
             raise InputError(
                 f"--grid {text} has {len(self.grid)} dimensions, but the images ({size}) have {len(self.shape)}: "
@@ -118,13 +115,12 @@ class Decomposition:
     @cached_property
     def subdomains(self) -> tuple[Subdomain, ...]:
         """All N subdomains; the position along the last axis changes fastest."""
-        axes = [cuts(n, parts) for n, parts in zip(self.shape, self.grid, strict=True)]
+        axes = [list(pairwise(cuts(n, parts))) for n, parts in zip(self.shape, self.grid, strict=True)]
+        positions = product(*map(range, self.grid))
         subdomains = []
-        for index, position in enumerate(product(*map(range, self.grid))):
-            core = Box(
-                tuple(axis[k] for axis, k in zip(axes, position, strict=True)),
-                tuple(axis[k + 1] for axis, k in zip(axes, position, strict=True)),
-            )
+        for index, (position, sides) in enumerate(zip(positions, product(*axes), strict=True)):
+            start, stop = zip(*sides, strict=True)
+            core = Box(start, stop)
             subimage = core.extended(self.overlap, self.shape)
             stored = subimage.extended(self.margin, self.shape)
             subdomains.append(Subdomain(index, position, core, subimage, stored))
@@ -148,11 +144,10 @@ class Decomposition:
         Raises:
             InputError: the columns cannot be cut symmetrically (an odd number of pixels in an even number of parts).
         """
-        axis, size = len(self.shape) - 1, self.shape[-1]
-        mirrored = self.subdomains[index].core.mirrored(axis, size)
-        for subdomain in self.subdomains:
-            if subdomain.core == mirrored:
-                return subdomain.index
+        size, ours = self.shape[-1], self.subdomains[index]
+        mirror = index + self.grid[-1] - 1 - 2 * ours.position[-1]
+        if self.subdomains[mirror].core == ours.core.mirrored(size):
+            return mirror
         raise InputError(
             f"flips need a decomposition that is symmetric from left to right: {size} columns in {self.grid[-1]} parts are "
             "not; choose another --grid, or an --augment without flip"

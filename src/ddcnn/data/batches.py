@@ -36,12 +36,7 @@ class Rows:
         return self.inputs[index], self.labels[index]
 
 
-@dataclass(frozen=True)
-class AugmentationParams:
-    """The augmentation of a batch: ``flips`` (B,) bool; ``offsets`` (d, B) int64, pixels per axis. None: no flips, no shifts."""
-
-    flips: torch.Tensor | None = None
-    offsets: torch.Tensor | None = None
+Drawn = tuple[torch.Tensor | None, torch.Tensor | None]  # flips (B,) bool; offsets (d, B) int64, pixels per axis; None for none
 
 
 @dataclass(frozen=True)
@@ -51,16 +46,16 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
 
-    def draw(self, batch_size: int, axes: int, generator: torch.Generator | None, part: slice) -> AugmentationParams:
+    def draw(self, batch_size: int, axes: int, generator: torch.Generator | None, part: slice) -> Drawn:
         """Draws for the images of a batch, and returns those of a part of it.
 
         Drawn per image, not per subimage: all subimages of an image are flipped and shifted alike.
         """
         if generator is None:
-            return AugmentationParams()
-        flips = torch.rand(batch_size, generator=generator) < 0.5 if self.flip else None
-        offsets = torch.randint(-self.shift, self.shift + 1, (axes, batch_size), generator=generator) if self.shift else None
-        return AugmentationParams(None if flips is None else flips[part], None if offsets is None else offsets[:, part])
+            return None, None
+        flips = (torch.rand(batch_size, generator=generator) < 0.5)[part] if self.flip else None
+        offsets = torch.randint(-self.shift, self.shift + 1, (axes, batch_size), generator=generator)[:, part] if self.shift else None
+        return flips, offsets
 
 
 @dataclass(frozen=True)
@@ -100,11 +95,11 @@ class Subimages:
         cls, store: PartitionedSet, split: str, device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
         """Reads the whole images of one split onto the device: the undecomposed image as a single subdomain."""
-        images = to_tensor(store.whole(split)).to(device)
+        images, labels = to_tensor(store.whole(split)).to(device), torch.from_numpy(store.labels(split)).to(device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)
         mirrored = images if augmentation.flip else None
-        return cls(images, _labels(store, split, device), *_normalisation(store, device), window, padding, augmentation, mirrored)
+        return cls(images, labels, *_normalisation(store, device), window, padding, augmentation, mirrored)
 
     @cached_property
     def _per_pixel(self) -> list[torch.Tensor]:
@@ -115,18 +110,18 @@ class Subimages:
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) -> (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
-        augmentation = self.augmentation.draw(len(index), len(self.window), generator, part)
-        return self.augmented(index[part], augmentation), self.labels[index[part]]
+        drawn = self.augmentation.draw(len(index), len(self.window), generator, part)
+        return self.augmented(index[part], *drawn), self.labels[index[part]]
 
-    def augmented(self, index: torch.Tensor, augmentation: AugmentationParams) -> torch.Tensor:
+    def augmented(self, index: torch.Tensor, flips: torch.Tensor | None, offsets: torch.Tensor | None) -> torch.Tensor:
         """(B,) -> (B, C, *subimage) float32, flipped and shifted."""
         images = self.images.index_select(0, index)
-        if augmentation.flips is not None and self.mirrored is not None:
-            flips = augmentation.flips.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
+        if flips is not None and self.mirrored is not None:
+            flips = flips.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
             images = torch.where(flips, self.mirrored.index_select(0, index).flip(-2), images)
         images = images.float().sub_(self._per_pixel[0]).mul_(self._per_pixel[1])
-        if augmentation.offsets is not None:
-            images = self._shifted(images, augmentation.offsets.to(images.device))
+        if offsets is not None:
+            images = self._shifted(images, offsets.to(images.device))
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):
             images = images[(slice(None), *self.window)].contiguous()
         return images.movedim(-1, 1)
@@ -158,7 +153,7 @@ class RankSubimages:
         geometry = store.decomposition.subdomains
         mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]
         images = {i: to_tensor(store.read(split, i)).to(device) for i in dict.fromkeys((*subdomains, *mirrors))}
-        labels, normalisation = _labels(store, split, device), _normalisation(store, device)
+        labels, normalisation = torch.from_numpy(store.labels(split)).to(device), _normalisation(store, device)
         parts = []
         for i, mirror in zip(subdomains, mirrors, strict=True):
             window, stored = geometry[i].subimage.within(geometry[i].stored), geometry[i].stored.shape
@@ -172,8 +167,8 @@ class RankSubimages:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
         first = self.parts[0]
-        augmentation = first.augmentation.draw(len(index), len(first.window), generator, part)
-        return [subimages.augmented(index[part], augmentation) for subimages in self.parts], first.labels[index[part]]
+        drawn = first.augmentation.draw(len(index), len(first.window), generator, part)
+        return [subimages.augmented(index[part], *drawn) for subimages in self.parts], first.labels[index[part]]
 
 
 @dataclass(frozen=True)
@@ -189,16 +184,10 @@ class RankShare:
         return self.images.batch(index, generator, slice(self.rank, None, self.ranks))
 
 
-def _labels(store: PartitionedSet, split: str, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(store.labels(split)).to(device)
-
-
 def _normalisation(store: PartitionedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scale of the channels."""
-    return (
-        torch.tensor(store.mean, dtype=torch.float32, device=device),
-        1 / torch.tensor(store.std, dtype=torch.float32, device=device),
-    )
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (store.mean, store.std))
+    return mean, 1 / std
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:

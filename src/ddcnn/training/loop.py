@@ -16,6 +16,8 @@ from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.precision import DevicePolicy, Network
 
+EVALUATION_BATCH = 512  # samples
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -82,11 +84,10 @@ class TrainState:
 
     @classmethod
     def start(cls, network: nn.Module, recipe: Recipe, policy: DevicePolicy, steps: int) -> "TrainState":
-        optimizer = _optimizer(network, recipe)
-        scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == "fp16")
-        loss_sum = torch.zeros((), device=policy.device)
-        correct = torch.zeros((), dtype=torch.int64, device=policy.device)
+        optimizer, device = _optimizer(network, recipe), policy.device
         schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
+        scaler = torch.amp.GradScaler(device.type, enabled=policy.precision == "fp16")
+        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
         return cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
 
     @property
@@ -222,12 +223,7 @@ def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy:
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
-    function: Callable[[Any], torch.Tensor],
-    samples: Samples,
-    chosen: torch.Tensor,
-    policy: DevicePolicy,
-    batch_size: int = 512,
+    network: nn.Module, function: Callable[[Any], torch.Tensor], samples: Samples, chosen: torch.Tensor, policy: DevicePolicy
 ) -> torch.Tensor:
     """Values (S, ...) on the CPU of ``function`` of the samples ``chosen`` (S,), with the network in evaluation mode.
 
@@ -236,7 +232,7 @@ def evaluate(
     """
     network.eval()
     parts = []
-    for index in chosen.to(policy.device).split(batch_size):
+    for index in chosen.to(policy.device).split(EVALUATION_BATCH):
         with policy.autocast():
             parts.append(function(samples.batch(index)[0]))
         beat("evaluation")
