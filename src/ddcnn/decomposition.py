@@ -6,13 +6,18 @@ arXiv 2302.06564, section 2). The *stored* box is the subimage extended once mor
 cut. The restriction R_i cuts subimage i out of an image; its adjoint extends a subimage by zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from math import prod
 
 from ddcnn.errors import InputError
+
+
+def times(numbers: Iterable[int]) -> str:
+    """Numbers per axis in messages and names, such as 32x32."""
+    return "x".join(map(str, numbers))
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Decomposition:
     margin: int = 0
 
     def __post_init__(self):
-        text, size = ("x".join(map(str, numbers)) for numbers in (self.grid, self.shape))
+        text, size = times(self.grid), times(self.shape)
         if len(self.grid) != len(self.shape):
             raise InputError(
                 f"--grid {text} has {len(self.grid)} dimensions, but the images ({size}) have {len(self.shape)}: "

@@ -16,6 +16,7 @@ from ddcnn.data.sources.fitting import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.folders import image_files
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import TABLE, load_volume
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading
 
@@ -50,7 +51,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Select
         raise InputError(str(error).removeprefix("--data ")) from None
     if split.shape[1:] != trained_on.shape or split.dtype != np.dtype(trained_on.dtype):
         raise InputError(
-            f"{options.name}: images of {_text(split.shape[1:])} {split.dtype}, but the run was trained on {_text(trained_on.shape)} "
+            f"{options.name}: images of {times(split.shape[1:])} {split.dtype}, but the run was trained on {times(trained_on.shape)} "
             f"{np.dtype(trained_on.dtype)} ({'depth x ' if len(spatial) == 3 else ''}rows x columns x channels): convert them"
         )
     wrong = split.labels[(split.labels < -1) | (split.labels >= len(trained_on.class_names))]
@@ -110,7 +111,7 @@ def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> 
     def load(i: int) -> np.ndarray:
         image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels)
         if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
-            raise InputError(f"{paths[i]} is {_text(image.shape)}, but the run was trained on {_text(shape)}: resize it")
+            raise InputError(f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it")
         return image
 
     return sample_by_sample(np.full(len(paths), -1, np.int64), shape, dtype, fit, load, paths.__getitem__)
@@ -183,7 +184,3 @@ def _select(splits: dict[str, Split], wanted: str) -> Split:
 
 def _setting(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
-
-
-def _text(numbers: tuple[int, ...]) -> str:
-    return "x".join(map(str, numbers))

@@ -1,6 +1,5 @@
 """Networks of all subdomains, trained end to end: the coherent network (arXiv 2408.14442) and the undecomposed CNN."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,6 @@ from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.experiment.context import RunContext
-from ddcnn.method.aggregate import capture_inputs
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
 from ddcnn.training.data_parallel import classify_together, train_data_parallel
@@ -33,8 +31,8 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
         training, test = problem.owned_subimages("train"), problem.owned_subimages("test")
         frozen = trainer(replace(recipe, epochs=frozen_epochs), "frozen") if frozen_epochs else None
         train_coherent(group, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples), frozen)
-        capturing: AbstractContextManager[list[np.ndarray]] = capture_inputs(dnn) if world.rank == 0 else nullcontext([])
-        with capturing as captured:
+        captured: list[np.ndarray] = []  # inputs of the DNN, (B, N·C) per batch, of rank 0's share of the samples
+        with dnn.register_forward_pre_hook(lambda _, inputs: None if world.rank else captured.append(inputs[0].cpu().numpy())):
             probabilities = classify()
         for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
             context.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **networks.about_local(index))
@@ -42,7 +40,7 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
                 results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0 and probabilities is not None:
             context.save(f"{method}-dnn", dnn, **networks.about_dnn())
-            values = np.concatenate(captured)  # of rank 0's share of the samples
+            values = np.concatenate(captured)
             values = values.reshape(len(values), networks.subdomains, -1)
             decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
             results.method(method, probabilities.argmax(axis=1), probabilities, dnn, decision, batch_size=recipe.batch_size)

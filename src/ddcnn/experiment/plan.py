@@ -3,7 +3,7 @@
 Nothing here imports torch, so that errors come at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
 from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
-from ddcnn.decomposition import Decomposition
+from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import short_name
 from ddcnn.io.run_folder import RunFolder, check_output
@@ -53,7 +53,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     store = partition_source(world, settings, options, settings.output, source)
     if world.rank == 0:
         print(
-            f"{settings.output}: {store.train_samples} + {store.test_samples} images of {_times(store.shape)}, "
+            f"{settings.output}: {store.train_samples} + {store.test_samples} images of {times(store.shape)}, "
             f"{len(store.decomposition)} subdomains{f'; {store.skipped} damaged ones skipped' if store.skipped else ''}"
         )
 
@@ -104,7 +104,7 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple
     content = (replace(options, download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
     chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
     key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
-    return source, settings.partitions / f"{short_name(settings.data)}-{_times(decomposition.grid)}-{key}.h5"
+    return source, settings.partitions / f"{short_name(settings.data)}-{times(decomposition.grid)}-{key}.h5"
 
 
 def resolved(settings: RunSettings, store: PartitionedSet) -> RunSettings:
@@ -227,7 +227,7 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)
-    grid = f" (--grid {_times(decomposition.grid)})" if settings.splitting.cuts_images else ""
+    grid = f" (--grid {times(decomposition.grid)})" if settings.splitting.cuts_images else ""
     check_ranks(ranks, subdomains, f"{subdomains} {settings.splitting.parts}{grid}")
 
 
@@ -239,9 +239,5 @@ def check_ranks(ranks: int, subdomains: int, parts: str) -> None:
         raise InputError(f"{ranks} ranks do not fit {parts}: start {fewer} ranks, or a multiple of {subdomains} with mpirun -n")
 
 
-def _times(numbers: Iterable[int]) -> str:
-    return "x".join(map(str, numbers))
-
-
 def _text(value: int | tuple[int, ...]) -> str:
-    return str(value) if isinstance(value, int) else _times(value)
+    return str(value) if isinstance(value, int) else times(value)

@@ -110,13 +110,12 @@ def classify_local(
         test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
         interface_test = evaluate_interface(group, settings.interface, network, test, every_sample, policy)
         interface_dnn = None if interface_test is None else interface_test[:0]
-        if dnn_samples.kind != "none":
-            training = problem.subimages("train", index)
-            if dnn_samples.kind == "out-of-fold":
-                make = networks.make_local(index)
-                interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
-            else:
-                interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.index, policy)
+        training = problem.subimages("train", index) if dnn_samples.kind != "none" else None
+        if training and dnn_samples.kind == "out-of-fold":
+            make = networks.make_local(index)
+            interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
+        elif training:
+            interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.index, policy)
         if interface_test is None or interface_dnn is None:
             return {}
         values = {"test": probabilities_of(settings.interface, network, interface_test, policy)}

@@ -3,8 +3,7 @@
 Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s); each row sums to one.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,17 +76,6 @@ def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) 
     place = {i: k for k, i in enumerate(present)}
     mean = values.mean(1)
     return torch.stack([values[:, place[i]] if i in place else mean for i in range(subdomains)], 1)
-
-
-@contextmanager
-def capture_inputs(dnn: nn.Module) -> Iterator[list[np.ndarray]]:
-    """Collects the inputs of the DNN, (B, N·C) per batch, while it is evaluated as a part of another network."""
-    captured: list[np.ndarray] = []
-    hook = dnn.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].cpu().numpy()))
-    try:
-        yield captured
-    finally:
-        hook.remove()
 
 
 def dnn_rows(values: np.ndarray, labels: np.ndarray, policy: DevicePolicy) -> Rows:

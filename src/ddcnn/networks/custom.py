@@ -111,11 +111,8 @@ class HeadedNetwork(nn.Module):
             markers.append(torch.linspace(-1, 1, output.numel()).view(output.shape))
             return markers[-1]
 
-        handle = self.get_submodule(self.head).register_forward_hook(replace_output)
-        try:
+        with self.get_submodule(self.head).register_forward_hook(replace_output):
             output = self.train().backbone(images)
-        finally:
-            handle.remove()
         if not (len(markers) == 1 and isinstance(output, torch.Tensor) and output.ndim == 2 and torch.equal(output, markers[0])):
             raise InputError(
                 f"--network {self.name}: its output has to be that of its last nn.Linear with {shape.classes} outputs, applied once to a "

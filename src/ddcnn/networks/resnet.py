@@ -78,12 +78,10 @@ class BasicBlock(nn.Module):
             normalisation(outputs),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1:
-            self.shortcut = (
-                nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), normalisation(outputs))
-                if projection
-                else PaddedShortcut(inputs, outputs, stride)
-            )
+        if stride > 1 and projection:
+            self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), normalisation(outputs))
+        elif stride > 1:
+            self.shortcut = PaddedShortcut(inputs, outputs, stride)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return functional.relu(self.residual(images) + self.shortcut(images), inplace=True)

@@ -23,7 +23,8 @@ def make(name: str, shape: Shape, width: int | None, divisor: float, built_in: l
     Raises:
         InputError: an unknown network, or an unsupported shape, width or divisor.
     """
-    models = _models(name)
+    with errors_as_input_error(f"--network {name} is not built in, and torchvision cannot be imported", "; pip install torchvision"):
+        models = import_torchvision().models
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(
@@ -39,11 +40,6 @@ def make(name: str, shape: Shape, width: int | None, divisor: float, built_in: l
         if shape.channels != 3:
             _replace_stem(network, shape.channels)
     return network
-
-
-def _models(name: str) -> Any:
-    with errors_as_input_error(f"--network {name} is not built in, and torchvision cannot be imported", "; pip install torchvision"):
-        return import_torchvision().models
 
 
 def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:

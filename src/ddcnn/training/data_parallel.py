@@ -46,15 +46,10 @@ def train_data_parallel(
         # The group must go after the reducer: gloo's threads may need the interpreter to end, which only the group's own destructor leaves.
         vars(parallel)["goes_last"] = distributed.group.WORLD
         share = RankShare(images, world.rank, world.size)
-        # before the network's own forward pass DistributedDataParallel broadcasts its buffers, and waits
-        hooks = [
-            parallel.register_forward_pre_hook(lambda *_: waiting()),
-            network.register_forward_pre_hook(lambda *_: beat()),
-        ]
         callback = _AcrossRanks(trainer.callback, world, share, trainer.recipe.steps_per_epoch(len(chosen)))
-        replace(trainer, callback=callback).train(parallel, share, torch.from_numpy(chosen))
-        for hook in hooks:
-            hook.remove()
+        # before the network's own forward pass DistributedDataParallel broadcasts its buffers, and waits
+        with parallel.register_forward_pre_hook(lambda *_: waiting()), network.register_forward_pre_hook(lambda *_: beat()):
+            replace(trainer, callback=callback).train(parallel, share, torch.from_numpy(chosen))
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,11 @@ class DevicePolicy:
     def place(self, network: Network) -> Network:
         """The network on the device, its convolutions in channels_last order."""
         for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            elif isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)) and self.device.type == "cpu" and self.precision == "bf16":
-                module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                order = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                module.to(memory_format=order)  # type: ignore[call-overload]
+                if self.device.type == "cpu" and self.precision == "bf16":
+                    module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
         return network.to(self.device)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 
 # those of torchvision's ImageFolder
@@ -86,7 +87,7 @@ class Headers:
             raise InputError(f"{self.formats[DEEP]} has more than 8 bits a pixel and {other} has 8: convert all to one depth")
         pixels = pixels or (next(iter(self.formats)) if len(self.formats) == 1 else COLOUR)
         if size is None and len(self.sizes) > 1:
-            (first, one), (second, other) = ((name, "x".join(map(str, size))) for size, name in list(self.sizes.items())[:2])
+            (first, one), (second, other) = ((name, times(size)) for size, name in list(self.sizes.items())[:2])
             raise InputError(f"{first} is {one} and {second} is {other}: give one size for all with {option}")
         return pixels, (*(size or next(iter(self.sizes))), pixels.channels)
 
