@@ -74,7 +74,7 @@ def partition(
     writer = BlockWriter(source, decomposition, resizable=skip_damaged)
     statistics = BlockStatistics(source.shape[-1])
     with world.raise_on_all_ranks(), disk_errors(path):
-        files.prepare()
+        files.written.parent.mkdir(parents=True, exist_ok=True)
     try:
         with (
             world.raise_on_all_ranks(), world.cancel_together(Tag.PARTITION, should_stop) as cancelled,

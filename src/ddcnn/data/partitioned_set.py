@@ -28,7 +28,7 @@ from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, opened, parsing
+from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
 
 SCHEMA_VERSION = 3
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
@@ -133,7 +133,8 @@ class PartitionedSet:
             with parts[0][1].opened(path) as file:
                 for split, part in parts:
                     for box in described.decomposition.subdomains:
-                        part.dataset(file, images_name(split, box.index), (*box.stored.shape, described.shape[-1]), described.dtype)
+                        shape = (part.stop - part.start, *box.stored.shape, described.shape[-1])
+                        checked_dataset(file, images_name(split, box.index), shape, described.dtype)
         return described
 
     @property
@@ -167,7 +168,7 @@ class PartitionedSet:
                 a, b = max(start, part.start), min(stop, part.stop)
                 if a < b:
                     with part.opened(path) as file, parsing():
-                        dataset = part.dataset(file, name, shape, self.dtype)
+                        dataset = checked_dataset(file, name, (part.stop - part.start, *shape), self.dtype)
                         dataset.read_direct(images, np.s_[a - part.start : b - part.start], np.s_[a - start : b - start])
             for k in range(first, last):
                 if checksum(images[runs[k] - start : runs[k + 1] - start]) != checks[k]:

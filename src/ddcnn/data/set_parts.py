@@ -10,13 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import attribute, checked_dataset, opened, reading
+from ddcnn.io.hdf5 import attribute, opened, reading
 
 REFUSAL = ("not a complete partitioned set", "partition the source again")  # problem and way out, for messages
 
@@ -32,10 +31,6 @@ class Part:
     file: Path
     start: int
     stop: int
-
-    def dataset(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-        """A dataset of the part, whose rows have ``shape``; Damaged if it is missing or different."""
-        return checked_dataset(file, name, (self.stop - self.start, *shape), dtype)
 
     def opened(self, path: Path) -> AbstractContextManager[h5py.File]:
         """Opens this part of the set ``path`` for reading, within ``hdf5.reading``."""

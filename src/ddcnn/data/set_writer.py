@@ -93,9 +93,6 @@ class SetFiles:
         """The file that this rank writes."""
         return self.temporary if self.one_file else self.parts / part_name(self.world.rank)
 
-    def prepare(self) -> None:
-        (self.path.parent if self.one_file else self.parts).mkdir(parents=True, exist_ok=True)
-
     @contextmanager
     def open(self) -> Iterator[h5py.File]:
         """This rank's file, for writing; collective if all ranks write one file."""

@@ -60,11 +60,8 @@ class CoherentNetwork(nn.Module):
         """The local CNNs of this rank's subdomains, and the DNN, by the names of their checkpoints."""
         return {f"local-{self.first + k:04}": network for k, network in enumerate(self.local_cnns)} | {"dnn": self.dnn}
 
-    def freeze(self, frozen: bool) -> None:
-        """Frozen, the local CNNs keep their parameters and running statistics; only the DNN learns."""
-        self.local_cnns.requires_grad_(not frozen)
-
     def train(self, mode: bool = True) -> "CoherentNetwork":
+        """Local CNNs whose parameters are frozen keep their running statistics, too."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.local_cnns.parameters()):
             self.local_cnns.eval()
@@ -108,9 +105,9 @@ def train_coherent(
         return replace(trainer, callback=_Synced(trainer.callback, network, before))
 
     if frozen:
-        network.freeze(True)
+        network.local_cnns.requires_grad_(False)
         train_data_parallel(group, synced(frozen, 0), network, images, chosen)
-        network.freeze(False)
+        network.local_cnns.requires_grad_(True)
     before = frozen.recipe.epochs if frozen else 0
     has_unused = network.interface == "features"  # the last layers of the local CNNs
     train_data_parallel(group, synced(trainer, before), network, images, chosen, has_unused)

@@ -38,7 +38,11 @@ def make(name: str, shape: Shape, width: int | None, divisor: float, built_in: l
     with errors_as_input_error(f"--network {name} cannot be made for images of {shape.size}"):
         network = _make(models, name, shape, divisor)
         if shape.channels != 3:
-            _replace_stem(network, shape.channels)
+            path, stem = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+            kernel, stride, padding = stem.kernel_size, stem.stride, stem.padding
+            fitting = nn.Conv2d(shape.channels, stem.out_channels, kernel, stride, padding, bias=stem.bias is not None)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(fitting.weight, mode="fan_out", nonlinearity="relu")
+            network.set_submodule(path, fitting)
     return network
 
 
@@ -64,13 +68,3 @@ def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
     elif name.startswith("maxvit"):
         options["input_size"] = shape.spatial
     return models.get_model(name, weights=None, **options)
-
-
-def _replace_stem(network: nn.Module, channels: int) -> None:
-    """Replaces the first convolution by one for ``channels`` input channels."""
-    path, stem = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
-    fitting = nn.Conv2d(
-        channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None  # type: ignore[arg-type]
-    )  # fmt: skip
-    nn.init.kaiming_normal_(fitting.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(path, fitting)

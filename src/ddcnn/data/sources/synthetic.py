@@ -49,14 +49,12 @@ def synthetic(options: SourceOptions) -> Source:
     if not 2 <= classes <= samples:
         raise InputError(f"--data {options.name}: two classes or more, and a sample or more of each ({pattern}{hint})")
     counts = {"train": samples, "test": max(classes, math.ceil(samples / 5))}
-    splits = {split: _split(split, count, tuple(shape), classes) for split, count in counts.items()}
+    splits = {}
+    for split, count in counts.items():
+        labels = numpy_generator(0, f"synthetic labels {split}").permutation(np.arange(count, dtype=np.int64) % classes)
+        images = Images(tuple(shape), labels, math.isqrt(classes - 1) + 1, seed_for(0, f"synthetic {split}"))
+        splits[split] = Split((count, *shape), np.dtype(np.uint8), labels, images.read)
     return Source(options.name, splits, tuple(map(str, range(classes))), f"{options.name} version {VERSION} volumes {options.volumes}")
-
-
-def _split(split: str, samples: int, shape: tuple[int, ...], classes: int) -> Split:
-    labels = numpy_generator(0, f"synthetic labels {split}").permutation(np.arange(samples, dtype=np.int64) % classes)
-    images = Images(shape, labels, math.isqrt(classes - 1) + 1, seed_for(0, f"synthetic {split}"))
-    return Split((samples, *shape), np.dtype(np.uint8), labels, images.read)
 
 
 @dataclass(frozen=True)
