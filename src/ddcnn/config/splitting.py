@@ -15,6 +15,18 @@ class ImageSplitting:
 
     cuts_images = True
     parts = "subdomains"
+    cell = "a subdomain at its place in the image"  # of a map of one number per subdomain
+    caption = (
+        "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended by the overlap) "
+        "that the local CNNs see, each alone"
+    )
+
+    def headline(self, grid: tuple[int, ...], overlap: int) -> str:
+        return f"{'x'.join(map(str, grid))} subdomains, overlap {overlap}"
+
+    def map_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a map of one number per subdomain."""
+        return grid
 
     def networks_per_subimage(self, grid: tuple[int, ...]) -> int:
         return 1
@@ -37,6 +49,14 @@ class WidthSplitting(ImageSplitting):
 
     cuts_images = False
     parts = "thin networks"
+    cell = "a thin network"
+    caption = "Test images, which all thin networks see whole"
+
+    def headline(self, grid: tuple[int, ...], overlap: int) -> str:
+        return f"{prod(grid)} thin networks"
+
+    def map_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, prod(grid))
 
     def networks_per_subimage(self, grid: tuple[int, ...]) -> int:
         return prod(grid)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.json_schema import models_json_schema
 
 from ddcnn.config.methods import Method
+from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
 from ddcnn.io.hdf5 import Damaged
 
 SCHEMA_VERSION = 1
@@ -86,6 +87,10 @@ class DecompositionSummary(Part):
     global_parameters: int | None
     """Of the undecomposed CNN of the same width; null if there can be none."""
     subdomains: list[SubdomainResult]
+
+    @property
+    def splitting(self) -> ImageSplitting:
+        return SPLITTINGS[self.kind]
 
 
 class MethodSeconds(Part):

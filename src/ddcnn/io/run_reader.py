@@ -39,9 +39,8 @@ class FinishedRun:
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """Shape of a map of one number per subdomain: the grid, or a row of thin networks."""
-        decomposition = self.results.decomposition
-        return decomposition.grid if decomposition.kind == "image" else (1, len(decomposition.subdomains))
+        """Shape of a map of one number per subdomain."""
+        return self.results.decomposition.splitting.map_shape(self.results.decomposition.grid)
 
     @property
     def local_accuracy(self) -> np.ndarray | None:

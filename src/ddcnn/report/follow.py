@@ -109,9 +109,7 @@ def view(run: RunFolder, lines: Lines) -> RenderableType:
             number(last.test_accuracy, "{:.3f}", ""), f"{last.time:.1f}",
         )  # fmt: skip
     hidden = f"; the latest {MOST} of {len(trainings)} trainings" if len(trainings) > MOST else ""
-    grid = "x".join(map(str, settings.grid))
-    kind = "subdomains" if settings.decomposition == "image" else "in width"
-    headline = f"{run}: {settings.data}, {grid} {kind}, {settings.network}{hidden}"
+    headline = f"{run}: {settings.data}, {settings.splitting.headline(settings.grid, settings.overlap)}, {settings.network}{hidden}"
     note = state_of(run) or "Of the subdomains, those of rank 0 until the run ends."
     return Group(Text(headline), table, Text(note, style="dim"))
 

@@ -66,7 +66,7 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     details = run.details
     shares = confusion_shares(run)
-    different = slice(None) if run.results.decomposition.kind == "image" else slice(1)  # thin networks see the same
+    different = slice(None) if run.results.decomposition.splitting.cuts_images else slice(1)  # else all see the same
     names = [no_formula(name) for name in details.class_names]
     titles = [names[label] for label in details.labels[details.example_rows]]
     drawn = {
@@ -100,17 +100,11 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     names = [plain(name) for name in run.details.class_names]
     often = f"; most often, {names[true]} is taken for {names[decided]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.details.examples.ndim == 5 else ""
-    shown = (
-        "Test images with the lines along which they are cut into cores, and below them the subimages (cores extended by the overlap) "
-        f"that the local CNNs see, each alone{slices}."
-    )
-    cell = "a subdomain at its place in the image"
-    if run.results.decomposition.kind == "width":
-        shown, cell = f"Test images, which all thin networks see whole{slices}.", "a thin network"
+    splitting = run.results.decomposition.splitting
     return {
-        "decomposition": shown,
-        "local_accuracy": f"On the left, each cell is {cell}: the brighter, the more test samples its local CNN classifies correctly "
-        "alone; on the right, what the methods make of them all.",
+        "decomposition": f"{splitting.caption}{slices}.",
+        "local_accuracy": f"On the left, each cell is {splitting.cell}: the brighter, the more test samples its local CNN classifies "
+        "correctly alone; on the right, what the methods make of them all.",
         "accuracy_over_time": CURVES_CAPTION,
         "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
         "accuracy far above test accuracy means overfitting.",
@@ -184,10 +178,8 @@ def one_class_note(run: FinishedRun) -> str:
 
 
 def title(results: RunResults) -> str:
-    source, decomposition = plain(results.data.source), results.decomposition
-    if decomposition.kind == "width":
-        return f"{source}, {len(decomposition.subdomains)} thin networks"
-    return f"{source}, {'x'.join(map(str, decomposition.grid))} subdomains, overlap {decomposition.overlap}"
+    decomposition = results.decomposition
+    return f"{plain(results.data.source)}, {decomposition.splitting.headline(decomposition.grid, decomposition.overlap)}"
 
 
 def parameters_note(decomposition: DecompositionSummary) -> str:

@@ -47,7 +47,7 @@ class Workload:
             InputError: the study is of a kind that is not modelled.
         """
         settings, data = run.settings, run.results.data
-        if settings.decomposition == "width" or settings.start_from:
+        if not settings.splitting.cuts_images or settings.start_from:
             raise InputError(f"{run.folder}: only trainings of a decomposition of the image, from scratch, are modelled")
         if settings.dnn_data == "holdout" and "dnn" in phases:
             raise InputError(f"{run.folder}: --dnn-data holdout is not modelled; study train or out-of-fold")
