@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from ddcnn.data.sources import DamagedSample, SourceOptions, decoding, open_source
-from ddcnn.data.sources.fitting import Fit
+from ddcnn.data.sources.resizing import Fit
 from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
 

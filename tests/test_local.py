@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.method.local import DnnSamples, evaluate_interface, evaluate_interface_out_of_fold, probabilities_of, train_local
+from ddcnn.method.dnn_samples import DnnSamples, evaluate_interface_out_of_fold
+from ddcnn.method.interface import evaluate_interface, probabilities_of
+from ddcnn.method.local import train_local
 from ddcnn.networks.registry import make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds

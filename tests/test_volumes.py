@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_folders import damage, everything, opened
 
-from ddcnn.data.sources.fitting import resample
+from ddcnn.data.sources.resizing import resample
 from ddcnn.errors import InputError
 
 LABELS = ["1", "0", "1", "0", "1", "0", "1", "0"]

@@ -8,7 +8,9 @@ from torch import nn
 
 from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
-from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, train_local
+from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
+from ddcnn.method.interface import evaluate_interface
+from ddcnn.method.local import train_local
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.groups import form_groups, owned_subdomains
 from ddcnn.parallel.seeding import Seeds

@@ -12,8 +12,8 @@ from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, array_split
 from ddcnn.data.sources.base import SPLITS, Split
 from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
-from ddcnn.data.sources.fitting import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.folders import image_files
+from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import TABLE, load_volume
 from ddcnn.decomposition import times

@@ -17,7 +17,8 @@ from ddcnn.errors import InputError, did_you_mean
 from ddcnn.experiment.context import Problem, prepare
 from ddcnn.experiment.plan import prepare_run
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
-from ddcnn.method.local import evaluate_interface, train_local
+from ddcnn.method.interface import evaluate_interface
+from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
 from ddcnn.training.loop import Recipe, Trainer
 

@@ -22,8 +22,8 @@ from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import classify_by_dnn
+from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
-from ddcnn.method.local import DnnSamples
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.heartbeat import at

@@ -9,7 +9,9 @@ from ddcnn.config.methods import Method
 from ddcnn.experiment.context import RunContext, Watched, failing_in
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
-from ddcnn.method.local import evaluate_interface, evaluate_interface_out_of_fold, probabilities_of, train_local
+from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
+from ddcnn.method.interface import evaluate_interface, probabilities_of
+from ddcnn.method.local import train_local
 from ddcnn.parallel.world import Tag
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import classify_together

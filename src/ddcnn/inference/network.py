@@ -13,8 +13,7 @@ from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.io import parameters
 from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
-from ddcnn.method.interface import interface_values
-from ddcnn.method.local import local_probabilities
+from ddcnn.method.interface import interface_values, local_probabilities
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.training.loop import build
 from ddcnn.training.precision import DevicePolicy

@@ -1,5 +1,6 @@
-"""The papers, to be read beside them: ``local`` (local CNNs), ``aggregate`` (vote, average, CNN-DNN), ``interface`` (what travels, and its
-adjoint), ``coherent`` (coherent training and transfer), ``width`` (decomposition in width), ``factory`` (settings and data -> networks).
+"""The papers, to be read beside them: ``local`` (local CNNs), ``dnn_samples`` (holdout, out-of-fold), ``aggregate`` (vote, average,
+CNN-DNN), ``interface`` (what travels, and its adjoint), ``coherent`` (coherent training and transfer), ``width`` (decomposition in
+width), ``factory`` (settings and data -> networks).
 
 No options are read here, nothing is printed, recorded or written.
 """

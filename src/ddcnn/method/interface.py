@@ -4,13 +4,18 @@ In the papers these are the probabilities p_i = softmax of f_i(R_i x), K numbers
 K numbers as well; the features are the last hidden layer of f_i, F numbers.
 """
 
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from ddcnn.data.batches import Samples
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import at_least_single
+from ddcnn.training.data_parallel import divided
+from ddcnn.training.loop import at_least_single, evaluate
+from ddcnn.training.precision import DevicePolicy
 
 
 def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
@@ -24,6 +29,30 @@ def values_per_subdomain(interface: str, network: nn.Module) -> int:
     """C: the number of interface values per sample and subdomain."""
     classifier: Any = network.classifier
     return classifier.in_features if interface == "features" else classifier.out_features
+
+
+def evaluate_interface(
+    group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, policy: DevicePolicy
+) -> np.ndarray | None:  # fmt: skip
+    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank; None on its other ranks."""
+
+    def work(share: np.ndarray) -> np.ndarray:
+        return evaluate(network, partial(interface_values, interface, network), samples, torch.from_numpy(share), policy).numpy()
+
+    return divided(group, chosen, work)
+
+
+def local_probabilities(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
+    """p_i (B, K) from a local CNN's interface values (B, C), without another pass through the convolutions."""
+    if interface == "probabilities":
+        return values
+    return (network.classifier(values) if interface == "features" else values).softmax(1)
+
+
+@torch.inference_mode()
+def probabilities_of(interface: str, network: Any, values: np.ndarray, policy: DevicePolicy) -> np.ndarray:
+    """p_i (S, K) float32 from interface values (S, C), both in host memory."""
+    return local_probabilities(interface, network, torch.from_numpy(values).to(policy.device)).cpu().numpy()
 
 
 class Collect(torch.autograd.Function):

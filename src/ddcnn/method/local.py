@@ -4,62 +4,14 @@ With more ranks than subdomains, the ranks of a subdomain's group train its CNN 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from ddcnn.data.batches import Images, Samples
-from ddcnn.method.interface import interface_values
-from ddcnn.parallel.seeding import numpy_generator
+from ddcnn.data.batches import Images
 from ddcnn.parallel.world import World
-from ddcnn.training.data_parallel import divided, train_data_parallel
-from ddcnn.training.loop import Trainer, evaluate
-from ddcnn.training.precision import DevicePolicy
-
-
-@dataclass(frozen=True)
-class DnnSamples:
-    """Which training samples the local CNNs learn from, and which ones the DNN learns from; the same in every subdomain.
-
-    A local CNN is over-confident on the samples that it was trained on, so the DNN may learn from others.
-
-    Attributes:
-        kind: "train": the same samples. "holdout": one fold, which the local CNNs never see. "out-of-fold": all samples, each classified
-            by a CNN that was trained on the other folds; the CNN that is kept learns from all samples. "none": no DNN is trained.
-        fold: (S,) int64, the fold of each training sample.
-    """
-
-    kind: str
-    fold: np.ndarray
-
-    @classmethod
-    def choose(cls, kind: str, labels: np.ndarray, folds: int, seed: int) -> "DnnSamples":
-        """Seeded folds, balanced over the classes, of samples with ``labels`` (S,)."""
-        order = numpy_generator(seed, "folds").permutation(len(labels))
-        order = order[np.argsort(labels[order], kind="stable")]
-        fold = np.empty(len(labels), dtype=np.int64)
-        fold[order] = np.arange(len(labels)) % folds
-        return cls(kind, fold)
-
-    @property
-    def index(self) -> np.ndarray:
-        """The training samples of the DNN, (S_dnn,)."""
-        chosen = {"none": self.fold < 0, "holdout": self.fold == 0}
-        return np.flatnonzero(chosen.get(self.kind, self.fold >= 0))
-
-    @property
-    def for_cnn(self) -> np.ndarray:
-        """The training samples of the local CNNs, (S_cnn,)."""
-        return np.flatnonzero(self.fold != 0) if self.kind == "holdout" else np.arange(len(self.fold))
-
-    @property
-    def networks(self) -> int:
-        """Number of networks that are trained in each subdomain."""
-        return 1 + (int(self.fold.max()) + 1 if self.kind == "out-of-fold" else 0)
+from ddcnn.training.data_parallel import train_data_parallel
+from ddcnn.training.loop import Trainer
 
 
 def train_local(group: World, trainer: Trainer, make: Callable[[], nn.Module], images: Images, chosen: np.ndarray) -> nn.Module:
@@ -81,53 +33,3 @@ def train_local(group: World, trainer: Trainer, make: Callable[[], nn.Module], i
     network = trainer.build(make)
     train_data_parallel(group, trainer, network, images, chosen)
     return network
-
-
-def evaluate_interface_out_of_fold(
-    group: World, trainer_of: Callable[[int, int], Trainer], make: Callable[[], nn.Module], interface: str, images: Images, fold: np.ndarray
-) -> np.ndarray | None:
-    """Interface values (S, C) float32 of the training samples, each from a CNN that was not trained on its fold.
-
-    Args:
-        trainer_of: for the number of the fold that is left out, and the number of samples that remain.
-        fold: (S,) int64, the fold of each training sample.
-
-    Returns:
-        the values, in the order of the samples, on the group's first rank; None on its other ranks.
-
-    Raises:
-        FloatingPointError, Stopped: as ``train_local``.
-    """
-    unseen: list[Any] = []
-    for k in range(int(fold.max()) + 1):
-        chosen = np.flatnonzero(fold != k)
-        trainer = trainer_of(k, len(chosen))
-        network = train_local(group, trainer, make, images, chosen)
-        unseen.append(evaluate_interface(group, interface, network, images, np.flatnonzero(fold == k), trainer.policy))
-    if group.rank:
-        return None
-    return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
-
-
-def evaluate_interface(
-    group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, policy: DevicePolicy
-) -> np.ndarray | None:  # fmt: skip
-    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank; None on its other ranks."""
-
-    def work(share: np.ndarray) -> np.ndarray:
-        return evaluate(network, partial(interface_values, interface, network), samples, torch.from_numpy(share), policy).numpy()
-
-    return divided(group, chosen, work)
-
-
-def local_probabilities(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
-    """p_i (B, K) from a local CNN's interface values (B, C), without another pass through the convolutions."""
-    if interface == "probabilities":
-        return values
-    return (network.classifier(values) if interface == "features" else values).softmax(1)
-
-
-@torch.inference_mode()
-def probabilities_of(interface: str, network: Any, values: np.ndarray, policy: DevicePolicy) -> np.ndarray:
-    """p_i (S, K) float32 from interface values (S, C), both in host memory."""
-    return local_probabilities(interface, network, torch.from_numpy(values).to(policy.device)).cpu().numpy()

@@ -1,5 +1,5 @@
 """Reports, made from the files of finished runs alone: ``run_report``, ``seeds_report``, ``analysis`` (reliance, calibration), ``metrics``,
-``markdown``, ``follow`` (a run that goes on), ``figures/`` (arrays in, a figure out).
+``pages``, ``follow`` (a run that goes on), ``figures/`` (arrays in, a figure out).
 
 No training, no networks, no torch; tables are returned or shown on a console that the caller gives.
 """

@@ -7,8 +7,8 @@ import numpy as np
 from ddcnn.io.results_schema import Analysis, Influence
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.report.analysis import disagreements
-from ddcnn.report.markdown import no_formula, plain, table
 from ddcnn.report.metrics import reliability
+from ddcnn.report.pages import no_formula, plain, table
 
 MANY_SUBDOMAINS = 16  # of more, those on which the methods rely most
 MANY_CLASSES = 20  # of more, those in which vote and DNN disagree most

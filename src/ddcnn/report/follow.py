@@ -14,7 +14,7 @@ from ddcnn.io.lock import is_held
 from ddcnn.io.results_schema import EpochLine, parse
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
-from ddcnn.report.markdown import number
+from ddcnn.report.pages import number
 from ddcnn.report.run_report import show_methods
 
 INTERVAL = 0.5  # seconds between two polls

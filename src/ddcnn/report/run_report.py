@@ -16,8 +16,8 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
-from ddcnn.report.markdown import human, no_formula, number, page, plain, table
 from ddcnn.report.metrics import confusion
+from ddcnn.report.pages import human, no_formula, number, page, plain, table
 
 MANY_SUBDOMAINS = 64
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")

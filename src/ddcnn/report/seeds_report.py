@@ -10,7 +10,7 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.report import run_report
-from ddcnn.report.markdown import table
+from ddcnn.report.pages import table
 
 
 def write_reports(output: RunFolder, console: Console) -> None:

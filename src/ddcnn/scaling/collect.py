@@ -14,7 +14,7 @@ from typing import Any
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.report.markdown import number, table
+from ddcnn.report.pages import number, table
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
 
 RUN = re.compile(r"(\d+)(-\d+)?")  # folder of a run in that of a study: its ranks, and from the second on the repetition

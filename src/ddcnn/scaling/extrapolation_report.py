@@ -13,7 +13,7 @@ from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.hdf5 import parsing, reading
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import DAMAGED, load
-from ddcnn.report.markdown import number, table
+from ddcnn.report.pages import number, table
 from ddcnn.scaling.collect import csv_text, measured
 from ddcnn.scaling.extrapolation import Model, Predicted, fitted
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, points_of

@@ -14,8 +14,8 @@ from pathlib import Path
 from ddcnn.data.sources.array_files import array_file
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check
 from ddcnn.data.sources.digits import digits
-from ddcnn.data.sources.fitting import fit_split
 from ddcnn.data.sources.folders import class_folders
+from ddcnn.data.sources.resizing import fit_split
 from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, Headers, decode, header
-from ddcnn.data.sources.fitting import Fit, LabelledFiles
+from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 

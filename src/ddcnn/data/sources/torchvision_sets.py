@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
 from ddcnn.data.sources.decoding import Header, Headers, format_of, to_array
-from ddcnn.data.sources.fitting import Fit, sample_by_sample
+from ddcnn.data.sources.resizing import Fit, sample_by_sample
 from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
 from ddcnn.parallel.heartbeat import beat, unjudged

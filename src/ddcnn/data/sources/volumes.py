@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
-from ddcnn.data.sources.fitting import Fit, LabelledFiles
+from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError
 
 TABLE = "labels.csv"
