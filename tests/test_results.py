@@ -80,11 +80,11 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     subdomains = np.array([[0, 100, 90, 1.0], [1, 100, 90, 1.0], [2, 100, 90, 1.0], [3, 100, 90, 1.0]])
     settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0)
     decided = {
-        "vote": Decided(labels, None, 0, 126, 400, None),
-        "dnn": Decided((labels + 1) % 10, np.eye(10, dtype=np.float32)[labels], 7, 128, None, None),
+        "vote": Decided(labels, 126, gathered_bytes=400),
+        "dnn": Decided((labels + 1) % 10, 128, np.eye(10, dtype=np.float32)[labels], 7),
     }
-    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1)
-    results = assemble(gathered, decided, labels, local_classes, settings, store, ENVIRONMENT, 555)
+    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1, local_classes, 555)
+    results = assemble(gathered, decided, settings, store, ENVIRONMENT)
     assert [box.test_accuracy for box in results.decomposition.subdomains] == [1, 1, 0, 1]
     assert (results.decomposition.parameters, results.decomposition.global_parameters) == (400, 555)
     vote, dnn = results.methods["vote"], results.methods["dnn"]

@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from ddcnn.data import partition as partition_module
-from ddcnn.data.partition import partition
+from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
@@ -67,7 +67,7 @@ def test_a_set_that_another_job_has_made_meanwhile_stays(world, shared_path, ima
     path, everything = shared_path / "set.h5", {"train": np.arange(53), "test": np.arange(7)}
     theirs = partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (1, 2)), path)
     before = sorted(shared_path.rglob("*"))
-    store = partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (1, 2)), path, reuse=True)
+    store = partition(world, source_of(images), everything, Decomposition(SHAPE[:2], (1, 2)), path, PartitionOptions(reuse=True))
     world.barrier()
     assert sorted(shared_path.rglob("*")) == before
     np.testing.assert_array_equal(theirs.read("train", 1), store.read("train", 1))
@@ -102,7 +102,7 @@ def test_damaged_samples_are_refused_by_name_or_left_out_and_counted(world, shar
     decomposition, path = Decomposition(SHAPE[:2], (2, 3), 2, 1), shared_path / "set.h5"
     with pytest.raises(InputError, match=r"(train|test) file \d+ is damaged"):  # that of the rank that comes first
         partition(world, source_of(images), selections, decomposition, path)
-    store = partition(world, source_of(images), selections, decomposition, path, skip_damaged=True)
+    store = partition(world, source_of(images), selections, decomposition, path, PartitionOptions(skip_damaged=True))
     left = {name: np.setdiff1d(selection, damaged[name]) for name, selection in selections.items()}
     assert store.skipped == 5 + 6
     assert (store.train_samples, store.test_samples) == (len(left["train"]), 1)
@@ -145,7 +145,7 @@ def test_a_split_of_damaged_samples_alone_is_refused(world, shared_path, images)
             selections,
             Decomposition(SHAPE[:2], (1, 1)),
             shared_path / "set.h5",
-            skip_damaged=True,
+            PartitionOptions(skip_damaged=True),
         )
     world.barrier()
     assert list(shared_path.iterdir()) == []

@@ -50,26 +50,40 @@ def blocks(split: Split, selection: np.ndarray, most: int = sys.maxsize) -> list
     return [Block(selection[a:b], int(a)) for a, b in pairwise(rows) if b > a]
 
 
+@dataclass(frozen=True)
+class PartitionOptions:
+    """How a source is partitioned.
+
+    Attributes:
+        skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
+        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
+        reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
+        should_stop: whether this rank has been asked to stop.
+    """
+
+    skip_damaged: bool = False
+    progress: str = "none"
+    reuse: bool = False
+    should_stop: Callable[[], bool] = lambda: False
+
+
 def partition(
-    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path, *,
-    skip_damaged: bool = False, progress: str = "none", reuse: bool = False, should_stop: Callable[[], bool] = lambda: False,
+    world: World, source: Source, selections: dict[str, np.ndarray], decomposition: Decomposition, path: Path,
+    options: PartitionOptions = PartitionOptions(),
 ) -> PartitionedSet:  # fmt: skip
     """Writes the partitioned set ``path``; collective.
 
     Args:
         selections: ascending indices of the samples of each split, (S,) int64.
         path: of the file; a folder of parts may lie beside it.
-        skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
-        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
-        reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
-        should_stop: whether this rank has been asked to stop.
 
     Raises:
         InputError: a damaged sample, a pixel that is not a finite number, or files that cannot be written.
         Stopped: on all ranks, if one has been asked to stop; nothing is left behind.
     """
+    skip_damaged, should_stop = options.skip_damaged, options.should_stop
     parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
-    files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, reuse)
+    files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, options.reuse)
     work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     writer = BlockWriter(source, decomposition, resizable=skip_damaged)
     statistics = BlockStatistics(source.shape[-1])
@@ -81,7 +95,7 @@ def partition(
             disk_errors(path), world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(work.values()):
-                display = Progress("partition", sum(map(len, work.values())), progress if world.rank == 0 else "none", seconds=5)
+                display = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
                 with files.open() as file, display:  # with parallel h5py, opening, creating and closing are collective
                     rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in SPLITS}
                     for name in SPLITS:

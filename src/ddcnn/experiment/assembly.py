@@ -19,7 +19,7 @@ Curve = list[tuple[float, float]]  # (seconds, test accuracy)
 
 @dataclass(frozen=True)
 class Gathered:
-    """What all ranks have recorded.
+    """What all ranks have recorded, and rank 0 knows.
 
     Attributes:
         sent: (ranks, phases) bytes.
@@ -28,6 +28,8 @@ class Gathered:
         subdomains: (n, 4) index, parameters, parameters that the DNN uses, seconds; of the local CNNs that were trained.
         classifications: (events, 2) index and time, and (events, S', K) p_i after epochs of local training, if any were recorded.
         stride: of the test samples in these.
+        local_classes: (S_test, N) arg max p_i, if local CNNs have been trained.
+        global_parameters: of the undecomposed CNN of the same width, if there can be one.
     """
 
     sent: np.ndarray
@@ -36,37 +38,36 @@ class Gathered:
     subdomains: np.ndarray
     classifications: tuple[np.ndarray, np.ndarray] | None
     stride: int
+    local_classes: np.ndarray | None
+    global_parameters: int | None
 
 
 @dataclass(frozen=True)
 class Decided:
-    """The decisions of a method: arguments of ``Recorder.method``.
+    """The decisions of a method.
 
     Attributes:
         classes: (S_test,)
+        batch_size: samples per step of the last training that it needs.
         probabilities: (S_test, K) if it has any.
         parameters: of its own network, beside the local CNNs.
+        decision: how it decides on interface values, if it does.
+        gathered_bytes: sent for it in the phase ``gather``, if that is less than the whole phase.
     """
 
     classes: np.ndarray
-    probabilities: np.ndarray | None
-    parameters: int
     batch_size: int
-    gathered_bytes: int | None
-    decision: Decision | None
+    probabilities: np.ndarray | None = None
+    parameters: int = 0
+    decision: Decision | None = None
+    gathered_bytes: int | None = None
 
 
 def assemble(
-    gathered: Gathered, decided: dict[Method, Decided], labels: np.ndarray, local_classes: np.ndarray | None,
-    settings: RunSettings, store: PartitionedSet, environment: schema.Environment, global_parameters: int | None,
-) -> schema.RunResults:  # fmt: skip
-    """The results of a run.
-
-    Args:
-        labels: (S_test,)
-        local_classes: (S_test, N) arg max p_i, if local CNNs have been trained.
-        global_parameters: of the undecomposed CNN of the same width, if there can be one.
-    """
+    gathered: Gathered, decided: dict[Method, Decided], settings: RunSettings, store: PartitionedSet, environment: schema.Environment
+) -> schema.RunResults:
+    """The results of a run."""
+    labels = store.labels("test")
     methods = {name: method_result(name, decided[name], gathered, labels, settings, len(store.class_names)) for name in settings.methods}
     if Method.TRANSFER in methods and Method.DNN in methods and "dnn" in settings.phases_of(Method.TRANSFER):
         start, transfer = methods[Method.DNN].curve or [], methods[Method.TRANSFER]
@@ -84,7 +85,7 @@ def assemble(
         decomposition=schema.DecompositionSummary(
             kind=settings.decomposition, grid=store.grid if settings.splitting.cuts_images else settings.grid, overlap=store.overlap,
             width_divisor=settings.divisor(networks), parameters=int(gathered.subdomains[:, 1].sum()),
-            global_parameters=global_parameters, subdomains=subdomain_results(gathered, networks, store, labels, local_classes),
+            global_parameters=gathered.global_parameters, subdomains=subdomain_results(gathered, networks, store, labels),
         ),
         methods=methods,
         analysis=analyse(decisions, labels, classes, probabilities, settings.seed),
@@ -141,9 +142,8 @@ def average_curve(moments: np.ndarray, classifications: np.ndarray, labels: np.n
     return points
 
 
-def subdomain_results(
-    gathered: Gathered, networks: int, store: PartitionedSet, labels: np.ndarray, local_classes: np.ndarray | None
-) -> list[schema.SubdomainResult]:
+def subdomain_results(gathered: Gathered, networks: int, store: PartitionedSet, labels: np.ndarray) -> list[schema.SubdomainResult]:
+    local_classes = gathered.local_classes
     trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in gathered.subdomains.tolist()}
     results = []
     boxes = store.decomposition.subdomains

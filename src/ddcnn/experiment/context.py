@@ -214,12 +214,14 @@ class RunContext:
         problem = self.problem
         settings = problem.settings
         identity = settings.identity() | {"data": problem.store.source_sha256, "precision": problem.policy.precision}
-        checkpoints = CheckpointManager(ranks, self.results.folder.training / name, identity, settings.keep_checkpoints)
+        checkpoints = CheckpointManager(
+            ranks, self.results.folder.training / name, identity, settings.keep_checkpoints, problem.groups.leads
+        )
 
         def should_stop() -> bool:
             return self.should_stop() or others_stop()
 
-        return Checkpointer(checkpoints, recipe, samples, records, settings, should_stop, problem.groups.leads)
+        return Checkpointer(checkpoints, recipe, samples, records, settings, should_stop)
 
     @contextmanager
     def joint_training(

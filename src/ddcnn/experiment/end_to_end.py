@@ -6,9 +6,11 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
+from ddcnn.experiment.assembly import Decided
 from ddcnn.experiment.context import RunContext
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
+from ddcnn.networks.layers import count_parameters
 from ddcnn.training.data_parallel import classify_together, train_data_parallel
 from ddcnn.training.loop import START, build
 
@@ -43,7 +45,8 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
             values = np.concatenate(captured)
             values = values.reshape(len(values), networks.subdomains, -1)
             decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
-            results.method(method, probabilities.argmax(axis=1), probabilities, dnn, decision, batch_size=recipe.batch_size)
+            classes, parameters = probabilities.argmax(axis=1), count_parameters(dnn)
+            results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters, decision))
 
 
 def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None = None) -> None:
@@ -67,5 +70,6 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
         train_data_parallel(world, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples))
         probabilities = classify()
         if probabilities is not None:
-            results.method(method, probabilities.argmax(axis=1), probabilities, network, batch_size=recipe.batch_size)
+            classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
+            results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters))
             context.save(method, network, architecture=settings.network, width=width or 0)

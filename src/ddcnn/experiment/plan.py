@@ -14,7 +14,7 @@ import numpy as np
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
-from ddcnn.data.partition import partition
+from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
 from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.decomposition import Decomposition, times
@@ -138,10 +138,8 @@ def partition_source(
     """Writes the partitioned set of a source, which rank 0 has opened; other ranks that have not (None) open it."""
 
     def write(ranks: World, source: Source, should_stop: Callable[[], bool] = lambda: False) -> PartitionedSet:
-        return partition(
-            ranks, source, select(settings, source), decompose(settings, source), path, skip_damaged=settings.skip_damaged,
-            progress=settings.progress, reuse=isinstance(settings, RunSettings), should_stop=should_stop,
-        )  # fmt: skip
+        how = PartitionOptions(settings.skip_damaged, settings.progress, isinstance(settings, RunSettings), should_stop)
+        return partition(ranks, source, select(settings, source), decompose(settings, source), path, how)
 
     if world.broadcast(bool(source and source.in_memory)):
         world.on_root(lambda: write(world.alone(), source).path if source else None)

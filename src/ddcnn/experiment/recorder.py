@@ -1,11 +1,11 @@
 """Records on every rank what a run does there, gathers it at the end, and writes the files of the run and its report."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
@@ -17,11 +17,12 @@ from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, line, text
 from ddcnn.io.results_schema import Environment, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.tensorboard import Board
+from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.environment import versions
 from ddcnn.parallel.groups import Groups
 from ddcnn.parallel.timeline import KINDS, PHASES
 from ddcnn.parallel.world import World
-from ddcnn.report.analysis import Decision, small_picture, to_picture
+from ddcnn.report.analysis import small_picture, to_picture
 from ddcnn.report.run_report import write_report
 from ddcnn.training.loop import Epoch
 from ddcnn.training.precision import DevicePolicy
@@ -84,27 +85,14 @@ class Recorder:
     def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in so many seconds (NaN if only as a part of the coherent network)."""
         if self._records_for(index):
-            parameters = _parameters(network)
-            unused = _parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
+            parameters = count_parameters(network)
+            unused = count_parameters(network.classifier) if self.settings.interface == "features" else 0  # by the DNN
             self._subdomains.append((index, parameters, parameters - unused, seconds))
 
-    def method(
-        self, name: Method, classes: np.ndarray, probabilities: np.ndarray | None = None, network: nn.Module | None = None,
-        decision: Decision | None = None, *, batch_size: int, gathered_bytes: int | None = None,
-    ) -> None:  # fmt: skip
-        """The decisions of a method, on rank 0.
-
-        Args:
-            classes: (S_test,) its decisions.
-            probabilities: (S_test, K) if it has any.
-            network: its own, beside the local CNNs.
-            decision: how it decides on interface values, if it does.
-            batch_size: samples per step of the last training that it needs.
-            gathered_bytes: sent for it in the phase ``gather``, if that is less than the whole phase.
-        """
-        parameters = _parameters(network) if network else 0
-        thinned = decision.thinned() if decision else None
-        self._decided[name] = Decided(classes, probabilities, parameters, batch_size, gathered_bytes, thinned)
+    def method(self, name: Method, decided: Decided) -> None:
+        """The decisions of a method, on rank 0."""
+        thinned = decided.decision and decided.decision.thinned()
+        self._decided[name] = replace(decided, decision=thinned)
 
     def rewrite_metrics(self) -> None:
         """Writes the metrics of rank 0 anew, after a training has brought back those of an earlier attempt."""
@@ -119,7 +107,7 @@ class Recorder:
 
     # Gathering
 
-    def _gather(self) -> Gathered | None:
+    def _gather(self, global_parameters: int | None) -> Gathered | None:
         """All ranks together; on rank 0 what all have recorded."""
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))
         spans = self.world.gather_rows(self.world.timeline.array())
@@ -134,7 +122,7 @@ class Recorder:
         rows = np.concatenate(epochs)
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
         latest = None if moments is None or classifications is None else (np.concatenate(moments), np.concatenate(classifications))
-        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride)
+        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, global_parameters)
 
     # Writing
 
@@ -144,7 +132,7 @@ class Recorder:
         Args:
             global_parameters: of the undecomposed CNN of the same width, for comparison, if there can be one.
         """
-        gathered = self._gather()
+        gathered = self._gather(global_parameters)
         environment = Environment(
             ranks=self.world.size, subdomains_per_rank=self._networks // self.groups.across_subdomains.size,
             ranks_per_subdomain=self.groups.data_parallel.size, threads_per_rank=torch.get_num_threads(), device=str(policy.device),
@@ -159,9 +147,7 @@ class Recorder:
             if self._board:
                 self._board.close()
             self._details(gathered.spans).write(self.folder.details)
-            results = assemble(
-                gathered, self._decided, self._labels, self.local_classes, self.settings, self.store, environment, global_parameters
-            )
+            results = assemble(gathered, self._decided, self.settings, self.store, environment)
             write_json(self.folder.results, dump(results))
             write_report(self.folder, Console() if self.settings.progress != "none" else None, self.settings.figures)
 
@@ -187,7 +173,3 @@ class Recorder:
             kinds=KINDS,
             local_classes=self.local_classes,
         )
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

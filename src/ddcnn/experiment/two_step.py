@@ -6,12 +6,14 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
+from ddcnn.experiment.assembly import Decided
 from ddcnn.experiment.context import RunContext, Watched, failing_in
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
 from ddcnn.method.interface import evaluate_interface, probabilities_of
 from ddcnn.method.local import train_local
+from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.world import Tag
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import classify_together
@@ -135,11 +137,11 @@ def decide(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
     results.local_classes = probabilities.argmax(axis=2)
     if Method.VOTE in methods:
         decision = Decision(probabilities, labels, lambda p, present: vote(p))
-        results.method(Method.VOTE, vote(probabilities), decision=decision, batch_size=batch_size, gathered_bytes=sent)
+        results.method(Method.VOTE, Decided(vote(probabilities), batch_size, decision=decision, gathered_bytes=sent))
     if Method.AVERAGE in methods:
         mean = average(probabilities)
         decision = Decision(probabilities, labels, lambda p, present: average(p).argmax(axis=1))
-        results.method(Method.AVERAGE, mean.argmax(axis=1), mean, decision=decision, batch_size=batch_size, gathered_bytes=sent)
+        results.method(Method.AVERAGE, Decided(mean.argmax(axis=1), batch_size, mean, decision=decision, gathered_bytes=sent))
 
 
 def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, others_stop: OthersStop) -> nn.Module:
@@ -159,5 +161,6 @@ def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, oth
         if Method.DNN in settings.methods:
             probabilities = classify_by_dnn(network, test, policy)
             decision = context.decision(network, test, problem.labels["test"])
-            results.method(Method.DNN, probabilities.argmax(axis=1), probabilities, network, decision, batch_size=recipe.batch_size)
+            classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
+            results.method(Method.DNN, Decided(classes, recipe.batch_size, probabilities, parameters, decision))
         return network

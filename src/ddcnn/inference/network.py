@@ -1,6 +1,7 @@
 """The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,21 @@ ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
 Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, *spatial), i -> (B, C, *subimage)
 
 
+@dataclass(frozen=True)
+class LocalParts:
+    """The local CNNs of an assembled network.
+
+    Attributes:
+        subdomains: indices of the subdomains of ``cnns``.
+        present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
+    """
+
+    cnns: Sequence[nn.Module]
+    restrict: Restriction
+    subdomains: Sequence[int] = (0,)
+    present: Sequence[int] = (0,)
+
+
 class Assembled(nn.Module):
     """f(x): whole images (B, C, *spatial) in the source's own range of values -> logits (B, K) float32.
 
@@ -31,22 +47,20 @@ class Assembled(nn.Module):
 
     Attributes:
         shape: (C, *spatial) of an image.
-        subdomains: indices of the subdomains of ``local_cnns``.
-        present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
+        subdomains, present: as in ``LocalParts``.
     """
 
     mean: torch.Tensor  # (C, 1, ..., 1)
     scale: torch.Tensor
 
     def __init__(
-        self, images: TrainedOn, restrict: Restriction, method: Method, interface: str, local_cnns: Sequence[nn.Module],
-        dnn: DenseNetwork | None, subdomains: Sequence[int], present: Sequence[int],
+        self, images: TrainedOn, method: Method, interface: str, local: LocalParts, dnn: DenseNetwork | None = None
     ):  # fmt: skip
         super().__init__()
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
-        self.restrict, self.subdomains, self.present = restrict, tuple(subdomains), tuple(present)
-        self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
+        self.restrict, self.subdomains, self.present = local.restrict, tuple(local.subdomains), tuple(local.present)
+        self.local_cnns, self.dnn = nn.ModuleList(local.cnns), dnn
         per_channel = (-1, *[1] * (len(images.shape) - 1))
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
         self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
@@ -135,7 +149,7 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
         return run.images.decomposition.restrict(images, networks.subimage(i), first_axis=2)
 
-    return Assembled(run.images, restrict, chosen, run.settings.interface, local_cnns, dnn, own, present)
+    return Assembled(run.images, chosen, run.settings.interface, LocalParts(local_cnns, restrict, own, present), dnn)
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
@@ -144,4 +158,4 @@ def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
     width = settings.width if method == Method.TRANSFER else settings.global_width or settings.width
     network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
     parameters.load(run.checkpoint(method), network, {"architecture": settings.network, "width": width or 0})
-    return Assembled(run.images, lambda images, i: images, method, "logits", [network], None, [0], [0])
+    return Assembled(run.images, method, "logits", LocalParts([network], lambda images, i: images))

@@ -74,11 +74,12 @@ class Checkpoint:
 class CheckpointManager:
     """Saves and loads the checkpoints of one training; all ranks of ``world`` together.
 
-    Checkpoints of a run with another ``identity``, of JSON values, are refused. The ``keep`` newest ones are kept.
+    Checkpoints of a run with another ``identity``, of JSON values, are refused. The ``keep`` newest ones are kept. A rank that ``leads``
+    saves the local CNNs that it has in common with other ranks.
     """
 
-    def __init__(self, world: World, folder: Path, identity: dict[str, Any], keep: int):
-        self.world, self.folder, self.identity, self.keep = world, folder, identity, keep
+    def __init__(self, world: World, folder: Path, identity: dict[str, Any], keep: int, leads: bool = True):
+        self.world, self.folder, self.identity, self.keep, self.leads = world, folder, identity, keep, leads
         self._number = 0
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -99,12 +100,12 @@ class CheckpointManager:
             with self.world.raise_on_all_ranks(), disk_errors(final):
                 data = _packed(checkpoint)
                 _write(temporary / _name(self.world.rank), data)
-            file = {"bytes": len(data), "sha256": _sha256(data), "parts": sorted(checkpoint.parts)}
-            files = self.world.gather_values(file)
+            files = self.world.gather_values([_name(self.world.rank), len(data), _sha256(data), sorted(checkpoint.parts)])
             with self.world.raise_on_all_ranks(), disk_errors(final):
                 if files is not None:
                     manifest = {"schema_version": SCHEMA_VERSION, "identity": self.identity, "about": checkpoint.about}
-                    line = json.dumps(manifest | {"files": {_name(rank): file for rank, file in enumerate(files)}}).encode()
+                    written = {name: {"bytes": size, "sha256": digest, "parts": parts} for name, size, digest, parts in files}
+                    line = json.dumps(manifest | {"files": written}).encode()
                     _write(temporary / MANIFEST, b"%s\n%s\n" % (line, _sha256(line).encode()))
                     sync(temporary)
                     os.rename(temporary, final)

@@ -17,6 +17,7 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.layers import count_parameters
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
@@ -72,7 +73,7 @@ class Networks:
         """Number of parameters of the global CNN with the same --width; None if it cannot be made for whole images."""
         try:
             with torch.device("meta"):  # nothing is stored or computed
-                return sum(parameter.numel() for parameter in self.make_global(self.settings.width)().parameters())
+                return count_parameters(self.make_global(self.settings.width)())
         except InputError:  # a user's network may compute while it is made, or not take whole images
             if self.settings.network in registry.NETWORKS:
                 raise

@@ -31,14 +31,13 @@ class Checkpointer(Callback):
         records: what has been recorded about the training.
         settings: say how often it is saved.
         should_stop: whether this rank has been asked to stop.
-        leads: whether this rank saves the local CNNs that it has; other ranks of its group have the same.
     """
 
     def __init__(
         self, checkpoints: CheckpointManager, recipe: Recipe, samples: int, records: Records, settings: RunSettings,
-        should_stop: Callable[[], bool], leads: bool,
+        should_stop: Callable[[], bool],
     ):  # fmt: skip
-        self.checkpoints, self.world, self.records, self.leads = checkpoints, checkpoints.world, records, leads
+        self.checkpoints, self.world, self.records = checkpoints, checkpoints.world, records
         self.settings, self.should_stop = settings, should_stop
         self.recipe = {"samples": samples} | asdict(recipe)
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
@@ -80,7 +79,8 @@ class Checkpointer(Callback):
         about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
         parts = {
             name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
-            for name, module in parts_of(state.module).items() if self.world.rank == 0 or (self.leads and name.startswith("local"))
+            for name, module in parts_of(state.module).items()
+            if self.world.rank == 0 or (self.checkpoints.leads and name.startswith("local"))
         }  # fmt: skip
         self.checkpoints.save(Checkpoint(about | _numbers(state), parts, arrays | _running_arrays(state)))
         self._saved = time.monotonic()
