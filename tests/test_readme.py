@@ -91,7 +91,7 @@ def done(sandbox) -> dict[str, tuple[int, str]]:
     }.items():
         names.append(name)
         given.append(further)
-    finished = subprocess.run([sys.executable, DRIVER], cwd=sandbox, input=json.dumps(given), capture_output=True, text=True, timeout=120)
+    finished = subprocess.run([sys.executable, DRIVER], cwd=sandbox, input=json.dumps(given), capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
     return dict(zip(names, json.loads(finished.stdout), strict=True))
 
