@@ -20,8 +20,10 @@ def study(folder: Path, *arguments: str, options: tuple[str, ...] = OPTIONS, **e
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder in which a study of two runs lies; a run of it has been lost."""
+    """The folder in which a study of two runs lies, which began with one."""
     folder = tmp_path_factory.mktemp("studies")
+    begun = study(folder, "strong", "--ranks", "1", "--repetitions", "1", "--no-collect")
+    assert begun.returncode == 0 and not (folder / "study" / "scaling.md").exists(), begun.stderr
     done = study(folder, "strong", "--ranks", "1,2", "--repetitions", "1")
     assert done.returncode == 0, done.stderr
     assert "strong scaling  2/2  2 ranks, repetition 1" in done.stdout
@@ -37,24 +39,17 @@ def test_a_study_runs_every_number_of_ranks_partitions_once_and_is_collected(fin
     assert (found / "1.log").exists() and (found / "scaling.png").exists()
 
 
-def test_a_study_goes_on_with_what_is_missing(finished):
+def test_a_study_goes_on_with_what_is_missing_and_keeps_the_threads_of_its_beginning(finished):
     found = finished / "study"
     (found / "2" / "report.md").unlink()  # as if it had been killed
     before = (found / "1" / "results.json").stat().st_mtime_ns
-    done = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1")
+    done = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1", OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
+    assert {json.loads((found / name / "results.json").read_text())["environment"]["threads_per_rank"] for name in "12"} == {1}
     assert "1 ranks" not in done.stdout and "2 ranks, repetition 1" in done.stdout
     assert (found / "1" / "results.json").stat().st_mtime_ns == before and (found / "2" / "report.md").exists()
     again = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1")
     assert again.returncode == 0 and "repetition" not in again.stdout and "study: study/scaling.md" in again.stdout
-
-
-def test_a_study_keeps_the_threads_of_its_beginning(tmp_path):
-    for ranks, threads in (("1", "2"), ("1,2", "1")):
-        done = study(tmp_path, "strong", "--ranks", ranks, "--repetitions", "1", "--no-collect", OMP_NUM_THREADS=threads)
-        assert done.returncode == 0, done.stderr
-    found = [json.loads((tmp_path / "study" / name / "results.json").read_text())["environment"]["threads_per_rank"] for name in "12"]
-    assert found == [2, 2]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--epochs", "2")), ("weak", OPTIONS)])
