@@ -82,7 +82,7 @@ def execute(order: dict, folder: Path) -> int:
 
 if __name__ == "__main__":
     place, rank = Path(sys.argv[1]), launched_rank()
-    sys.path[0] = ""  # as with python -m
+    sys.path.insert(0, "")  # as with python -m
     with (place / str(rank)).open() as orders, (place / "codes").open("w", buffering=1) as codes:
         for line in orders:
             code = execute(json.loads(line), place)
