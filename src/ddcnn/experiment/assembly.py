@@ -106,7 +106,7 @@ def method_result(
         points = average_curve(*gathered.classifications, labels[:: gathered.stride])
     parameters = decided.parameters
     if not settings.sees_whole_image(name):  # such a network is all that the method needs
-        parameters += int(gathered.subdomains[:, 1 if name in (Method.VOTE, Method.AVERAGE) else 2].sum())
+        parameters += int(gathered.subdomains[:, 1 if name.combines_probabilities else 2].sum())
     sent = {phase: int(gathered.sent[:, PHASES.index(phase)].sum()) for phase in phases}
     if decided.gathered_bytes is not None:
         sent["gather"] = decided.gathered_bytes
