@@ -2,12 +2,15 @@
 
 import ast
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import ddcnn
+from ddcnn import __main__ as program
+from ddcnn.errors import Stopped
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.logs import set_up
 
@@ -36,6 +39,25 @@ def test_notes_are_rank_0s_alone_and_problems_anyones(rank, capsys):
     written = capsys.readouterr()
     assert written.out == ("" if rank else "note: 1\n")
     assert written.err == "ddcnn: warning: text\nddcnn: error: text\nddcnn: failed: text\nddcnn: skipped: sample 3\n"
+
+
+def test_a_stdout_that_cannot_be_written_ends_the_program_in_one_line():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-m", "ddcnn", "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("Abort(")]  # a line of MPI's own
+    assert said == ["ddcnn: error: stdout: cannot be written (No space left on device)"]
+
+
+def test_a_study_that_was_stopped_says_so(monkeypatch, capsys):
+    def stop(*_):
+        raise Stopped("a run was stopped")
+
+    monkeypatch.setattr(program, "execute", stop)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["ddcnn", "scaling", "strong"])
+    assert program.main() == 75
+    assert capsys.readouterr().err == "ddcnn: stopped: a run was stopped\n"
 
 
 def printing(tree: ast.Module) -> list[int]:

@@ -198,9 +198,9 @@ def main() -> int:
         elif (world.rank if world else launched_rank()) == 0 or not error.agreed:
             log_failure(error, 0, 1)
         return 2
-    except Stopped as stop:  # on all ranks
+    except Stopped as stop:  # on all ranks, or of a study's run
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to the ranks that exit last, and would change their exit code
-        if world and world.rank == 0:
+        if world is None or world.rank == 0:
             logger.warning("%s", stop, extra={"kind": "stopped"})
         return STOPPED
     except KeyboardInterrupt:

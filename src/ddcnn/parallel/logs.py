@@ -6,6 +6,7 @@ Modules log to ``logging.getLogger(__name__)``. Without ``set_up``, as in a prog
 import logging
 import sys
 
+from ddcnn.errors import InputError
 from ddcnn.parallel.launcher import launched_size
 
 KINDS = {logging.WARNING: "warning", logging.ERROR: "error", logging.CRITICAL: "failed"}
@@ -24,9 +25,19 @@ class _ErrorFormatter(logging.Formatter):
         return "\n".join([*(self.mark + line for line in lines), f"ddcnn: {kind}: {record.getMessage()}"])
 
 
+class _Notes(logging.StreamHandler):
+    """A stdout that cannot be written (full disk, closed pipe) ends the program; logging would print a traceback per line and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise InputError(f"stdout: cannot be written ({error.strerror or error})") from None
+        super().handleError(record)
+
+
 def set_up(rank: int) -> None:
     """Installs the handlers of this process, in place of those of an earlier call."""
-    notes, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    notes, errors = _Notes(sys.stdout), logging.StreamHandler(sys.stderr)
     notes.addFilter(lambda record: rank == 0 and record.levelno < logging.WARNING)
     errors.setLevel(logging.WARNING)
     errors.setFormatter(_ErrorFormatter(rank))
