@@ -64,22 +64,22 @@ def drawn(folder):
     return {path.stem: imread(path) for path in (folder / "figures").iterdir()}
 
 
-def test_is_made_anew_as_the_run_made_it(finished, bare):
-    again = on_ranks(None, "report", bare.name, cwd=bare.parent)
-    assert again.returncode == 0, again.stderr
+def test_the_command_makes_it_anew_as_the_run_made_it_shows_the_methods_and_needs_no_torch(finished, bare):
+    program = (
+        "import sys; from ddcnn import __main__; sys.argv[1:] = ['report', 'copy']; code = __main__.main(); "
+        "sys.exit(code or 3 * bool({'torch', 'mpi4py'} & set(sys.modules)))"
+    )
+    again = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)
+    assert again.returncode == 0, (again.returncode, again.stderr)
     for name in ("report.md", "report.html"):
         assert (bare / name).read_text() == (finished / name).read_text()
     before, after = drawn(finished), drawn(bare)
     assert set(before) == set(after) == FIGURES
     for name in FIGURES:
         np.testing.assert_array_equal(before[name], after[name])
-
-
-def test_command_shows_the_methods_and_where_the_report_lies(bare):
-    shown = on_ranks(None, "report", bare.name, cwd=bare.parent).stdout
     for name, method in json.loads((bare / "results.json").read_text())["methods"].items():
-        assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", shown)
-    assert shown.splitlines()[-1].endswith(f"{bare.name}/report.md")
+        assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", again.stdout)
+    assert again.stdout.splitlines()[-1].endswith(f"{bare.name}/report.md")
 
 
 def test_tables_tell_the_numbers_of_the_results(finished):
@@ -178,17 +178,6 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     write_report(RunFolder(bare))
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
     assert "Reliance" not in (bare / "report.md").read_text()
-
-
-def test_the_report_needs_no_torch(bare):
-    program = (
-        "import sys; from pathlib import Path; from rich.console import Console; from ddcnn.io.run_folder import RunFolder; "
-        "from ddcnn.report.seeds_report import write_reports; write_reports(RunFolder(Path('copy')), Console()); "
-        "sys.exit(bool({'torch', 'mpi4py'} & set(sys.modules)))"
-    )
-    made = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert set(drawn(bare)) == FIGURES
 
 
 @pytest.mark.parametrize(
