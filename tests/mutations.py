@@ -34,7 +34,8 @@ def make(folder: Path) -> None:
     partitioning.BLOCK_BYTES = 300  # three samples, so that every rank has some
     selections = {name: np.arange(len(split)) for name, split in splits.items()}
     source = Source("made up", splits, ("a", "b", "c"), "")
-    partitioning.partition(World(), source, selections, Decomposition((6, 5), (2, 2), 1), folder / "F.h5", skip_damaged=True)
+    options = partitioning.PartitionOptions(skip_damaged=True)
+    partitioning.partition(World(), source, selections, Decomposition((6, 5), (2, 2), 1), folder / "F.h5", options)
 
 
 def content(path: Path) -> list[object]:
