@@ -184,5 +184,6 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> N
         return
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("ddcnn: ")]  # lines of the launcher come last
-    message = f"{(ours or lines or ['it said nothing'])[-1].removeprefix('ddcnn: ').removeprefix('error: ')} (exit code {process.returncode}; all of it: {log})"
+    last = (ours or lines or ["it said nothing"])[-1].removeprefix("ddcnn: ").removeprefix("error: ")
+    message = f"{last} (exit code {process.returncode}; all of it: {log})"
     raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(message)
