@@ -1,6 +1,7 @@
 """One job at a time in a folder, with real processes; SLURM's squeue is a script here, since no test may need a cluster."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ddcnn.errors import InputError
+from ddcnn.io import lock
 from ddcnn.io.lock import locked
 
 HOLD = """
@@ -160,6 +162,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from ddcnn.errors import InputError
+from ddcnn.io import lock
 from ddcnn.io.lock import locked
 folder, won = Path(sys.argv[1]), 0
 inside = folder / "inside"
@@ -285,3 +288,32 @@ def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for
     with holder(folder) as (_, said):
         assert f"{folder}/.lock.taking is in the way" in said
     assert time.monotonic() - begin < 15
+
+
+def test_a_holder_that_cannot_be_seen_from_here_is_known_by_the_kernels_lock(folder):
+    foreign(folder, host=socket.gethostname(), pid=2**31 - 2)  # no such process, as seen from another container
+    with (folder / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "is in use by process 2147483646" in refusal(folder)
+    with locked(folder):
+        pass
+
+
+def test_nobody_is_kept_out_while_slurm_takes_its_time(folder, squeue, monkeypatch):
+    squeue("sleep 2; echo RUNNING")
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    foreign(folder)
+    other = start(folder)
+    go_on(other)
+    time.sleep(0.7)
+    assert "is in use by process 1 on elsewhere, SLURM job 4711" in refusal(folder)
+    assert "is in use by process 1 on elsewhere" in other.communicate()[0]
+
+
+def test_a_guard_whose_process_was_killed_is_taken_away_in_time(folder):
+    guard = folder / ".lock.taking"
+    guard.mkdir()
+    os.utime(guard, (time.time() - 2 * lock.ABANDONED,) * 2)
+    with locked(folder):
+        pass
+    assert not guard.exists()

@@ -1,11 +1,13 @@
 """One job at a time in a folder: a second one is refused and learns who holds it; the lock of a job that has ended is taken over.
 
 FOLDER/.lock names its holder: host, process and SLURM job. While it is read and written, a folder beside it (mkdir is atomic on every
-file system) keeps others out. The package filelock is no substitute: it cannot name the holder of its flock, which some parallel file
-systems do not have or keep within one host, and its soft lock cannot tell that a holder on another host has ended; SLURM can.
+file system) keeps others out. The holder also keeps the kernel's flock, which tells of a live process that cannot be seen from here, as in
+another container. The package filelock is no substitute: it cannot name the holder of its flock, which some parallel file systems do not
+have or keep within one host, and its soft lock cannot tell that a holder on another host has ended; SLURM can.
 """
 
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +28,7 @@ NAME = ".lock"
 MOST_BYTES = 4096  # read of the file, whoever wrote it
 HIDDEN = -1  # start of a process of another user where /proc shows only one's own
 PATIENCE = 5.0  # seconds for what another process does in an instant
+ABANDONED = 60.0  # seconds after which that process has been killed
 
 
 class Holder(BaseModel):
@@ -65,10 +69,16 @@ class Holder(BaseModel):
 def locked(folder: Path) -> Iterator[None]:
     """Holds an existing folder for this process, on rank 0; InputError if another job holds or may hold it, or .lock is no plain file."""
     path = folder / NAME
-    with disk_errors(path), _alone(path):
-        _take(path)
+    file = None
+    while file is None:  # another job may come and go meanwhile
+        with disk_errors(path):
+            holder = _holder(path)
+            running = holder.is_running() if holder else False  # SLURM takes its time to answer, so nobody is kept out meanwhile
+            with _alone(path):
+                file = _take(path, holder, running)
     try:
-        yield
+        with file:
+            yield
     finally:
         with suppress(OSError, InputError), _alone(path):  # the folder may be gone
             if _holder(path) == Holder.this_process():
@@ -79,28 +89,49 @@ def is_held(folder: Path) -> bool:
     """Whether a job holds the folder, for programs that only look; a job on another host does as long as its file exists."""
     try:
         holder = _holder(folder / NAME)
-    except OSError:
+    except (OSError, InputError):
+        return False
+    if not (folder / NAME).is_file():
         return False
     return holder is None or holder.host != socket.gethostname() or bool(holder.is_running())
 
 
-def _take(path: Path) -> None:
+def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] | None:
+    """The new lock, open; None if its holder is no longer the ``expected`` one, of which it is known whether it is ``running``."""
+    if _holder(path) != expected:
+        return None
     if os.path.lexists(path):
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise InputError(f"{path} is a link or no file: delete it, or name another folder")
-        holder = _holder(path)
-        running = holder.is_running() if holder else False
+        with path.open() as old:
+            running = running if _flock(old) else True
         if running is not False:
             remedy = "wait until it has ended" if running else f"if that has ended, delete {path}"
-            raise InputError(f"{path.parent} is in use by {holder}: {remedy}, or name another folder")
+            raise InputError(f"{path.parent} is in use by {expected or 'another process'}: {remedy}, or name another folder")
         path.unlink()
-    with path.open("x") as file:
-        file.write(Holder.this_process().model_dump_json())
+    file = path.open("x")
+    file.write(Holder.this_process().model_dump_json())
+    file.flush()
+    _flock(file)
+    return file
+
+
+def _flock(file: IO[str]) -> bool:
+    """Takes the kernel's lock, if the file system has one; False if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _holder(path: Path) -> Holder | None:
-    """Who has written the file; None if its content is not that of a lock."""
+    """Who has written the file; None if there is none, or its content is not that of a lock."""
+    if not os.path.lexists(path):
+        return None
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise InputError(f"{path} is a link or no file: delete it, or name another folder")
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file, suppress(ValueError):
         return Holder.model_validate_json(file.read(MOST_BYTES))
     return None
@@ -115,6 +146,9 @@ def _alone(path: Path) -> Iterator[None]:
             guard.mkdir()
             break
         except FileExistsError:
+            with suppress(OSError):
+                if time.time() - guard.stat().st_mtime > ABANDONED:
+                    guard.rmdir()
             if time.monotonic() > until:
                 raise InputError(f"{guard} is in the way: if no job is just starting in that folder, delete it") from None
             time.sleep(0.02)
