@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import h5py
+import numpy as np
 from launching import on_ranks
 from quick import quick
 
@@ -18,12 +19,18 @@ def start(ranks: int, folder: Path, *options: str, interrupted: tuple[str, int, 
     return on_ranks(ranks, "run", "--output", "run", *options, cwd=folder, interrupted=interrupted, **environment)
 
 
-def outcome(folder: Path) -> dict:
-    """Parameters bit by bit, and everything in the results that is not a time."""
-    found: dict = {}
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    """Of all trained networks of the run in ``folder``/run."""
+    found = {}
     for path in sorted((folder / "run" / "checkpoints").glob("*.h5")):
         with h5py.File(path) as file:
-            found |= {f"{path.name} {name}": tensor[...].tobytes() for name, tensor in file["parameters"].items()}
+            found |= {f"{path.name} {name}": tensor[...] for name, tensor in file["parameters"].items()}
+    return found
+
+
+def outcome(folder: Path) -> dict:
+    """Parameters bit by bit, and everything in the results that is not a time."""
+    found: dict = {name: tensor.tobytes() for name, tensor in parameters(folder).items()}
     results = json.loads((folder / "run" / "results.json").read_text())
     for name, method in results["methods"].items():
         found[name] = {key: value for key, value in method.items() if key not in ("seconds", "curve", "bytes_communicated")}

@@ -11,6 +11,7 @@ import pytest
 from launching import launch, on_ranks, refusal
 from PIL import Image
 from quick import full, quick
+from resuming import parameters
 
 from ddcnn.networks import registry
 
@@ -25,14 +26,6 @@ def run(ranks: int, folder: Path, *options: str) -> dict:
     finished = on_ranks(ranks, "run", *QUICK, "--output", "run", *options, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return json.loads((folder / "run" / "results.json").read_text())
-
-
-def parameters(folder: Path) -> dict[str, np.ndarray]:
-    found = {}
-    for path in sorted((folder / "run" / "checkpoints").glob("*.h5")):
-        with h5py.File(path) as file:
-            found |= {f"{path.name} {name}": tensor[...] for name, tensor in file["parameters"].items()}
-    return found
 
 
 def learnt(folder: Path) -> set[str]:

@@ -41,7 +41,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
         if is_partitioned(Path(settings.source)):
             raise InputError(f"{settings.source} is partitioned already; partition the source that it was made from")
         if settings.output.exists() and not (settings.output.is_file() and is_partitioned(settings.output)):
-            raise InputError(f"--output {settings.output} is there and no partitioned set: it is not overwritten, name another file")
+            raise InputError(f"--output {settings.output} exists and is not a partitioned set: name another file")
 
     world.on_root(check)
     options, source = source_options(settings, settings.source), None

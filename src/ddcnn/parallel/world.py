@@ -219,7 +219,7 @@ class World:
         self._mpi.Request.Waitall(sent)
         if isinstance(error, InputError):
             raise error
-        if stopping and not refusing:  # if one refuses, the others have stopped because of it
+        if stopping and not refusing:  # after an InputError, the others have stopped because of it
             raise error or Stopped
 
     @contextmanager

@@ -46,7 +46,7 @@ class Decision:
         return self.values.shape[1]
 
     def accuracy(self, values: np.ndarray, present: Sequence[int]) -> float:
-        beat("understanding")
+        beat("analysis")
         return float((self.decide(values, present) == self.labels).mean())
 
     def reliance(self, seed: int) -> list[float]:

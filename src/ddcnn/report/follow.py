@@ -110,7 +110,7 @@ def view(run: RunFolder, lines: Lines) -> RenderableType:
         )  # fmt: skip
     hidden = f"; the latest {MOST} of {len(trainings)} trainings" if len(trainings) > MOST else ""
     headline = f"{run}: {settings.data}, {settings.splitting.headline(settings.grid, settings.overlap)}, {settings.network}{hidden}"
-    note = state_of(run) or "Of the subdomains, those of rank 0 until the run ends."
+    note = state_of(run) or "Until the run ends, only the subdomains of rank 0 are shown."
     return Group(Text(headline), table, Text(note, style="dim"))
 
 

@@ -124,7 +124,7 @@ def build(make: Callable[[], Network], seeds: Seeds, policy: DevicePolicy) -> Ne
 
 
 class Callback:
-    """What accompanies a training: recording, display, checkpoints. This one does nothing."""
+    """Hooks of the training loop, for recording, display and checkpoints. These do nothing."""
 
     def restore(self, state: TrainState) -> None:
         """Before the first step; may bring back the state of an earlier attempt."""
@@ -154,7 +154,7 @@ class WrappedCallback(Callback):
 
 @dataclass(frozen=True)
 class Trainer:
-    """How a network is trained: the recipe, the device and precision, the seeds, and what accompanies the training."""
+    """How a network is trained: the recipe, the device and precision, the seeds, and the hooks."""
 
     recipe: Recipe
     policy: DevicePolicy
