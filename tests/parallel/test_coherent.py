@@ -161,6 +161,16 @@ def test_copies_of_the_dnn_that_have_drifted_apart_become_rank_0s(world):
     assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(dnn.state_dict().values(), expected, strict=True))
 
 
+def test_after_each_epoch_all_ranks_hold_the_same_dnn(world):
+    networks, dnn = parts("logits", owned_subdomains(world, N))
+    with torch.no_grad():
+        dnn.layers[0].bias += 1e-3 * world.rank  # as unlike devices would, a little at a time
+    trainer = Trainer(Recipe(1, BATCH, "adamw", 0.01, 0.01, "one-cycle"), POLICY, Seeds(0, "coherent"))
+    network = CoherentNetwork(world, "logits", networks, dnn)
+    train_coherent(world.alone(), trainer, network, Numbers(owned_subdomains(world, N)), np.arange(SAMPLES))
+    assert world.all_equal(nn.utils.parameters_to_vector(dnn.parameters()).detach().numpy().tobytes())
+
+
 def test_in_frozen_epochs_only_the_dnn_learns(world):
     networks, dnn = parts("features", owned_subdomains(world, N))
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (networks[0], dnn)]
@@ -179,7 +189,7 @@ def test_in_frozen_epochs_only_the_dnn_learns(world):
     assert changed == [[False, True], [False, True], [True, True], [True, True]]
 
 
-def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world, shared_path):
+def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of_ranks(world, shared_path):
     """Against this rank alone with all subdomains: bit for bit, since every subdomain is trained by one rank."""
     if world.rank == 0:
         random = np.random.default_rng(0)
@@ -196,7 +206,9 @@ def test_training_with_augmentation_does_not_depend_on_the_number_of_ranks(world
         networks, dnn = [], parts("features", [])[1].float()
         for index in owned:
             torch.manual_seed(index)
-            networks.append(POLICY.place(vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)))
+            network = vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)
+            network.dense.append(nn.Dropout(0.3))
+            networks.append(POLICY.place(network))
         samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle")
         trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, dnn)
