@@ -58,6 +58,22 @@ def test_every_epoch_has_an_order_of_its_own_of_different_samples_in_full_batche
         assert len({sample for batch in epoch for sample in batch}) == 16
 
 
+def test_every_epoch_drops_other_neurons_by_the_seed_and_the_epoch_alone():
+    class Dropping(nn.Dropout):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            dropped.append((outputs == 0).tolist())
+            return outputs
+
+    dropped: list[list] = []
+    for _ in range(2):
+        torch.rand(3)  # whatever has been drawn before
+        trained(epochs=2, network=nn.Sequential(nn.Linear(2, 6), Dropping(), nn.Linear(6, 2)))
+    first, second, again, _ = (dropped[k : k + 2] for k in range(0, 8, 2))
+    assert first != second
+    assert first == again
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_optimizer_learns(optimizer):
     losses = []
