@@ -40,12 +40,6 @@ def redirected(folder: Path) -> Iterator[None]:
             os.close(file)
 
 
-def distributed():
-    from torch import distributed
-
-    return distributed
-
-
 @contextmanager
 def as_before() -> Iterator[None]:
     environment, modules = dict(os.environ), set(sys.modules)
@@ -56,8 +50,6 @@ def as_before() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if "torch" in sys.modules and distributed().is_initialized():  # which a refusal leaves behind, since the process ends
-            distributed().destroy_process_group()
         here = os.getcwd()
         for name in sys.modules.keys() - modules:  # networks of the test's own
             if str(getattr(sys.modules[name], "__file__", None)).startswith(here):

@@ -432,6 +432,7 @@ def told(path, **values):
     [
         {"dtype": "nonsense"}, {"class_names": "5"}, {"class_names": '["a", "a"]'}, {"class_names": "[1, 2]"}, {"preprocessing": "{"},
         {"preprocessing": "[]"}, {"preprocessing": '{"other": 1}'}, {"shape": [10**9, 10**9, 1]}, {"shape": [0, 8, 1]}, {"grid": [2, -1]},
+        {"shape": [8, 8, 2], "std": [1.0, 1.0, 1.0]},
     ],
 )  # fmt: skip
 def test_checkpoints_that_say_what_cannot_be_are_refused(digits_run, predict, tmp_path, values):

@@ -217,16 +217,18 @@ def test_a_truncated_file_is_refused(write_arrays, random_arrays, tmp_path, suff
 def test_a_damaged_archive_is_refused_wherever_the_damage_lies(write_arrays, random_arrays, tmp_path, compressed):
     arrays = random_arrays((8, 8), train=12)
     path = write_arrays(tmp_path / "set.npz", compressed=compressed, **arrays)
-    whole = path.read_bytes()
+    whole, refused = path.read_bytes(), 0
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             source = opened(path)
             found = {split: everything(source.splits[split]) for split in ("train", "test")}
         except InputError:
+            refused += 1
             continue
         for split, images in found.items():
             assert np.array_equal(images[..., 0], arrays[f"x_{split}"])
+    assert 0 < refused < -(-len(whole) // 7)
 
 
 def test_a_damaged_hdf5_file_is_refused_by_its_name(random_arrays, tmp_path):
@@ -241,6 +243,29 @@ def test_a_damaged_hdf5_file_is_refused_by_its_name(random_arrays, tmp_path):
     source = opened(path)
     with pytest.raises(InputError, match=path.name):
         everything(source.splits["train"])
+
+
+def test_a_damaged_hdf5_file_is_refused_wherever_the_damage_lies(write_arrays, random_arrays, tmp_path):
+    path = write_arrays(tmp_path / "set.h5", **random_arrays((8, 8), train=12))
+    whole, messages = path.read_bytes(), []
+    for place in range(0, len(whole), 5):
+        path.with_name("damaged.h5").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            everything(opened(path.with_name("damaged.h5")).splits["train"])  # plain HDF5 has no checksums: numbers may be others
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all("damaged.h5" in message for message in messages)
+
+
+@pytest.mark.parametrize("name", ["x_train", "y_test"])
+def test_an_hdf5_array_without_a_shape_is_refused(write_arrays, random_arrays, tmp_path, name):
+    path = write_arrays(tmp_path / "set.h5", **random_arrays((8, 8)))
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = h5py.Empty("u1")
+    with pytest.raises(InputError, match=f"{name} is empty"):
+        opened(path)
 
 
 def test_hdf5_links_to_other_files_are_not_followed(write_arrays, random_arrays, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from test_folders import damage, everything, opened
 
 from ddcnn.data.sources.resizing import resample
+from ddcnn.data.sources.volumes import load_volume  # noqa: F401  # in a process of its own
 from ddcnn.errors import InputError
 
 LABELS = ["1", "0", "1", "0", "1", "0", "1", "0"]
@@ -211,9 +212,11 @@ def test_headers_that_nibabel_mends_are_read_in_silence(tmp_path):
     content[76:92] = np.array([7, 0, 0, 0], "<f4").tobytes()  # pixdim: a factor that is not 1 or -1, no sizes
     (root / "0.nii").write_bytes(content)
     assert as_read(voxels(0)).tobytes() in all_samples(opened(root))
-    code = f"import test_volumes as t; t.all_samples(t.opened({str(root)!r}))"  # pytest comes after the stream that nibabel writes to
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent)
-    assert (done.returncode, done.stderr) == (0, "")
+    whole, single = f"t.all_samples(t.opened({str(root)!r}))", f"t.load_volume(t.Path({str(root / '0.nii')!r}))"
+    for code in (whole, single):  # pytest comes after the stream that nibabel writes to
+        command = [sys.executable, "-c", f"import test_volumes as t; {code}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_different_shapes_are_refused_with_two_files_and_the_option(tmp_path):

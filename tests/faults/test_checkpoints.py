@@ -117,6 +117,17 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_what_there_was(small_disk, s
     assert_same(outcome(small_disk), expected)
 
 
+def test_a_disk_that_refuses_leaves_no_process_group_behind(small_disk):
+    """In the same processes a second one could not be made."""
+    folder = "run/checkpoints/training"
+    happens = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+    finished = start(2, small_disk, *SHORT, "--methods", "global", interrupted=("global", 12, 1, happens))
+    assert "Read-only file system" in refusal(finished)
+    subprocess.run(["umount", folder], cwd=small_disk, check=True)
+    finished = start(2, small_disk, "--resume")
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.parametrize("kind", ["state-dict", "torch-export"])
 def test_a_full_disk_refuses_an_exported_network(small_disk, digits_run, kind):
     subprocess.run("head -c 100m /dev/zero > filler", shell=True, cwd=small_disk)

@@ -59,6 +59,14 @@ def test_groups_that_are_stopped_go_on_bit_for_bit(undisturbed, tmp_path, what):
     assert sent == pytest.approx(expected, abs=5000)  # the records' text is not always as long
 
 
+def test_what_one_rank_of_a_group_cannot_write_ends_all(tmp_path):
+    """The other one must not wait for it, until it is taken for dead, in the next step that they take together."""
+    happens = "rm run/metrics.jsonl && mkdir run/metrics.jsonl"
+    options = (*SHORT, "--grid", "1x1", "--methods", "vote", "--stall-timeout", "40")
+    finished = start(2, tmp_path, *options, interrupted=("local-0000", 3, 0, happens))
+    assert "run: cannot be written (Is a directory)" in refusal(finished)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -220,6 +220,10 @@ class RunSettings(DataSettings):
         }
         return whole.get(method, self.epochs)
 
+    def width_of(self, method: Method) -> int | None:
+        """``--width`` of a method's network of whole images; None for the network's own."""
+        return self.global_width or self.width if method == Method.GLOBAL else self.width
+
     @property
     def checkpoint_epochs(self) -> int | None:
         return None if self.checkpoint_every.endswith("min") else int(self.checkpoint_every)

@@ -8,6 +8,7 @@ algebra of the composition is in ``ddcnn.method.width``.
 from math import prod
 
 from ddcnn.config.methods import Method
+from ddcnn.decomposition import times
 
 
 class ImageSplitting:
@@ -22,7 +23,7 @@ class ImageSplitting:
     )
 
     def headline(self, grid: tuple[int, ...], overlap: int) -> str:
-        return f"{'x'.join(map(str, grid))} subdomains, overlap {overlap}"
+        return f"{times(grid)} subdomains, overlap {overlap}"
 
     def map_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a map of one number per subdomain."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from ddcnn.config.methods import Method
+from ddcnn.decomposition import times
 
 
 class Group(StrEnum):
@@ -102,7 +103,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Interface = Literal["probabilities", "logits", "features"]
 Schedule = Literal["one-cycle", "cosine", "constant"]
 Positive = Annotated[int, Field(ge=1)]
-as_text = PlainSerializer(lambda sizes: "x".join(map(str, sizes)))
+as_text = PlainSerializer(times)
 Grid = Annotated[tuple[Positive, ...], BeforeValidator(_sizes), as_text]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_along(2)), as_text]
 VolumeSize = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_along(3)), as_text]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from ddcnn.data.sources import SourceOptions
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io import parameters
-from ddcnn.io.hdf5 import Damaged, parsing, reading
-from ddcnn.io.run_reader import DAMAGED
+from ddcnn.io.hdf5 import DAMAGED, Damaged, parsing, reading
 
 MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
 
@@ -47,7 +47,7 @@ class TrainedOn:
     def of(cls, store: "PartitionedSet | TrainedOn") -> "TrainedOn":
         return cls(**{name: getattr(store, name) for name in cls.__annotations__})
 
-    @property
+    @cached_property
     def decomposition(self) -> Decomposition:
         return Decomposition(self.shape[:-1], self.grid, self.overlap)
 
@@ -76,7 +76,7 @@ class TrainedOn:
                 raise Damaged("duplicate class names")
             if min(*images.shape, *images.grid) < 1 or prod(images.shape) > MOST_NUMBERS:
                 raise Damaged("invalid shape or grid")
-            numbers = (*images.mean, *images.std)
-            if not len(numbers) == 2 * images.shape[-1] or not all(map(isfinite, numbers)) or min(images.std) <= 0:
+            fits = len(images.mean) == len(images.std) == images.shape[-1]
+            if not fits or not all(map(isfinite, images.mean + images.std)) or min(images.std) <= 0:
                 raise Damaged("mean and standard deviation that do not fit the images")
         return images

@@ -18,6 +18,7 @@ import json
 import math
 import zlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class PartitionedSet:
     digest: str = ""
     tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def decomposition(self) -> Decomposition:
         """The grid and the subdomains."""
         return Decomposition(self.shape[:-1], self.grid, self.overlap, self.margin)

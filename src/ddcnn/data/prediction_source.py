@@ -1,6 +1,6 @@
 """Images to be classified by a finished run: any source, with or without labels, preprocessed as the run's own images were."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +24,16 @@ OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume
 UNSPLIT = (("x", "y"), ("images", "labels"))  # names of arrays
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which images: a split ("train", "test", "all"), a subset of so many samples, and whether labels of folders are ignored."""
-
-    split: str = "test"
-    samples: int | None = None
-    unlabelled: bool = False
-
-
-def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Selection) -> tuple[Split, np.ndarray]:
+def open_images(
+    options: SourceOptions, trained_on: TrainedOn, wanted: str, samples: int | None, unlabelled: bool
+) -> tuple[Split, np.ndarray]:  # fmt: skip
     """Images like those that a run was trained on, and the ascending indices (S,) of those selected.
 
     Args:
         options: name, data root and download of the source; the run's options replace all others.
+        wanted: split, "train", "test" or "all".
+        samples: of a balanced subset; None for all.
+        unlabelled: ignore the labels of folders.
 
     Raises:
         InputError: nothing that can be read, or images of another shape or type.
@@ -46,7 +42,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Select
     pixels = format_like(channels, np.dtype(trained_on.dtype))
     options = replace(options.as_before(trained_on.preprocessing), volumes=len(spatial) == 3, pixels=pixels)
     try:
-        split = _open(options, trained_on, selection)
+        split = _open(options, trained_on, wanted, unlabelled)
     except (OSError, InputError) as error:
         raise InputError(str(error).removeprefix("--data ")) from None
     if split.shape[1:] != trained_on.shape or split.dtype != np.dtype(trained_on.dtype):
@@ -60,30 +56,30 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, selection: Select
         raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}")
     if not len(split):
         raise InputError(f"{options.name}: there are no images in it")
-    if selection.samples is not None and selection.samples > len(split):
-        raise InputError(f"--samples {selection.samples}: {options.name} has only {len(split)} images")
-    if selection.samples is not None and selection.split == "all":
+    if samples is not None and samples > len(split):
+        raise InputError(f"--samples {samples}: {options.name} has only {len(split)} images")
+    if samples is not None and wanted == "all":
         raise InputError("--samples is of one split: give --split test or train")
-    return split, balanced_subset(split.labels, selection.samples, options.seed, selection.split)
+    return split, balanced_subset(split.labels, samples, options.seed, wanted)
 
 
-def _open(options: SourceOptions, trained_on: TrainedOn, selection: Selection) -> Split:
+def _open(options: SourceOptions, trained_on: TrainedOn, wanted: str, unlabelled: bool) -> Split:
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
-    if path.is_file() and path.suffix == ".h5" and is_partitioned(path):
-        return _partitioned(PartitionedSet.open(path), options, trained_on, selection.split)
+    if path.suffix == ".h5" and is_partitioned(path):
+        return _partitioned(PartitionedSet.open(path), options, trained_on, wanted)
     if path.is_file() and path.suffix in OPENERS:
-        return _arrays(options, selection.split)
+        return _arrays(options, wanted)
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise InputError(
                 f"{path} is no {kind} file, and the run was trained on {kind}s: give one that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return _files(options, trained_on, [path])
-    if path.is_dir() and (files := _unlabelled_files(path, suffixes, selection.unlabelled)):
+    if path.is_dir() and (files := _unlabelled_files(path, suffixes, unlabelled)):
         return _files(options, trained_on, files)
     source = open_source(options)
-    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), selection.split)
+    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), wanted)
 
 
 def _unlabelled_files(folder: Path, suffixes: tuple[str, ...], ignore_labels: bool) -> list[Path]:

@@ -14,10 +14,10 @@ from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
 from ddcnn.config.types import Interface
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.experiment.context import Problem, prepare
 from ddcnn.experiment.plan import prepare_run
+from ddcnn.experiment.problem import Problem, prepare
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
-from ddcnn.method.interface import evaluate_interface
+from ddcnn.method.interface import evaluate_interface, gather_interface
 from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
 from ddcnn.training.loop import Recipe, Trainer
@@ -88,7 +88,8 @@ class DecomposedProblem:
         Args:
             local_cnns: of this rank's subdomains, in the order of ``owned``.
             split: "test", or "train": the images that the DNN learns from (all, but with ``dnn_data="holdout"``).
-            interface: "probabilities" for the p_i, C = K, "logits" or "features"; None for that of the options.
+            interface: "probabilities" for the p_i, C = K, "logits" or "features"; None for that of the options, the only one that
+                ``train_dnn`` and ``decide`` understand.
 
         Raises:
             ValueError: no such interface or split, or another number of networks.
@@ -105,8 +106,7 @@ class DecomposedProblem:
             part = evaluate_interface(group, interface, network, images, chosen, problem.policy)
             if part is not None:  # on the first rank of a group
                 values.append(part)
-        gathered = problem.groups.across_subdomains.gather(np.stack(values)) if values else None  # (ranks, n, S, C)
-        return None if gathered is None else np.concatenate(gathered).swapaxes(0, 1)
+        return gather_interface(problem.groups.across_subdomains, np.stack(values)) if values else None
 
     def train_dnn(self, values: np.ndarray) -> nn.Module:
         """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""

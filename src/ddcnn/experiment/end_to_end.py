@@ -11,8 +11,8 @@ from ddcnn.experiment.context import RunContext
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
 from ddcnn.networks.layers import count_parameters
-from ddcnn.training.data_parallel import classify_together, train_data_parallel
-from ddcnn.training.loop import START, build
+from ddcnn.training.data_parallel import broadcast_, classify_together, train_data_parallel
+from ddcnn.training.loop import START
 
 
 def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module], dnn: nn.Module) -> None:
@@ -20,9 +20,8 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     problem, results = context.problem, context.results
     settings, world, networks, policy = problem.settings, problem.world, problem.networks, problem.policy
     group, leads = problem.groups.data_parallel, problem.groups.leads
-    recipe, frozen_epochs = problem.recipe(settings.epochs_of(method), settings.coherent_lr, group.size), 0
-    if method == Method.TRANSFER:
-        recipe, frozen_epochs = problem.transfer_recipe(group.size), settings.frozen_epochs
+    recipe = problem.joint_recipe(method, group.size)
+    frozen_epochs = settings.frozen_epochs if method == Method.TRANSFER else 0
     epochs = frozen_epochs + recipe.epochs
     network = CoherentNetwork(problem.groups.across_subdomains, settings.interface, local_cnns, dnn)
 
@@ -49,21 +48,29 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
             results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters, decision))
 
 
+def run_transfer(context: RunContext, local_cnns: list[nn.Module], dnn: nn.Module | None) -> None:
+    """Transfer learning: trains the trained parts on, as one network (arXiv 2408.14442, section 3); rank 0 has the ``dnn``."""
+    problem = context.problem
+    if problem.settings.splitting.composes(Method.TRANSFER):
+        run_global(context, Method.TRANSFER, local_cnns)
+        return
+    with problem.world.timeline.phase("transfer"):
+        everywhere = dnn or problem.networks.new_dnn("dnn")
+        broadcast_(problem.world, everywhere.parameters())
+    run_coherent(context, Method.TRANSFER, local_cnns, everywhere)
+
+
 def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None = None) -> None:
     """Trains the undecomposed CNN, from scratch or composed of ``thin`` networks, evaluates it, and saves it."""
     problem, results = context.problem, context.results
-    settings, world, networks, policy = problem.settings, problem.world, problem.networks, problem.policy
-    width = settings.width if thin else settings.global_width or settings.width
-    recipe = problem.recipe(settings.epochs_of(method), settings.global_lr, world.size)
-    if thin:
-        recipe = problem.transfer_recipe(world.size)
+    world, networks, policy, recipe = problem.world, problem.networks, problem.policy, problem.joint_recipe(method, problem.world.size)
 
     def classify() -> np.ndarray | None:
         return classify_together(world, network, test, problem.store.test_samples, policy)
 
     with context.joint_training(method, f"{method} CNN", recipe.epochs, classify) as trainer:
         training, test = problem.whole_images("train"), problem.whole_images("test")
-        network = build(networks.make_global(width), networks.seeds(method), policy)
+        network = networks.new_global(method)
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
             results.epoch(method, None, START, context.test_accuracy(classify()))
@@ -72,4 +79,4 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
         if probabilities is not None:
             classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
             results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters))
-            context.save(method, network, architecture=settings.network, width=width or 0)
+            context.save(method, network, **networks.about_global(method))

@@ -19,8 +19,7 @@ from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partit
 from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import short_name
-from ddcnn.io.run_folder import RunFolder, check_output
+from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
@@ -40,7 +39,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
             raise InputError(f"--output {settings.output}: the name of a partitioned set ends in .h5")
         if is_partitioned(Path(settings.source)):
             raise InputError(f"{settings.source} is partitioned already; partition the source that it was made from")
-        if settings.output.exists() and not (settings.output.is_file() and is_partitioned(settings.output)):
+        if settings.output.exists() and not is_partitioned(settings.output):
             raise InputError(f"--output {settings.output} exists and is not a partitioned set: name another file")
 
     world.on_root(check)
@@ -93,7 +92,7 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple
     check_output(settings)
     check_methods(settings)
     given = Path(settings.data)
-    if given.suffix == ".h5" and given.is_file() and is_partitioned(given):
+    if given.suffix == ".h5" and is_partitioned(given):
         store = PartitionedSet.open(given)
         check_given(settings, store)
         check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
@@ -221,7 +220,7 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
             registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features)
     if Method.GLOBAL in settings.methods:
-        registry.check(settings.network, shape(decomposition.shape), settings.global_width or settings.width)
+        registry.check(settings.network, shape(decomposition.shape), settings.width_of(Method.GLOBAL))
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)

@@ -8,9 +8,8 @@ import torch
 from rich.console import Console
 
 from ddcnn.config.methods import Method
-from ddcnn.config.settings import RunSettings
-from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.experiment.assembly import Decided, Gathered, assemble
+from ddcnn.experiment.problem import Problem
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.details import Details
 from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, line, text
@@ -19,13 +18,10 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.tensorboard import Board
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.environment import versions
-from ddcnn.parallel.groups import Groups
 from ddcnn.parallel.timeline import KINDS, PHASES
-from ddcnn.parallel.world import World
 from ddcnn.report.analysis import small_picture, to_picture
 from ddcnn.report.run_report import write_report
 from ddcnn.training.loop import Epoch
-from ddcnn.training.precision import DevicePolicy
 
 EXAMPLES = 4  # test images in details.h5
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
@@ -41,16 +37,16 @@ class Recorder:
 
     local_classes: np.ndarray | None = None
 
-    def __init__(self, world: World, groups: Groups, settings: RunSettings, store: PartitionedSet, folder: RunFolder):
-        self.world, self.groups, self.settings, self.store, self.folder = world, groups, settings, store, folder
+    def __init__(self, problem: Problem, folder: RunFolder):
+        self.problem, self.folder = problem, folder
+        self.world, self.groups, self.settings, self.store = problem.world, problem.groups, problem.settings, problem.store
         self._recorded = Recorded()
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
         self._decided: dict[Method, Decided] = {}
-        self._labels = store.labels("test")
-        self._networks = len(store.decomposition) * settings.networks_per_subimage
-        everything = 2 * self._networks * settings.epochs * len(self._labels) * len(store.class_names)
+        self._labels = problem.labels["test"]
+        everything = 2 * problem.networks.subdomains * self.settings.epochs * len(self._labels) * problem.networks.classes
         self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
-        self._board = Board(folder, world.timeline.now) if settings.tensorboard and world.rank == 0 else None
+        self._board = Board(folder, self.world.timeline.now) if self.settings.tensorboard and self.world.rank == 0 else None
         self.rewrite_metrics()
 
     # Recording
@@ -107,8 +103,9 @@ class Recorder:
 
     # Gathering
 
-    def _gather(self, global_parameters: int | None) -> Gathered | None:
+    def _gather(self) -> Gathered | None:
         """All ranks together; on rank 0 what all have recorded."""
+        whole = self.problem.networks.global_parameters
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._recorded.epochs).reshape(-1, len(COLUMNS)))
@@ -122,19 +119,15 @@ class Recorder:
         rows = np.concatenate(epochs)
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
         latest = None if moments is None or classifications is None else (np.concatenate(moments), np.concatenate(classifications))
-        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, global_parameters)
+        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, whole)
 
     # Writing
 
-    def write(self, policy: DevicePolicy, global_parameters: int | None) -> None:
-        """All ranks: gathers what they have recorded; rank 0 writes the files and the report.
-
-        Args:
-            global_parameters: of the undecomposed CNN of the same width, for comparison, if there can be one.
-        """
-        gathered = self._gather(global_parameters)
+    def write(self) -> None:
+        """All ranks: gathers what they have recorded; rank 0 writes the files and the report."""
+        gathered, policy = self._gather(), self.problem.policy
         environment = Environment(
-            ranks=self.world.size, subdomains_per_rank=self._networks // self.groups.across_subdomains.size,
+            ranks=self.world.size, subdomains_per_rank=len(self.problem.owned),
             ranks_per_subdomain=self.groups.data_parallel.size, threads_per_rank=torch.get_num_threads(), device=str(policy.device),
             precision=policy.precision, mpi=self.world.library(), **versions(), seed=self.settings.seed,
             resumed=self.world.timeline.resumed,

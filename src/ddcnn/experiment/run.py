@@ -15,9 +15,10 @@ from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import Stopped
-from ddcnn.experiment.context import Problem, RunContext, prepare
-from ddcnn.experiment.end_to_end import run_coherent, run_global
+from ddcnn.experiment.context import RunContext
+from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
 from ddcnn.experiment.plan import notes
+from ddcnn.experiment.problem import Problem, prepare
 from ddcnn.experiment.recorder import Recorder
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
@@ -25,7 +26,6 @@ from ddcnn.method.width import check_composition
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
 from ddcnn.report.seeds_report import write_summary
-from ddcnn.training.data_parallel import broadcast_
 
 
 def run(world: World, settings: RunSettings, store: PartitionedSet, stop_requests: StopRequests) -> None:
@@ -79,22 +79,17 @@ def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_re
     """All methods with one seed."""
     world, networks = problem.world, replace(problem.networks, settings=settings)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
-    problem = problem.with_settings(settings, settings.dnn_data if trains_dnn else "none")
-    context = RunContext(problem, Recorder(world, problem.groups, settings, problem.store, output), stop_requests)
+    problem = replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
+    context = RunContext(problem, Recorder(problem, output), stop_requests)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(context)
     if Method.COHERENT in settings.methods:
         fresh = [networks.new_local(index, "coherent") for index in problem.owned]
         run_coherent(context, Method.COHERENT, fresh, networks.new_dnn("coherent dnn"))
-    if Method.TRANSFER in settings.methods and settings.splitting.composes(Method.TRANSFER):
-        run_global(context, Method.TRANSFER, local_cnns)
-    elif Method.TRANSFER in settings.methods:
-        with world.timeline.phase("transfer"):
-            trained = dnn or networks.new_dnn("dnn")  # rank 0 has trained it
-            broadcast_(world, trained.parameters())
-        run_coherent(context, Method.TRANSFER, local_cnns, trained)
+    if Method.TRANSFER in settings.methods:
+        run_transfer(context, local_cnns, dnn)
     if Method.GLOBAL in settings.methods:
         run_global(context, Method.GLOBAL)
-    context.results.write(problem.policy, networks.global_parameters)
+    context.results.write()
     world.on_root(lambda: shutil.rmtree(output.training, ignore_errors=True))

@@ -11,7 +11,7 @@ from ddcnn.experiment.context import RunContext, Watched, failing_in
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
-from ddcnn.method.interface import evaluate_interface, probabilities_of
+from ddcnn.method.interface import evaluate_interface, gather_interface, probabilities_of
 from ddcnn.method.local import train_local
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.world import Tag
@@ -43,9 +43,9 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
     gathered: dict[str, np.ndarray] = {}  # on rank 0, as of ``classify_local`` (S, N, ...)
     with world.timeline.phase("gather"):
         for name in classified[0]:  # on the first rank of a group
-            parts = problem.groups.across_subdomains.gather(np.stack([values[name] for values in classified]))  # (ranks, owned, S, ...)
-            if parts is not None:
-                gathered[name] = np.concatenate(parts).swapaxes(0, 1)
+            values = gather_interface(problem.groups.across_subdomains, np.stack([values[name] for values in classified]))
+            if values is not None:
+                gathered[name] = values
 
     dnn = None
     with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(Tag.DNN, context.should_stop) as others_stop:
@@ -69,7 +69,8 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
             probabilities = classify_together(group, network, test, problem.store.test_samples, policy)
             accuracy = context.test_accuracy(probabilities)
             results.local_classification(index, probabilities)
-        results.epoch("local", index, epoch, accuracy)
+        with group.raise_on_all_ranks():
+            results.epoch("local", index, epoch, accuracy)
 
     with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
         seconds, epochs = float("nan"), settings.epochs

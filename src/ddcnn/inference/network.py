@@ -1,7 +1,6 @@
 """The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,27 +15,11 @@ from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
 from ddcnn.method.interface import interface_values, local_probabilities
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.training.loop import build
 from ddcnn.training.precision import DevicePolicy
 
 ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
 
 Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, *spatial), i -> (B, C, *subimage)
-
-
-@dataclass(frozen=True)
-class LocalParts:
-    """The local CNNs of an assembled network.
-
-    Attributes:
-        subdomains: indices of the subdomains of ``cnns``.
-        present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
-    """
-
-    cnns: Sequence[nn.Module]
-    restrict: Restriction
-    subdomains: Sequence[int] = (0,)
-    present: Sequence[int] = (0,)
 
 
 class Assembled(nn.Module):
@@ -47,20 +30,22 @@ class Assembled(nn.Module):
 
     Attributes:
         shape: (C, *spatial) of an image.
-        subdomains, present: as in ``LocalParts``.
+        subdomains: indices of the subdomains of ``local_cnns``.
+        present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
     """
 
     mean: torch.Tensor  # (C, 1, ..., 1)
     scale: torch.Tensor
 
     def __init__(
-        self, images: TrainedOn, method: Method, interface: str, local: LocalParts, dnn: DenseNetwork | None = None
+        self, images: TrainedOn, method: Method, interface: str, local_cnns: Mapping[int, nn.Module], restrict: Restriction,
+        present: Sequence[int] = (0,), dnn: DenseNetwork | None = None,
     ):  # fmt: skip
         super().__init__()
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
-        self.restrict, self.subdomains, self.present = local.restrict, tuple(local.subdomains), tuple(local.present)
-        self.local_cnns, self.dnn = nn.ModuleList(local.cnns), dnn
+        self.restrict, self.subdomains, self.present = restrict, tuple(local_cnns), tuple(present)
+        self.local_cnns, self.dnn = nn.ModuleList(local_cnns.values()), dnn
         per_channel = (-1, *[1] * (len(images.shape) - 1))
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
         self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
@@ -135,27 +120,25 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
             f"--divide subdomains: {ranks} ranks do not fit {len(present)} subdomains; leave it out, or take a divisor of them"
         )
     each = len(present) // ranks
-    own = present[rank * each : (rank + 1) * each]
-    local_cnns = []
-    for index in own:
-        local_cnns.append(networks.new_local(index, "local"))
+    local_cnns = {index: networks.new_local(index, "local") for index in present[rank * each : (rank + 1) * each]}
+    for index, network in local_cnns.items():
         path = run.checkpoint(f"{chosen if chosen.joint else 'local'}-{index:04d}")
-        parameters.load(path, local_cnns[-1], networks.about_local(index))
+        parameters.load(path, network, networks.about_local(index))
     dnn: DenseNetwork | None = None
     if chosen.has_dnn:
         dnn = networks.new_dnn("dnn")
         parameters.load(run.checkpoint(f"{chosen}-dnn" if chosen.joint else "dnn"), dnn, networks.about_dnn())
 
-    def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
-        return run.images.decomposition.restrict(images, networks.subimage(i), first_axis=2)
+    decomposition = run.images.decomposition
 
-    return Assembled(run.images, chosen, run.settings.interface, LocalParts(local_cnns, restrict, own, present), dnn)
+    def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
+        return decomposition.restrict(images, networks.subimage(i), first_axis=2)
+
+    return Assembled(run.images, chosen, run.settings.interface, local_cnns, restrict, present, dnn)
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
     """A network that sees the whole image: the undecomposed CNN, or the one that is composed of thin networks."""
-    settings = run.settings
-    width = settings.width if method == Method.TRANSFER else settings.global_width or settings.width
-    network = build(networks.make_global(width), networks.seeds(method), ON_CPU)
-    parameters.load(run.checkpoint(method), network, {"architecture": settings.network, "width": width or 0})
-    return Assembled(run.images, method, "logits", LocalParts([network], lambda images, i: images))
+    network = networks.new_global(method)
+    parameters.load(run.checkpoint(method), network, networks.about_global(method))
+    return Assembled(run.images, method, "logits", {0: network}, lambda images, i: images)

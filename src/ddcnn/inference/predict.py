@@ -18,19 +18,20 @@ from ddcnn.config.methods import Method
 from ddcnn.config.trained_settings import PredictSettings
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.partition import Block, blocks, read_block
-from ddcnn.data.prediction_source import Selection, open_images
+from ddcnn.data.prediction_source import open_images
 from ddcnn.data.sources import SourceOptions, Split
 from ddcnn.errors import InputError
 from ddcnn.inference.network import Assembled, assemble
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.inference.writers import WRITERS, Columns, check_output, writing
 from ddcnn.io.progress import Progress
+from ddcnn.method.interface import gather_interface
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
+from ddcnn.training.loop import EVALUATION_BATCH as BATCH
 from ddcnn.training.precision import DevicePolicy, choose_device
 
-BATCH = 512  # images of a block at most, as in the evaluation of a run
 ROWS_BYTES = 1 << 25  # of the predictions of a block at most
 
 
@@ -83,7 +84,7 @@ def predict(world: World, settings: PredictSettings) -> None:
 def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
     """The images, and the indices of those to classify."""
     options = SourceOptions(settings.source, settings.data_root, download)
-    return open_images(options, run.images, Selection(settings.split, settings.samples, settings.unlabelled))
+    return open_images(options, run.images, settings.split, settings.samples, settings.unlabelled)
 
 
 def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
@@ -183,5 +184,5 @@ class Classifier:
         """Values of this rank's local CNNs (B, n, C) -> those of all (B, N, C) on rank 0, if the ranks divide the subdomains."""
         if not self.shared:
             return values
-        parts = self.world.gather(values.movedim(1, 0).cpu().numpy())  # (P, n, B, C)
-        return None if parts is None else torch.from_numpy(np.concatenate(parts)).movedim(0, 1).to(values.device)
+        gathered = gather_interface(self.world, values.movedim(1, 0).cpu().numpy())
+        return None if gathered is None else torch.from_numpy(gathered).to(values.device)

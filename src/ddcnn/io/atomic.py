@@ -2,18 +2,12 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
-
-
-def short_name(source: str) -> str:
-    """The name of a source, fit to be a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))
 
 
 def sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from ddcnn.errors import InputError
 HDF5_FORMAT = "v110"  # of the files that are written: the oldest that has checksums throughout
 NUMBERS = "biuf"  # kinds of NumPy types
 LONGEST_REASON = 300
+DAMAGED = "missing, damaged or foreign", "bring it back, or run again"  # of a run's files: the problem and the way out, for ``reading``
 ATTRIBUTE_BYTES = 1 << 24  # far more than the names of all classes take
 # What h5py, json and NumPy raise on damaged bytes; UnicodeDecodeError and RecursionError are among them.
 PARSE_ERRORS = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, SystemError)

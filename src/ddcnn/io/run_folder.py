@@ -13,8 +13,9 @@ import tomli_w
 
 from ddcnn.config.load import load
 from ddcnn.config.settings import CHANGEABLE, RunSettings
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, short_name, write_text
+from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.lock import locked
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
@@ -25,6 +26,11 @@ LEFT_BY_A_RUN = {
     "figures": ("*.png",),
 }  # folder -> patterns of what a new run clears
 logger = logging.getLogger(__name__)
+
+
+def short_name(source: str) -> str:
+    """The name of a source, fit to be a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", Path(source).name.removesuffix(".npz").removesuffix(".h5"))
 
 
 class RunFolder:
@@ -194,7 +200,7 @@ def check_output(settings: RunSettings) -> None:
 
 def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
     """Makes the output folder, holds it for this job, and prepares it; InputError if another job holds it."""
-    name = f"{short_name(settings.data)}-{'x'.join(map(str, settings.grid))}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{short_name(settings.data)}-{times(settings.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = settings.output or Path("runs") / name
     with disk_errors(output):
         if settings.output is None and output.exists():  # of another run that was started in the same second

@@ -6,11 +6,9 @@ import numpy as np
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.io.details import Details
-from ddcnn.io.hdf5 import Damaged, opened, reading
+from ddcnn.io.hdf5 import DAMAGED, Damaged, opened, reading
 from ddcnn.io.results_schema import EpochLine, RunResults, parse
 from ddcnn.io.run_folder import RunFolder
-
-DAMAGED = "missing, damaged or foreign", "bring it back, or run again"  # what is wrong with a file, and the way out
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,11 @@ class FinishedRun:
     @property
     def test_accuracy(self) -> dict[str, float]:
         return {name: method.test_accuracy for name, method in self.results.methods.items()}
+
+    @property
+    def curves(self) -> dict[str, np.ndarray]:
+        """Per method (points, 2): seconds, test accuracy."""
+        return {name: np.array(method.curve or (), dtype=float).reshape(-1, 2) for name, method in self.results.methods.items()}
 
     @property
     def cores(self) -> np.ndarray:
@@ -72,8 +75,3 @@ def load_results(run: RunFolder) -> RunResults:
     run.check_has_results()
     with reading(run.results, *DAMAGED):
         return parse(RunResults, run.results.read_bytes())
-
-
-def curves_of(results: RunResults) -> dict[str, np.ndarray]:
-    """Per method (points, 2): seconds, test accuracy."""
-    return {name: np.array(method.curve or (), dtype=float).reshape(-1, 2) for name, method in results.methods.items()}

@@ -42,8 +42,9 @@ class DnnSamples:
     @property
     def index(self) -> np.ndarray:
         """The training samples of the DNN, (S_dnn,)."""
-        chosen = {"none": self.fold < 0, "holdout": self.fold == 0}
-        return np.flatnonzero(chosen.get(self.kind, self.fold >= 0))
+        if self.kind == "none":
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.fold == 0) if self.kind == "holdout" else np.arange(len(self.fold))
 
     @property
     def for_cnn(self) -> np.ndarray:

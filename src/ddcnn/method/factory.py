@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet
@@ -64,16 +65,16 @@ class Networks:
             registry.make, settings.network, self._local_shape(index), settings.width, settings.divisor(self.subdomains), settings.features
         )
 
-    def make_global(self, width: int | None) -> Callable[[], nn.Module]:
+    def _make_global(self, width: int | None) -> nn.Module:
         """The undecomposed CNN."""
-        return partial(registry.make, self.settings.network, self._shape(self.store.shape[:-1]), width)
+        return registry.make(self.settings.network, self._shape(self.store.shape[:-1]), width)
 
     @property
     def global_parameters(self) -> int | None:
         """Number of parameters of the global CNN with the same --width; None if it cannot be made for whole images."""
         try:
             with torch.device("meta"):  # nothing is stored or computed
-                return count_parameters(self.make_global(self.settings.width)())
+                return count_parameters(self._make_global(self.settings.width))
         except InputError:  # a user's network may compute while it is made, or not take whole images
             if self.settings.network in registry.NETWORKS:
                 raise
@@ -81,6 +82,10 @@ class Networks:
 
     def new_local(self, index: int, role: str) -> nn.Module:
         return build(self.make_local(index), self.seeds(role, index), self.policy)
+
+    def new_global(self, method: Method) -> nn.Module:
+        """The network of a method that sees the whole image."""
+        return build(lambda: self._make_global(self.settings.width_of(method)), self.seeds(method), self.policy)
 
     def new_dnn(self, role: str) -> DenseNetwork:
         values = values_per_subdomain(self.settings.interface, self.make_local(0)())
@@ -142,6 +147,9 @@ class Networks:
             "architecture": settings.network, "width": settings.width or 0, "divisor": settings.divisor(self.subdomains),
             "spatial": shape.spatial, "channels": shape.channels, "classes": shape.classes, "subdomain": index,
         }  # fmt: skip
+
+    def about_global(self, method: Method) -> dict[str, Attribute]:
+        return {"architecture": self.settings.network, "width": self.settings.width_of(method) or 0}
 
     def about_dnn(self) -> dict[str, Attribute]:
         return {"interface": self.settings.interface, "subdomains": self.subdomains, "classes": self.classes}

@@ -55,6 +55,16 @@ def probabilities_of(interface: str, network: Any, values: np.ndarray, policy: D
     return local_probabilities(interface, network, torch.from_numpy(values).to(policy.device)).cpu().numpy()
 
 
+def gather_interface(across: World, own: np.ndarray) -> np.ndarray | None:
+    """The gather (arXiv 2302.06564, section 3): values (n, S, C) of a rank's local CNNs -> those of all, (S, N, C), on rank 0.
+
+    Args:
+        across: the ranks that together have every subdomain once, in order.
+    """
+    parts = across.gather(own)  # (P, n, S, C)
+    return None if parts is None else np.concatenate(parts).swapaxes(0, 1)
+
+
 class Collect(torch.autograd.Function):
     """E: assembles the ranks' parts of a vector on all ranks (one allgather); the coarse problem is then solved redundantly.
 

@@ -5,19 +5,17 @@ import platform
 import socket
 import zlib
 
+import h5py
 import numpy as np
+import torch
 
+from ddcnn import __version__
 from ddcnn.parallel.world import World
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    import h5py
-    import torch
-
-    import ddcnn
-
-    return {"hdf5": h5py.version.hdf5_version, "torch": torch.__version__, "ddcnn": ddcnn.__version__}
+    return {"hdf5": h5py.version.hdf5_version, "torch": torch.__version__, "ddcnn": __version__}
 
 
 def threads_per_rank(world: World, requested: int | None) -> int:
@@ -31,9 +29,6 @@ def threads_per_rank(world: World, requested: int | None) -> int:
 
 def describe(world: World) -> dict[str, str]:
     """MPI, HDF5, devices, cores and threads of this rank, by name; all ranks."""
-    import h5py
-    import torch
-
     installed = versions()
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"

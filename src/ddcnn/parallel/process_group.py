@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from ddcnn.errors import Stopped
+from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import waiting
 from ddcnn.parallel.world import World
 
@@ -24,15 +24,17 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" and _own_devices(world, device) else "gloo"
     waiting()  # until the first step
     distributed.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
-    stopped = None
+    ending = None
     try:
         yield
-    except Stopped as stop:  # on all ranks
-        stopped = stop
+    except (InputError, Stopped) as error:
+        if isinstance(error, InputError) and not error.agreed:
+            raise
+        ending = error  # on all ranks
     world.barrier()  # rank 0's store must not go before the others are done with it
     distributed.destroy_process_group()
-    if stopped:
-        raise stopped
+    if ending:
+        raise ending
 
 
 def _own_devices(world: World, device: torch.device) -> bool:

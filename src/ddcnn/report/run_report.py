@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ddcnn.config.methods import Method
+from ddcnn.decomposition import times
 from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.results_schema import DecompositionSummary, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, curves_of, load
+from ddcnn.io.run_reader import FinishedRun, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
 from ddcnn.report.metrics import confusion
@@ -71,7 +72,7 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     titles = [names[label] for label in details.labels[details.example_rows]]
     drawn = {
         "decomposition": images.decomposition(details.examples, titles, run.cores[different], run.subimages[different]),
-        "accuracy_over_time": charts.accuracy_over_time([curves_of(run.results)]),
+        "accuracy_over_time": charts.accuracy_over_time([run.curves]),
         "confusion": maps.confusion(shares, names, run.results.best),
         "timeline": charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
@@ -132,7 +133,7 @@ def report_text(run: FinishedRun) -> str:
     phases = [(name, *(f"{value:.2f}" for _, value in phase)) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}
 
-{data.train_samples} training and {data.test_samples} test images of {"x".join(map(str, data.shape))}, {data.classes} classes\
+{data.train_samples} training and {data.test_samples} test images of {times(data.shape)}, {data.classes} classes\
 {f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}, \
 {f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
@@ -202,13 +203,13 @@ def method_rows(runs: Sequence[RunResults]) -> list[list[str]]:
     rows, pattern = [], "{:.1f}" if len(runs) > 1 else "{:.2f}"
     for name, first in runs[0].methods.items():
         methods = [run.methods[name] for run in runs]
-        times = [reached(run, name) for run in runs]
+        reaching = [reached(run, name) for run in runs]
         rows.append([
             name, cell([100 * method.test_accuracy for method in methods], "{:.2f}"),
             cell([100 * method.balanced_accuracy for method in methods], "{:.2f}"), cell([method.auc for method in methods], "{:.4f}"),
             cell([method.test_loss for method in methods], "{:.4f}"), f"{first.parameters:,}", str(first.epochs),
             *(cell([getattr(method.seconds, kind) for method in methods], pattern) for kind in TIME_COLUMNS),
-            human(first.bytes_communicated), times[0] if len(set(times)) == 1 else " / ".join(times),
+            human(first.bytes_communicated), reaching[0] if len(set(reaching)) == 1 else " / ".join(reaching),
         ])  # fmt: skip
     return rows
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from ddcnn.io.atomic import write_json
 from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, curves_of, load
+from ddcnn.io.run_reader import FinishedRun, load
 from ddcnn.report import run_report
 from ddcnn.report.pages import table
 
@@ -35,7 +35,7 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
     if draw:
         from ddcnn.report.figures import charts
 
-        run_report.save_figures(output, {"accuracy_over_time": charts.accuracy_over_time([curves_of(run.results) for run in runs])})
+        run_report.save_figures(output, {"accuracy_over_time": charts.accuracy_over_time([run.curves for run in runs])})
         report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', f'{run_report.CURVES_CAPTION} A curve a seed.')}"
     write_json(output.results, dump(summary([run.results for run in runs])))
     run_report.publish(output, report, [run.results for run in runs], console)

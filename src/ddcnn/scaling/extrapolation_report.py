@@ -8,11 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, write_text
-from ddcnn.io.hdf5 import parsing, reading
+from ddcnn.io.hdf5 import DAMAGED, parsing, reading
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import DAMAGED, load
+from ddcnn.io.run_reader import load
 from ddcnn.report.pages import number, table
 from ddcnn.scaling.collect import csv_text, measured
 from ddcnn.scaling.extrapolation import Model, Predicted, fitted
@@ -161,7 +162,7 @@ def time_table(workload: Workload, wanted: Sequence[Predicted]) -> str:
         first, ddp = in_all[0], in_all[-1]
         batch = sizes.global_share * one.ranks if sizes and sizes.global_fits else "–"
         rows.append((
-            one.ranks, sizes.subdomains if sizes else "–", "x".join(map(str, sizes.subimage)) if sizes else "–",
+            one.ranks, sizes.subdomains if sizes else "–", times(sizes.subimage) if sizes else "–",
             *(short(one.seconds.get(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
             batch, number(ddp / first if first and ddp else None, "{:.3g}"),
         ))  # fmt: skip
@@ -199,7 +200,7 @@ def undetermined(model: Model) -> str:
 def csv_row(one: Predicted, workload: Workload) -> dict[str, Any]:
     """A row of predict.csv, by column."""
     columns: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
-    columns |= {"subimage": "x".join(map(str, one.sizes.subimage)) if one.sizes else None}
+    columns |= {"subimage": times(one.sizes.subimage) if one.sizes else None}
     kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
     columns |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
     columns |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}

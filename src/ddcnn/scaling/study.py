@@ -20,12 +20,12 @@ import tomli_w
 
 from ddcnn.config.parser import parse
 from ddcnn.config.settings import RunSettings
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, write_text
-from ddcnn.io.hdf5 import parsing, reading
+from ddcnn.io.hdf5 import DAMAGED, parsing, reading
 from ddcnn.io.progress import Progress
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import DAMAGED
 from ddcnn.parallel.launcher import launched_size
 from ddcnn.scaling.measurements import Kind
 
@@ -74,7 +74,7 @@ class Study:
             grid = grid_of(ranks, (1, 1))
             shape = "x".join(str(self.size["side"] * number) for number in grid)
             defaults |= {"width_divisor": "1"}
-            own |= {"data": f"synthetic:{shape}x{self.size['classes']}x{self.size['samples']}", "grid": "x".join(map(str, grid))}
+            own |= {"data": f"synthetic:{shape}x{self.size['classes']}x{self.size['samples']}", "grid": times(grid)}
         first = {name: value for name, value in defaults.items() if name not in self.given}
         return ["run", *_options(first), *self.options, *_options(own), "--overwrite"]  # of a run that has not finished
 
@@ -87,7 +87,7 @@ class Study:
             settings = parse(RunSettings, self.arguments(ranks)[1:], "run")
             subdomains = prod(settings.grid)
             if subdomains % ranks and ranks % subdomains and not settings.data.endswith(".h5"):  # a partitioned set has a grid of its own
-                grid = "x".join(map(str, settings.grid))
+                grid = times(settings.grid)
                 raise InputError(f"--ranks: {ranks} ranks do not fit {subdomains} subdomains (--grid {grid}): give divisors or multiples")
 
     def describe(self, threads: int | None = None) -> int | None:

@@ -95,7 +95,7 @@ class Workload:
         for spatial_size in {box.subimage.shape for box in boxes}:
             registry.check(settings.network, Shape(spatial_size, channels, self.classes), settings.width, divisor, settings.features)
         local = cnn(settings, Shape(subimage, channels, self.classes), settings.width, divisor, settings.features)
-        whole = cnn(settings, Shape(tuple(spatial), channels, self.classes), settings.global_width or settings.width, 1, None)
+        whole = cnn(settings, Shape(tuple(spatial), channels, self.classes), settings.width_of(Method.GLOBAL), 1, None)
         dnn = dense(settings.interface, subdomains, local.values, self.classes)
         images = self.bytes_a_value * channels * (self.samples + self.test_samples)
         epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}

@@ -104,24 +104,30 @@ class Checkpointer(Callback):
                     f"{path}: trained with {name.replace('_', ' ')} {saved}, where this run, on {self.world.size} ranks, has {expected}; "
                     "resume with the same options and number of ranks"
                 )
-        try:
-            if not all(isinstance(about[name], int | float) for name in ("epoch", "step", "seconds")):
-                raise ValueError("epoch, step and seconds are not numbers")
-            ended = about["epoch"] > self.recipe["epochs"]
-            if not 1 <= about["epoch"] <= self.recipe["epochs"] + 1 or not 0 <= about["step"] < self.steps_per_epoch:
-                raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
-            for name, module in parts.items():
-                _restore_network(module, checkpoint.parts[name])
-                if not ended:
-                    _restore_optimizer(module, state.optimizer, checkpoint.parts[name])
-            state.epoch, state.step = about["epoch"], about["step"]
+        with self.world.raise_on_all_ranks():
+            try:
+                self._restore(state, parts, checkpoint)
+            except (LookupError, ValueError) as error:  # of another version
+                raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
+
+    def _restore(self, state: TrainState, parts: dict[str, nn.Module], checkpoint: Checkpoint) -> None:
+        """Restores a checkpoint of this training; LookupError or ValueError if it does not fit."""
+        about = checkpoint.about
+        if not all(isinstance(about[name], int | float) for name in ("epoch", "step", "seconds")):
+            raise ValueError("epoch, step and seconds are not numbers")
+        ended = about["epoch"] > self.recipe["epochs"]
+        if not 1 <= about["epoch"] <= self.recipe["epochs"] + 1 or not 0 <= about["step"] < self.steps_per_epoch:
+            raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
+        for name, module in parts.items():
+            _restore_network(module, checkpoint.parts[name])
             if not ended:
-                _restore_numbers(state, about)
-                _restore_running(state, checkpoint.of_rank)
-            self.records.restore(about["rows"], checkpoint.of_rank)
-            self._earlier, self._begin = about["seconds"], time.monotonic()
-        except (LookupError, ValueError) as error:  # of another version
-            raise InputError(f"{path}: its newest checkpoint does not fit this run ({type(error).__name__}: {error})") from None
+                _restore_optimizer(module, state.optimizer, checkpoint.parts[name])
+        state.epoch, state.step = about["epoch"], about["step"]
+        if not ended:
+            _restore_numbers(state, about)
+            _restore_running(state, checkpoint.of_rank)
+        self.records.restore(about["rows"], checkpoint.of_rank)
+        self._earlier, self._begin = about["seconds"], time.monotonic()
 
 
 def parts_of(network: nn.Module) -> dict[str, nn.Module]:

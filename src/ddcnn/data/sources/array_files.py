@@ -14,6 +14,7 @@ import numpy as np
 
 from ddcnn.data.sources.base import READ_BYTES, SPLITS, Source, SourceOptions, Split
 from ddcnn.errors import InputError
+from ddcnn.io.hdf5 import parsing, reading
 
 NAMES = {split: ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")) for split in SPLITS}  # images, labels
 
@@ -57,10 +58,8 @@ class H5Dataset:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The rows start <= s < stop."""
-        try:
+        with reading(Path(self._dataset.file.filename), f"{self._dataset.name} is damaged"), parsing():
             return self._dataset[start:stop]
-        except OSError as error:
-            raise InputError(f"{self._dataset.file.filename}: {self._dataset.name} is damaged ({error})") from None
 
 
 Array = NpyMember | H5Dataset
@@ -86,19 +85,19 @@ def open_h5(path: Path) -> tuple[dict[str, Array], str]:
     """Top-level datasets by name, and a fingerprint of the file (its path, size and time of change).
 
     Raises:
-        InputError: not an HDF5 file.
+        InputError: not an HDF5 file, or a damaged one; a dataset that is empty, or keeps its data in other files.
     """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
     arrays: dict[str, Array] = {}
-    for name in file:
-        if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
-            dataset = file[name]
-            if dataset.is_virtual or dataset.external:
-                raise InputError(f"{path}: {name} keeps its data in other files, which are not followed; copy them into this one")
-            arrays[name] = H5Dataset(dataset)
+    with reading(path), parsing():
+        file = h5py.File(path, "r")
+        for name in file:
+            if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
+                dataset = file[name]
+                if dataset.is_virtual or dataset.external:
+                    raise InputError(f"{path}: {name} keeps its data in other files, which are not followed; copy them into this one")
+                if dataset.shape is None:
+                    raise InputError(f"{path}: {name} is empty")
+                arrays[name] = H5Dataset(dataset)
     status = path.stat()
     return arrays, f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 

@@ -82,6 +82,7 @@ def shape_of(path: Path) -> tuple[int, ...]:
 def _header(path: Path):
     import nibabel
 
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it reports headers that it repairs
     image = nibabel.load(path)
     if not isinstance(image, nibabel.nifti1.Nifti1Pair):
         raise ValueError("not a NIfTI file")
@@ -98,12 +99,11 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
 
 
 def _nibabel(root: Path) -> None:
-    """Checks that nibabel is installed, and silences it."""
+    """Checks that nibabel is installed."""
     try:
-        import nibabel
+        import nibabel  # noqa: F401
     except ImportError:
         raise InputError(f"--data {root}: NIfTI volumes need nibabel; pip install nibabel") from None
-    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it reports headers that it repairs
 
 
 def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
