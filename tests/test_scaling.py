@@ -24,14 +24,16 @@ from quick import quick
 
 from ddcnn.config.parser import parse
 from ddcnn.config.settings import RunSettings
+from ddcnn.decomposition import grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
+from ddcnn.parallel.launcher import given_threads
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.report.figures import studies
 from ddcnn.scaling import collect as scaling
 from ddcnn.scaling import measurements as points
 from ddcnn.scaling import slurm
-from ddcnn.scaling.study import Study, grid_of
+from ddcnn.scaling.study import Study
 
 SMALL = {"width": 8, "methods": "vote,dnn"}
 STRONG = {"train_samples": 300, "test_samples": 50}
@@ -368,3 +370,9 @@ def test_the_batch_script_runs_the_same_study_with_one_number_of_ranks_a_task(tm
     assert run[run.index("--ranks") + 1] == "$SLURM_ARRAY_TASK_ID" and run[run.index("--launcher") + 1] == "srun --mpi=pmix"
     assert "--side=8" in run and run[run.index("--output") + 1] == str(tmp_path / "a study")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "threads"), [("4", 4), ("0", None), ("", None), ("-1", None), ("many", None)])
+def test_threads_that_are_none_are_not_taken_from_the_environment(monkeypatch, given, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert given_threads() == threads

@@ -119,11 +119,13 @@ def test_a_run_counts_and_shows_where_vote_and_dnn_disagree(digits_run, understo
     np.testing.assert_array_equal(run.details.pictures, test.read(run.details.picture_rows))
     text = analysis_text(run)
     assert f"on {differ.sum()} of {len(differ)} test samples" in text
-    for row in text.split("## Vote and DNN")[1].split("##")[0].splitlines():
-        if row.startswith("| ") and row[2].isdigit():
-            label, samples, differing, *kinds = (int(cell) for cell in row.strip("| ").split("|"))
-            assert (samples, differing) == ((run.details.labels == label).sum(), differ[run.details.labels == label].sum())
-            assert sum(kinds) == differing
+    lines = text.split("## Vote and DNN")[1].split("##")[0].splitlines()
+    rows = [row.strip("| ").split("|") for row in lines if row.startswith("| ") and row[2].isdigit()]
+    assert len(rows) == len(np.unique(run.details.labels[differ]))
+    for row in rows:
+        label, samples, differing, *kinds = map(int, row)
+        assert (samples, differing) == ((run.details.labels == label).sum(), differ[run.details.labels == label].sum())
+        assert sum(kinds) == differing
 
 
 def test_pictures_are_small():

@@ -82,6 +82,17 @@ def cuts(size: int, parts: int) -> list[int]:
     return [cut(k) for k in range(parts + 1)]
 
 
+def grid_of(number: int, sides: Sequence[int]) -> tuple[int, ...]:
+    """The grid of so many subdomains whose longest and shortest sides differ least, for images of these sides."""
+
+    def unevenness(grid: tuple[int, ...]) -> float:
+        lengths = [side / parts for side, parts in zip(sides, grid, strict=True)]
+        return max(lengths) / min(lengths)
+
+    divisors = [k for k in range(1, number + 1) if number % k == 0]
+    return min((grid for grid in product(divisors, repeat=len(sides)) if prod(grid) == number), key=unevenness)
+
+
 @dataclass(frozen=True)
 class Decomposition:
     """A grid of N subdomains over images of one spatial shape; ``len`` is N (arXiv 2302.06564, section 2).

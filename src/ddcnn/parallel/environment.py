@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddcnn import __version__
+from ddcnn.parallel.launcher import given_threads
 from ddcnn.parallel.world import World
 
 
@@ -23,8 +24,7 @@ def threads_per_rank(world: World, requested: int | None) -> int:
     cores = sorted(os.sched_getaffinity(0))
     mask = zlib.crc32(f"{socket.gethostname()} {cores}".encode())
     sharing = int((world.all_gather(np.array([mask], dtype=np.int64)) == mask).sum())
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return requested or (int(given) if given.isdigit() and int(given) > 0 else max(1, len(cores) // sharing))
+    return requested or given_threads() or max(1, len(cores) // sharing)
 
 
 def describe(world: World) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Rank and number of ranks from the environment of the launcher (mpirun, srun), before MPI starts."""
+"""What the environment of the launcher (mpirun, srun) says before MPI starts: rank, number of ranks, threads of a rank."""
 
 import os
 
@@ -14,3 +14,9 @@ def launched_size() -> int:
 def launched_rank() -> int:
     """This process's rank according to the launcher; 0 without one."""
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+def given_threads() -> int | None:
+    """OMP_NUM_THREADS; None where it is no positive number."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) or None if given.isdigit() else None

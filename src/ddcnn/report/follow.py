@@ -39,8 +39,8 @@ def follow(run: RunFolder, console: Console) -> None:
         shown: set[str] = set()  # a resumed run may write epochs again
         state = ""
         for lines in poll(run):
-            if state_of(run) != state:
-                state = state_of(run)
+            if (now := state_of(run)) != state:
+                state = now
                 console.out(state, end="\n" if state else "", highlight=False)
             for training, line in lines:
                 name = f"{training}  epoch {line.epoch}"
@@ -116,8 +116,8 @@ def view(run: RunFolder, lines: Lines) -> RenderableType:
 
 def epochs_of(settings: RunSettings, phase: str) -> int:
     """Epochs of a training of this phase."""
-    epochs = {"local": settings.epochs, "dnn": settings.dnn_epochs, "transfer": settings.frozen_epochs + settings.transfer_epochs}
-    return epochs[phase] if phase in epochs else settings.epochs_of(phase)
+    epochs = {"dnn": settings.dnn_epochs, "transfer": settings.frozen_epochs + settings.transfer_epochs}
+    return epochs.get(phase, settings.epochs_of(phase))
 
 
 def curve(values: list[float]) -> str:

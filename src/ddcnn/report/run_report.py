@@ -46,9 +46,8 @@ def write_report(folder: RunFolder, console: Console | None = None, draw: bool =
     """
     run = load(folder)
     text = report_text(run)
-    text += "\n## Figures\n" if draw else ""
-    for name, caption in (write_figures(run) if draw else {}).items():
-        text += figure_text(folder, name, caption)
+    if draw:
+        text += "\n## Figures\n" + "".join(figure_text(folder, *drawn) for drawn in write_figures(run).items())
     publish(folder, text, [run.results], console)
 
 

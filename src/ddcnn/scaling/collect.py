@@ -5,26 +5,25 @@ Strong scaling: the same problem on more ranks. Weak scaling: the same work per 
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ddcnn.errors import InputError
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.report.pages import number, table
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
+from ddcnn.scaling.study import runs_of
 
-RUN = re.compile(r"(\d+)(-\d+)?")  # folder of a run in that of a study: its ranks, and from the second on the repetition
+SUMMARY_HEADER = ("range of total s", "speed-up", "efficiency in %", "serial fraction in %", "busiest / mean rank", "images/s")
 WORDS = {
-    "strong": "Strong scaling: the same images and subdomains on more ranks. Speed-up ψ is the time of the fewest ranks divided by the "
-    "time of N, efficiency the share that it is of the ideal, p times for p times the ranks. The serial fraction is that of Karp and "
+    "strong": "Strong scaling: the same images and subdomains on more ranks. With p = P / P₀ times as many ranks P as the fewest P₀, the "
+    "speed-up ψ is the time on P₀ ranks divided by the time on P, and efficiency is ψ / p. The serial fraction is that of Karp and "
     "Flatt, e = (1/ψ - 1/p) / (1 - 1/p): an e that grows with the ranks tells of overhead, one that does not of work that is not divided.",
-    "weak": "Weak scaling: as many pixels, subdomains and parameters for every rank, images that grow with their number. Efficiency is "
-    "the time of the fewest ranks divided by the time of N; the speed-up ψ is scaled: efficiency times the ratio p of the ranks. The "
-    "serial fraction is Gustafson's, e = (p - ψ) / (p - 1).",
+    "weak": "Weak scaling: as many pixels, subdomains and parameters for every rank, images that grow with their number. With p = P / P₀ "
+    "times as many ranks P as the fewest P₀, efficiency is the time on P₀ ranks divided by the time on P; the speed-up ψ is scaled: "
+    "efficiency times p. The serial fraction is Gustafson's, e = (p - ψ) / (p - 1).",
 }
 
 
@@ -69,32 +68,6 @@ def measured(folders: Iterable[Path], kind: Kind) -> list[Measured]:
     seeds = [measure(seed, kind) for run in runs for seed in RunFolder(run).seeds() or [RunFolder(run)]]
     check_comparable(seeds)
     return seeds
-
-
-def runs_of(study: Path) -> list[Path]:
-    """The finished runs in the folder of a study, by their ranks; none if it is not a study."""
-    runs = [path for path in study.glob("*") if RUN.fullmatch(path.name) and RunFolder(path).has_any_results]
-    return sorted(runs, key=lambda run: tuple(map(int, run.name.split("-"))))
-
-
-def kind_of(study: Path) -> Kind:
-    """The kind of a study, from its study.toml.
-
-    Raises:
-        InputError: it has none.
-    """
-    import tomllib
-
-    try:
-        kind = tomllib.loads((study / "study.toml").read_text())["kind"]
-    except (OSError, ValueError, KeyError):
-        kind = None
-    if kind not in WORDS:
-        raise InputError(f"{study}: no study.toml of a scaling study: give the --output of ddcnn scaling strong or weak, or say --kind")
-    return kind
-
-
-SUMMARY_HEADER = ("range of total s", "speed-up", "efficiency in %", "serial fraction in %", "busiest / mean rank", "images/s")
 
 
 def summary_row(point: Point, training: str) -> tuple[Any, ...]:

@@ -105,8 +105,7 @@ def collect(settings: CollectSettings) -> None:
 def predict(settings: ExtrapolationSettings) -> None:
     """Predicts times on more ranks."""
     from ddcnn.scaling import extrapolation_report
-    from ddcnn.scaling.collect import kind_of
-    from ddcnn.scaling.study import parse_ranks
+    from ddcnn.scaling.study import kind_of, parse_ranks
 
     given: dict[str, float] = {}
     if settings.latency_us:

@@ -67,7 +67,7 @@ class Model:
         return Predicted(ranks, sizes, seconds, read, communication)
 
 
-def fitted(workload: Workload, points: list[Point], here: Counts, given: dict[str, float]) -> Model:
+def fitted(workload: Workload, points: list[Point], known: Counts, given: dict[str, float]) -> Model:
     """The model fitted to all points, and its prediction of each point when fitted to the others."""
     each = {point.ranks: counts(workload.at(point.ranks)) for point in points}
 
@@ -82,12 +82,12 @@ def fitted(workload: Workload, points: list[Point], here: Counts, given: dict[st
 
     compared: list[Compared] = []
     for point in points:
-        others, _ = fit(observed(left_out=point.ranks), here)
+        others, _ = fit(observed(left_out=point.ranks), known)
         phases = {phase: found.seconds(others) for phase, found in each[point.ranks].items() if phase in point.seconds}
         whole = Compared(point.ranks, TOTAL, sum(point.seconds[phase] for phase in phases), sum(phases.values()))
         found = [Compared(point.ranks, phase, point.seconds[phase], seconds) for phase, seconds in phases.items()]
         compared += [one for one in found if one.measured > SMALL * whole.measured] + [whole]
-    rates, undetermined = fit(observed(), here)
+    rates, undetermined = fit(observed(), known)
     if "global_operations" in undetermined:  # no global CNN was trained: it computes as fast as the local ones
         rates = rates._replace(global_operations=rates.local_operations)
     return Model(workload, points, rates, rates._replace(**given), undetermined, compared)

@@ -100,7 +100,7 @@ def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[s
     program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
     execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
     with reading(log, *DAMAGED), parsing():
-        speed = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+        speed = json.loads(next((line for line in log.read_text().splitlines() if line.startswith("{")), ""))
         return {name: float(speed[name]) for name in Counts._fields if name in speed and name not in FITTED}
 
 
@@ -199,9 +199,10 @@ def undetermined(model: Model) -> str:
 
 def csv_row(one: Predicted, workload: Workload) -> dict[str, Any]:
     """A row of predict.csv, by column."""
-    columns: dict[str, Any] = {"ranks": one.ranks, "subdomains": one.sizes and one.sizes.subdomains}
-    columns |= {"subimage": times(one.sizes.subimage) if one.sizes else None}
-    kinds = {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
-    columns |= {f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases}
-    columns |= {f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods}
-    return columns | {"refusal": one.refusal or None}
+    sizes, kinds = one.sizes, {"seconds": one.seconds, "reading": one.reading, "communication": one.communication}
+    return {
+        "ranks": one.ranks, "subdomains": sizes and sizes.subdomains, "subimage": sizes and times(sizes.subimage),
+        **{f"{phase}_{kind}": values.get(phase) for kind, values in kinds.items() for phase in workload.phases},
+        **{f"method_{method}_seconds": workload.in_all(method, one.seconds) for method in workload.methods},
+        "refusal": one.refusal,
+    }  # fmt: skip

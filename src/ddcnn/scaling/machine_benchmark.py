@@ -22,6 +22,8 @@ REPEATS = 20
 
 def main(arguments: Sequence[str]) -> None:
     world = World()
+    if world.size < 2:
+        raise SystemExit("this program measures messages between ranks: start it on two or more, and with the launcher of this MPI")
     speed = messages(world) | all_reduce(world)
     latency = float(np.median([_seconds(lambda: world.all_gather(np.zeros(1))) for _ in range(REPEATS)]))
     steps = 2 * np.ceil(np.log2(world.size)) * speed["messages"]

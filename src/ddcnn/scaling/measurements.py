@@ -15,7 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from ddcnn.config.methods import Method
 from ddcnn.config.settings import CHANGEABLE
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
@@ -81,8 +80,8 @@ class Point:
 
     def speed_ups(self, name: str) -> tuple[float, float]:
         """Speed-ups of the slowest and of the fastest run."""
-        shortest, longest = self.extremes[name]
-        return tuple(self.speed_up[name] * self.seconds[name] / value if value else 1.0 for value in (longest, shortest))  # type: ignore[return-value]
+        slowest, fastest = (self.speed_up[name] * self.seconds[name] / value if value else 1.0 for value in reversed(self.extremes[name]))
+        return slowest, fastest
 
 
 def measure(folder: RunFolder, kind: Kind) -> Measured:
@@ -95,12 +94,11 @@ def measure(folder: RunFolder, kind: Kind) -> Measured:
     training = next((name for name in TRAINING if name in phases), None)
     if training is None:
         raise InputError(f"{folder}: nothing was trained from scratch in this run (--start-from): it has no place in a scaling study")
-    epochs = run.settings.epochs if training == "local" else results.methods[Method(training)].epochs
     return Measured(
         folder.path, environment.ranks, environment.seed,
         {name: phase.seconds for name, phase in phases.items()} | {TOTAL: wall(windows(run.spans_by_rank, TIMED))},
         {name: (phase.max_rank_seconds, phase.mean_rank_seconds) for name, phase in phases.items()},
-        training, epochs * results.data.train_samples / phases[training].seconds, conditions(run, kind),
+        training, run.settings.epochs_of(training) * results.data.train_samples / phases[training].seconds, conditions(run, kind),
     )  # fmt: skip
 
 
@@ -151,7 +149,7 @@ def check_comparable(runs: Sequence[Measured]) -> None:
 
 def points_of(runs: Sequence[Measured], kind: Kind) -> list[Point]:
     """A point per number of ranks, ascending; speed-ups are relative to the first."""
-    phases = [name for name in TIMED if any(name in run.seconds for run in runs)]  # on one rank there may be no gather
+    phases = [name for name in TIMED if any(name in run.seconds for run in runs)]
     points: list[Point] = []
     for ranks in sorted({run.ranks for run in runs}):
         these = [run for run in runs if run.ranks == ranks]

@@ -28,7 +28,7 @@ with the computing; the allgather doubles recursively. An operation count does n
 One t serves all networks: VGG3, VGG9 and ResNet20 on 4x4 pixels and two samples, and the DNN, of 5 to 60 layers, took 135 to 171 µs of
 processor time a layer and step on one core. What a training does once (its first step, keeping its network) is not told apart from R.
 
-Every phase is linear in the ``Seconds`` per count, so that those that are not known are fitted by non-negative least squares, relative
+Every phase is linear in the seconds per count, so that those that are not known are fitted by non-negative least squares, relative
 to what was measured (Hockney's α-β model: Parallel Computing 20, 1994; collectives: Thakur et al., IJHPCA 19(1), 2005).
 """
 
@@ -93,7 +93,7 @@ class Sizes:
         subimage: pixels per axis of the largest one.
         local_bytes, global_bytes: of the images of a subdomain, and of whole ones, training and test.
         evaluations: on the test samples, per epoch of training.
-        forward_epochs: of transfer, in which only the DNN learns.
+        frozen_epochs: of transfer, in which only the DNN learns.
     """
 
     ranks: int
@@ -106,7 +106,7 @@ class Sizes:
     interface: str
     batch: int
     epochs: dict[str, int]
-    forward_epochs: int
+    frozen_epochs: int
     folds: int
     evaluations: float
     local: Network
@@ -117,12 +117,12 @@ class Sizes:
 
     @property
     def own(self) -> int:
-        """n"""
+        """n: subdomains of the busiest rank."""
         return -(-self.subdomains // self.ranks)
 
     @property
     def global_share(self) -> int:
-        """b"""
+        """b: a rank's share of the global CNN's batch."""
         batch = min(self.batch, self.samples)
         return max(2, batch // self.ranks) if self.ranks > 1 else batch
 
@@ -132,7 +132,7 @@ class Sizes:
         return self.ranks == 1 or 2 * self.ranks <= self.samples
 
     def steps(self, samples: int, batch: int | None = None) -> tuple[int, int]:
-        """s, and the samples of a step."""
+        """s: steps of an epoch; and the samples of one."""
         batch = min(batch or self.batch, samples)
         return max(1, samples // batch), batch
 
@@ -169,12 +169,12 @@ def _folds(sizes: Sizes) -> Counts:
     return Counts(local_operations=sizes.own * operations * sizes.local.operations, layer_steps=sizes.own * training * sizes.local.layers)
 
 
-def _all_at_once(sizes: Sizes, times: float, bytes_arriving: float) -> Counts:
+def _collectives(sizes: Sizes, number: float, bytes_arriving: float) -> Counts:
     """Collectives, each a barrier and an exchange of ``bytes_arriving``, of which a rank has its own part already."""
     if sizes.ranks == 1:
         return Counts()
-    sent = times * bytes_arriving * (sizes.ranks - 1) / sizes.ranks
-    return Counts(messages=2 * times * ceil(log2(sizes.ranks)), bytes_sent=sent, collectives=2 * times)
+    sent = number * bytes_arriving * (sizes.ranks - 1) / sizes.ranks
+    return Counts(messages=2 * number * ceil(log2(sizes.ranks)), bytes_sent=sent, collectives=2 * number)
 
 
 def _gather(sizes: Sizes) -> Counts:
@@ -183,7 +183,7 @@ def _gather(sizes: Sizes) -> Counts:
         arriving.append(sizes.local.values * sizes.samples)
         if sizes.interface != "probabilities":
             arriving.append(sizes.local.values * sizes.test_samples)
-    return _all_at_once(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
+    return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
 def _dnn(sizes: Sizes) -> Counts:
@@ -196,10 +196,10 @@ def _dnn(sizes: Sizes) -> Counts:
 
 def _coherent(sizes: Sizes, phase: str) -> Counts:
     steps, batch = sizes.steps(sizes.samples)
-    frozen = sizes.forward_epochs if phase == "transfer" else 0
+    frozen = sizes.frozen_epochs if phase == "transfer" else 0
     training, all_steps = sizes.epochs[phase] * steps, (sizes.epochs[phase] + frozen) * steps
     forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
-    communication = _all_at_once(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
+    communication = _collectives(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
     return communication._replace(
         local_operations=sizes.own * (training * batch + forward) * sizes.local.operations + all_steps * batch * sizes.dnn.operations,
         layer_steps=all_steps * (sizes.own * sizes.local.layers + sizes.dnn.layers),

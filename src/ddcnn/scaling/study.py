@@ -1,6 +1,7 @@
 """A scaling study: its runs are started here, one after the other, or by SLURM (module ``slurm``)."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,25 +15,26 @@ from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 
 from ddcnn.config.parser import parse
 from ddcnn.config.settings import RunSettings
-from ddcnn.decomposition import times
+from ddcnn.decomposition import grid_of, times
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.hdf5 import DAMAGED, parsing, reading
 from ddcnn.io.progress import Progress
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.parallel.launcher import launched_size
+from ddcnn.parallel.launcher import given_threads, launched_size
 from ddcnn.scaling.measurements import Kind
 
 PATIENCE = 10  # seconds for the ranks to end when the study is ended
 DEFAULTS = {"methods": "vote,average,dnn", "evaluate_every": "0", "progress": "none"}  # where the user says nothing
-OWN = {"output", "overwrite", "resume", "time_limit", "start_from"}  # what the study says, or what is no measurement
+OWN = {"output", "overwrite", "resume", "time_limit", "start_from"}  # set by the study, or such that the run would be no measurement
 OWN_IF_WEAK = {"data", "grid", "volumes", "decomposition"}
+RUN = re.compile(r"(\d+)(-\d+)?")  # name of a run's folder: its ranks, and from the second on the repetition
 
 
 class FailedRun(Exception):
@@ -114,15 +116,25 @@ def _options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
-def grid_of(number: int, sides: Sequence[int]) -> tuple[int, ...]:
-    """The grid of so many subdomains whose longest and shortest sides differ least, for images of these sides."""
+def runs_of(study: Path) -> list[Path]:
+    """The finished runs in the folder of a study, by their ranks; none if it is not a study."""
+    runs = [path for path in study.glob("*") if RUN.fullmatch(path.name) and RunFolder(path).has_any_results]
+    return sorted(runs, key=lambda run: tuple(map(int, run.name.split("-"))))
 
-    def unevenness(grid: tuple[int, ...]) -> float:
-        lengths = [side / parts for side, parts in zip(sides, grid, strict=True)]
-        return max(lengths) / min(lengths)
 
-    divisors = [k for k in range(1, number + 1) if number % k == 0]
-    return min((grid for grid in product(divisors, repeat=len(sides)) if prod(grid) == number), key=unevenness)
+def kind_of(study: Path) -> Kind:
+    """The kind of a study, from its study.toml.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        kind = tomllib.loads((study / "study.toml").read_text())["kind"]
+    except (OSError, ValueError, KeyError):
+        kind = None
+    if kind not in get_args(Kind):
+        raise InputError(f"{study}: no study.toml of a scaling study: give the --output of ddcnn scaling strong or weak, or say --kind")
+    return kind
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -153,8 +165,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
     """
     if launched_size() > 1:
         raise InputError("a study starts its runs itself: start it without mpirun")
-    given, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
-    threads = study.describe(int(given) if given.isdigit() else max(1, cores // study.ranks[-1]))
+    threads = study.describe(given_threads() or max(1, len(os.sched_getaffinity(0)) // study.ranks[-1]))
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
     left = [run for run in runs if not RunFolder(study.run(*run)).is_finished]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # as many for every number of ranks
@@ -169,8 +180,13 @@ def start(study: Study, launcher: Sequence[str]) -> None:
 
 def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
     """Runs a command to its end, with its output in a file; ends it, and through its launcher all ranks, on SIGTERM, Ctrl-C or an error."""
-    with disk_errors(log), log.open("w") as stream:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+    with disk_errors(log):
+        stream = log.open("w")
+    with stream:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+        except OSError as error:
+            raise InputError(f"--launcher {command[0]}: cannot be started ({error.strerror})") from None
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             process.wait()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.decomposition import Decomposition
+from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.networks import registry
@@ -16,7 +16,6 @@ from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.scaling.measurements import Kind
 from ddcnn.scaling.performance_model import Network, Sizes
-from ddcnn.scaling.study import grid_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Workload:
         return Sizes(
             ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples, test_samples=self.test_samples,
             classes=self.classes, interface=settings.interface, batch=settings.batch_size, epochs=epochs,
-            forward_epochs=settings.frozen_epochs, folds=settings.folds,
+            frozen_epochs=settings.frozen_epochs, folds=settings.folds,
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip

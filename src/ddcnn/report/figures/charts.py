@@ -52,7 +52,7 @@ def _floor(curves: list[np.ndarray]) -> float:
 def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float]) -> Figure:
     """Loss and accuracy over the epochs (lines of metrics.jsonl), a row of panels per phase; its method's test accuracy at the end."""
     phases = list(dict.fromkeys(epoch["phase"] for epoch in epochs))
-    figure = Figure((10, 0.5 + 2.8 * len(phases)), layout="constrained")
+    figure = Figure((10, 0.5 + 2.8 * len(phases)))
     figure.set_layout_engine("constrained", h_pad=0.1)
     for phase, (loss, accuracy) in zip(phases, figure.subplots(len(phases), 2, squeeze=False), strict=True):
         rows = [epoch for epoch in epochs if epoch["phase"] == phase]
