@@ -68,20 +68,20 @@ def test_out_of_fold_classifications_come_in_the_order_of_the_samples(world):
 
 def test_a_held_out_sample_is_seen_by_the_dnn_and_not_by_the_local_cnn(world):
     samples = DnnSamples.choose("holdout", LABELS, 5, seed=0)
-    assert sorted([*samples.index, *samples.for_cnn]) == list(range(60))
+    assert sorted([*samples.for_dnn, *samples.for_cnn]) == list(range(60))
     network = train_local(world, Trainer(recipe(3), POLICY, Seeds(0, "local")), Memory, numbered(), samples.for_cnn)
-    assert not network.known & set(samples.index.astype(float).tolist())
+    assert not network.known & set(samples.for_dnn.astype(float).tolist())
     assert network.known == set(samples.for_cnn.astype(float).tolist())
 
 
 @pytest.mark.parametrize("kind", ["train", "out-of-fold"])
 def test_otherwise_both_see_all_samples(kind):
     samples = DnnSamples.choose(kind, LABELS, 3, seed=0)
-    assert samples.index.tolist() == samples.for_cnn.tolist() == list(range(60))
+    assert samples.for_dnn.tolist() == samples.for_cnn.tolist() == list(range(60))
 
 
 def test_without_a_dnn_it_has_no_samples():
-    assert DnnSamples.choose("none", LABELS, 3, seed=0).index.size == 0
+    assert DnnSamples.choose("none", LABELS, 3, seed=0).for_dnn.size == 0
 
 
 def test_folds_are_balanced_over_the_classes_and_a_function_of_the_seed():

@@ -10,7 +10,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.decomposition import Decomposition
-from ddcnn.experiment.assembly import Decided, Gathered, assemble, average_curve
+from ddcnn.experiment.results import Decided, Gathered, average_curve, results_of
 from ddcnn.io.metrics_log import line, text
 from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
 from ddcnn.parallel.timeline import PHASES
@@ -84,7 +84,7 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
         "dnn": Decided((labels + 1) % 10, 128, np.eye(10, dtype=np.float32)[labels], 7),
     }
     gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1, local_classes, 555)
-    results = assemble(gathered, decided, settings, store, ENVIRONMENT)
+    results = results_of(gathered, decided, settings, store, ENVIRONMENT)
     assert [box.test_accuracy for box in results.decomposition.subdomains] == [1, 1, 0, 1]
     assert (results.decomposition.parameters, results.decomposition.global_parameters) == (400, 555)
     vote, dnn = results.methods["vote"], results.methods["dnn"]

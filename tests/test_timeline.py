@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddcnn.parallel import timeline as module
-from ddcnn.parallel.timeline import KINDS, PHASES, Timeline, phases_of, seconds_of, wall, windows
+from ddcnn.parallel.timeline import KINDS, PHASES, Timeline, phase_seconds, seconds_of, wall, windows
 
 
 def timeline(*spans: tuple[str, str, float, float]) -> np.ndarray:
@@ -18,9 +18,9 @@ RANKS = [
 
 
 def test_a_phase_lasts_from_its_first_start_to_its_last_stop_and_is_as_busy_as_its_ranks_compute():
-    assert phases_of(RANKS)["local"] == {"seconds": 6, "max_rank_seconds": 6, "mean_rank_seconds": 5}
-    assert phases_of(RANKS)["gather"]["max_rank_seconds"] == 0
-    assert "dnn" not in phases_of(RANKS)
+    assert phase_seconds(RANKS)["local"] == {"seconds": 6, "max_rank_seconds": 6, "mean_rank_seconds": 5}
+    assert phase_seconds(RANKS)["gather"]["max_rank_seconds"] == 0
+    assert "dnn" not in phase_seconds(RANKS)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to
         clock.now += 10
     with second.phase("gather"), second.span("wait"):
         clock.now += 1
-    assert {name: phase["seconds"] for name, phase in phases_of([second.array()]).items()} == {"partition": 3, "local": 30, "gather": 1}
-    assert phases_of([second.array()])["local"]["max_rank_seconds"] == 30
+    assert {name: phase["seconds"] for name, phase in phase_seconds([second.array()]).items()} == {"partition": 3, "local": 30, "gather": 1}
+    assert phase_seconds([second.array()])["local"]["max_rank_seconds"] == 30
     assert second.now() == 23 + 5 + 11
     assert sum(second.sent.values()) == 0
     assert second.resumed and not first.resumed

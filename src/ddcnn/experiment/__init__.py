@@ -1,5 +1,6 @@
-"""A run: ``plan`` checks and partitions, ``run`` goes through the methods, ``two_step`` and ``end_to_end`` train,
-``recorder`` collects. ``context`` composes what the steps share; ``api`` is the same for scripts and notebooks.
+"""A run: ``plan`` checks and partitions, ``problem`` is what is to be solved, ``run`` goes through the methods, ``two_step`` and
+``end_to_end`` train, ``recorder`` collects, ``results`` computes results.json. ``context`` is what the steps share; ``api`` is the same
+for scripts and notebooks.
 
 This room may print and start anything below; it holds no mathematics (see ``method``) and no file formats (see ``io``).
 """

@@ -99,7 +99,7 @@ class DecomposedProblem:
         for name, value, allowed in (("interface", interface, get_args(Interface)), ("split", split, tuple(self.labels))):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r}: known are {', '.join(allowed)}")
-        chosen = problem.dnn_samples.index if split == "train" else np.arange(self.store.test_samples)
+        chosen = problem.dnn_samples.for_dnn if split == "train" else np.arange(self.store.test_samples)
         group, values = problem.groups.data_parallel, []
         for index, network in zip(self.owned, local_cnns, strict=True):
             images = problem.subimages(split, index)
@@ -112,7 +112,7 @@ class DecomposedProblem:
         """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""
         problem = self._problem
         trainer = replace(self._trainer(problem.dnn_recipe, "dnn"), policy=problem.networks.fp32_policy)
-        labels = self.labels["train"][problem.dnn_samples.index]
+        labels = self.labels["train"][problem.dnn_samples.for_dnn]
         return train_dnn(trainer, values, labels, problem.settings.interface, problem.networks.classes)
 
     def decide(self, dnn: nn.Module, values: np.ndarray) -> np.ndarray:

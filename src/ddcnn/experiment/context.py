@@ -26,7 +26,7 @@ from ddcnn.training.resume import Checkpointer
 
 
 @dataclass(frozen=True)
-class Watched(WrappedCallback):
+class RecordedEpochs(WrappedCallback):
     """Records and shows each epoch, before ``inner`` saves it.
 
     Attributes:
@@ -114,7 +114,7 @@ class RunContext:
             samples, records = problem.store.train_samples, self.results.records(method, None)
             role = f"{method} {stage}".strip()
             checkpointer = self.checkpointer(role.replace(" ", "-"), recipe, samples, records, problem.world)
-            return Trainer(recipe, problem.policy, problem.networks.seeds(role), Watched(checkpointer, progress, epochs, record))
+            return Trainer(recipe, problem.policy, problem.networks.seeds(role), RecordedEpochs(checkpointer, progress, epochs, record))
 
         with failing_in(name), timeline.phase(method), timeline.span("compute"), self.progress(method, epochs) as progress:
             yield trainer

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.assembly import Decided
 from ddcnn.experiment.context import RunContext
+from ddcnn.experiment.results import Decided
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.width import compose
 from ddcnn.networks.layers import count_parameters

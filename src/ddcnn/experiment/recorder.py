@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.assembly import Decided, Gathered, assemble
 from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.results import Decided, Gathered, results_of
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.details import Details
 from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, line, text
@@ -140,7 +140,7 @@ class Recorder:
             if self._board:
                 self._board.close()
             self._details(gathered.spans).write(self.folder.details)
-            results = assemble(gathered, self._decided, self.settings, self.store, environment)
+            results = results_of(gathered, self._decided, self.settings, self.store, environment)
             write_json(self.folder.results, dump(results))
             write_report(self.folder, Console() if self.settings.progress != "none" else None, self.settings.figures)
 

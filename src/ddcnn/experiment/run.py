@@ -78,7 +78,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
 def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests) -> None:
     """All methods with one seed."""
     world, networks = problem.world, replace(problem.networks, settings=settings)
-    trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_dnn)
+    trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
     problem = replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
     context = RunContext(problem, Recorder(problem, output), stop_requests)
 

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.experiment.assembly import Decided
-from ddcnn.experiment.context import RunContext, Watched, failing_in
+from ddcnn.experiment.context import RecordedEpochs, RunContext, failing_in
+from ddcnn.experiment.results import Decided
 from ddcnn.io.progress import Progress
 from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
@@ -52,7 +52,7 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
         if gathered:
             probabilities = gathered["test"]
             sent = probabilities.nbytes - probabilities.nbytes // problem.groups.across_subdomains.size
-            decide(context, probabilities, sent)
+            vote_and_average(context, probabilities, sent)
             if settings.needs("dnn"):
                 dnn = decide_by_dnn(context, gathered["dnn"], gathered.get("interface", probabilities), others_stop)
     return networks, dnn
@@ -75,14 +75,14 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
     with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
         seconds, epochs = float("nan"), settings.epochs
         if settings.start_from:
-            network, epochs = networks.kept_local(index)
+            network, epochs = networks.earlier_local(index)
         else:
             training, test = problem.subimages("train", index), problem.subimages("test", index)
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
             history = results.records("local", index)
             checkpointer = context.checkpointer(f"local-{index:04}", recipe, len(chosen), history, group, others_stop)
-            watched = Watched(checkpointer, progress, epochs, record, f"subdomain {index}  ")
-            trainer = Trainer(recipe, policy, networks.seeds("local", index), watched)
+            callback = RecordedEpochs(checkpointer, progress, epochs, record, f"subdomain {index}  ")
+            trainer = Trainer(recipe, policy, networks.seeds("local", index), callback)
             network = train_local(group, trainer, networks.make_local(index), training, chosen)
             seconds = checkpointer.seconds
         results.subdomain(index, network, seconds)
@@ -108,8 +108,8 @@ def classify_local(
     def trainer_of(fold: int, samples: int) -> Trainer:
         name, history = f"local-{index:04}-without-fold-{fold}", context.results.records("folds", index)
         checkpointer = context.checkpointer(name, problem.local_recipe, samples, history, group, others_stop)
-        watched = Watched(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
-        return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), watched)
+        callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
+        return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), callback)
 
     with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
         test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
@@ -120,7 +120,7 @@ def classify_local(
             make = networks.make_local(index)
             interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
         elif training:
-            interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.index, policy)
+            interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.for_dnn, policy)
         if interface_test is None or interface_dnn is None:
             return {}
         values = {"test": probabilities_of(settings.interface, network, interface_test, policy)}
@@ -131,7 +131,7 @@ def classify_local(
         return values
 
 
-def decide(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
+def vote_and_average(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
     """On rank 0: vote and average of the local classifications (S_test, N, K), of which ``sent`` bytes came from other ranks."""
     results, labels, methods = context.results, context.problem.labels["test"], context.problem.settings.methods
     batch_size = context.problem.local_recipe.batch_size
@@ -150,13 +150,13 @@ def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, oth
     problem, results = context.problem, context.results
     settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.fp32_policy, problem.dnn_recipe
     with problem.world.timeline.span("compute"), failing_in("DNN"), context.progress("DNN", recipe.epochs) as progress:
-        network = networks.kept_dnn() if settings.start_from else None
+        network = networks.earlier_dnn() if settings.start_from else None
         if network is None:
-            labels = problem.labels["train"][problem.dnn_samples.index]
+            labels = problem.labels["train"][problem.dnn_samples.for_dnn]
             alone, history = problem.world.alone(), results.records("dnn", None)
             checkpointer = context.checkpointer("dnn", recipe, len(labels), history, alone, others_stop)
-            watched = Watched(checkpointer, progress, recipe.epochs, lambda _, epoch: results.epoch("dnn", None, epoch, None))
-            trainer = Trainer(recipe, policy, networks.seeds("dnn"), watched)
+            callback = RecordedEpochs(checkpointer, progress, recipe.epochs, lambda _, epoch: results.epoch("dnn", None, epoch, None))
+            trainer = Trainer(recipe, policy, networks.seeds("dnn"), callback)
             network = train_dnn(trainer, values, labels, settings.interface, networks.classes)
         context.save("dnn", network, **networks.about_dnn())
         if Method.DNN in settings.methods:

@@ -2,5 +2,5 @@
 CNN-DNN), ``interface`` (what travels, and its adjoint), ``coherent`` (coherent training and transfer), ``width`` (decomposition in
 width), ``factory`` (settings and data -> networks).
 
-No options are read here, nothing is printed, recorded or written.
+Only ``factory`` and ``width`` know the options; nothing is printed, recorded or written.
 """

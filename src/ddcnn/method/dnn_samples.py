@@ -40,7 +40,7 @@ class DnnSamples:
         return cls(kind, fold)
 
     @property
-    def index(self) -> np.ndarray:
+    def for_dnn(self) -> np.ndarray:
         """The training samples of the DNN, (S_dnn,)."""
         if self.kind == "none":
             return np.empty(0, np.int64)

@@ -94,30 +94,30 @@ class Networks:
 
     # Networks of the run that this one starts from (--start-from)
 
-    def kept_local(self, index: int) -> tuple[nn.Module, int]:
+    def earlier_local(self, index: int) -> tuple[nn.Module, int]:
         """A trained local CNN, and its epochs of training.
 
         Raises:
             InputError: it is missing, or of another kind.
         """
         network = self.new_local(index, "local")
-        path = self._kept.parameters(f"local-{index:04d}")
+        path = self._earlier.parameters(f"local-{index:04d}")
         attributes = parameters.load(path, network, self.about_local(index))
         if "epochs" not in attributes:
             raise InputError(f"{path}: has no number of epochs; it is of an older version of ddcnn")
         return network, int(attributes["epochs"])
 
     @property
-    def has_dnn(self) -> bool:
+    def has_earlier_dnn(self) -> bool:
         """Whether that run has a DNN for the same interface."""
-        path = self._kept.parameters("dnn")
+        path = self._earlier.parameters("dnn")
         return path.is_file() and parameters.attributes_of(path).get("interface") == self.settings.interface
 
-    def kept_dnn(self) -> nn.Module | None:
-        if not self.has_dnn:
+    def earlier_dnn(self) -> nn.Module | None:
+        if not self.has_earlier_dnn:
             return None
         network = self.new_dnn("dnn")
-        parameters.load(self._kept.parameters("dnn"), network, self.about_dnn())
+        parameters.load(self._earlier.parameters("dnn"), network, self.about_dnn())
         return network
 
     def check_start(self, owned: range) -> RunSettings:
@@ -126,12 +126,12 @@ class Networks:
         Raises:
             InputError: one of them or the DNN is missing or of another kind.
         """
-        epochs = {self.kept_local(index)[1] for index in owned}
-        self.kept_dnn()
+        epochs = {self.earlier_local(index)[1] for index in owned}
+        self.earlier_dnn()
         return self.settings.model_copy(update={"epochs": max(epochs)})
 
     @property
-    def _kept(self) -> RunFolder:
+    def _earlier(self) -> RunFolder:
         assert self.settings.start_from
         start = RunFolder(self.settings.start_from)
         return start.seed(self.settings.seed) if start.seeds() else start

@@ -164,7 +164,7 @@ def seconds_of(spans: list[np.ndarray], phases: tuple[str, ...], kind: str) -> l
     return [float((part[:, 3] - part[:, 2]).sum()) for part in chosen]
 
 
-def phases_of(spans: list[np.ndarray]) -> dict[str, dict[str, float]]:
+def phase_seconds(spans: list[np.ndarray]) -> dict[str, dict[str, float]]:
     """Of each phase that took place: wall seconds, and seconds of computing of the busiest rank and on average."""
     seconds = {}
     for phase in PHASES[1:]:

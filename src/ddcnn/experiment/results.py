@@ -9,7 +9,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.io import results_schema as schema
 from ddcnn.io.metrics_log import curve
-from ddcnn.parallel.timeline import KINDS, PHASES, phases_of, seconds_of, wall, windows
+from ddcnn.parallel.timeline import KINDS, PHASES, phase_seconds, seconds_of, wall, windows
 from ddcnn.report.analysis import Decision, analyse
 from ddcnn.report.metrics import scores
 
@@ -63,7 +63,7 @@ class Decided:
     gathered_bytes: int | None = None
 
 
-def assemble(
+def results_of(
     gathered: Gathered, decided: dict[Method, Decided], settings: RunSettings, store: PartitionedSet, environment: schema.Environment
 ) -> schema.RunResults:
     """The results of a run."""
@@ -89,7 +89,7 @@ def assemble(
         ),
         methods=methods,
         analysis=analyse(decisions, labels, classes, probabilities, settings.seed),
-        phases={name: schema.PhaseSeconds(**seconds) for name, seconds in phases_of(gathered.spans).items()},
+        phases={name: schema.PhaseSeconds(**seconds) for name, seconds in phase_seconds(gathered.spans).items()},
         environment=environment,
     )  # fmt: skip
 
