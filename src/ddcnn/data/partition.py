@@ -56,7 +56,7 @@ class PartitionOptions:
 
     Attributes:
         skip_damaged: leave damaged samples out, and name them on stderr, instead of refusing the source.
-        progress: style of the progress display on rank 0; its share of the work is about that of every other rank.
+        progress: style of the progress display, which counts rank 0's blocks: every other rank has about as many.
         reuse: keep a set that another job has written to the same path meanwhile; its content is the same.
         should_stop: whether this rank has been asked to stop.
     """

@@ -53,7 +53,7 @@ def open_source(options: SourceOptions) -> Source:
 
 
 def loads_whole(name: str) -> bool:
-    """Whether opening a source reads all of it into memory, so that only one rank should open it."""
+    """Whether the name is that of a library's set, which opening may read whole: rank 0 opens it, the others only if it does not."""
     return name in NAMED or name in class_names()
 
 

@@ -16,7 +16,7 @@ from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
 SPLITS = ("train", "test")
-LOCATION = ("name", "data_root", "download", "pixels")  # of SourceOptions: not part of ``preprocessing``
+NOT_STORED = ("name", "data_root", "download", "pixels")  # of SourceOptions: not part of ``preprocessing``
 READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
 
@@ -63,12 +63,12 @@ class SourceOptions:
     @property
     def preprocessing(self) -> str:
         """The options that determine the choice and the preprocessing of images, as JSON, to be stored with them."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in LOCATION})
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in NOT_STORED})
 
     def as_before(self, preprocessing: str) -> "SourceOptions":
         """These options with a stored ``preprocessing``."""
         stored = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(preprocessing).items()}
-        return SourceOptions(**{name: getattr(self, name) for name in LOCATION} | stored)
+        return SourceOptions(**{name: getattr(self, name) for name in NOT_STORED} | stored)
 
 
 @dataclass(frozen=True)
