@@ -142,6 +142,11 @@ class Decomposition:
             subdomains.append(Subdomain(index, position, core, subimage, stored))
         return tuple(subdomains)
 
+    @property
+    def most_pixels(self) -> int:
+        """Pixels of the largest subimage."""
+        return max(prod(subdomain.subimage.shape) for subdomain in self.subdomains)
+
     def restrict(self, images, index: int, first_axis: int = 1):
         """R_i: (S, *shape, ...) -> (S, *subimage, ...), a view; for NumPy arrays and tensors.
 

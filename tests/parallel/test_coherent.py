@@ -49,6 +49,8 @@ def test_the_adjoint_of_collecting_is_restricting(world, shape):
 class Numbers:
     """Subimages of the subdomains ``owned`` as float64, (S, 1, 4, 4) each."""
 
+    pixels = 16
+
     def __init__(self, owned):
         self.images = [normal(SAMPLES, 1, 4, 4, seed=index) for index in owned]
         self.labels = torch.arange(SAMPLES) % K

@@ -129,7 +129,7 @@ def test_groups_train_the_coherent_network_as_one_process_does(world, subdomains
         dnn = DenseNetwork(interface, N, 8 if interface == "features" else K, K, hidden=(16,))
         nn.init.normal_(dnn.layers[-1].weight)
         network = CoherentNetwork(peers, interface, networks, dnn)
-        samples = RankSubimages([images(index, Augmentation(True, 1)) for index in owned])
+        samples = RankSubimages([images(index, Augmentation(True, 1)) for index in owned], pixels=1)
         before = Trainer(RECIPE, POLICY, Seeds(0, "coherent frozen")) if frozen else None
         train_coherent(group, Trainer(RECIPE, POLICY, Seeds(0, "coherent")), network, samples, np.arange(SAMPLES), before)
         return networks, dnn

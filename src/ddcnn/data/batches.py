@@ -1,5 +1,6 @@
 """Batches: samples stay on the device in the source's pixel type, and each batch is converted to network input."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,10 @@ from ddcnn.data.partitioned_set import PartitionedSet
 
 class Samples(Protocol):
     """A set of labelled samples on the device."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the largest image that a network gets of a sample, the same on all ranks; 1 for rows."""
 
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
         """Network input and labels (B,) int64 of the samples ``index`` (B,); augmented if there is a ``generator`` to draw from."""
@@ -31,6 +36,7 @@ class Rows:
 
     inputs: torch.Tensor
     labels: torch.Tensor
+    pixels = 1
 
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         return self.inputs[index], self.labels[index]
@@ -101,6 +107,10 @@ class Subimages:
         mirrored = images if augmentation.flip else None
         return cls(images, labels, *_normalisation(store, device), window, padding, augmentation, mirrored)
 
+    @property
+    def pixels(self) -> int:
+        return math.prod(side.stop - side.start for side in self.window)
+
     @cached_property
     def _per_pixel(self) -> list[torch.Tensor]:
         """Mean and scale as (*stored, C), five times as fast as (C,): CPUs vectorise along the last axis, and C is small."""
@@ -144,6 +154,7 @@ class RankSubimages:
     """The subimages of all subdomains of a rank, with one augmentation for all, for networks that are trained jointly."""
 
     parts: Sequence[Subimages]
+    pixels: int  # of the largest subimage, this rank's or another's: all ranks evaluate batches of one size
 
     @classmethod
     def load(
@@ -160,7 +171,7 @@ class RankSubimages:
             padding = tuple((store.margin - w.start, store.margin - (n - w.stop)) for w, n in zip(window, stored, strict=True))
             mirrored = images[mirror] if augmentation.flip else None
             parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored))
-        return cls(parts)
+        return cls(parts, store.decomposition.most_pixels)
 
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
@@ -178,6 +189,10 @@ class RankShare:
     images: Images
     rank: int
     ranks: int
+
+    @property
+    def pixels(self) -> int:
+        return self.images.pixels
 
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""

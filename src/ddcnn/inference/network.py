@@ -1,5 +1,6 @@
 """The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
 from ddcnn.method.interface import interface_values, local_probabilities
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.training.loop import evaluation_batch
 from ddcnn.training.precision import DevicePolicy
 
 ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
@@ -32,6 +34,7 @@ class Assembled(nn.Module):
         shape: (C, *spatial) of an image.
         subdomains: indices of the subdomains of ``local_cnns``.
         present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
+        batch_size: images that pass through the local CNNs at a time where no gradient is asked for; this bounds the memory.
     """
 
     mean: torch.Tensor  # (C, 1, ..., 1)
@@ -46,6 +49,8 @@ class Assembled(nn.Module):
         self.shape = (images.shape[-1], *images.shape[:-1])
         self.restrict, self.subdomains, self.present = restrict, tuple(local_cnns), tuple(present)
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns.values()), dnn
+        none = torch.empty(0, *self.shape)
+        self.batch_size = evaluation_batch(max(math.prod(restrict(none, i).shape[2:]) for i in self.subdomains))
         per_channel = (-1, *[1] * (len(images.shape) - 1))
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
         self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
@@ -61,6 +66,11 @@ class Assembled(nn.Module):
         """Interface values of f_i(R_i x), i in ``subdomains``: (B, C, *spatial) -> (B, n, C)."""
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.shape))})")
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._values(images)
+        return torch.cat([self._values(batch) for batch in images.split(self.batch_size)])
+
+    def _values(self, images: torch.Tensor) -> torch.Tensor:
         images = (images.float() - self.mean) * self.scale
         pairs = zip(self.subdomains, self.local_cnns, strict=True)
         restricted = ((network, self.restrict(images, i)) for i, network in pairs)

@@ -29,7 +29,7 @@ from ddcnn.method.interface import gather_interface
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import EVALUATION_BATCH as BATCH
+from ddcnn.training.loop import EVALUATION_SAMPLES as BATCH
 from ddcnn.training.precision import DevicePolicy, choose_device
 
 ROWS_BYTES = 1 << 25  # of the predictions of a block at most

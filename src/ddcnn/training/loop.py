@@ -16,7 +16,8 @@ from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.precision import DevicePolicy, Network
 
-EVALUATION_BATCH = 512  # samples
+EVALUATION_SAMPLES = 512  # of a batch at most
+EVALUATION_PIXELS = 1 << 18  # of a batch of larger images; one image of 512x512, four of 256x256
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,11 @@ def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy:
     return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, policy)
 
 
+def evaluation_batch(pixels: int) -> int:
+    """Samples of an evaluation batch of images of so many pixels; small for large images, so that it takes less memory than training."""
+    return min(EVALUATION_SAMPLES, max(1, EVALUATION_PIXELS // pixels))
+
+
 @torch.inference_mode()
 def evaluate(
     network: nn.Module, function: Callable[[Any], torch.Tensor], samples: Samples, chosen: torch.Tensor, policy: DevicePolicy
@@ -232,7 +238,7 @@ def evaluate(
     """
     network.eval()
     parts = []
-    for index in chosen.to(policy.device).split(EVALUATION_BATCH):
+    for index in chosen.to(policy.device).split(evaluation_batch(samples.pixels)):
         with policy.autocast():
             parts.append(function(samples.batch(index)[0]))
         beat("evaluation")
