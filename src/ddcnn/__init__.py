@@ -7,6 +7,8 @@ with it, only when it is used.
 from importlib import import_module
 from typing import Any
 
+from ddcnn.networks.torchvision_compat import install
+
 __version__ = "0.1.0"
 
 PUBLIC = {
@@ -20,6 +22,7 @@ PUBLIC = {
     "average": "method.aggregate",
     "InputError": "errors",
 }  # name -> module
+install()  # before a script, or the network that it brings, imports torchvision
 
 
 def __getattr__(name: str) -> Any:

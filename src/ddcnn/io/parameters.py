@@ -18,9 +18,14 @@ def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> No
     """Writes parameters and buffers of a network, and attributes that describe it."""
     with replacing(path) as temporary, h5py.File(temporary, "w", libver=HDF5_FORMAT) as file:
         for name, tensor in network.state_dict().items():
-            file[f"parameters/{name}"] = tensor.detach().cpu().numpy()
+            file[f"parameters/{dataset_name(name)}"] = tensor.detach().cpu().numpy()
         for key, value in attributes.items():
             file.attrs[key] = value
+
+
+def dataset_name(parameter: str) -> str:
+    """The name of a parameter without the character that HDF5 takes for a path; a user's module may have it in its name."""
+    return parameter.replace("/", "%")
 
 
 def attributes_of(path: Path) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def load(path: Path, network: nn.Module, expected: dict[str, Attribute]) -> dict
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the folder of a finished run with the same --grid")
-    state = network.state_dict()
+    state = {dataset_name(name): tensor for name, tensor in network.state_dict().items()}
     with opened(path, "not a readable checkpoint") as file:
         stored = attributes(file)
         for key, value in expected.items():

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.shape import Shape
 
 LIBRARIES = ("ddcnn", "torch", "torchvision", "importlib")  # packages whose frames an error message does not name
+INSTALLED = tuple(
+    map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+)  # folders of packages whose frames it names if there are no others
 
 
 def module_locations(name: str) -> list[Path]:
@@ -31,11 +35,11 @@ def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Modul
     Raises:
         InputError: the factory does not exist, cannot be called, fails, or returns something other than a module.
     """
-    option = f"--network {name}"
+    option, way_out = f"--network {name}", "; a module has to be in the current folder (start with python -m ddcnn) or on PYTHONPATH"
     module_name, _, factory_name = name.partition(":")
-    if not (module_name and factory_name):
-        raise InputError(f"{option}: write it as package.module:factory")
-    way_out = "; a module has to be in the current folder (start with python -m ddcnn) or on PYTHONPATH"
+    if not (module_name and factory_name) or "/" in module_name or module_name.endswith(".py"):
+        hint = f", such as {Path(module_name).stem}:{factory_name}" if module_name and factory_name else ""
+        raise InputError(f"{option}: write it as package.module:factory{hint}{way_out}")
     with errors_as_input_error(f"{option} cannot be imported", way_out):
         module = importlib.import_module(module_name)
     factory = getattr(module, factory_name, None)
@@ -97,10 +101,10 @@ class HeadedNetwork(nn.Module):
         return self.classifier(self.features(images))
 
     def check_on_zeros(self, shape: Shape) -> None:
-        """Passes two images of zeros forward and backward as in training: in training mode, in channels_last memory format.
+        """Passes two images of zeros forward and backward as in training, in channels_last memory format; then one, as a last batch may be.
 
         Raises:
-            InputError: the head is not the network's last operation, or a parameter gets no gradient.
+            InputError: the head is not the network's last operation, a parameter gets no gradient, or one image gives no row of logits.
             Exception: whatever the network raises.
         """
         images = torch.zeros(2, *shape.spatial, shape.channels).movedim(-1, 1)
@@ -122,6 +126,13 @@ class HeadedNetwork(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and parameter.grad is None:
                 raise InputError(f"--network {self.name}: its parameter {name.removeprefix('backbone.')} is not used; take it out")
+        with torch.no_grad():
+            logits = self.eval()(images[:1])
+        if logits.shape != (1, shape.classes):
+            raise InputError(
+                f"--network {self.name}: of one image it makes {tuple(logits.shape)}, expected are logits (1, {shape.classes}); "
+                "does it squeeze the axis of images?"
+            )
 
 
 @contextmanager
@@ -136,12 +147,25 @@ def errors_as_input_error(what: str, way_out: str = "") -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Type and message of an exception, and the last line of user code in its traceback."""
+    """Type and message of an exception, the layer that raised it, and the last line of user code in its traceback."""
     lines = str(error).strip().splitlines() or ["no message"]
     message = lines[0] if isinstance(error, RuntimeError) else " ".join(lines)  # PyTorch appends a C++ stack
-    user_lines = [
-        f" ({frame.f_code.co_filename}, line {line})"
+    others = [
+        (frame, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES
     ]
-    return f"{type(error).__name__}: {message}{user_lines[-1] if user_lines else ''}"
+    own = [place for place in others if not place[0].f_code.co_filename.startswith(INSTALLED)]
+    lines_of_code = [f" ({frame.f_code.co_filename}, line {line})" for frame, line in own or others]
+    return f"{type(error).__name__}: {message}{_layer(error)}{lines_of_code[-1] if lines_of_code else ''}"
+
+
+def _layer(error: BaseException) -> str:
+    """The innermost layer that was computing when an exception was raised, by its name in the user's network; empty if none was."""
+    modules = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    layers = [module for module in modules if isinstance(module, nn.Module)]
+    if len(layers) < 2 or not isinstance(layers[0], HeadedNetwork) or any(True for _ in layers[-1].children()):
+        return ""
+    network, layer = layers[0], layers[-1]
+    name = network.head if layer is network.classifier else next((name for name, one in network.named_modules() if one is layer), "")
+    return f" in its layer {name.removeprefix('backbone.')}, {layer}" if name.startswith("backbone.") else ""

@@ -17,6 +17,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.io.metrics_log import Records
+from ddcnn.io.parameters import dataset_name
 from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState
 
 CONTINUE, SAVE, STOP = range(3)
@@ -136,18 +137,18 @@ def parts_of(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _network_arrays(module: nn.Module) -> Arrays:
-    return {f"parameters/{_name(name)}": tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+    return {f"parameters/{dataset_name(name)}": tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
 
 
 @torch.no_grad()
 def _restore_network(module: nn.Module, arrays: Arrays) -> None:
     for name, tensor in module.state_dict().items():
-        tensor.copy_(_like(tensor, arrays[f"parameters/{_name(name)}"]))
+        tensor.copy_(_like(tensor, arrays[f"parameters/{dataset_name(name)}"]))
 
 
 def _optimizer_arrays(module: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
     return {
-        f"optimizer.{key}/{_name(name)}": value.detach().cpu().numpy()
+        f"optimizer.{key}/{dataset_name(name)}": value.detach().cpu().numpy()
         for name, parameter in module.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
@@ -158,7 +159,7 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, arra
     kinds = {kind.partition(".")[2] for kind, _ in (name.split("/", 1) for name in arrays) if kind.startswith("optimizer.")}
     for name, parameter in module.named_parameters():
         for kind in kinds:
-            array = arrays.get(f"optimizer.{kind}/{_name(name)}")
+            array = arrays.get(f"optimizer.{kind}/{dataset_name(name)}")
             if array is not None:  # in the parameter's memory format, which a fused optimizer relies on
                 like = parameter.detach() if array.shape == tuple(parameter.shape) else torch.empty(array.shape, device=parameter.device)
                 optimizer.state[parameter][kind] = torch.empty_like(like).copy_(_like(like, array))
@@ -219,8 +220,3 @@ def _like(tensor: torch.Tensor, array: np.ndarray) -> torch.Tensor:
     if array.shape != tuple(tensor.shape):
         raise ValueError(f"an array of shape {array.shape} where {tuple(tensor.shape)} is expected")
     return torch.from_numpy(array)
-
-
-def _name(parameter: str) -> str:
-    """Without the character that HDF5 takes for a path."""
-    return parameter.replace("/", "%")
