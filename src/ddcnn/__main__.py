@@ -3,16 +3,18 @@
 The functions of the commands import torch and h5py themselves, so that ``--help`` and refusals are quick.
 """
 
+import errno
 import gc
 import logging
 import signal
 import sys
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from tempfile import gettempdir
 
 from ddcnn import __version__
-from ddcnn.config.parser import HELP, Command, find, overview, parse
+from ddcnn.config.parser import HELP, Command, check_text, find, overview, parse
 from ddcnn.config.settings import PartitionSettings, ReportSettings, RunSettings, Settings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.errors import InputError, Stopped
@@ -20,7 +22,7 @@ from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
 from ddcnn.parallel.abort import abort_all, log_failure
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
-from ddcnn.parallel.logs import set_up
+from ddcnn.parallel.logs import lost_stdout, open_streams, set_up
 from ddcnn.parallel.stall_watchdog import watched
 from ddcnn.parallel.stop_requests import StopRequests, block_signals, slurm_job, unblock_signals
 from ddcnn.parallel.world import World
@@ -140,7 +142,7 @@ COMMANDS = (  # the first one is the default
         ),
     ),
     Command(
-        "info", "shows MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True,
+        "info", "shows MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True, shows=True,
         examples=("mpirun -n 4 python -m ddcnn info",),
     ),
 )  # fmt: skip
@@ -157,11 +159,11 @@ def execute(arguments: list[str], world: World | None) -> int:
     if world is None and launched_rank() > 0:  # rank 0 alone runs the command, without MPI
         return 0
     if arguments == ["--version"]:
-        print(f"ddcnn {__version__}")
+        logger.info("ddcnn %s", __version__)
         return 0
     command, own = find(COMMANDS, arguments)
     if command is None:
-        print(overview(COMMANDS, arguments))
+        logger.info("%s", overview(COMMANDS, arguments))
         return 0
 
     def parsed() -> Settings:
@@ -178,14 +180,37 @@ def execute(arguments: list[str], world: World | None) -> int:
 def _meeting_places(world: World, settings: Settings) -> list[Path]:
     """Folders that all ranks see; on one host the one for temporary files, so that none of the user's is needed."""
     output: Path | None = getattr(settings, "output", None)
-    temporary = [Path(gettempdir())] if world.local_size == world.size else []
+    temporary = []
+    if world.local_size == world.size:
+        with suppress(FileNotFoundError):  # all of them are full or not writable
+            temporary = [Path(gettempdir())]
     return [*temporary, *([output.parent, output] if output else [Path("runs")])]
 
 
 def main() -> int:
+    """Runs the command of sys.argv. A stdout that cannot be written fails those whose result it is; a closed pipe (``| head``) none."""
+    open_streams()
+    try:
+        code = _main()
+    except SystemExit as end:  # argparse's, of --help
+        code = int(end.code or 0)
+    lost = lost_stdout()
+    if code or lost is None or lost.errno == errno.EPIPE:
+        return code
+    command, own = find(COMMANDS, sys.argv[1:])
+    message = f"stdout: cannot be written ({lost.strerror})"
+    if command is None or command.shows or set(HELP) & set(own):
+        log_failure(InputError(message), 0, 1)
+        return 2
+    logger.warning("%s", message)
+    return 0
+
+
+def _main() -> int:
     world = None
     set_up(launched_rank())
     try:
+        check_text(sys.argv[1:])
         if needs_ranks(sys.argv[1:]):
             block_signals()
             keep_freed()

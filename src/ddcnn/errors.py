@@ -1,8 +1,12 @@
-"""Errors that the user can correct or has asked for, and suggestions for misspelt names."""
+"""Errors that the user can correct or has asked for, suggestions for misspelt names, and names that cannot be shown as they are."""
 
-import os.path
+import os
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's control characters, invisible ones, halves of a character, ends of lines
+JOINERS = "\u200c\u200d"  # invisible, but emoji and many scripts are written with them
 
 
 class InputError(Exception):
@@ -19,6 +23,27 @@ class InputError(Exception):
 
 class Stopped(Exception):
     """The run has been asked to stop, and has saved a checkpoint: exit code 75, ``--resume`` continues it."""
+
+
+def escaped(text: str, kinds: tuple[str, ...] = UNSHOWN) -> str:
+    """The text, with characters of these ``kinds`` (Unicode's categories) written as code: ``\\x1b``, ``\\u202e``."""
+    if text.isprintable():
+        return text
+    return "".join(_code(one) if unicodedata.category(one) in kinds and one not in JOINERS else one for one in text)
+
+
+def _code(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def file_name(name: object) -> str:
+    """The name of a file as text, whatever the locale: bytes that are not UTF-8 are written as ``\\xe9``."""
+    try:
+        return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a text that no file of this locale can have as its name
+        return escaped(str(name), ("Cs",))
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1, folder: str = "") -> str:

@@ -1,5 +1,8 @@
 """What is refused and what fails: one clear message, all ranks ended, nothing lost. Limits here only end a test that hangs."""
 
+import os
+import subprocess
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -36,8 +39,14 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
     """A launcher of another MPI leaves its variables, but MPI starts as a single rank."""
     first = alone(*QUICK, cwd=tmp_path, **{variables[0]: "4", variables[1]: "0"})
     assert "the launcher started 4 processes" in refusal(first)
-    second = alone(*QUICK, cwd=tmp_path, **{variables[0]: "4", variables[1]: "3"})
+    (launcher := tmp_path / "mpirun").write_text('#!/bin/sh\n"$@"\nexit $?\n', encoding="utf-8")
+    launcher.chmod(0o755)
+    environment = os.environ | {variables[0]: "4", variables[1]: "3"}
+    command = [str(launcher), sys.executable, "-m", "ddcnn", *QUICK]
+    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert (second.returncode, second.stderr) == (2, "")
+    left_over = alone(*QUICK, cwd=tmp_path, **{variables[0]: "4", variables[1]: "3"})  # in a shell, without any launcher
+    assert f"without a launcher, unset {variables[0]}" in refusal(left_over)
 
 
 @pytest.mark.parametrize(

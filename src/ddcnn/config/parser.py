@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 from ddcnn.config.load import load, option_names
 from ddcnn.config.settings import AnySettings, Settings
 from ddcnn.config.types import Group
-from ddcnn.errors import InputError, did_you_mean
+from ddcnn.errors import InputError, did_you_mean, escaped
 
 HELP = ("-h", "--help")
 
@@ -23,7 +23,16 @@ class Command:
     settings: type[Settings]  # its options are their fields
     function: Callable[..., int | None]  # of (settings), or of (world, settings) if ``all_ranks``; returns an exit code, or None for 0
     all_ranks: bool = False  # whether all ranks run it together
+    shows: bool = False  # whether what it prints is its result
     examples: tuple[str, ...] = ()  # command lines, shown below its options
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument that is not UTF-8, which the files of a run, being UTF-8, could not repeat."""
+    for argument in arguments:
+        if escaped(argument, ("Cs",)) != argument:
+            shown = escaped(argument)
+            raise InputError(f"{shown}: not in UTF-8; rename the file or folder, or make a link to it (ln -s) and name that", agreed=True)
 
 
 def find(commands: Sequence[Command], arguments: list[str]) -> tuple[Command | None, list[str]]:

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that errors come at once.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.world import World
 
+logger = logging.getLogger(__name__)
 OF_A_SOURCE = (
     "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
     "skip_damaged",
@@ -51,9 +53,10 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
             select(settings, source)
     store = partition_source(world, settings, options, settings.output, source)
     if world.rank == 0:
-        print(
+        logger.info(
+            "%s",
             f"{settings.output}: {store.train_samples} + {store.test_samples} images of {times(store.shape)}, "
-            f"{len(store.decomposition)} subdomains{f'; {store.skipped} damaged ones skipped' if store.skipped else ''}"
+            f"{len(store.decomposition)} subdomains{f'; {store.skipped} damaged ones skipped' if store.skipped else ''}",
         )
 
 
@@ -70,7 +73,7 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
     world.barrier()
     world.timeline.begin()
     if world.rank == 0 and settings.progress != "none":
-        print(f"images     {settings.data}", flush=True)
+        logger.info("images     %s", settings.data)
     options, source, target = source_options(settings, settings.data), None, None
     with world.timeline.phase("partition"):
         with world.raise_on_all_ranks(), world.timeline.span("compute"):

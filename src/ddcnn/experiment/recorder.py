@@ -63,7 +63,7 @@ class Recorder:
         row = tuple(np.nan if value is None else value for value in values)
         self._recorded.epochs.append(row)
         if self.world.rank == 0:
-            with disk_errors(self.folder.path), self.folder.metrics.open("a") as file:
+            with disk_errors(self.folder.path), self.folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(text(row))
             if self._board:
                 self._board.add([line(row)])

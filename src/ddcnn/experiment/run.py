@@ -3,6 +3,7 @@
 Module ``plan`` has partitioned the images before.
 """
 
+import logging
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +28,8 @@ from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
 from ddcnn.report.seeds_report import write_summary
 
+logger = logging.getLogger(__name__)
+
 
 def run(world: World, settings: RunSettings, store: PartitionedSet, stop_requests: StopRequests) -> None:
     """Everything after the partitioning; all ranks together.
@@ -48,7 +51,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         if world.on_root(lambda: resumes_finished(settings)):  # by another job, meanwhile
             return
         if world.rank == 0 and settings.progress != "none":
-            print("".join(f"note: {text}\n" for text in notes(settings, store)), end="", flush=True)
+            for text in notes(settings, store):
+                logger.info("note: %s", text)
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:

@@ -1,5 +1,6 @@
 """``ddcnn export``: writes the network of a finished run as one file for other programs."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from io import BytesIO
@@ -12,6 +13,7 @@ from ddcnn.inference.network import Assembled, load
 from ddcnn.inference.writers import check_output
 from ddcnn.io.atomic import replacing
 
+logger = logging.getLogger(__name__)
 EXAMPLES = 2  # images with which the network is traced; exported, it takes any number
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
@@ -26,7 +28,8 @@ def export(settings: ExportSettings) -> None:
     with replacing(settings.output) as temporary:
         temporary.write_bytes(content)  # torch would crash if it wrote the file itself on a full disk
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
-    print(f"{settings.output}: {network.method}; float32 images (B, {shape}) in their own range of values -> logits (B, {classes})")
+    form = f"float32 images (B, {shape}) in their own range of values -> logits (B, {classes})"
+    logger.info("%s: %s; %s", settings.output, network.method, form)
 
 
 def _traced(network: Assembled) -> torch.export.ExportedProgram:

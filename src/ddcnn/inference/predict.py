@@ -4,6 +4,7 @@ The ranks divide the samples: rank r of P classifies every P-th block. Where a n
 subdomains instead: every rank reads every block, and rank 0 combines the interface values of all local CNNs, as in a run.
 """
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from ddcnn.parallel.world import World
 from ddcnn.training.loop import EVALUATION_SAMPLES as BATCH
 from ddcnn.training.precision import DevicePolicy, choose_device
 
+logger = logging.getLogger(__name__)
 ROWS_BYTES = 1 << 25  # of the predictions of a block at most
 
 
@@ -78,7 +80,7 @@ def predict(world: World, settings: PredictSettings) -> None:
             if world.rank == 0 and not counts[0]:
                 raise InputError(f"{settings.source}: all {len(chosen)} images are damaged")
     if world.rank == 0:
-        print(_summary(settings, run, method, *counts.tolist()))
+        logger.info("%s", _summary(settings, run, method, *counts.tolist()))
 
 
 def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:

@@ -101,20 +101,20 @@ def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] 
     if _holder(path) != expected:
         return None
     if os.path.lexists(path):
-        with path.open() as old:
+        with path.open("rb") as old:
             running = running if _flock(old) else True
         if running is not False:
             remedy = "wait until it has ended" if running else f"if that has ended, delete {path}"
             raise InputError(f"{path.parent} is in use by {expected or 'another process'}: {remedy}, or name another folder")
         path.unlink()
-    file = path.open("x")
+    file = path.open("x", encoding="utf-8")
     file.write(Holder.this_process().model_dump_json())
     file.flush()
     _flock(file)
     return file
 
 
-def _flock(file: IO[str]) -> bool:
+def _flock(file: IO) -> bool:
     """Takes the kernel's lock, if the file system has one; False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,7 +177,9 @@ def _job_is_running(job: str) -> bool | None:
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
         return None
     try:
-        answer = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, encoding="utf-8", errors="replace", timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if answer.returncode == 0:

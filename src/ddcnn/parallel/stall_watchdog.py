@@ -108,7 +108,7 @@ class _Watchdog(threading.Thread):
 
     def _abort(self, what: str) -> None:
         """Ends all ranks; the first one to come here says why."""
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "wb") as nowhere:
             faulthandler.dump_traceback_later(20, exit=True, file=nowhere)  # if anything below hangs
             try:
                 os.close(os.open(self.folder / "ended", os.O_CREAT | os.O_EXCL))

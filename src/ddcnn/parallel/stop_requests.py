@@ -65,7 +65,9 @@ def slurm_job() -> tuple[float, float] | None:
         with suppress(OSError, subprocess.SubprocessError):
             command = ["squeue", "--noheader", "--job", os.environ["SLURM_JOB_ID"], "--format", "%S %e"]
             environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
-            times = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment).stdout.split()
+            times = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, env=environment
+            ).stdout.split()
     with suppress(ValueError):
         begin, end = map(float, times)
         return begin, end

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import beat, waiting
-from ddcnn.parallel.launcher import launched_size
+from ddcnn.parallel.launcher import launched_size, size_variable
 from ddcnn.parallel.timeline import Timeline
 
 CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
@@ -65,7 +65,8 @@ class World:
         if communicator is None and self.size == 1 and launched_size() > 1:
             raise InputError(
                 f"the launcher started {launched_size()} processes, but MPI sees {launched_size()} jobs of one rank each: "
-                f"use the launcher that belongs to this MPI ({self.library()}); with srun, try --mpi=pmi2 or --mpi=pmix",
+                f"use the launcher that belongs to this MPI ({self.library()}); with srun, try --mpi=pmi2 or --mpi=pmix; without a "
+                f"launcher, unset {size_variable()}",
                 agreed=True,
             )
         self.timeline = timeline or Timeline()

@@ -5,6 +5,7 @@ Strong scaling: the same problem on more ranks. Weak scaling: the same work per 
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from ddcnn.report.pages import number, table
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, Point, check_comparable, measure, points_of, speed_up_at
 from ddcnn.scaling.study import runs_of
 
+logger = logging.getLogger(__name__)
 SUMMARY_HEADER = ("range of total s", "speed-up", "efficiency in %", "serial fraction in %", "busiest / mean rank", "images/s")
 WORDS = {
     "strong": "Strong scaling: the same images and subdomains on more ranks. With p = P / P₀ times as many ranks P as the fewest P₀, the "
@@ -59,7 +61,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
         kind,
     )
     save(figure, output / "scaling.png")
-    print(f"{rows}\n\nstudy: {output / 'scaling.md'}")
+    logger.info("%s\n\nstudy: %s", rows, output / "scaling.md")
 
 
 def measured(folders: Iterable[Path], kind: Kind) -> list[Measured]:

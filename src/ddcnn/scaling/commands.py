@@ -1,7 +1,7 @@
 """The commands ``ddcnn scaling strong|weak|collect|predict``: their settings and functions."""
 
+import logging
 import shlex
-import sys
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,6 +11,7 @@ from ddcnn.config.settings import Settings
 from ddcnn.config.types import Group, option
 from ddcnn.errors import InputError
 
+logger = logging.getLogger(__name__)
 Kind = Literal["strong", "weak"]
 
 
@@ -88,7 +89,7 @@ def study(settings: StrongSettings) -> int:
     try:
         start(described, find_launcher(launcher))
     except FailedRun as failure:
-        print(f"ddcnn: {failure}", file=sys.stderr, flush=True)
+        logger.error("%s", failure, extra={"kind": "failed"})
         return 1
     if settings.collect:
         collect(CollectSettings(runs=(settings.output,), output=settings.output, kind=kind))

@@ -1,6 +1,7 @@
 """``ddcnn scaling predict``: fits the performance model to a study, and writes predict.csv, predict.md and predict.png."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ddcnn.scaling.performance_model import FITTED, Counts
 from ddcnn.scaling.study import execute, find_launcher
 from ddcnn.scaling.workload import Workload
 
+logger = logging.getLogger(__name__)
 POLLING = 1e-4  # seconds that a polite collective takes beyond its messages, where it has not been measured
 READING = 1e9  # bytes per second of a partitioned set, likewise
 OF_KIND = {
@@ -90,7 +92,8 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         kind,
     )
     save(figure, output / "predict.png")
-    print(f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}\nprediction: {output / 'predict.md'}")
+    tables = f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}"
+    logger.info("%s\nprediction: %s", tables, output / "predict.md")
 
 
 def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[str, float]:
@@ -100,7 +103,7 @@ def measured_speed(launcher: Sequence[str], study: Path, output: Path) -> dict[s
     program = [sys.executable, "-m", "ddcnn.scaling.machine_benchmark", *sets]
     execute([*find_launcher(launcher), "-n", "2", *program], log, dict(os.environ))
     with reading(log, *DAMAGED), parsing():
-        speed = json.loads(next((line for line in log.read_text().splitlines() if line.startswith("{")), ""))
+        speed = json.loads(next((line for line in log.read_text("utf-8").splitlines() if line.startswith("{")), ""))
         return {name: float(speed[name]) for name in Counts._fields if name in speed and name not in FITTED}
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     if world.rank == 0:
         if arguments:
             speed["bytes_read"] = read(Path(arguments[0]))
-        print(json.dumps(speed))
+        sys.stdout.write(json.dumps(speed) + "\n")
     world.barrier()
 
 

@@ -1,5 +1,6 @@
 """A scaling study as SLURM jobs: a job array with a task per number of ranks, and a dependent job that collects."""
 
+import logging
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from ddcnn.errors import InputError
 from ddcnn.io.atomic import write_text
 from ddcnn.scaling.study import Study
 
+logger = logging.getLogger(__name__)
 LAUNCHER = ["srun", "--mpi=pmi2"]
 SCRIPT = """#!/bin/bash
 # A study of {kind} scaling, written and submitted by ddcnn scaling --slurm; again:
@@ -43,7 +45,7 @@ def submit(study: Study, launcher: Sequence[str], sbatch: Sequence[str]) -> None
     write_text(path, script(study, launcher or LAUNCHER, sbatch, shlex.join(["sbatch", *array, str(path)])))
     runs = _sbatch(*array, str(path))
     collector = _sbatch(f"--dependency=afterok:{runs}", "--kill-on-invalid-dep=yes", f"--output={study.folder / 'collect.out'}", str(path))
-    print(f"array job {runs}, then job {collector}: {study.folder / 'scaling.md'}")
+    logger.info("array job %s, then job %s: %s", runs, collector, study.folder / "scaling.md")
 
 
 def script(study: Study, launcher: Sequence[str], sbatch: Sequence[str], again: str) -> str:
@@ -60,7 +62,7 @@ def script(study: Study, launcher: Sequence[str], sbatch: Sequence[str], again: 
 def _sbatch(*options: str) -> str:
     """The number of the submitted job."""
     try:
-        done = subprocess.run(["sbatch", "--parsable", *options], capture_output=True, text=True)
+        done = subprocess.run(["sbatch", "--parsable", *options], capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise InputError("--slurm: there is no sbatch here: submit from a login node, or leave --slurm out") from None
     if done.returncode:

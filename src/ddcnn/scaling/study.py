@@ -27,7 +27,7 @@ from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.hdf5 import DAMAGED, parsing, reading
 from ddcnn.io.progress import Progress
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.parallel.launcher import given_threads, launched_size
+from ddcnn.parallel.launcher import given_threads, launched_size, size_variable
 from ddcnn.scaling.measurements import Kind
 
 PATIENCE = 10  # seconds for the ranks to end when the study is ended
@@ -104,7 +104,7 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             with reading(path, *DAMAGED), parsing():
-                before = tomllib.loads(path.read_text())
+                before = tomllib.loads(path.read_text("utf-8"))
             threads = before.pop("threads", threads)
             if before != about:
                 raise InputError(f"--output {self.folder} holds another study (see {path}): name another folder, or give the same options")
@@ -129,7 +129,7 @@ def kind_of(study: Path) -> Kind:
         InputError: it has none.
     """
     try:
-        kind = tomllib.loads((study / "study.toml").read_text())["kind"]
+        kind = tomllib.loads((study / "study.toml").read_text("utf-8"))["kind"]
     except (OSError, ValueError, KeyError):
         kind = None
     if kind not in get_args(Kind):
@@ -164,7 +164,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
         FailedRun, Stopped: it failed or was stopped.
     """
     if launched_size() > 1:
-        raise InputError("a study starts its runs itself: start it without mpirun")
+        raise InputError(f"a study starts its runs itself: start it without mpirun (or unset {size_variable()})")
     threads = study.describe(given_threads() or max(1, len(os.sched_getaffinity(0)) // study.ranks[-1]))
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
     left = [run for run in runs if not RunFolder(study.run(*run)).is_finished]
@@ -181,7 +181,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
 def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
     """Runs a command to its end, with its output in a file; ends it, and through its launcher all ranks, on SIGTERM, Ctrl-C or an error."""
     with disk_errors(log):
-        stream = log.open("w")
+        stream = log.open("w", encoding="utf-8")
     with stream:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
@@ -198,7 +198,7 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> N
                     process.wait(PATIENCE / 2)
     if process.returncode == 0:
         return
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("ddcnn: ")]  # lines of the launcher come last
     last = (ours or lines or ["it said nothing"])[-1].removeprefix("ddcnn: ").removeprefix("error: ")
     message = f"{last} (exit code {process.returncode}; all of it: {log})"

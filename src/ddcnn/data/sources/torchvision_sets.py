@@ -38,7 +38,7 @@ class NoLabels(InputError):
 def class_names() -> tuple[str, ...]:
     """The classes of ``torchvision.datasets``, parsed from its source: an import takes seconds, which an error message should not."""
     spec = find_spec("torchvision")
-    text = (Path(spec.origin).parent / "datasets" / "__init__.py").read_text() if spec and spec.origin else ""
+    text = (Path(spec.origin).parent / "datasets" / "__init__.py").read_text("utf-8") if spec and spec.origin else ""
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(name for name in ast.literal_eval(node.value) if name[0].isupper())
