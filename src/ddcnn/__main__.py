@@ -159,11 +159,11 @@ def execute(arguments: list[str], world: World | None) -> int:
     if world is None and launched_rank() > 0:  # rank 0 alone runs the command, without MPI
         return 0
     if arguments == ["--version"]:
-        logger.info("ddcnn %s", __version__)
+        sys.stdout.write(f"ddcnn {__version__}\n")
         return 0
     command, own = find(COMMANDS, arguments)
     if command is None:
-        logger.info("%s", overview(COMMANDS, arguments))
+        sys.stdout.write(f"{overview(COMMANDS, arguments)}\n")
         return 0
 
     def parsed() -> Settings:
