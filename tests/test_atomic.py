@@ -11,9 +11,14 @@ from ddcnn.io.atomic import replacing, write_text
 def test_a_file_is_replaced_or_stays(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "first")
-    with pytest.raises(InputError, match=r"a\.txt: cannot be written"), replacing(path) as temporary:
-        temporary.write_text("half of the sec")
-        raise OSError
+    with pytest.raises(OSError, match="of another file"), replacing(path) as file:
+        file.write(b"half of the sec")
+        raise OSError("of another file")
+    assert path.read_text() == "first"
+    with pytest.raises(InputError, match=r"a\.txt: cannot be written"), replacing(path) as file:
+        file.write(b"half of the sec")
+        os.close(file.descriptor)
+        file.write(b"ond")
     assert path.read_text() == "first"
     write_text(path, "second")
     assert path.read_text() == "second"

@@ -24,7 +24,6 @@ from ddcnn.data.sources import SPLITS, DamagedSample, Source, Split
 from ddcnn.data.statistics import BlockStatistics
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
-from ddcnn.io.atomic import disk_errors, sync
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import Tag, World
@@ -87,12 +86,10 @@ def partition(
     work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
     writer = BlockWriter(source, decomposition, resizable=skip_damaged)
     statistics = BlockStatistics(source.shape[-1])
-    with world.raise_on_all_ranks(), disk_errors(path):
-        files.written.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with files.held():
         with (
             world.raise_on_all_ranks(), world.cancel_together(Tag.PARTITION, should_stop) as cancelled,
-            disk_errors(path), world.timeline.span("compute"),
+            world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(work.values()):
                 display = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
@@ -111,7 +108,6 @@ def partition(
                         writer.shrink_datasets(file, name, rows[name])
                 if cancelled() or should_stop():
                     raise Stopped
-                sync(files.written)
         mean, std, digest = statistics.combine(world)
         kept = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
         runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in SPLITS}
@@ -130,13 +126,9 @@ def partition(
                 decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
                 source.preprocessing, "" if files.one_file else files.parts.name,
             )  # fmt: skip
-            with disk_errors(path):
-                files.finish(described, source, written, {name: np.concatenate(runs[name]) for name in SPLITS})
+            files.finish(described, source, written, {name: np.concatenate(runs[name]) for name in SPLITS})
 
         world.on_root(finish)
-    except (InputError, Stopped):
-        files.discard()
-        raise
     with world.raise_on_all_ranks():
         return PartitionedSet.open(path)
 
@@ -173,6 +165,8 @@ def read_block(
                     "or add --skip-damaged"
                 )
         return samples, images
+    except OSError as error:
+        raise InputError(f"{source}: {name} sample {samples[0]} cannot be read ({error.strerror or error})") from None
     except DamagedSample as damage:
         if not skip_damaged:
             raise

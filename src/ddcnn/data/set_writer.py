@@ -1,8 +1,15 @@
-"""Writes the files of a partitioned set: one file, or a part per rank that virtual datasets join."""
+"""Writes the files of a partitioned set: one file, or a part per rank that virtual datasets join.
 
+Until the set is complete, its files lie in a folder of their own with a hidden name, which its writer holds (module ``lock``). What a
+killed job has left is removed by the next one that writes a set to the same path.
+"""
+
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +21,10 @@ from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
 from ddcnn.data.set_parts import part_name, written_parts
 from ddcnn.data.sources import SPLITS, Source
 from ddcnn.decomposition import Decomposition
-from ddcnn.io.atomic import put_in_place
-from ddcnn.io.hdf5 import HDF5_FORMAT
+from ddcnn.errors import InputError
+from ddcnn.io.atomic import disk_errors, output, put_in_place, sync_folder
+from ddcnn.io.hdf5 import HDF5_FORMAT, WrittenFile
+from ddcnn.io.lock import ABANDONED, NAME, PATIENCE, alone, locked
 from ddcnn.parallel.world import World
 
 CHUNK_BYTES = 1 << 20
@@ -51,6 +60,8 @@ class BlockWriter:
             stored = np.ascontiguousarray(images[(slice(None), *subdomain.stored.slices)])
             file[images_name(name, subdomain.index)][start : start + len(images)] = stored
             run.append(checksum(stored))
+        if isinstance(file, WrittenFile):
+            file.check()
         self.samples[name].append(samples.astype(np.float64))
         self.runs[name].append(run)
 
@@ -62,7 +73,7 @@ class BlockWriter:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Files of a set that the ranks of ``world`` write, with temporary names until it is complete.
+    """Files of a set that the ranks of ``world`` write.
 
     Attributes:
         identity: 8 random hexadecimal digits.
@@ -81,34 +92,64 @@ class SetFiles:
         return self.parallel_file or self.world.size == 1
 
     @property
-    def temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{self.identity}")
-
-    @property
     def parts(self) -> Path:
+        """The folder of the parts of the finished set."""
         return self.path.with_name(f"{self.path.stem}.{self.identity}.parts")
 
     @property
-    def written(self) -> Path:
-        """The file that this rank writes."""
-        return self.temporary if self.one_file else self.parts / part_name(self.world.rank)
+    def unfinished(self) -> Path:
+        """The folder of all files while they are written."""
+        return self.path.with_name(f".{self.parts.name}")
+
+    @property
+    def joint(self) -> Path:
+        """The file that becomes ``path``."""
+        return self.unfinished / "set.h5"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Collective: makes the folder and holds it for this job; at the end it is removed with what is left in it."""
+        with ExitStack() as lock:
+
+            def make() -> None:
+                with disk_errors(self.path):
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._remove_abandoned()
+                    self.unfinished.mkdir()
+                lock.enter_context(locked(self.unfinished, named=self.path))
+
+            try:
+                self.world.on_root(make)
+                yield
+            finally:
+                if self.world.rank == 0:
+                    shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _remove_abandoned(self) -> None:
+        """Removes what killed jobs have left of sets for the same path."""
+        name = re.compile(rf"\.{re.escape(self.path.stem)}\.[0-9a-f]{{8}}\.parts")
+        for folder in [entry for entry in self.path.parent.iterdir() if name.fullmatch(entry.name) and not entry.is_symlink()]:
+            with suppress(OSError, InputError):  # InputError: its job runs, or may run
+                if (folder / NAME).is_file() or time.time() - folder.stat().st_mtime > ABANDONED:  # else one that is just being made
+                    with locked(folder):
+                        shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def open(self) -> Iterator[h5py.File]:
         """This rank's file, for writing; collective if all ranks write one file."""
-        driver = {"driver": "mpio", "comm": self.world.communicator} if self.parallel_file else {}
-        with h5py.File(self.written, "w", libver=HDF5_FORMAT, **driver) as file:
+        if self.parallel_file:
             try:
+                with h5py.File(self.joint, "w", libver=HDF5_FORMAT, driver="mpio", comm=self.world.communicator) as file:
+                    try:
+                        yield file
+                    finally:
+                        self.world.barrier()  # else HDF5 waits for the other ranks and blocks every thread, also the watchdog's
+            except (OSError, RuntimeError) as error:
+                raise InputError(f"{self.path}: cannot be written ({error})") from None
+        else:
+            written = self.joint if self.one_file else self.unfinished / part_name(self.world.rank)
+            with output(written, named=self.path) as raw, WrittenFile(raw) as file:
                 yield file
-            finally:
-                if self.parallel_file:
-                    self.world.barrier()  # else HDF5 waits for the other ranks and blocks every thread, also the watchdog's
-
-    def discard(self) -> None:
-        """Removes the files of an unfinished set; every rank must have closed its own."""
-        if self.world.rank == 0:
-            self.temporary.unlink(missing_ok=True)
-            shutil.rmtree(self.parts, ignore_errors=True)
 
     def finish(self, described: PartitionedSet, source: Source, written: dict[str, list[np.ndarray]], runs: dict[str, np.ndarray]) -> None:
         """Adds labels, checksums and attributes, joins the parts, renames the file to ``path``, and removes the parts of an older file.
@@ -117,7 +158,8 @@ class SetFiles:
             written: of each split, for every rank, the samples that it has written, (S',) int64.
             runs: of each split, (R, 1 + N): the number of rows of every run, and its checksums.
         """
-        with h5py.File(self.temporary, "a", libver=HDF5_FORMAT) as file:
+        exists = self.joint.exists()
+        with output(self.joint, named=self.path, exists=exists) as raw, WrittenFile(raw, "r+" if exists else "w") as file:
             for name in SPLITS:
                 group, samples = file.require_group(name), np.concatenate(written[name])
                 bounds = np.array([0, len(samples)] if self.one_file else np.cumsum([0, *map(len, written[name])]))
@@ -133,16 +175,33 @@ class SetFiles:
                     for box in ("core", "subimage", "stored"):
                         file[images].attrs[box] = [getattr(subdomain, box).start, getattr(subdomain, box).stop]
             described.write_attributes(file)
-        if self.reuse and self.path.exists():
-            self.discard()
-            return
-        older = written_parts(self.path)
-        put_in_place(self.temporary, self.path)
+        older = self._publish()
         for part in older:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         for folder in {part.parent for part in older}:
-            if not any(folder.iterdir()):
+            with suppress(OSError):  # it holds something else
                 folder.rmdir()
+
+    def _publish(self) -> set[Path]:
+        """Gives the files their names, unless another job was faster; returns the parts of the file that they replace."""
+        with disk_errors(self.path):
+            sync_folder(self.unfinished)
+            (self.unfinished / NAME).unlink(missing_ok=True)
+            with alone(self.path.parent, ABANDONED + PATIENCE):
+                if self.reuse and self.path.exists():
+                    return set()
+                older = written_parts(self.path)
+                if self.one_file:
+                    put_in_place(self.joint, self.path)
+                    return older
+                os.rename(self.unfinished, self.parts)
+                try:
+                    put_in_place(self.parts / self.joint.name, self.path)
+                except OSError:
+                    os.rename(self.parts, self.unfinished)
+                    raise
+                return older
 
     def _join(self, file: h5py.File, name: str, bounds: np.ndarray, shape: tuple[int, ...], dtype: str) -> None:
         """Creates a virtual dataset with the rows of all parts, each of ``shape``."""

@@ -108,7 +108,8 @@ class RunContext:
 
         def record(_: nn.Module, epoch: Epoch) -> None:
             probabilities = classify() if self.evaluates(epoch) and epoch.epoch < epochs else None
-            self.results.epoch(method, None, epoch, self.test_accuracy(probabilities))
+            with problem.world.raise_on_all_ranks():
+                self.results.epoch(method, None, epoch, self.test_accuracy(probabilities))
 
         def trainer(recipe: Recipe, stage: str) -> Trainer:
             samples, records = problem.store.train_samples, self.results.records(method, None)

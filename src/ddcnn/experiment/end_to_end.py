@@ -35,12 +35,14 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
         captured: list[np.ndarray] = []  # inputs of the DNN, (B, N·C) per batch, of rank 0's share of the samples
         with dnn.register_forward_pre_hook(lambda _, inputs: None if world.rank else captured.append(inputs[0].cpu().numpy())):
             probabilities = classify()
-        for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
-            context.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **networks.about_local(index))
-            if not settings.needs("local"):
-                results.subdomain(index, local_cnn, float("nan"))
+        with world.raise_on_all_ranks():
+            for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
+                context.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **networks.about_local(index))
+            if world.rank == 0 and probabilities is not None:
+                context.save(f"{method}-dnn", dnn, **networks.about_dnn())
+        for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads and not settings.needs("local") else ():
+            results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0 and probabilities is not None:
-            context.save(f"{method}-dnn", dnn, **networks.about_dnn())
             values = np.concatenate(captured)
             values = values.reshape(len(values), networks.subdomains, -1)
             decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
@@ -73,10 +75,14 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
         network = networks.new_global(method)
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
-            results.epoch(method, None, START, context.test_accuracy(classify()))
+            accuracy = context.test_accuracy(classify())
+            with world.raise_on_all_ranks():
+                results.epoch(method, None, START, accuracy)
         train_data_parallel(world, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples))
         probabilities = classify()
         if probabilities is not None:
             classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
             results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters))
-            context.save(method, network, **networks.about_global(method))
+        with world.raise_on_all_ranks():
+            if world.rank == 0:
+                context.save(method, network, **networks.about_global(method))

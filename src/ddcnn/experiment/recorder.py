@@ -1,5 +1,7 @@
 """Records on every rank what a run does there, gathers it at the end, and writes the files of the run and its report."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from rich.console import Console
 
 from ddcnn.config.methods import Method
+from ddcnn.errors import InputError
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.results import Decided, Gathered, results_of
 from ddcnn.io.atomic import disk_errors, write_json, write_text
@@ -23,8 +26,29 @@ from ddcnn.report.analysis import small_picture, to_picture
 from ddcnn.report.run_report import write_report
 from ddcnn.training.loop import Epoch
 
+logger = logging.getLogger(__name__)
 EXAMPLES = 4  # test images in details.h5
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
+
+
+def try_all(*steps: Callable[[], None]) -> None:
+    """Takes all steps, and then raises the InputError of the first one that had one: what still fits on a full disk is written."""
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def try_report(folder: RunFolder, write: Callable[[], None]) -> None:
+    """Writes the report of a run that has all of its results, which can be done again at any time."""
+    try:
+        write()
+    except InputError as error:
+        logger.warning("%s; the run is complete but for its report: python -m ddcnn report %s", error, folder)
 
 
 class Recorder:
@@ -93,9 +117,17 @@ class Recorder:
     def rewrite_metrics(self) -> None:
         """Writes the metrics of rank 0 anew, after a training has brought back those of an earlier attempt."""
         if self.world.rank == 0:
-            write_text(self.folder.metrics, "".join(map(text, self._recorded.epochs)))
+            self._write_metrics()
             if self._board:
                 self._board.add(map(line, self._recorded.epochs))
+
+    def _write_metrics(self) -> None:
+        write_text(self.folder.metrics, "".join(map(text, self._recorded.epochs)))
+
+    def _finish_board(self) -> None:
+        if self._board:
+            self._board.add(map(line, self._recorded.epochs))
+            self._board.close()
 
     def _records_for(self, subdomain: int | None) -> bool:
         """Whether this rank records what all ranks of a network know."""
@@ -136,13 +168,15 @@ class Recorder:
         def write() -> None:
             assert gathered is not None
             self._recorded.epochs = gathered.epochs.tolist()
-            self.rewrite_metrics()
-            if self._board:
-                self._board.close()
-            self._details(gathered.spans).write(self.folder.details)
             results = results_of(gathered, self._decided, self.settings, self.store, environment)
-            write_json(self.folder.results, dump(results))
-            write_report(self.folder, Console() if self.settings.progress != "none" else None, self.settings.figures)
+            try_all(
+                self._write_metrics,  # before the results, which tell readers that all is there
+                lambda: write_json(self.folder.results, dump(results)),
+                lambda: self._details(gathered.spans).write(self.folder.details),
+                self._finish_board,
+            )
+            console = Console() if self.settings.progress != "none" else None
+            try_report(self.folder, lambda: write_report(self.folder, console, self.settings.figures))
 
         self.world.on_root(write)
 

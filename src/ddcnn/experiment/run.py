@@ -20,7 +20,7 @@ from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
 from ddcnn.experiment.plan import notes
 from ddcnn.experiment.problem import Problem, prepare
-from ddcnn.experiment.recorder import Recorder
+from ddcnn.experiment.recorder import Recorder, try_report
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
@@ -76,7 +76,8 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
             run_seed(problem, settings, folder, stop_requests)
-    world.on_root(lambda: write_summary(output, folders, Console() if seeds[0].progress != "none" else None, seeds[0].figures))
+    console = Console() if seeds[0].progress != "none" else None
+    world.on_root(lambda: try_report(output, lambda: write_summary(output, folders, console, seeds[0].figures)))
 
 
 def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests) -> None:
@@ -96,4 +97,5 @@ def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_re
     if Method.GLOBAL in settings.methods:
         run_global(context, Method.GLOBAL)
     context.results.write()
-    world.on_root(lambda: shutil.rmtree(output.training, ignore_errors=True))
+    if world.rank == 0 and output.is_finished:  # else --resume makes the report
+        shutil.rmtree(output.training, ignore_errors=True)

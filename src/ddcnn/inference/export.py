@@ -11,7 +11,7 @@ from ddcnn.config.trained_settings import ExportSettings
 from ddcnn.errors import InputError
 from ddcnn.inference.network import Assembled, load
 from ddcnn.inference.writers import check_output
-from ddcnn.io.atomic import replacing
+from ddcnn.io.atomic import write_bytes
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 2  # images with which the network is traced; exported, it takes any number
@@ -25,8 +25,7 @@ def export(settings: ExportSettings) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own code
         content = FORMATS[settings.format](network)
-    with replacing(settings.output) as temporary:
-        temporary.write_bytes(content)  # torch would crash if it wrote the file itself on a full disk
+    write_bytes(settings.output, content)  # torch would crash if it wrote the file itself on a full disk
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
     form = f"float32 images (B, {shape}) in their own range of values -> logits (B, {classes})"
     logger.info("%s: %s; %s", settings.output, network.method, form)

@@ -1,5 +1,6 @@
 """Writes predictions block by block: a CSV file with a line per sample, or an HDF5 file of arrays."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, replacing
+from ddcnn.io.atomic import Output, disk_errors, replacing
+from ddcnn.io.hdf5 import WrittenFile
 
 QUOTED = re.compile('[,"\r\n]')  # characters for which a CSV file quotes a cell
 CHUNK = 1024  # rows per HDF5 chunk
@@ -53,9 +55,9 @@ class CsvWriter:
     A format string per file takes half the time of the csv module.
     """
 
-    def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
+    def __init__(self, output: Output, columns: Columns, names: Names, about: dict[str, Any]):
         self.columns, self.names = columns, names
-        self.file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        self.file = io.TextIOWrapper(io.BufferedWriter(output), newline="", encoding="utf-8", errors="surrogateescape")
         label = ["label"] * columns.labelled
         probabilities = [f"p({name})" for name in columns.class_names] * columns.probable
         local = [f"subdomain {i}" for i in columns.subdomains]
@@ -81,9 +83,9 @@ def cell(text: str) -> str:
 class H5Writer:
     """Datasets ``samples`` (S,) names, ``labels`` (S,), ``classes`` (S,), ``probabilities`` (S, K), ``local_probabilities`` (S, n, K)."""
 
-    def __init__(self, path: Path, columns: Columns, names: Names, about: dict[str, Any]):
+    def __init__(self, output: Output, columns: Columns, names: Names, about: dict[str, Any]):
         self.columns, self.names = columns, names
-        self.file = h5py.File(path, "w")
+        self.file = WrittenFile(output, libver=None)
         self.file.attrs["class_names"] = json.dumps(columns.class_names)
         self.file.attrs.update(about)
 
@@ -98,6 +100,7 @@ class H5Writer:
         if self.columns.subdomains:
             self._append("local_probabilities", self.columns.local(rows))
             self.file["local_probabilities"].attrs["subdomains"] = self.columns.subdomains
+        self.file.check()
 
     def _append(self, name: str, values: np.ndarray) -> None:
         if name not in self.file:
@@ -115,8 +118,8 @@ WRITERS: dict[str, type[CsvWriter] | type[H5Writer]] = {".csv": CsvWriter, ".h5"
 @contextmanager
 def writing(path: Path, columns: Columns, names: Names, about: dict[str, Any]) -> Iterator[CsvWriter | H5Writer]:
     """A writer of a file that appears only once it is complete; ``about`` are the attributes of an HDF5 file."""
-    with replacing(path) as temporary:
-        writer = WRITERS[path.suffix](temporary, columns, names, about)
+    with replacing(path) as output:
+        writer = WRITERS[path.suffix](output, columns, names, about)
         try:
             yield writer
         finally:

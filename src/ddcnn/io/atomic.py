@@ -1,52 +1,172 @@
 """Atomic writing: a file is written under a temporary name, synced and renamed, so it is complete or absent."""
 
+import errno
+import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ddcnn.errors import InputError
 
+NAME_LETTERS = 50  # of a file's name in that of its temporary file, which may have 255 bytes
 
-def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+
+class Output(io.RawIOBase):
+    """A file that is being written; who opens it also closes its descriptor.
+
+    Attributes:
+        path: what it is called in messages.
+        error: the first error of writing, None if there was none; the file is then worthless.
+        silent: go on after an error as if all were written, for a library that cannot cope with it.
+    """
+
+    def __init__(self, path: Path, descriptor: int):
+        self.path, self.descriptor, self.silent = path, descriptor, False
+        self.error: BaseException | None = None
+        self._position = 0
+
+    def check(self) -> None:
+        """Raises what has kept the file from being written, an InputError if it is an error of the file system."""
+        if isinstance(self.error, OSError):
+            raise not_written(self.path, self.error) from None
+        if self.error:
+            raise self.error
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # KeyboardInterrupt too
+            self.error = self.error or error
+            if not self.silent:
+                raise
+
+    def readable(self) -> bool:
+        return True
+
+    writable = seekable = readable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = (0, self._position, os.fstat(self.descriptor).st_size)[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        view, got = memoryview(buffer).cast("B"), 0
+        with self._kept():
+            while got < len(view) and (part := os.pread(self.descriptor, len(view) - got, self._position + got)):
+                view[got : got + len(part)] = part
+                got += len(part)
+        view[got:] = bytes(len(view) - got)  # HDF5 reads zeros behind the end
+        self._position += got
+        return got
+
+    def write(self, data: Any, /) -> int:
+        view, written = memoryview(data).cast("B"), 0
+        with self._kept():
+            while written < len(view) and not (self.silent and self.error):
+                written += os.pwrite(self.descriptor, view[written:], self._position + written)
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        size = self._position if size is None else size
+        with self._kept():
+            if not (self.silent and self.error):
+                os.ftruncate(self.descriptor, size)
+        return size
+
+
+@contextmanager
+def output(path: Path, named: Path | None = None, exists: bool = False) -> Iterator[Output]:
+    """A new file, or one that ``exists``, open for writing, then synced; it is removed if anything is raised.
+
+    Args:
+        named: the file to name in messages instead.
+
+    Raises:
+        InputError: the file cannot be written; if the body raised something else because of that, in place of it.
+    """
+    named = named or path
+    with disk_errors(named):
+        if not exists:
+            path.unlink(missing_ok=True)  # of a process that was killed
+        file = Output(named, os.open(path, os.O_RDWR | os.O_CLOEXEC | (0 if exists else os.O_CREAT | os.O_EXCL), 0o666))
+    try:
+        try:
+            yield file
+        except Exception:
+            file.check()
+            raise
+        file.check()
+        with disk_errors(named):
+            os.fsync(file.descriptor)
+            descriptor, file.descriptor = file.descriptor, -1
+            os.close(descriptor)  # network file systems tell of a quota here
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        if file.descriptor >= 0:
+            with suppress(OSError):
+                os.close(file.descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the file system knows how to."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
     """Gives a finished file its name."""
-    sync(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; the file written there replaces ``path`` if nothing is raised."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def replacing(path: Path) -> Iterator[Output]:
+    """Yields a temporary file, which replaces ``path`` if nothing is raised; raises as ``output``."""
+    temporary = path.with_name(f".{path.name[:NAME_LETTERS]}.{os.getpid()}")
+    with output(temporary, named=path) as file:
+        yield file
     try:
         with disk_errors(path):
-            temporary.unlink(missing_ok=True)  # of a process that was killed
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # a new file, not a link that someone has put there
-            yield temporary
             put_in_place(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    """Writes UTF-8; what no UTF-8 can show, of a name in another encoding, is escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def not_written(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 @contextmanager
@@ -55,4 +175,4 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise not_written(path, error) from None

@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, sync
+from ddcnn.io.atomic import disk_errors, sync_folder
 from ddcnn.io.hdf5 import Damaged, checked_array, names_in, parsing
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
@@ -91,7 +91,7 @@ class CheckpointManager:
             self._refuse_links()
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                sync(self.folder.parent)
+                sync_folder(self.folder.parent)
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
 
@@ -107,9 +107,9 @@ class CheckpointManager:
                     written = {name: {"bytes": size, "sha256": digest, "parts": parts} for name, size, digest, parts in files}
                     line = json.dumps(manifest | {"files": written}).encode()
                     _write(temporary / MANIFEST, b"%s\n%s\n" % (line, _sha256(line).encode()))
-                    sync(temporary)
+                    sync_folder(temporary)
                     os.rename(temporary, final)
-                    sync(self.folder)
+                    sync_folder(self.folder)
         except InputError:
             if self.world.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)

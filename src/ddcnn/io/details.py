@@ -17,8 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.io.atomic import replacing
-from ddcnn.io.hdf5 import Damaged, attribute, checked_array, checked_dataset, parsing
+from ddcnn.io.hdf5 import Damaged, attribute, checked_array, checked_dataset, parsing, writing
 from ddcnn.io.results_schema import RunResults
 
 
@@ -45,7 +44,7 @@ class Details:
     local_classes: np.ndarray | None = None
 
     def write(self, path: Path) -> None:
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        with writing(path, libver=None) as file:
             file["labels"] = self.labels
             if self.local_classes is not None:
                 file["local_classes"] = self.local_classes

@@ -1,7 +1,10 @@
-"""Reading HDF5 files that anyone may have written: plain numbers and text that lie in the file itself; all else is refused in one line.
+"""Writing HDF5 files, and reading those that anyone may have written: plain numbers and text that lie in the file itself.
 
-What h5py raises on damaged bytes becomes ``Damaged`` around the calls of h5py alone (``parsing``), so that an error in this program
-keeps its type and its traceback.
+HDF5 crashes on closing a file that cannot be written, and again at the end of the process. So it writes through ``atomic.Output``, which
+keeps an error to itself until the file is closed.
+
+All that is not plain is refused in one line. What h5py raises on damaged bytes becomes ``Damaged`` around the calls of h5py alone
+(``parsing``), so that an error in this program keeps its type and its traceback.
 """
 
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
+from ddcnn.io.atomic import Output, replacing
 
 HDF5_FORMAT = "v110"  # of the files that are written: the oldest that has checksums throughout
 NUMBERS = "biuf"  # kinds of NumPy types
@@ -41,6 +45,26 @@ def parsing() -> Iterator[None]:
     except PARSE_ERRORS as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise Damaged(" ".join(str(reason).split()) or type(error).__name__) from None
+
+
+class WrittenFile(h5py.File):
+    """An HDF5 file that is written into ``output``."""
+
+    def __init__(self, output: Output, mode: str = "w", libver: str | None = HDF5_FORMAT):
+        output.silent = True
+        self._output = output
+        super().__init__(output, mode, libver=libver)
+
+    def check(self) -> None:
+        """Raises an InputError as soon as writing has failed, for long work; else only closing the output tells."""
+        self._output.check()
+
+
+@contextmanager
+def writing(path: Path, libver: str | None = HDF5_FORMAT) -> Iterator[h5py.File]:
+    """An HDF5 file that replaces ``path`` once it is complete; InputError if it cannot be written."""
+    with replacing(path) as output, WrittenFile(output, libver=libver) as file:
+        yield file
 
 
 @contextmanager

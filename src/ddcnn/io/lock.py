@@ -66,21 +66,24 @@ class Holder(BaseModel):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds an existing folder for this process, on rank 0; InputError if another job holds or may hold it, or .lock is no plain file."""
+def locked(folder: Path, named: Path | None = None) -> Iterator[None]:
+    """Holds an existing folder for this process, on rank 0; InputError if another job holds or may hold it, or .lock is no plain file.
+
+    ``named`` is what cannot be written if .lock cannot.
+    """
     path = folder / NAME
     file = None
     while file is None:  # another job may come and go meanwhile
-        with disk_errors(path):
+        with disk_errors(named or path):
             holder = _holder(path)
             running = holder.is_running() if holder else False  # SLURM takes its time to answer, so nobody is kept out meanwhile
-            with _alone(path):
+            with alone(folder):
                 file = _take(path, holder, running)
     try:
         with file:
             yield
     finally:
-        with suppress(OSError, InputError), _alone(path):  # the folder may be gone
+        with suppress(OSError, InputError), alone(folder):  # the folder may be gone
             if _holder(path) == Holder.this_process():
                 path.unlink()
 
@@ -108,8 +111,14 @@ def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] 
             raise InputError(f"{path.parent} is in use by {expected or 'another process'}: {remedy}, or name another folder")
         path.unlink()
     file = path.open("x", encoding="utf-8")
-    file.write(Holder.this_process().model_dump_json())
-    file.flush()
+    try:
+        file.write(Holder.this_process().model_dump_json())
+        file.flush()
+    except OSError:
+        path.unlink()
+        with suppress(OSError):
+            file.close()
+        raise
     _flock(file)
     return file
 
@@ -138,9 +147,9 @@ def _holder(path: Path) -> Holder | None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time, on all hosts."""
-    guard, until = path.with_name(f"{NAME}.taking"), time.monotonic() + PATIENCE
+def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """One process at a time, on all hosts, for what takes an instant; InputError if another one takes longer than ``patience`` seconds."""
+    guard, until = folder / f"{NAME}.taking", time.monotonic() + patience
     while True:
         try:
             guard.mkdir()

@@ -3,20 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 from torch import nn
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import replacing
-from ddcnn.io.hdf5 import HDF5_FORMAT, Damaged, attributes, checked_array, names_in, opened, parsing
+from ddcnn.io.hdf5 import Damaged, attributes, checked_array, names_in, opened, parsing, writing
 
 Attribute = str | int | float | tuple[int, ...] | tuple[float, ...]
 
 
 def save(path: Path, network: nn.Module, attributes: dict[str, Attribute]) -> None:
     """Writes parameters and buffers of a network, and attributes that describe it."""
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=HDF5_FORMAT) as file:
+    with writing(path) as file:
         for name, tensor in network.state_dict().items():
             file[f"parameters/{dataset_name(name)}"] = tensor.detach().cpu().numpy()
         for key, value in attributes.items():
