@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ddcnn.data.sources import DamagedSample, SourceOptions, decoding, open_source
+from ddcnn.data.sources import DamagedSample, SourceOptions, open_source
 from ddcnn.data.sources.resizing import Fit
 from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
@@ -279,11 +279,11 @@ def test_deep_grey_among_others_is_refused_since_it_would_be_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize("different", [picture(), Image.fromarray(np.full((6, 8), 1000, np.uint16)), picture(9, 7, mode="L")])
-def test_an_image_unlike_those_that_were_looked_at_is_refused_by_name_and_not_skipped(tmp_path, monkeypatch, different):
-    monkeypatch.setattr(decoding, "PROBES", 2)
+def test_an_image_unlike_its_header_that_was_looked_at_is_refused_by_name_and_not_skipped(tmp_path, different):
     fill(tmp_path, make=partial(picture, mode="L"))
-    save(different, tmp_path / "ant" / "1x.png")
+    save(picture(mode="L"), tmp_path / "ant" / "1x.png")
     source = opened(tmp_path)
+    save(different, tmp_path / "ant" / "1x.png")
     with pytest.raises(InputError, match=r"ant/1x\.png (is in (colour|grey of more than 8 bits), other|has shape .*--image-size)") as error:
         for split in source.splits.values():
             everything(split)

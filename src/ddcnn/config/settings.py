@@ -31,7 +31,7 @@ SOURCES = (
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download", "stall_timeout", "methods", "figures", "tensorboard",
+    "partitions", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard",
 )  # settings that may change when a run is resumed  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class ImageSettings(Settings):
         "folder of torchvision's data sets (default: $DDCNN_DATA_ROOT, else data)", "DIR",
     )  # fmt: skip
     download: bool = option(Group.DATA, False, "let torchvision download a missing data set into --data-root")
+    follow_links: bool = option(Group.DATA, False, "read what links in a folder lead to, also where that lies outside of the folder")
     skip_damaged: bool = option(Group.DATA, False, "leave out and count damaged files instead of refusing the data set")
     progress: Literal["auto", "bar", "lines", "none"] = option(
         Group.OUTPUT, "auto", "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nor tables"
@@ -78,6 +79,12 @@ class DataSettings(ImageSettings):
         Group.DATA, None, "resample volumes to depth x rows x columns (default: keep their size)", "P|DxHxW"
     )
     window: Window | None = option(Group.DATA, None, "clip intensities to this range (default: no clipping)", ("LOW", "HIGH"))
+    mode: Literal["auto", "grey", "rgb"] = option(
+        Group.DATA, "auto", "mode that image files are read in; auto: grey if all are grey, by their headers, else rgb"
+    )
+    nan: Literal["refuse", "zero", "lowest"] = option(
+        Group.DATA, "refuse", "values that are NaN or infinite: refuse the data set, or replace them, by zero or the sample's lowest value"
+    )
     test_fraction: float = option(
         Group.DATA, 0.2, "fraction of each class for testing, if the source has no test images; drawn by --subset-seed", "F", gt=0, lt=1
     )

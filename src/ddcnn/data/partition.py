@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.partitioned_set import LARGEST, PartitionedSet
 from ddcnn.data.set_writer import BlockWriter, SetFiles
 from ddcnn.data.sources import SPLITS, DamagedSample, Source, Split
 from ddcnn.data.statistics import BlockStatistics
@@ -108,17 +108,18 @@ def partition(
                         writer.shrink_datasets(file, name, rows[name])
                 if cancelled() or should_stop():
                     raise Stopped
-        mean, std, digest = statistics.combine(world)
         kept = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
+        written = {name: [part[:, 0].astype(np.int64) for part in kept[name]] for name in SPLITS}
+        world.on_root(lambda: check_kept(source, selections, {name: np.concatenate(written[name]) for name in SPLITS}))
+        mean, std, digest = statistics.combine(world)
         runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in SPLITS}
 
         def finish() -> None:
-            written = {name: [part[:, 0].astype(np.int64) for part in kept[name]] for name in SPLITS}
             content = hashlib.sha256(bytes.fromhex(digest))
             for name in SPLITS:
-                if not any(map(len, written[name])):
-                    raise InputError(f"{source.name}: all of its {len(selections[name])} {name} samples are damaged")
                 content.update(source.splits[name].labels[np.concatenate(written[name])].astype("<i8").data)
+            if any(0 < value < 1 / LARGEST**2 for value in std):
+                raise InputError(f"{source.name}: its values differ by {min(std):.3g} only, which cannot be computed with: scale them")
             train, test = (sum(map(len, written[name])) for name in SPLITS)
             skipped = sum(map(len, selections.values())) - train - test
             described = PartitionedSet(
@@ -133,6 +134,31 @@ def partition(
         return PartitionedSet.open(path)
 
 
+def check_kept(source: Source, selections: dict[str, np.ndarray], kept: dict[str, np.ndarray]) -> None:
+    """Checks again, after damaged samples have been left out, what every set needs.
+
+    Args:
+        selections, kept: indices of the samples of each split (S,), before and after.
+
+    Raises:
+        InputError: a split, or a class of the training split, has lost all of its samples.
+    """
+    for split in SPLITS:
+        if not len(kept[split]):
+            raise InputError(f"{source.name}: all of its {len(selections[split])} {split} samples are damaged; mend some")
+    counts, left = (
+        np.bincount(source.splits["train"].labels[samples], minlength=len(source.class_names))
+        for samples in (selections["train"], kept["train"])
+    )
+    lost = np.flatnonzero((counts > 0) & (left == 0))
+    if lost.size:
+        more = f" (and so it is with {lost.size - 1} more classes)" if lost.size > 1 else ""
+        raise InputError(
+            f"{source.name}: all {counts[lost[0]]} training samples of the class {source.class_names[lost[0]]} are damaged{more}: "
+            "mend some, or take the class out of the data"
+        )
+
+
 def rank_slice(all_blocks: list[Block], world: World) -> list[Block]:
     """The contiguous range of the blocks that this rank works on."""
     return all_blocks[len(all_blocks) * world.rank // world.size : len(all_blocks) * (world.rank + 1) // world.size]
@@ -141,6 +167,34 @@ def rank_slice(all_blocks: list[Block], world: World) -> list[Block]:
 def _rows(work: list[Block]) -> slice:
     """The rows of the whole set that consecutive blocks go to."""
     return slice(work[0].row, work[-1].row + len(work[-1].samples)) if work else slice(0, 0)
+
+
+def _named(source: str, split: Split, name: str, i: int) -> object:
+    """A sample in messages: its file if it has one."""
+    return path if isinstance(path := split.name(i), Path) else f"{source}: {name} sample {i}"
+
+
+def check_values(name: Callable[[int], object], images: np.ndarray) -> None:
+    """Refuses values that cannot be computed with, in images (n, *spatial, C), the k-th of which has a name.
+
+    Raises:
+        DamagedSample: a value is NaN or infinite.
+        InputError: a value is larger than ``LARGEST``.
+    """
+    if images.dtype.kind != "f" and images.dtype.itemsize < 8:
+        return
+    values = images.reshape(len(images), -1)
+    largest = np.maximum(values.max(axis=1).astype(np.float64), -values.min(axis=1).astype(np.float64))  # NaN if one is
+    bad = np.flatnonzero(~(largest <= LARGEST))
+    if bad.size and not np.isfinite(largest[bad[0]]):
+        raise DamagedSample(
+            f"{name(int(bad[0]))} has a pixel that is NaN or infinite; mend it or leave it out, or add --nan zero or --skip-damaged"
+        )
+    if bad.size:
+        raise InputError(
+            f"{name(int(bad[0]))} has a pixel of magnitude {largest[bad[0]]:.3g}, and more than {LARGEST:g} cannot be computed with: "
+            "scale the values, or clip them"
+        )
 
 
 def read_block(
@@ -154,16 +208,11 @@ def read_block(
 
     Raises:
         DamagedSample: a sample cannot be read or has a pixel that is not a finite number, and ``skip_damaged`` is false.
+        InputError: a pixel is too large.
     """
     try:
         images = split.read(samples)
-        if images.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-            if bad.size:
-                raise DamagedSample(
-                    f"{source}: {name} sample {samples[bad[0]]} has a pixel that is NaN or infinite; mend it or leave it out, "
-                    "or add --skip-damaged"
-                )
+        check_values(lambda k: _named(source, split, name, int(samples[k])), images)
         return samples, images
     except OSError as error:
         raise InputError(f"{source}: {name} sample {samples[0]} cannot be read ({error.strerror or error})") from None

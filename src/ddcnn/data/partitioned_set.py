@@ -32,6 +32,7 @@ from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
 
 SCHEMA_VERSION = 3
+LARGEST = 1e18  # magnitude of a pixel: networks compute in float32, in which squares overflow at 1.8e19
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
 NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
 SUBDOMAIN_BYTES = 256  # least size of a subdomain in a file: the file's size bounds the grid
@@ -248,6 +249,8 @@ def _described(path: Path, file: h5py.File) -> PartitionedSet:
         or not described.class_names
     ):
         raise Damaged("its attributes contradict each other, or are out of range")
+    if max(map(abs, described.mean + described.std)) > LARGEST:
+        raise InputError(f"{path}: holds values above {LARGEST:g}, which cannot be computed with: scale them, and partition again")
     return described
 
 

@@ -10,12 +10,14 @@ from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, array_split
-from ddcnn.data.sources.base import SPLITS, Split
+from ddcnn.data.sources.base import SPLITS, Split, same_type
 from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
-from ddcnn.data.sources.folders import image_files
+from ddcnn.data.sources.folders import Walk
+from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
+from ddcnn.data.sources.tables import table_in
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import TABLE, load_volume
+from ddcnn.data.sources.volumes import check_nibabel, load_volume
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading
@@ -40,12 +42,13 @@ def open_images(
     """
     *spatial, channels = trained_on.shape
     pixels = format_like(channels, np.dtype(trained_on.dtype))
-    options = replace(options.as_before(trained_on.preprocessing), volumes=len(spatial) == 3, pixels=pixels)
+    before = options.as_before(trained_on.preprocessing)
+    options = replace(before, volumes=len(spatial) == 3, pixels=pixels, nan=options.nan or before.nan)
     try:
         split = _open(options, trained_on, wanted, unlabelled)
     except (OSError, InputError) as error:
         raise InputError(str(error).removeprefix("--data ")) from None
-    if split.shape[1:] != trained_on.shape or split.dtype != np.dtype(trained_on.dtype):
+    if split.shape[1:] != trained_on.shape or not same_type(split.dtype, np.dtype(trained_on.dtype)):
         raise InputError(
             f"{options.name}: images of {times(split.shape[1:])} {split.dtype}, but the run was trained on {times(trained_on.shape)} "
             f"{np.dtype(trained_on.dtype)} ({'depth x ' if len(spatial) == 3 else ''}rows x columns x channels): convert them"
@@ -66,9 +69,9 @@ def open_images(
 def _open(options: SourceOptions, trained_on: TrainedOn, wanted: str, unlabelled: bool) -> Split:
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
-    if path.suffix == ".h5" and is_partitioned(path):
+    if path.suffix.lower() == ".h5" and is_partitioned(path):
         return _partitioned(PartitionedSet.open(path), options, trained_on, wanted)
-    if path.is_file() and path.suffix in OPENERS:
+    if path.is_file() and path.suffix.lower() in OPENERS:
         return _arrays(options, wanted)
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
@@ -76,23 +79,25 @@ def _open(options: SourceOptions, trained_on: TrainedOn, wanted: str, unlabelled
                 f"{path} is no {kind} file, and the run was trained on {kind}s: give one that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return _files(options, trained_on, [path])
-    if path.is_dir() and (files := _unlabelled_files(path, suffixes, unlabelled)):
+    if path.is_dir() and (files := _unlabelled_files(Walk(path, suffixes, options.follow_links), unlabelled)):
         return _files(options, trained_on, files)
     source = open_source(options)
     return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), wanted)
 
 
-def _unlabelled_files(folder: Path, suffixes: tuple[str, ...], ignore_labels: bool) -> list[Path]:
+def _unlabelled_files(walk: Walk, ignore_labels: bool) -> list[Path]:
     """The images of a folder without labels; none if it has class folders or a table of labels, unless these are to be ignored."""
-    if not ignore_labels and (folder / TABLE).exists():
+    folder, suffixes = walk.root, walk.suffixes
+    if not ignore_labels and table_in(folder):
         return []
     direct = any(entry.is_file() and entry.name.lower().endswith(suffixes) for entry in folder.iterdir())
     subfolders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
     if not direct and subfolders and not ignore_labels:
         return []
-    files = sorted(image_files(folder, folder, suffixes))
+    files = sorted(walk.files(folder))
     if not files:
         raise InputError(f"{folder}: nothing to classify in it (files that end in {', '.join(suffixes)})")
+    walk.tell()
     return files
 
 
@@ -104,8 +109,15 @@ def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> 
         what = f"{shape[-1]} channels of {dtype}"
         raise InputError(f"{options.name}: the run was trained on {what}, which image files cannot give; name an .npz or .h5 of arrays")
 
+    if options.volumes:
+        check_nibabel(Path(options.name))
+    else:
+        headers = Headers()
+        headers.read(paths, header)
+        headers.tell()
+
     def load(i: int) -> np.ndarray:
-        image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels)
+        image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels, options.mode)
         if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
             raise InputError(f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it")
         return image
@@ -115,7 +127,7 @@ def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> 
 
 def _arrays(options: SourceOptions, wanted: str) -> Split:
     """Arrays in a file, with their labels if it has some; all images if the arrays are not named after splits."""
-    arrays, _ = OPENERS[Path(options.name).suffix](Path(options.name))
+    arrays, _ = OPENERS[Path(options.name).suffix.lower()](Path(options.name))
     pairs = {split: pair for split, names in NAMES.items() if (pair := next((pair for pair in names if pair[0] in arrays), None))}
     single = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
     if single and not pairs:
@@ -162,7 +174,7 @@ def _select(splits: dict[str, Split], wanted: str) -> Split:
     if len(splits) == 1:
         return next(iter(splits.values()))
     first, second = (splits[name] for name in SPLITS)
-    if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
+    if first.shape[1:] != second.shape[1:] or not same_type(first.dtype, second.dtype):
         raise InputError("--split all: training and test images differ in size or type: name one split with --split")
     border = len(first)
 

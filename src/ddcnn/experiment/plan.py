@@ -29,7 +29,7 @@ from ddcnn.parallel.world import World
 logger = logging.getLogger(__name__)
 OF_A_SOURCE = (
     "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
-    "skip_damaged",
+    "skip_damaged", "mode", "nan", "follow_links",
 )  # settings that a partitioned set has followed already  # fmt: skip
 
 
@@ -82,8 +82,12 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
         path = Path(world.broadcast(str(target)))
         if world.on_root(path.is_file):
             with world.raise_on_all_ranks():
-                return PartitionedSet.open(path)
-        return partition_source(world, settings, options, path, source, should_stop)
+                store = PartitionedSet.open(path)
+        else:
+            store = partition_source(world, settings, options, path, source, should_stop)
+        if store.skipped:
+            world.on_root(lambda: check_store(world.size, settings, store))  # fewer samples than were checked before
+        return store
 
 
 def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple[Source | None, Path]:
@@ -95,10 +99,10 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple
     check_output(settings)
     check_methods(settings)
     given = Path(settings.data)
-    if given.suffix == ".h5" and is_partitioned(given):
+    if given.suffix.lower() == ".h5" and is_partitioned(given):
         store = PartitionedSet.open(given)
         check_given(settings, store)
-        check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
+        check_store(ranks, settings, store)
         return None, given
     source = open_source(options)
     decomposition = decompose(settings, source)
@@ -118,6 +122,7 @@ def source_options(settings: DataSettings, name: str) -> SourceOptions:
     return SourceOptions(
         name, settings.data_root, settings.download, settings.volumes, settings.image_size, settings.image_transform,
         settings.interpolation, settings.volume_size, settings.window, settings.test_fraction, settings.subset_seed,
+        mode=settings.mode, nan=settings.nan, follow_links=settings.follow_links,
     )  # fmt: skip
 
 
@@ -208,6 +213,11 @@ def check_given(settings: RunSettings, store: PartitionedSet) -> None:
         raise InputError(
             f"--shift {settings.shift}: {store.path} is partitioned with a margin of {store.margin} pixels; partition again with --augment"
         )
+
+
+def check_store(ranks: int, settings: RunSettings, store: PartitionedSet) -> None:
+    """``check_fits`` of a set that has been partitioned."""
+    check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
 
 
 def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:

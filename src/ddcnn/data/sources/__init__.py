@@ -1,6 +1,6 @@
 """Sources: named sets, files and folders, each opened as two splits of labelled images that are read block by block.
 
-To add a source, write a module with a function ``(SourceOptions) -> Source`` and enter it in one of the four tables below.
+To add a source, write a module with a function ``(SourceOptions) -> Source`` and enter it in one of the three tables below.
 """
 
 import os
@@ -12,14 +12,15 @@ from itertools import islice
 from pathlib import Path
 
 from ddcnn.data.sources.array_files import array_file
-from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check
+from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check, in_byte_order
 from ddcnn.data.sources.digits import digits
 from ddcnn.data.sources.folders import class_folders
 from ddcnn.data.sources.resizing import fit_split
 from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
+from ddcnn.data.sources.tables import TABLE, table_in
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
-from ddcnn.data.sources.volumes import TABLE, labelled_volumes
+from ddcnn.data.sources.volumes import labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
 __all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
@@ -34,7 +35,6 @@ NAMED: dict[str, Opener] = {
 }
 PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
 FILES: dict[str, Opener] = {".npz": array_file, ".h5": array_file}
-FOLDERS: dict[str, Opener] = {TABLE: labelled_volumes, "": class_folders}  # by a file in it; "" is any folder
 
 
 def open_source(options: SourceOptions) -> Source:
@@ -48,7 +48,10 @@ def open_source(options: SourceOptions) -> Source:
     except OSError as error:  # no permission to read a folder, a file that is removed meanwhile
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
+    if options.mode != "auto" and not source.fitted:
+        raise InputError(f"--mode {options.mode} is of image files, which {options.name} has not: leave it out, or convert the arrays")
     splits = source.splits if source.fitted else {name: fit_split(split, options) for name, split in source.splits.items()}
+    splits["test"] = in_byte_order(splits["test"], splits["train"].dtype)
     return replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing)
 
 
@@ -68,9 +71,9 @@ def _opener(name: str) -> Opener:
         return partial(torchvision_set, class_name=name)
     path = Path(name)
     if name and path.is_dir():
-        return next(opener for file, opener in FOLDERS.items() if (path / file).exists())
-    if path.suffix in FILES and path.is_file():
-        return FILES[path.suffix]
+        return labelled_volumes if table_in(path) else class_folders
+    if path.suffix.lower() in FILES and path.is_file():
+        return FILES[path.suffix.lower()]
     raise InputError(_unknown(name))
 
 

@@ -5,7 +5,9 @@
 
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +16,13 @@ import numpy as np
 
 from ddcnn.data.sources.base import READ_BYTES, SPLITS, Source, SourceOptions, Split
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import parsing, reading
+from ddcnn.io.hdf5 import Damaged, parsing, reading
 
+FILTER_PACKAGE = "hdf5plugin"
+FILTERS = {
+    307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32017: "SZ", 32018: "FCIDECOMP",
+    32024: "SZ3", 32026: "Blosc2", 32028: "SPERR", 32033: "HTJ2K",
+}  # of that package, by their numbers  # fmt: skip
 NAMES = {split: ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")) for split in SPLITS}  # images, labels
 
 
@@ -55,14 +62,37 @@ class H5Dataset:
 
     def __init__(self, dataset: h5py.Dataset):
         self._dataset, self.shape, self.dtype = dataset, dataset.shape, dataset.dtype
+        if _missing_filters(dataset):
+            with suppress(ImportError):
+                import_module(FILTER_PACKAGE)  # registers its filters with HDF5
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The rows start <= s < stop."""
-        with reading(Path(self._dataset.file.filename), f"{self._dataset.name} is damaged"), parsing():
-            return self._dataset[start:stop]
+        path = Path(self._dataset.file.filename)
+        with reading(path, f"{self._dataset.name} is damaged"):
+            try:
+                with parsing():
+                    return self._dataset[start:stop]
+            except Damaged as error:
+                missing = _missing_filters(self._dataset)
+                if not missing:
+                    raise
+                raise InputError(f"{path}: {self._dataset.name.lstrip('/')} has passed through {missing}") from error
 
 
 Array = NpyMember | H5Dataset
+
+
+def _missing_filters(dataset: h5py.Dataset) -> str:
+    """The filters that an array has passed through, and this HDF5 has not, with the package that brings them; empty if it has all."""
+    properties = dataset.id.get_create_plist()
+    numbers = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+    missing = [number for number in numbers if not h5py.h5z.filter_avail(number)]
+    if not missing:
+        return ""
+    names = " and ".join(f"filter {number}{f' ({FILTERS[number]})' if number in FILTERS else ''}" for number in missing)
+    known = set(missing) <= set(FILTERS)
+    return f"{names}, which is not installed: {f'pip install {FILTER_PACKAGE}' if known else 'write it again'}, or write it with gzip"
 
 
 def open_npz(path: Path) -> tuple[dict[str, Array], str]:
@@ -112,7 +142,7 @@ def array_file(options: SourceOptions) -> Source:
         InputError: missing arrays, shapes or types that are no images or labels, labels that are not 0, 1, 2 …
     """
     path = Path(options.name)
-    arrays, fingerprint = OPENERS[path.suffix](path)
+    arrays, fingerprint = OPENERS[path.suffix.lower()](path)
     splits = {}
     for split, pairs in NAMES.items():
         pair = next(((x, y) for x, y in pairs if x in arrays and y in arrays), None)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
 SPLITS = ("train", "test")
-NOT_STORED = ("name", "data_root", "download", "pixels")  # of SourceOptions: not part of ``preprocessing``
+NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels")  # of SourceOptions: not part of ``preprocessing``
+UNLESS_DEFAULT = {"mode": "auto", "nan": "refuse"}  # stored only if they differ, so that digests of sets are what they were
 READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
 
@@ -45,6 +46,9 @@ class SourceOptions:
         test_fraction: share of test samples, for sources without a test split.
         seed: of the choice of test samples.
         pixels: format that image files are converted to; None: the one that they share.
+        mode: of image files, "auto", "grey" or "rgb".
+        nan: what becomes of values that are NaN or infinite: "refuse", "zero" or "lowest".
+        follow_links: whether links in folders may lead out of them.
     """
 
     name: str
@@ -59,11 +63,15 @@ class SourceOptions:
     test_fraction: float = 0.2
     seed: int = 0
     pixels: PixelFormat | None = None
+    mode: str = "auto"
+    nan: str = "refuse"
+    follow_links: bool = False
 
     @property
     def preprocessing(self) -> str:
         """The options that determine the choice and the preprocessing of images, as JSON, to be stored with them."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in NOT_STORED})
+        values = {name: value for name, value in asdict(self).items() if name not in NOT_STORED}
+        return json.dumps({name: value for name, value in values.items() if (name, value) not in UNLESS_DEFAULT.items()})
 
     def as_before(self, preprocessing: str) -> "SourceOptions":
         """These options with a stored ``preprocessing``."""
@@ -173,6 +181,18 @@ def in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], class
     return Source(name, splits, tuple(map(str, class_names)), digest.hexdigest(), in_memory=True)
 
 
+def same_type(one: np.dtype, other: np.dtype) -> bool:
+    """Whether two types are equal but for the order of their bytes."""
+    return one.newbyteorder("=") == other.newbyteorder("=")
+
+
+def in_byte_order(split: Split, dtype: np.dtype) -> Split:
+    """A split whose images are read in ``dtype``, from which its own type differs at most in the order of bytes."""
+    if split.dtype == dtype:
+        return split
+    return replace(split, dtype=dtype, read=lambda indices: split.read(indices).astype(dtype))
+
+
 def check(source: Source) -> None:
     """Refuses sources that cannot be trained on.
 
@@ -180,13 +200,14 @@ def check(source: Source) -> None:
         InputError: splits of different images, no pixels or pixels that are not numbers, labels out of range, a single class.
     """
     train, test = source.splits["train"], source.splits["test"]
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+    if train.shape[1:] != test.shape[1:] or not same_type(train.dtype, test.dtype):
         raise InputError(
             f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
             "they must be alike"
         )
     if train.dtype.kind not in PIXEL_KINDS or train.dtype.itemsize > 8:
-        raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits")
+        way_out = "; give the magnitude (numpy.abs), or real and imaginary parts as two channels" if train.dtype.kind == "c" else ""
+        raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits{way_out}")
     if 0 in train.shape[1:]:
         raise InputError(f"{source.name}: images of shape {train.shape[1:]} have no pixels")
     if math.prod(train.shape[1:]) * train.dtype.itemsize > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4:

@@ -1,26 +1,29 @@
-"""Image files, read with Pillow: their headers, and their pixels as arrays."""
+"""Image files, read with Pillow: their pixels as arrays.
 
+A set has one format, whatever its files have: grey of 8 bits, grey of more (as float32), or colour of 8 bits.
+"""
+
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 
 # those of torchvision's ImageFolder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 Image.MAX_IMAGE_PIXELS = None  # large images are what decomposition is for, and the files are the user's own
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Pillow starts other programs for some formats, such as EPS
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # grey of 16 or 32 bits
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Pillow starts other programs for some formats, such as EPS
-ORIENTATION = 0x0112  # EXIF tag
-SWAPPED = (5, 6, 7, 8)  # orientations that turn the image by a quarter
-PROBES = 256  # images of a set whose headers are read before the set is; reading all would take long
+BITS, SAMPLE_FORMAT = 258, 339  # TIFF tags
+SIGNED = 2  # a sample format
+UNSUPPORTED = re.compile(r"unknown (pixel|raw) mode|un-?supported|not (yet )?supported|cannot handle|not available|conversion from", re.I)
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,19 @@ class PixelFormat:
     mode: str
     channels: int
     dtype: np.dtype
+    words: str  # of an image in this format
 
 
-GREY = PixelFormat("L", 1, np.dtype(np.uint8))
-DEEP = PixelFormat("F", 1, np.dtype(np.float32))
-COLOUR = PixelFormat("RGB", 3, np.dtype(np.uint8))
-Header = tuple[PixelFormat, tuple[int, int]]  # format; rows and columns
+GREY = PixelFormat("L", 1, np.dtype(np.uint8), "in grey")
+DEEP = PixelFormat("F", 1, np.dtype(np.float32), "in grey of more than 8 bits")
+DEEP_COLOUR = "16 bits a channel in colour, of which Pillow reads 8"
+COLOUR = PixelFormat("RGB", 3, np.dtype(np.uint8), "in colour")
 
 
 def format_like(channels: int, dtype: np.dtype) -> PixelFormat | None:
     """The format that image files are converted to for images of C channels and a type; None if there is none."""
-    return next((pixels for pixels in (GREY, DEEP, COLOUR) if (pixels.channels, pixels.dtype) == (channels, dtype)), None)
+    wanted = channels, dtype.newbyteorder("=")
+    return next((pixels for pixels in (GREY, DEEP, COLOUR) if (pixels.channels, pixels.dtype) == wanted), None)
 
 
 def format_of(mode: str) -> PixelFormat:
@@ -48,85 +53,78 @@ def format_of(mode: str) -> PixelFormat:
     return GREY if mode in GREY_MODES else DEEP if mode in DEEP_MODES else COLOUR
 
 
-@dataclass
-class Headers:
-    """Headers of some images of a set: formats and (rows, columns), each with the name of the first image that has it."""
-
-    formats: dict[PixelFormat, object] = field(default_factory=dict)
-    sizes: dict[tuple[int, ...], object] = field(default_factory=dict)
-    problem: str = ""
-
-    def read(self, indices: Sequence[int] | np.ndarray, name: Callable[[int], object], header: Callable[[int], Header]) -> None:
-        """Reads the headers of at most ``PROBES`` images, spread over ``indices``.
-
-        An unreadable one is skipped here: it is refused as a damaged sample, or skipped, when the image is read.
-        """
-        for k in np.unique(np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)).tolist():
-            i = int(indices[k])
-            try:
-                pixels, size = header(i)
-            except InputError:
-                raise
-            except Exception as error:  # third-party decoders raise anything
-                self.problem = self.problem or f"{name(i)}: {error}"
-                continue
-            self.formats.setdefault(pixels, name(i))
-            self.sizes.setdefault(size, name(i))
-
-    def common(self, pixels: PixelFormat | None, size: tuple[int, ...] | None, option: str) -> tuple[PixelFormat, tuple[int, ...]]:
-        """The format and the shape (rows, columns, C) of all images: as given, else the one that they share; colour if modes differ.
-
-        Raises:
-            InputError: no readable header; different sizes, without the ``option`` that makes them equal; grey images of more than 8
-                bits among others, whose values would be cut off.
-        """
-        if not self.sizes:
-            raise InputError(f"no image can be read, the first because of {self.problem}")
-        if pixels is None and len(self.formats) > 1 and DEEP in self.formats:
-            other = next(name for pixels, name in self.formats.items() if pixels != DEEP)
-            raise InputError(f"{self.formats[DEEP]} has more than 8 bits a pixel and {other} has 8: convert all to one depth")
-        pixels = pixels or (next(iter(self.formats)) if len(self.formats) == 1 else COLOUR)
-        if size is None and len(self.sizes) > 1:
-            (first, one), (second, other) = ((name, times(size)) for size, name in list(self.sizes.items())[:2])
-            raise InputError(f"{first} is {one} and {second} is {other}: give one size for all with {option}")
-        return pixels, (*(size or next(iter(self.sizes))), pixels.channels)
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens an image file without Pillow's warnings about metadata."""
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file without Pillow's warnings about metadata; InputError if Pillow knows, but does not support what is in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+        except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
+            reason = _reason(path) or error if isinstance(error, UnidentifiedImageError) else error
+            if UNSUPPORTED.search(str(reason)):
+                raise InputError(f"{path}: Pillow does not read such an image ({reason}); convert it, to PNG for example") from None
+            raise
 
 
-def header(path: Path) -> Header:
-    """Pixel format, and rows and columns of the upright image, without decoding it; raises any exception if the file is damaged."""
-    with _opened(path) as image:
-        width, height = image.size
-        # for a PNG without EXIF in its header, Pillow would decode the image to look for EXIF at the end
-        has_exif = image.format != "PNG" or "exif" in image.info
-        turned = has_exif and image.getexif().get(ORIENTATION) in SWAPPED
-        return format_of(image.mode), (width, height) if turned else (height, width)
+def _reason(path: Path) -> Exception | None:
+    """Why Pillow does not identify a file whose first bytes it knows: ``Image.open`` does not say it."""
+    with path.open("rb") as file:
+        prefix = file.read(16)
+        for factory, accept in (Image.OPEN[name] for name in FORMATS):
+            if accept and accept(prefix) is True:
+                file.seek(0)
+                try:
+                    factory(file, str(path))
+                except Exception as error:  # it raises anything
+                    return error
+    return None
 
 
-def decode(path: Path, pixels: PixelFormat) -> np.ndarray:
+def bits_of(image: Image.Image) -> int:
+    """Bits a channel in the file."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        return max(tags.get(BITS, (1,)))
+    arguments = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(image, "tile", ())]
+    if image.format == "PPM":
+        return 16 if any(isinstance(value, int) and value > 255 for values in arguments for value in values[1:]) else 8
+    return 16 if any(";16" in str(values[0]) for values in arguments if values) and image.format == "PNG" else 8
+
+
+def decode(path: Path, pixels: PixelFormat, mode: str = "auto") -> np.ndarray:
     """The upright image of a file, (rows, columns, C); raises any exception if it is damaged, InputError as ``to_array``."""
-    with _opened(path) as image:
-        return to_array(image, pixels, path)
+    with opened(path) as image:
+        return to_array(image, pixels, path, mode)
 
 
-def to_array(image: Image.Image, pixels: PixelFormat, name: object) -> np.ndarray:
+def to_array(
+    image: Image.Image, pixels: PixelFormat, name: object, mode: str = "auto", way_out: str = "convert all to one mode"
+) -> np.ndarray:  # fmt: skip
     """A Pillow image, turned upright and converted to a format: (rows, columns, C).
 
+    Args:
+        mode: with "grey", colour becomes grey; with "grey" or "rgb", 16 bits a channel in colour become 8.
+
     Raises:
-        InputError: the conversion would lose colour or depth.
+        InputError: the conversion would lose colour or depth, or numbers would become others.
     """
     original = format_of(image.mode)
-    if original != pixels and not (original == GREY and pixels == COLOUR):
-        what = {GREY: "in grey", COLOUR: "in colour", DEEP: "in grey of more than 8 bits"}
-        raise InputError(f"{name} is {what[original]}, other images of the set are {what[pixels]}: convert all to one mode")
+    if not (original == pixels or (original, pixels) == (GREY, COLOUR) or (original, pixels, mode) == (COLOUR, GREY, "grey")):
+        raise InputError(f"{name} is {original.words}, other images of the set are {pixels.words}: {way_out}")
+    if original == COLOUR and mode == "auto" and bits_of(image) > 8:
+        raise InputError(f"{name} has {DEEP_COLOUR}: convert it to 8 bits")
+    if image.mode == "LAB":
+        raise InputError(f"{name} is in CIELAB colours, which are not read: convert it to RGB")
+    tags = getattr(image, "tag_v2", {})
+    bits, kind = max(tags.get(BITS, (1,))), max(tags.get(SAMPLE_FORMAT, (1,)))
+    if bits == 8 and kind == SIGNED:
+        raise InputError(f"{name} has signed pixels of 8 bits, which Pillow reads as unsigned: save it with 16 bits or as float")
     upright = ImageOps.exif_transpose(image)
-    converted = upright if upright.mode == pixels.mode else upright.convert(pixels.mode)
-    return np.asarray(converted, pixels.dtype).reshape(converted.height, converted.width, pixels.channels)
+    if upright.mode == "I" and bits == 32 and kind != SIGNED:  # Pillow reads unsigned numbers as signed
+        values = np.asarray(upright).view(np.uint32)
+    else:
+        upright = upright.convert("RGB") if original == COLOUR and upright.mode != "RGB" else upright
+        values = np.asarray(upright if upright.mode == pixels.mode else upright.convert(pixels.mode))
+    return np.asarray(values, pixels.dtype).reshape(upright.height, upright.width, pixels.channels)

@@ -1,19 +1,28 @@
 """Folders of class folders: ROOT/train/CLASS/… with ROOT/test/CLASS/…, or ROOT/CLASS/… split by a fraction."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
-from ddcnn.data.sources.decoding import SUFFIXES, Headers, decode, header
+from ddcnn.data.sources.decoding import SUFFIXES, decode
+from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
+# of images that are not looked at, which is told
+OTHER_SUFFIXES = (
+    ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".svg", ".tga",
+)  # fmt: skip
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "validation", "valid")  # the first that exists is the test split
+logger = logging.getLogger(__name__)
 
 
 def class_folders(options: SourceOptions) -> Source:
@@ -27,90 +36,133 @@ def class_folders(options: SourceOptions) -> Source:
     if options.volumes or options.volume_size:
         raise InputError(f"--data {root}: has no labels.csv, which a folder of volumes needs; without volumes, leave --volume-size out")
     fit = Fit(options, 2)
-    split_folders = _split_folders(root)
-    class_names = [name for name, _ in _subfolders(split_folders["train"])]
+    walk = Walk(root, follow_links=options.follow_links)
+    split_folders = _split_folders(walk)
+    class_names = [name for name, _ in walk.subfolders(split_folders["train"])]
     if not class_names:
         raise InputError(
-            f"--data {root}: no class folders in it; expected are {root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, "
-            "or NIfTI volumes with a labels.csv"
+            f"--data {root}: no class folders in {split_folders['train'] if split_folders['train'] != root else 'it'}; expected are "
+            f"{root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, or NIfTI volumes with a labels.csv; classes that are called "
+            "train and test go into a folder train of their own"
         )
-    by_split = {split: list(_class_files(root, folder, class_names)) for split, folder in split_folders.items()}
+    by_split = {split: list(_class_files(walk, folder, class_names)) for split, folder in split_folders.items()}
     paths = [path for files in by_split.values() for path, _ in files]
     labels = np.array([label for files in by_split.values() for _, label in files], np.int64)
     border = len(by_split["train"])
     splits = {"train": np.arange(border), "test": np.arange(border, len(paths))}
     splits = splits if "test" in by_split else split_by_fraction(options, labels)
+    walk.tell()
     headers = Headers()
-    headers.read(np.concatenate(list(splits.values())), paths.__getitem__, lambda i: header(paths[i]))
-    pixels, shape = headers.common(options.pixels, fit.size, fit.option)
+    headers.read(paths, header)
+    pixels, shape = headers.common(options.pixels, options.mode, fit.size, fit.option)
     files = LabelledFiles(root, paths, labels, splits, range(len(class_names)))
-    return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels))
+    return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(walk: "Walk") -> dict[str, Path]:
     """The folders of the splits; only "train" if the test split is to be a fraction of it."""
-    folders = dict(_subfolders(root))
+    root = walk.root
+    folders = dict(walk.subfolders(root))
     by_name = {name.casefold(): path for name, path in folders.items()}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
     test = next((by_name[name] for name in TEST if name in by_name), None)
     if train and test:
         return {"train": train, "test": test}
     split = train or test
+    if split and len(folders) > 1 and not walk.subfolders(split):
+        return {"train": root}  # a class that happens to be called so: it holds images, as the others beside it do
     if split and len(folders) > 1:
-        raise InputError(f"{split} looks like a split, but {root} has no other: give train and test, or class folders alone")
+        raise InputError(
+            f"{split} looks like a split, but {root} has no other: give train and test, or class folders alone; "
+            f"if it is a class, put all class folders into {root / TRAIN[0]}"
+        )
     return {"train": split or root}
 
 
-def _subfolders(folder: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the folders in a folder, sorted by name; hidden ones are left out.
-
-    Raises:
-        InputError: a link to a folder.
-    """
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir():
-                continue
-            _refuse_link(entry)
-            folders.append((entry.name, Path(entry.path)))
-    return sorted(folders)
-
-
-def _refuse_link(folder: os.DirEntry) -> None:
-    """Refuses a link to a folder: it is not followed, and its images would be missed silently."""
-    if folder.is_symlink():
-        raise InputError(f"{folder.path} is a link to a folder, and links are not followed; put the folder itself in its place")
-
-
-def _class_files(root: Path, folder: Path, class_names: list[str]) -> Iterator[tuple[Path, int]]:
+def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator[tuple[Path, int]]:
     """The image files and labels of all classes, class by class, sorted by path."""
     number = {name: k for k, name in enumerate(class_names)}
-    for name, class_folder in _subfolders(folder):
+    for name, class_folder in walk.subfolders(folder):
         if name not in number:
             raise InputError(f"{class_folder}: the training split has no class of that name")
-        paths = sorted(image_files(root, class_folder), key=str)
+        paths = sorted(walk.files(class_folder), key=str)
         if not paths:
             raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)})")
         yield from ((path, number[name]) for path in paths)
 
 
-def image_files(root: Path, folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
-    """Image files in a folder and its subfolders; hidden ones are left out.
+@dataclass(frozen=True)
+class Walk:
+    """Finds folders and image files in ``root`` and below it; hidden ones are left out.
 
-    Raises:
-        InputError: a link to a folder, or to a file outside of ``root``.
+    Attributes:
+        suffixes: of the files, in lower case.
+        follow_links: whether links to folders, and to files outside of ``root``, are followed. They are refused otherwise: what is
+            outside is not what the user has named.
+        left_out: images of other kinds in the folders that have been searched, by suffix.
     """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            beat("looking for images")
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                _refuse_link(entry)
-                yield from image_files(root, Path(entry.path), suffixes)
-            elif entry.is_file() and entry.name.lower().endswith(suffixes):
+
+    root: Path
+    suffixes: tuple[str, ...] = SUFFIXES
+    follow_links: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def subfolders(self, folder: Path) -> list[tuple[str, Path]]:
+        """Names and paths of the folders in a folder, sorted by name.
+
+        Raises:
+            InputError: a link to a folder that is not followed, or one that leads nowhere.
+        """
+        with os.scandir(folder) as entries:
+            return sorted((entry.name, Path(entry.path)) for entry in entries if self._is_folder(entry))
+
+    def files(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+        """Image files in a folder and its subfolders.
+
+        Args:
+            above: where the links lie that have led here, without links.
+
+        Raises:
+            InputError: as ``subfolders``; a link to a file outside of ``root`` that is not followed, or one in a circle.
+        """
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                beat("looking for images")
                 path = Path(entry.path)
-                if entry.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                    raise InputError(f"{path} is a link to a file outside of {root}, which is not read; put the file itself in its place")
-                yield path
+                if self._is_folder(entry):
+                    passed = above
+                    if entry.is_symlink():
+                        passed, target = (*above, folder.resolve()), path.resolve()
+                        if any(target in (place, *place.parents) for place in passed):
+                            raise InputError(f"{path} is a link to a folder that it lies in: remove the link")
+                    yield from self.files(path, passed)
+                elif entry.name.startswith(".") or not entry.is_file():
+                    continue
+                elif not entry.name.lower().endswith(self.suffixes):
+                    suffix = path.suffix.lower()
+                    self.left_out.update([suffix] if suffix in OTHER_SUFFIXES else [])
+                else:
+                    if not self.follow_links and entry.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+                        raise InputError(
+                            f"{path} is a link to a file outside of {self.root}, which is not read; put the file itself in its place, "
+                            "or add --follow-links"
+                        )
+                    yield path
+
+    def _is_folder(self, entry: os.DirEntry) -> bool:
+        """Whether an entry is a folder to search; InputError for links as ``subfolders``."""
+        if entry.name.startswith("."):
+            return False
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise InputError(f"{entry.path} is a link to what does not exist, or cannot be reached: bring it back, or remove the link")
+        if entry.is_dir() and entry.is_symlink() and not self.follow_links:
+            raise InputError(
+                f"{entry.path} is a link to a folder, and links are not followed; put the folder itself in its place, or add --follow-links"
+            )
+        return entry.is_dir()
+
+    def tell(self) -> None:
+        """Notes what has been left out."""
+        if self.left_out:
+            kinds = ", ".join(f"{count} that end in {suffix}" for suffix, count in sorted(self.left_out.items()))
+            logger.info("note: %s: images of other kinds are not looked at: %s; convert them to PNG, for example", self.root, kinds)

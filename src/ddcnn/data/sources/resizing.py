@@ -16,6 +16,7 @@ from ddcnn.data.sources.base import READ_BYTES, DamagedSample, Source, SourceOpt
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
+NOT_FINITE = "it has a value that is NaN or infinite, which --nan would replace"
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -32,6 +33,8 @@ class Fit:
 
     def __post_init__(self) -> None:
         options = self.options
+        if self.dimension == 3 and options.mode != "auto":
+            raise InputError(f"--mode {options.mode} is of image files, and {options.name} holds volumes: leave it out")
         if self.dimension == 3 and options.image_size:
             raise InputError(f"--image-size: {options.name} holds volumes; give --volume-size DEPTHxROWSxCOLUMNS")
         if self.dimension == 2 and options.volume_size:
@@ -120,13 +123,20 @@ def _by_channel(sample: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) 
     return changed.astype(sample.dtype)
 
 
+def without_nan(sample: np.ndarray, how: str) -> np.ndarray:
+    """A sample in which values that are NaN or infinite are replaced as ``--nan`` says; as it is if it has no others."""
+    if how == "refuse" or sample.dtype.kind != "f" or (good := np.isfinite(sample)).all() or not good.any():
+        return sample
+    return np.where(good, sample, sample.dtype.type(0) if how == "zero" else sample[good].min()).astype(sample.dtype, copy=False)
+
+
 def fit_split(split: Split, options: SourceOptions) -> Split:
     """A split that clips and resizes its samples, all of one shape, as they are read."""
     *spatial, channels = split.shape[1:]
     fit = Fit(options, len(spatial))
     if options.window:
         fit.bounds(split.dtype)
-    if not options.window and fit.size in (None, tuple(spatial)):
+    if not options.window and fit.size in (None, tuple(spatial)) and (options.nan == "refuse" or split.dtype.kind != "f"):
         return split
     shape = (*(fit.size or spatial), channels)
     step = max(1, READ_BYTES // (math.prod(split.shape[1:]) * split.dtype.itemsize))
@@ -135,7 +145,7 @@ def fit_split(split: Split, options: SourceOptions) -> Split:
         images = np.empty((len(indices), *shape), split.dtype)
         for begin in range(0, len(indices), step):
             for row, image in enumerate(split.read(indices[begin : begin + step]), begin):
-                images[row] = fit(image)
+                images[row] = fit(without_nan(image, options.nan))
         return images
 
     return replace(split, shape=(len(split), *shape), read=read)
@@ -166,8 +176,9 @@ def sample_by_sample(
                 raise
             except Exception as error:  # third-party decoders raise anything
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
+            sample = without_nan(sample, fit.options.nan)
             if sample.dtype.kind == "f" and not np.isfinite(sample).all():
-                raise DamagedSample.of(name(i), "it has a value that is NaN or infinite")
+                raise DamagedSample.of(name(i), NOT_FINITE)
             sample = fit(sample)
             if sample.shape != shape:  # only some headers were compared before
                 raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")

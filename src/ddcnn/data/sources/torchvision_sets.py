@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
-from ddcnn.data.sources.decoding import Header, Headers, format_of, to_array
+from ddcnn.data.sources.decoding import format_of, to_array
+from ddcnn.data.sources.image_headers import Header, Headers
 from ddcnn.data.sources.resizing import Fit, sample_by_sample
 from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
@@ -21,6 +22,7 @@ from ddcnn.parallel.heartbeat import beat, unjudged
 
 TRAIN_NAMES = ("train", "trainval")  # names of splits; the first that the set has is taken
 TEST_NAMES = ("test", "val", "valid")
+PROBES = 256  # samples whose mode and size are looked at: torchvision decodes them; another mode is refused when it is read
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples", "imgs")  # lists of (file, label)
 # modules of torchvision.datasets whose sets do not have one class per image
@@ -152,8 +154,10 @@ def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -
         name = "all" if chosen else split
         indices = chosen[split] if chosen else np.arange(len(sets[name]))
         parts[split] = sets[name], labels[name][indices], indices
-        headers.read(indices, lambda i: f"{options.name} sample {i}", partial(_header, options, sets[name]))
-    pixels, shape = headers.common(options.pixels, fit.size, fit.option)
+    for dataset in sets.values():
+        probes = np.unique(np.linspace(0, len(dataset) - 1, min(PROBES, len(dataset))).astype(int)).tolist()
+        headers.read(probes, partial(_header, options, dataset), lambda i: f"{options.name} sample {i}")
+    pixels, shape = headers.common(options.pixels, options.mode, fit.size, fit.option)
     digest = hashlib.sha256(repr((type(first).__name__, names, _files(options.data_root))).encode())
     for _, numbers, indices in parts.values():
         digest.update(indices.data)
@@ -164,7 +168,7 @@ def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -
             return f"{options.name} sample {indices[i]}"
 
         def load(i: int) -> np.ndarray:
-            return to_array(dataset[int(indices[i])][0], pixels, name(i))
+            return to_array(dataset[int(indices[i])][0], pixels, name(i), options.mode, "give --mode grey or rgb")
 
         return sample_by_sample(numbers, shape, pixels.dtype, fit, load, name)
 
@@ -179,7 +183,7 @@ def _header(options: SourceOptions, dataset, i: int) -> Header:
     if not isinstance(image, Image.Image):
         raise InputError(f"--data {options.name}: its samples are not pairs of an image and a class")
     upright = ImageOps.exif_transpose(image)
-    return format_of(image.mode), (upright.height, upright.width)
+    return Header(format_of(image.mode), (upright.height, upright.width))
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:

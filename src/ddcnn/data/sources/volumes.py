@@ -1,29 +1,17 @@
 """A folder of NIfTI volumes with a ``labels.csv``: columns file, label and, optionally, split."""
 
-import csv
 import gzip
 import logging
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
+from ddcnn.data.sources.tables import class_names_of, read_table
 from ddcnn.errors import InputError
 
-TABLE = "labels.csv"
 SUFFIXES = (".nii", ".nii.gz")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; ``where`` names it in messages."""
-
-    where: str
-    path: Path
-    label: str
-    split: str | None
 
 
 def labelled_volumes(options: SourceOptions) -> Source:
@@ -34,9 +22,9 @@ def labelled_volumes(options: SourceOptions) -> Source:
     """
     root = Path(options.name)
     fit = Fit(options, 3)
-    _nibabel(root)
-    rows = _table(root)
-    class_names = _class_names(rows)
+    check_nibabel(root)
+    rows = read_table(root, SUFFIXES, options.follow_links)
+    class_names = class_names_of(rows)
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
     if rows[0].split is None:
@@ -45,7 +33,7 @@ def labelled_volumes(options: SourceOptions) -> Source:
         splits = {split: np.flatnonzero([row.split == split for row in rows]) for split in SPLITS}
         for split, indices in splits.items():
             if not indices.size:
-                raise InputError(f"{root / TABLE}: no line has the split {split}; leave the column out to split by --test-fraction")
+                raise InputError(f"{rows[0].table}: no line has the split {split}; leave the column out to split by --test-fraction")
         trained = set(labels[splits["train"]].tolist())
         for row in rows:
             if number[row.label] not in trained:
@@ -55,15 +43,26 @@ def labelled_volumes(options: SourceOptions) -> Source:
 
 
 def load_volume(path: Path) -> np.ndarray:
-    """A volume (depth, rows, columns, C) float32, scaled, in the closest canonical orientation; raises any exception if it is damaged."""
+    """A volume (depth, rows, columns, C) float32, scaled, in the closest canonical orientation; of colours, C are their components.
+
+    Raises any exception if it is damaged, and InputError if its voxels are no numbers that float32 can hold.
+    """
     import nibabel
 
     kind = type(_header(path))  # NIfTI-1 or -2
     content = path.read_bytes()
-    if path.name.endswith(".gz"):
+    if path.name.lower().endswith(".gz"):
         content = gzip.decompress(content)  # all of it, since nibabel does not read as far as the checksum
     image = kind.from_bytes(content)
-    volume = nibabel.orientations.apply_orientation(image.get_fdata(dtype=np.float32), _orientation(image.affine))
+    if image.get_data_dtype().names:
+        colours = np.asanyarray(image.dataobj)
+        voxels = np.stack([colours[name] for name in colours.dtype.names], axis=-1).astype(np.float32)
+    else:
+        with np.errstate(over="ignore"):
+            voxels = image.get_fdata(dtype=np.float32)
+        if (infinite := np.isinf(voxels)).any() and (large := np.abs(image.get_fdata(dtype=np.float64)[infinite])).min() < np.inf:
+            raise InputError(f"{path} has a voxel of magnitude {large.min():.3g}, which float32 cannot hold: scale the values")
+    volume = nibabel.orientations.apply_orientation(voxels, _orientation(image.affine))
     volume = volume[..., None] if volume.ndim == 3 else volume
     return np.ascontiguousarray(volume.transpose(2, 1, 0, 3))  # x, y, z are columns, rows, depth
 
@@ -71,12 +70,13 @@ def load_volume(path: Path) -> np.ndarray:
 def shape_of(path: Path) -> tuple[int, ...]:
     """(depth, rows, columns, C) of a volume by its header; raises any exception if that is damaged."""
     image = _header(path)
-    if len(image.shape) not in (3, 4):
+    colours = len(image.get_data_dtype().names or ())
+    if len(image.shape) not in ((3,) if colours else (3, 4)):
         raise ValueError(f"its shape is {image.shape}; expected (x, y, z) or (x, y, z, channels)")
     turned = [0, 0, 0]
     for axis, canonical in enumerate(_orientation(image.affine)[:, 0].astype(int)):
         turned[canonical] = image.shape[axis]
-    return (*turned[::-1], *(image.shape[3:] or (1,)))
+    return (*turned[::-1], *(image.shape[3:] or (colours or 1,)))
 
 
 def _header(path: Path):
@@ -86,6 +86,9 @@ def _header(path: Path):
     image = nibabel.load(path)
     if not isinstance(image, nibabel.nifti1.Nifti1Pair):
         raise ValueError("not a NIfTI file")
+    if image.get_data_dtype().kind == "c":
+        parts = "real and imaginary part as two channels"
+        raise InputError(f"{path} has complex voxels, which are not read: save their magnitude (numpy.abs), or {parts}")
     return image
 
 
@@ -98,12 +101,12 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
     return orientation
 
 
-def _nibabel(root: Path) -> None:
-    """Checks that nibabel is installed."""
+def check_nibabel(path: Path) -> None:
+    """Checks that nibabel is installed, which reads ``path``."""
     try:
         import nibabel  # noqa: F401
-    except ImportError:
-        raise InputError(f"--data {root}: NIfTI volumes need nibabel; pip install nibabel") from None
+    except ImportError as error:
+        raise InputError(f"--data {path}: NIfTI volumes need nibabel ({error}); pip install nibabel") from None
 
 
 def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
@@ -113,6 +116,8 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
     for path in paths:
         try:
             shape = shape_of(path)
+        except InputError:
+            raise
         except Exception as error:  # nibabel raises anything
             problem = problem or str(DamagedSample.of(path, error))
             continue
@@ -124,53 +129,3 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
         advice = "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}"
         raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
     return next(iter(shapes))
-
-
-def _table(root: Path) -> list[Row]:
-    """The lines of the table, checked."""
-    table = root / TABLE
-    rows: list[Row] = []
-    seen: dict[Path, str] = {}
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
-            if not {"file", "label"} <= set(reader.fieldnames):
-                raise InputError(f"{table}: its first line must name the columns file,label or file,label,split")
-            for values in reader:
-                row = _row(root, f"{table} line {reader.line_num}", values)
-                if row.path in seen:
-                    raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
-                seen[row.path] = row.where.removeprefix(f"{table} ")
-                rows.append(row)
-    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or a zero byte in a name
-        raise InputError(f"{table}: not a readable table in UTF-8 ({error})") from None
-    if not rows:
-        raise InputError(f"{table}: no lines below the column names")
-    return rows
-
-
-def _row(root: Path, where: str, values: dict) -> Row:
-    name, label, split = ((values.get(column) or "").strip() for column in ("file", "label", "split"))
-    if not name or not label:
-        raise InputError(f"{where}: no {'label' if name else 'file'}")
-    if not name.endswith(SUFFIXES):
-        raise InputError(
-            f"{where}: {name} does not end in {' or '.join(SUFFIXES)}; if these are class folders of images, move {TABLE} out of the folder"
-        )
-    path = root / name
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
-    if not path.is_file():
-        raise InputError(f"{where}: {path} does not exist")
-    if "split" in values and split.casefold() not in SPLITS:
-        raise InputError(f"{where}: split {split!r}; expected train or test")
-    return Row(where, path, label, split.casefold() if "split" in values else None)
-
-
-def _class_names(rows: list[Row]) -> list[str]:
-    """Class names in the order of the class numbers: sorted as numbers if all are whole numbers, else as text."""
-    names = {row.label for row in rows}
-    if all(name.isascii() and name.isdigit() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)

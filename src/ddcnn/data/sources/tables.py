@@ -1,0 +1,124 @@
+"""A table of labels in a folder of files, ``labels.csv``: columns file, label and, optionally, split."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddcnn.data.sources.base import SPLITS
+from ddcnn.errors import InputError
+
+TABLE = "labels.csv"
+COLUMNS = ("file", "label", "split")
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are refused: cells stand between commas
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``where`` names it in messages."""
+
+    table: Path
+    where: str
+    path: Path
+    label: str
+    split: str | None
+
+
+def table_in(folder: Path) -> Path | None:
+    """The table of a folder, whose name may be in any case; None if there is none."""
+    if (folder / TABLE).is_file():
+        return folder / TABLE
+    with os.scandir(folder) as entries:
+        return next((Path(entry.path) for entry in entries if entry.name.lower() == TABLE and entry.is_file()), None)
+
+
+def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool) -> list[Row]:
+    """The lines of the table of ``root``, checked. Rows of empty cells, as spreadsheets write them, are left out.
+
+    Args:
+        suffixes: of the files, in lower case; theirs may be in any.
+        follow_links: whether files may be links that lead out of ``root``.
+
+    Raises:
+        InputError: no readable table, or a line that names no label, or no file in ``root``, or one that another line names.
+    """
+    table = table_in(root) or root / TABLE
+    rows: list[Row] = []
+    seen: dict[Path, str] = {}
+    try:
+        content = table.read_bytes()
+        if content.startswith(UTF_16):
+            raise InputError(f"{table}: its text is UTF-16; save it as CSV in UTF-8")
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        columns = _columns(table, next(reader, []))
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            values = {name: cells[k].strip() if k < len(cells) else "" for name, k in columns.items()}
+            row = _row(root, table, f"{table} line {reader.line_num}", values, suffixes, follow_links)
+            if row.path in seen:
+                raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
+            seen[row.path] = row.where.removeprefix(f"{table} ")
+            rows.append(row)
+    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or a zero byte in a name
+        raise InputError(f"{table}: not a readable table in UTF-8 ({error})") from None
+    if not rows:
+        raise InputError(f"{table}: no lines below the column names")
+    return rows
+
+
+def _columns(table: Path, cells: list[str]) -> dict[str, int]:
+    """Where the columns of the table are, by its first line."""
+    names = [cell.strip().casefold() for cell in cells]
+    twice = next((name for name in COLUMNS if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"{table}: its first line names the column {twice} twice")
+    if not {"file", "label"} <= set(names):
+        expected = "its first line must name the columns file,label or file,label,split"
+        for separator, what in SEPARATORS.items():
+            if separator in "".join(cells):
+                raise InputError(f"{table}: {expected}; it has {what} between them: save it with commas")
+        raise InputError(f"{table}: {expected}")
+    return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def _row(root: Path, table: Path, where: str, values: dict[str, str], suffixes: tuple[str, ...], follow_links: bool) -> Row:
+    name, label, split = values["file"], values["label"], values.get("split")
+    if not name or not label:
+        raise InputError(f"{where}: no {'label' if name else 'file'}")
+    if not name.lower().endswith(suffixes):
+        raise InputError(
+            f"{where}: {name} does not end in {' or '.join(suffixes)}; if these are class folders of images, move {table.name} out of the "
+            "folder"
+        )
+    path = _inside(root, name)
+    if path is None:
+        raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
+    if not follow_links and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
+    if not path.is_file():
+        raise InputError(f"{where}: {path} does not exist")
+    if split is not None and split.casefold() not in SPLITS:
+        raise InputError(f"{where}: split {split!r}; expected train or test")
+    return Row(table, where, path, label, None if split is None else split.casefold())
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """The path of a file that a table names, below ``root``; None if it is not there."""
+    if not Path(name).is_absolute() and ".." not in Path(name).parts:
+        return root / name
+    path = root / name  # which is the name itself if that is absolute
+    try:
+        return root / (path.parent.resolve() / path.name).relative_to(root.resolve())
+    except ValueError:
+        return None
+
+
+def class_names_of(rows: list[Row]) -> list[str]:
+    """Class names in the order of the class numbers: sorted as numbers if all are whole numbers, else as text."""
+    names = {row.label for row in rows}
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
