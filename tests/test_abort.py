@@ -26,8 +26,8 @@ def said(capsys, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_is_one_line(said):
-    assert said(FloatingPointError("the loss is nan: try a smaller --lr")) == (
-        "ddcnn: failed: rank 2 of 4, subdomain 2: the loss is nan: try a smaller --lr"
+    assert said(FloatingPointError("the loss is nan: try a smaller learning rate (--lr)")) == (
+        "ddcnn: failed: rank 2 of 4, subdomain 2: the loss is nan: try a smaller learning rate (--lr)"
     )
 
 

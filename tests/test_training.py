@@ -129,11 +129,11 @@ def test_weight_decay_shrinks_the_weights():
 
 
 def test_a_loss_or_an_output_that_is_no_number_is_a_failure():
-    with pytest.raises(FloatingPointError, match="smaller --lr"):
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
         trained(epochs=5, lr=1e38)
     network = nn.Linear(2, 2)
     nn.init.constant_(network.weight, float("nan"))
-    with pytest.raises(FloatingPointError, match="smaller --lr"):
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
         classify(network, samples(), torch.arange(20), POLICY)
 
 

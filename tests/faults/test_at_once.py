@@ -18,7 +18,7 @@ def test_a_coherent_training_that_diverges_is_one_line_a_rank(tmp_path):
     assert len(lines) == 4, finished.stderr
     for rank, line in enumerate(sorted(lines)):
         assert line.startswith(f"ddcnn: failed: rank {rank} of 4, coherent: ")
-        assert "try a smaller --lr" in line
+        assert "try a smaller learning rate (--coherent-lr)" in line
     assert "Traceback" not in finished.stderr
 
 

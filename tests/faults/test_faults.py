@@ -161,5 +161,5 @@ def test_a_rank_that_runs_out_of_memory_ends_all_and_says_what_takes_less(tmp_pa
 def test_a_loss_that_is_no_number_names_the_subdomain_and_the_way_out(tmp_path):
     finished = launch(2, "run", *QUICK, "--optimizer", "sgd", "--lr", "1e30", "--schedule", "constant", cwd=tmp_path)
     assert finished.returncode not in (0, 2, 75)
-    assert "try a smaller --lr" in finished.stderr
+    assert "try a smaller learning rate (--lr)" in finished.stderr
     assert "subdomain" in finished.stderr

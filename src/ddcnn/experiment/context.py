@@ -117,7 +117,12 @@ class RunContext:
             checkpointer = self.checkpointer(role.replace(" ", "-"), recipe, samples, records, problem.world)
             return Trainer(recipe, problem.policy, problem.networks.seeds(role), RecordedEpochs(checkpointer, progress, epochs, record))
 
-        with failing_in(name), timeline.phase(method), timeline.span("compute"), self.progress(method, epochs) as progress:
+        with (
+            failing_in(name, f"--{method}-lr"),
+            timeline.phase(method),
+            timeline.span("compute"),
+            self.progress(method, epochs) as progress,
+        ):
             yield trainer
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
@@ -135,11 +140,13 @@ class RunContext:
 
 
 @contextmanager
-def failing_in(what: str) -> Iterator[None]:
-    """Adds the subdomain or network to the message of any exception."""
+def failing_in(what: str, lr: str) -> Iterator[None]:
+    """Adds the subdomain or network to the message of any exception, and the option ``lr`` where the learning rate was too large."""
     try:
         with at(what):
             yield
     except Exception as error:
+        if isinstance(error, FloatingPointError):
+            error.args = (f"{error} ({lr})",)
         error.add_note(what)
         raise

@@ -159,22 +159,6 @@ def partition_source(
     return write(world, source, should_stop)
 
 
-def notes(settings: RunSettings, store: PartitionedSet) -> list[str]:
-    """Notes on settings that are valid but probably not intended."""
-    texts = []
-    samples, batch = store.train_samples, settings.batch_size
-    if samples > batch and 10 * (samples % batch) > samples:
-        fitting = samples // -(-samples // batch)
-        texts.append(
-            f"batches of {batch} leave {samples % batch} of the {samples} training images out of every epoch, others each time; "
-            f"--batch-size {fitting} takes {'all' if samples % fitting == 0 else f'all but {samples % fitting}'}"
-        )
-    whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
-    if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
-        texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
-    return texts
-
-
 def check_methods(settings: RunSettings) -> None:
     """Refuses methods that do not go with other settings, and a run to start from that does not fit."""
     if settings.tensorboard:
@@ -223,17 +207,18 @@ def check_store(ranks: int, settings: RunSettings, store: PartitionedSet) -> Non
 def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:
     """Refuses too few training samples, a network that does not fit the images, and ranks that do not fit the subdomains."""
     subdomains = len(decomposition) * settings.networks_per_subimage
-    if samples < max(2, settings.folds):
-        raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more")
+    if settings.dnn_data != "train" and samples < settings.folds:
+        raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
     sharing = ranks if Method.GLOBAL in settings.methods else max(1, ranks // subdomains)
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     shape = partial(Shape, channels=channels, classes=classes)
     if any(not method.whole_image for method in settings.methods):
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
-            registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features)
+            remedy = registry.LARGER_IMAGES if spatial == decomposition.shape else registry.LARGER_SUBIMAGES
+            registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features, remedy)
     if Method.GLOBAL in settings.methods:
-        registry.check(settings.network, shape(decomposition.shape), settings.width_of(Method.GLOBAL))
+        registry.check(settings.network, shape(decomposition.shape), settings.width_of(Method.GLOBAL), remedy=registry.LARGER_IMAGES)
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)

@@ -20,6 +20,8 @@ from ddcnn.training.data_parallel import global_batch_size
 from ddcnn.training.loop import Recipe
 from ddcnn.training.precision import DevicePolicy, choose_device
 
+FEW_STEPS = 10  # of an epoch: with fewer, the learning-rate schedule has no room
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -122,6 +124,36 @@ class Problem:
         return tuple((counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1))).tolist())
 
 
+def notes(problem: Problem) -> list[str]:
+    """Notes on settings that are valid but probably not intended."""
+    settings, store, dnn_samples = problem.settings, problem.store, problem.dnn_samples
+    texts = []
+    images = len(dnn_samples.for_cnn)
+
+    def steps_and_rest(batch_size: int) -> tuple[int, int]:
+        """Of an epoch of a local CNN: its steps, and the images that are left over."""
+        batch_size = global_batch_size(batch_size, images, problem.groups.data_parallel.size)
+        return (images // batch_size, images % batch_size) if batch_size < images else (1, 0)
+
+    batch = settings.batch_size
+    steps, rest = steps_and_rest(batch)
+    if "batch_size" not in settings.model_fields_set and steps < FEW_STEPS:
+        smaller = max(2, images // FEW_STEPS)
+        texts.append(
+            f"batches of {batch} make {steps} step{'s' * (steps > 1)} an epoch of the {images} training images; "
+            f"--batch-size {smaller} makes {steps_and_rest(smaller)[0]}"
+        )
+    elif 10 * rest > images:
+        better = min(range(batch, max(2, batch // 2) - 1, -1), key=lambda size: steps_and_rest(size)[1])
+        left = steps_and_rest(better)[1]
+        advice = f"; --batch-size {better} takes {f'all but {left}' if left else 'all'}" if left < rest else ""
+        texts.append(f"batches of {batch} leave {rest} of the {images} training images out of every epoch, others each time{advice}")
+    whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
+    if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
+        texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    return texts
+
+
 def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Problem:
     """The problem on these ranks, for the Python API and for runs; all ranks together.
 
@@ -135,4 +167,5 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
         policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), settings.precision)
     if not world.all_equal(policy.precision.encode()):
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
-    return Problem(world, groups, settings, store, policy, settings.dnn_data)
+    dnn_data = settings.dnn_data if settings.needs("dnn") else "none"
+    return Problem(world, groups, settings, store, policy, dnn_data)

@@ -4,6 +4,7 @@ Module ``plan`` has partitioned the images before.
 """
 
 import logging
+import shlex
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,8 +19,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import Stopped
 from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
-from ddcnn.experiment.plan import notes
-from ddcnn.experiment.problem import Problem, prepare
+from ddcnn.experiment.problem import Problem, notes, prepare
 from ddcnn.experiment.recorder import Recorder, try_report
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
@@ -51,14 +51,14 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         if world.on_root(lambda: resumes_finished(settings)):  # by another job, meanwhile
             return
         if world.rank == 0 and settings.progress != "none":
-            for text in notes(settings, store):
+            for text in notes(problem):
                 logger.info("note: %s", text)
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
             reasons = world.broadcast(world.gather_values(stop_requests.reason))
             reason = next(filter(None, reasons), "asked to")
-            raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {output}") from None
+            raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {shlex.quote(str(output))}") from None
 
 
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:

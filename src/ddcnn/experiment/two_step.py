@@ -72,7 +72,7 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
         with group.raise_on_all_ranks():
             results.epoch("local", index, epoch, accuracy)
 
-    with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
+    with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
         seconds, epochs = float("nan"), settings.epochs
         if settings.start_from:
             network, epochs = networks.earlier_local(index)
@@ -111,7 +111,7 @@ def classify_local(
         callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
         return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), callback)
 
-    with failing_in(f"subdomain {index}"), problem.world.timeline.span("compute"):
+    with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
         test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
         interface_test = evaluate_interface(group, settings.interface, network, test, every_sample, policy)
         interface_dnn = None if interface_test is None else interface_test[:0]
@@ -149,7 +149,7 @@ def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, oth
     """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S_test, N, C)."""
     problem, results = context.problem, context.results
     settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.fp32_policy, problem.dnn_recipe
-    with problem.world.timeline.span("compute"), failing_in("DNN"), context.progress("DNN", recipe.epochs) as progress:
+    with problem.world.timeline.span("compute"), failing_in("DNN", "--dnn-lr"), context.progress("DNN", recipe.epochs) as progress:
         network = networks.earlier_dnn() if settings.start_from else None
         if network is None:
             labels = problem.labels["train"][problem.dnn_samples.for_dnn]

@@ -52,7 +52,7 @@ def load(path: Path, network: nn.Module, expected: dict[str, Attribute]) -> dict
             if other != value:
                 raise InputError(f"{path}: a network with {key} {other}, where this run has {value}")
         if set(names_in(file, "parameters")) != set(state):
-            raise InputError(f"{path}: parameters of another network; train anew without --start-from")
+            raise InputError(f"{path}: parameters of another network than this run's")
         for name, tensor in state.items():
             array = checked_array(file, f"parameters/{name}")
             if array.shape != tuple(tensor.shape):

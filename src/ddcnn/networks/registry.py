@@ -54,7 +54,8 @@ NETWORKS = {
     "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8),  # below 8 pixels all stages would see a single one
 }
 
-LARGER = "choose a coarser --grid or a larger --overlap"
+LARGER_SUBIMAGES = "choose a coarser --grid or a larger --overlap"
+LARGER_IMAGES = "choose another --network, or larger images"
 
 
 def default_width(name: str) -> int | None:
@@ -87,15 +88,20 @@ def make(name: str, shape: Shape, width: int | None = None, divisor: float = 1, 
         network = custom.make(name, shape, width, divisor)
     else:
         network = torchvision_models.make(name, shape, width, divisor, built_in=list(NETWORKS))
-    with custom.errors_as_input_error(*_does_not_work(name, shape)):
+    with custom.errors_as_input_error(_does_not_work(name, shape), ""):
         return custom.HeadedNetwork(name, network, shape, features)
 
 
-def check(name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None) -> None:
+def check(
+    name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None, remedy: str = LARGER_SUBIMAGES
+) -> None:
     """Refuses unsupported options and images that the network cannot take, before anything is trained.
 
     Built-in networks are checked without torch. Any other network is made and passes two images of zeros in training mode on the CPU,
     which takes time: call this once per shape.
+
+    Args:
+        remedy: for images that are too small, for the message.
 
     Raises:
         InputError: with the network, the size and the reason.
@@ -103,9 +109,7 @@ def check(name: str, shape: Shape, width: int | None = None, divisor: float = 1,
     if name in NETWORKS:
         smallest = NETWORKS[name].smallest
         if min(shape.spatial) < smallest:
-            raise InputError(
-                f"--network {name} needs subimages of at least {smallest} pixels a side, but a subimage has {shape.size}: {LARGER}"
-            )
+            raise InputError(f"--network {name} needs images of at least {smallest} pixels a side, but gets {shape.size}: {remedy}")
         return
     import torch
 
@@ -113,9 +117,9 @@ def check(name: str, shape: Shape, width: int | None = None, divisor: float = 1,
 
     with torch.random.fork_rng(devices=[]):
         network = make(name, shape, width, divisor, features)
-        with errors_as_input_error(*_does_not_work(name, shape)):
+        with errors_as_input_error(_does_not_work(name, shape), f"; if they are too small for it, {remedy}"):
             network.check_on_zeros(shape)  # type: ignore[operator]
 
 
-def _does_not_work(name: str, shape: Shape) -> tuple[str, str]:
-    return f"--network {name} does not work on images of {shape.size}", f"; if they are too small for it, {LARGER}"
+def _does_not_work(name: str, shape: Shape) -> str:
+    return f"--network {name} does not work on images of {shape.size}"

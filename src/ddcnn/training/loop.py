@@ -109,7 +109,7 @@ class TrainState:
         """
         loss = self.loss_sum.item() / self.step
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}: try a smaller --lr")
+            raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}: try a smaller learning rate")
         metrics = Epoch(self.epoch, loss, self.correct.item() / self.seen, self.seconds_so_far)
         self.loss_sum.zero_()
         self.correct.zero_()
@@ -244,7 +244,7 @@ def evaluate(
         beat("evaluation")
     values = torch.cat(parts).cpu()
     if not values.isfinite().all():
-        raise FloatingPointError("a network's output is no longer a number: try a smaller --lr")
+        raise FloatingPointError("a network's output is NaN or infinite: try a smaller learning rate")
     return values
 
 
