@@ -131,31 +131,40 @@ def test_what_a_refusal_advises_works(world, call, words, advised):
         obey(other, world)
 
 
+def noted(caplog) -> str:
+    """What ddcnn has logged since the last call."""
+    text = "".join(f"{message}\n" for message in caplog.messages)
+    caplog.clear()
+    return text
+
+
 @pytest.mark.parametrize("samples", [7, 29, 150, 400])
 def test_a_note_on_small_sets_names_a_batch_that_makes_ten_steps(
-    samples, world, write_arrays, random_arrays, tmp_path, monkeypatch, capsys
+    samples, world, write_arrays, random_arrays, tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", "ddcnn")
     monkeypatch.chdir(tmp_path)
     write_arrays(Path("images.npz"), **random_arrays((8, 8), train=samples, test=8))
     call = " ".join(("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", progress="lines"), "--data=images.npz"))
     obey(call, world)
     note = re.search(r"note: batches of 128 make (\d+) steps? an epoch of the (\d+) training images; (--batch-size \d+) makes (\d+)\n",
-                     capsys.readouterr().out)  # fmt: skip
+                     noted(caplog))  # fmt: skip
     assert (int(note[1]), int(note[2])) == (max(1, samples // 128), samples)
     assert int(note[4]) >= 10 or note[3] == "--batch-size 2"
     obey(f"{call} {note[3]} --output small", world)
-    assert "note: batches" not in capsys.readouterr().out or int(note[4]) < 10
+    assert "note: batches" not in noted(caplog) or int(note[4]) < 10
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(7, 2), (23, 12), (150, 64)])
 def test_a_note_on_images_that_are_left_over_names_a_batch_that_leaves_fewer(
-    samples, batch, world, write_arrays, random_arrays, tmp_path, monkeypatch, capsys
+    samples, batch, world, write_arrays, random_arrays, tmp_path, monkeypatch, caplog
 ):  # fmt: skip
+    caplog.set_level("INFO", "ddcnn")
     monkeypatch.chdir(tmp_path)
     write_arrays(Path("images.npz"), **random_arrays((8, 8), train=samples, test=8))
     call = " ".join(("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", progress="lines"), "--data=images.npz"))
     obey(f"{call} --batch-size {batch}", world)
-    said = capsys.readouterr().out
+    said = noted(caplog)
     assert f"batches of {batch} leave {samples % batch} of the {samples} training images out of every epoch" in said
     advice = re.search(r"--batch-size (\d+) takes (all but (\d+)|all)\n", said)
     assert advice or all(samples % other >= samples % batch for other in range(max(2, batch // 2), batch + 1))
