@@ -73,7 +73,7 @@ def export(settings: ExportSettings) -> None:
     export(settings)
 
 
-def report(settings: ReportSettings) -> None:
+def report(settings: ReportSettings) -> int:
     from rich.console import Console
 
     if settings.follow:
@@ -81,12 +81,12 @@ def report(settings: ReportSettings) -> None:
 
         if len(settings.runs) > 1:
             raise InputError("--follow shows one run: name one folder (a run of several seeds is one)")
-        follow(RunFolder(settings.runs[0]), Console())
-        return
+        return follow(RunFolder(settings.runs[0]), Console())
     from ddcnn.report.seeds_report import write_reports
 
     for folder in settings.runs:
         write_reports(RunFolder(folder), Console())
+    return 0
 
 
 def info(world: World, settings: Settings) -> None:

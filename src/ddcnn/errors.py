@@ -32,6 +32,12 @@ def escaped(text: str, kinds: tuple[str, ...] = UNSHOWN) -> str:
     return "".join(_code(one) if unicodedata.category(one) in kinds and one not in JOINERS else one for one in text)
 
 
+def cause(error: BaseException) -> str:
+    """What an error says, in one line; of one that is no InputError its kind, too."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _code(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -28,7 +28,7 @@ import numpy as np
 from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, escaped
 from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
 
 SCHEMA_VERSION = 3
@@ -216,7 +216,8 @@ def _opened(path: Path) -> PartitionedSet:
                 raise Damaged(f"the labels, runs or parts of {split} are out of range")
             if (runs[:-1] == runs[1:]).any():
                 raise Damaged(f"{split} has runs without rows")
-        return described
+        names = tuple(escaped(name, ("Cs",)) for name in described.class_names)  # of folders that are not UTF-8, in an older version
+        return replace(described, class_names=names)
 
 
 def _described(path: Path, file: h5py.File) -> PartitionedSet:

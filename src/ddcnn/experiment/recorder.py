@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ddcnn.config.methods import Method
-from ddcnn.errors import InputError
+from ddcnn.errors import cause
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.results import Decided, Gathered, results_of
 from ddcnn.io.atomic import disk_errors, write_json, write_text
@@ -27,17 +27,18 @@ from ddcnn.report.run_report import write_report
 from ddcnn.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 EXAMPLES = 4  # test images in details.h5
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
 
 
 def try_all(*steps: Callable[[], None]) -> None:
-    """Takes all steps, and then raises the InputError of the first one that had one: what still fits on a full disk is written."""
+    """Takes all steps, and then raises the error of the first one that had one: what still fits on a full disk is written."""
     errors = []
     for step in steps:
         try:
             step()
-        except InputError as error:
+        except Exception as error:
             errors.append(error)
     if errors:
         raise errors[0]
@@ -47,8 +48,8 @@ def try_report(folder: RunFolder, write: Callable[[], None]) -> None:
     """Writes the report of a run that has all of its results, which can be done again at any time."""
     try:
         write()
-    except InputError as error:
-        logger.warning("%s; the run is complete but for its report: python -m ddcnn report %s", error, folder)
+    except Exception as error:
+        logger.warning("%s; the run is complete but for its report: python -m ddcnn report %s", cause(error), folder)
 
 
 class Recorder:

@@ -26,7 +26,7 @@ from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
-from ddcnn.report.seeds_report import write_summary
+from ddcnn.report.seeds_report import write_results, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
             run_seed(problem, settings, folder, stop_requests)
     console = Console() if seeds[0].progress != "none" else None
+    world.on_root(lambda: write_results(output, folders))
     world.on_root(lambda: try_report(output, lambda: write_summary(output, folders, console, seeds[0].figures)))
 
 

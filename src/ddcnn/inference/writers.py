@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, file_name
 from ddcnn.io.atomic import Output, disk_errors, replacing
 from ddcnn.io.hdf5 import WrittenFile
 
@@ -57,7 +57,7 @@ class CsvWriter:
 
     def __init__(self, output: Output, columns: Columns, names: Names, about: dict[str, Any]):
         self.columns, self.names = columns, names
-        self.file = io.TextIOWrapper(io.BufferedWriter(output), newline="", encoding="utf-8", errors="surrogateescape")
+        self.file = io.TextIOWrapper(io.BufferedWriter(output), newline="", encoding="utf-8", errors="backslashreplace")
         label = ["label"] * columns.labelled
         probabilities = [f"p({name})" for name in columns.class_names] * columns.probable
         local = [f"subdomain {i}" for i in columns.subdomains]
@@ -71,7 +71,7 @@ class CsvWriter:
         local = columns.local(rows).argmax(2).tolist() if columns.subdomains else [()] * len(rows)
         numbers = columns.probabilities(rows).tolist()
         for (sample, label, decision), probabilities, classes in zip(rows[:, :3].astype(int).tolist(), numbers, local, strict=True):
-            name, labels = cell(str(self.names(sample))), [cells[label]] * columns.labelled
+            name, labels = cell(file_name(self.names(sample))), [cells[label]] * columns.labelled
             self.file.write(self.line % (name, *labels, cells[decision], *probabilities, *[cells[one] for one in classes]))
 
 
@@ -91,7 +91,7 @@ class H5Writer:
 
     def write(self, rows: np.ndarray) -> None:
         sample, label, decision = rows[:, :3].astype(np.int64).T
-        self._append("samples", np.array([str(self.names(i)).encode("utf-8", "surrogateescape") for i in sample.tolist()], object))
+        self._append("samples", np.array([file_name(self.names(i)).encode() for i in sample.tolist()], object))
         self._append("classes", decision)
         if self.columns.labelled:
             self._append("labels", label)

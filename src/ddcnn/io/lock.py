@@ -10,9 +10,11 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ NAME = ".lock"
 MOST_BYTES = 4096  # read of the file, whoever wrote it
 HIDDEN = -1  # start of a process of another user where /proc shows only one's own
 PATIENCE = 5.0  # seconds for what another process does in an instant
+BEAT = 3.0  # seconds between two signs of life of a holder
 ABANDONED = 60.0  # seconds after which that process has been killed
 
 
@@ -80,7 +83,7 @@ def locked(folder: Path, named: Path | None = None) -> Iterator[None]:
             with alone(folder):
                 file = _take(path, holder, running)
     try:
-        with file:
+        with file, _living(file):
             yield
     finally:
         with suppress(OSError, InputError), alone(folder):  # the folder may be gone
@@ -88,15 +91,32 @@ def locked(folder: Path, named: Path | None = None) -> Iterator[None]:
                 path.unlink()
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a job holds the folder, for programs that only look; a job on another host does as long as its file exists."""
+@contextmanager
+def _living(file: IO) -> Iterator[None]:
+    """Renews the time of the file as a sign of life, for those who look from other hosts or containers."""
+    ended = threading.Event()
+
+    def live() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while not ended.wait(BEAT):
+            with suppress(OSError):
+                os.utime(file.fileno())
+
+    thread = threading.Thread(target=live, name="sign of life", daemon=True)
+    thread.start()
     try:
-        holder = _holder(folder / NAME)
+        yield
+    finally:
+        ended.set()
+        thread.join(PATIENCE)  # it may hang in the file system
+
+
+def look(folder: Path) -> tuple[Holder | None, float]:
+    """For programs that only look: who holds the folder, and when it last showed a sign of life (0 if nobody does)."""
+    try:
+        return _holder(folder / NAME), (folder / NAME).stat().st_mtime
     except (OSError, InputError):
-        return False
-    if not (folder / NAME).is_file():
-        return False
-    return holder is None or holder.host != socket.gethostname() or bool(holder.is_running())
+        return None, 0.0
 
 
 def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] | None:

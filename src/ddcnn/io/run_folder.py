@@ -1,12 +1,13 @@
 """The folder of a run: the names of its files, which no other module knows, its settings, its state; how a job takes and clears it."""
 
+import json
 import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import tomli_w
@@ -14,17 +15,27 @@ import tomli_w
 from ddcnn.config.load import load
 from ddcnn.config.settings import CHANGEABLE, RunSettings
 from ddcnn.decomposition import times
-from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, write_text
+from ddcnn.errors import InputError, Stopped, cause
+from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.lock import locked
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
 OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # settings of one attempt, not stored with the run
 LEFT_BY_A_RUN = {
-    "": ("results.json", "details.h5", "metrics.jsonl", "report.md", "report.html", "config.toml", ".config.toml.*", "tensorboard"),
+    "": (
+        "results.json",
+        "details.h5",
+        "metrics.jsonl",
+        "report.md",
+        "report.html",
+        "config.toml",
+        ".config.toml.*",
+        "tensorboard",
+        ".ended.json",
+    ),
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
-}  # folder -> patterns of what a new run clears
+}  # folder -> patterns of what a new run clears  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +55,7 @@ class RunFolder:
         self.details = path / "details.h5"  # what the figures are drawn from
         self.report = path / "report.md"
         self.html = path / "report.html"
+        self.ended = path / ".ended.json"  # how the latest job has ended, if not with results
         self.figures = path / "figures"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"  # parameters of trained networks
@@ -131,7 +143,7 @@ class RunFolder:
                 f"--output {self} holds a run that has not finished: add --resume to go on with it, or --overwrite to begin anew"
             )
         names = [entry.name for entry in self.path.iterdir() if entry != self.checkpoints or any(entry.iterdir())]
-        if not self.is_run and any(not re.fullmatch(r"\.lock.*|\.config\.toml\.\d+", name) for name in names):
+        if not self.is_run and any(not re.fullmatch(r"\.lock.*|\.ended.*|\.config\.toml\.\d+", name) for name in names):
             raise InputError(f"--output {self} holds files that are not of a run: name another folder, or add --overwrite")
 
     def prepare(self, settings: RunSettings) -> None:
@@ -144,6 +156,28 @@ class RunFolder:
         stored = settings.model_copy(update=OF_AN_ATTEMPT | {"output": self.path})
         values = {name.replace("_", "-"): value for name, value in stored.model_dump(mode="json", exclude_none=True).items()}
         write_text(self.config, f"{MARK}\n{tomli_w.dumps(values)}")
+
+    @contextmanager
+    def noting_end(self) -> Iterator[None]:
+        """Context of a job's work: an error that ends it is noted for ``report --follow``."""
+        with suppress(OSError):
+            self.ended.unlink(missing_ok=True)
+        try:
+            yield
+        except BaseException as error:
+            kind = {Stopped: "stopped", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
+            message = str(error) if isinstance(error, Stopped) else ", ".join([*getattr(error, "__notes__", []), cause(error)])
+            with suppress(InputError):
+                write_json(self.ended, {"kind": kind, "message": message})
+            raise
+
+    def how_it_ended(self) -> tuple[str, str]:
+        """ "stopped", "interrupted" or "failed", and what was said; empty if nothing is known."""
+        try:
+            noted = json.loads(self.ended.read_text("utf-8"))
+            return str(noted["kind"]), str(noted["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", ""
 
     def _clear(self) -> None:
         """Removes what a run leaves; links are not followed."""
@@ -213,4 +247,5 @@ def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
         logger.info("%s: no run to go on with; a new one, on %s, begins", output, settings.data)
     if not resumes_finished(settings):
         folder.prepare(settings)
+        held.enter_context(folder.noting_end())
     return folder

@@ -26,11 +26,6 @@ class FinishedRun:
         return {name: method.test_accuracy for name, method in self.results.methods.items()}
 
     @property
-    def curves(self) -> dict[str, np.ndarray]:
-        """Per method (points, 2): seconds, test accuracy."""
-        return {name: np.array(method.curve or (), dtype=float).reshape(-1, 2) for name, method in self.results.methods.items()}
-
-    @property
     def cores(self) -> np.ndarray:
         """(N, 2, d) start and stop of the cores of the subdomains."""
         return np.array([[box.core_start, box.core_stop] for box in self.results.decomposition.subdomains])
@@ -56,6 +51,11 @@ class FinishedRun:
         """A list over ranks of arrays (spans, 4), as ``timeline`` takes them."""
         timeline = self.details.timeline
         return [timeline[timeline[:, 0] == rank, 1:] for rank in range(self.results.environment.ranks)]
+
+
+def curves_of(results: RunResults) -> dict[str, np.ndarray]:
+    """Per method (points, 2): seconds, test accuracy."""
+    return {name: np.array(method.curve or (), dtype=float).reshape(-1, 2) for name, method in results.methods.items()}
 
 
 def load(run: RunFolder) -> FinishedRun:

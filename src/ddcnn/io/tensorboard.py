@@ -1,16 +1,19 @@
 """Writes the lines of metrics.jsonl for TensorBoard: a curve per training."""
 
+import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, cause
 from ddcnn.io.atomic import disk_errors
 from ddcnn.io.results_schema import EpochLine
 from ddcnn.io.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
 SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
 
 
@@ -31,12 +34,30 @@ class Board:
         self._written: set[tuple[str, int]] = set()  # (training, epoch)
         self._training = ""  # whose writer is open; each writer has a thread and a file
         self._writer: Any = None
+        self._broken = False
         with disk_errors(self.folder):
             if self.folder.exists():
                 shutil.rmtree(self.folder)
 
     def add(self, lines: Iterable[EpochLine]) -> None:
-        """Writes lines that have not been written yet; lines of one training should follow each other."""
+        """Writes lines that have not been written yet; lines of one training should follow each other. An error ends it, with a warning."""
+        if not self._broken:
+            self._attempt(lambda: self._add(lines))
+
+    def close(self) -> None:
+        self._attempt(self._close)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        before, threading.excepthook = threading.excepthook, lambda _: None  # a writer's thread raises its error where it is used, too
+        try:
+            work()
+        except Exception as error:
+            self._broken, self._writer = True, None
+            logger.warning("%s: not written any further (%s)", self.folder, cause(error))
+        finally:
+            threading.excepthook = before
+
+    def _add(self, lines: Iterable[EpochLine]) -> None:
         begin = time.time() - self.now()
         for line in lines:
             if (line.training, line.epoch) in self._written:
@@ -45,7 +66,7 @@ class Board:
             if line.training != self._training:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.close()
+                self._close()
                 self._training, self._writer = line.training, SummaryWriter(self.folder / line.training)
             for name in SCALARS:
                 if (value := getattr(line, name)) is not None:
@@ -53,7 +74,7 @@ class Board:
         if self._writer:
             self._writer.flush()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._writer:
             self._writer.close()
         self._training, self._writer = "", None

@@ -1,5 +1,6 @@
 """Sections of a report on the decisions: reliance on subdomains, accuracy without one, vote against DNN, calibration."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from ddcnn.io.results_schema import Analysis, Influence
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.report.analysis import disagreements
 from ddcnn.report.metrics import reliability
-from ddcnn.report.pages import no_formula, plain, table
+from ddcnn.report.pages import plain, table
 
 MANY_SUBDOMAINS = 16  # of more, those on which the methods rely most
 MANY_CLASSES = 20  # of more, those in which vote and DNN disagree most
@@ -100,23 +101,26 @@ def calibration_table(run: FinishedRun, analysis: Analysis) -> str:
     return table(("method", "mean confidence in %", "test accuracy in %", "ECE in %"), rows)
 
 
-def analysis_figures(run: FinishedRun) -> dict[str, Any]:
-    """Figures by name."""
+def analysis_figures(run: FinishedRun) -> dict[str, Callable[[], Any]]:
+    """What draws the figures, by name."""
     from ddcnn.report.figures import charts, images, maps
 
     analysis, details = run.results.analysis, run.details
     if analysis is None:
         return {}
-    drawn: dict[str, Any] = {}
-    if analysis.influence:
-        drawn["reliance"] = maps.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
-    if len(details.pictures):
-        drawn["disagreement"] = images.disagreement(disagreement_pictures(run))
-    if details.confidence:
+
+    def reliance() -> Any:
+        return maps.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
+
+    def reliability_of_methods() -> Any:
         correct = {name: details.classes[name] == details.labels for name in details.confidence}
         bins = {name: reliability(confidence, correct[name]) for name, confidence in details.confidence.items()}
-        drawn["reliability"] = charts.reliability(bins, analysis.calibration_error)
-    return drawn
+        return charts.reliability(bins, analysis.calibration_error)
+
+    figures: dict[str, Callable[[], Any]] = {"reliance": reliance} if analysis.influence else {}
+    if len(details.pictures):
+        figures["disagreement"] = lambda: images.disagreement(disagreement_pictures(run))
+    return figures | ({"reliability": reliability_of_methods} if details.confidence else {})
 
 
 def disagreement_pictures(run: FinishedRun) -> dict[str, tuple[np.ndarray, list[str]]]:
@@ -130,14 +134,11 @@ def disagreement_pictures(run: FinishedRun) -> dict[str, tuple[np.ndarray, list[
 
 
 def picture_text(run: FinishedRun, row: int) -> str:
+    from ddcnn.report.figures.fonts import label
+
     said = {"true": run.details.labels[row], "vote": run.details.classes["vote"][row], "dnn": run.details.classes["dnn"][row]}
-    lines = (f"{name}: {shortened(run.details.class_names[k])}" for name, k in said.items())
-    return no_formula("\n".join((f"sample {row}", *lines)))
-
-
-def shortened(name: str) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    lines = (f"{name}: {label(run.details.class_names[k], LONGEST_NAME)}" for name, k in said.items())
+    return "\n".join((f"sample {row}", *lines))
 
 
 def analysis_captions(run: FinishedRun) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ddcnn.errors import escaped
 from ddcnn.io.run_folder import RunFolder
 
 STYLE = """
@@ -44,13 +45,8 @@ def human(number: float) -> str:
 
 
 def plain(name: str) -> str:
-    """A name chosen by a user, escaped for Markdown."""
-    return re.sub(r"[\\`*\[\]<>&~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(name.split()))
-
-
-def no_formula(name: str) -> str:
-    """A name chosen by a user, escaped for Matplotlib's formulas."""
-    return name.replace("$", r"\$")
+    """A name chosen by a user, in one line, escaped for Markdown."""
+    return re.sub(r"[\\`*\[\]<>&~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", escaped(" ".join(name.split())) or '""')
 
 
 def page(run: RunFolder, text: str) -> str:

@@ -1,26 +1,27 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
 
 from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
-from ddcnn.io.atomic import disk_errors, write_text
+from ddcnn.io.atomic import write_text
 from ddcnn.io.results_schema import DecompositionSummary, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, load
+from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
 from ddcnn.report.metrics import confusion
-from ddcnn.report.pages import human, no_formula, number, page, plain, table
+from ddcnn.report.pages import human, number, page, plain, table
+from ddcnn.report.terminal import fitted, show, width_of
 
 MANY_SUBDOMAINS = 64
+LONGEST_TITLE, LONGEST_TICK = 22, 16  # characters of the names of classes in figures
 METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
 SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 TIME_COLUMNS = ("compute", "communicate", "wait", "total")
@@ -61,37 +62,49 @@ def publish(folder: RunFolder, text: str, runs: Sequence[RunResults], console: C
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
-    """Draws figures/*.png; returns a caption for each, which says how to read it."""
+    """Draws figures/*.png; returns a caption for each that has been drawn, which says how to read it."""
+    from ddcnn.report.figures import can_draw
+
+    if not can_draw(run.folder.figures):
+        return {}
     from ddcnn.report.figures import charts, images, maps
+    from ddcnn.report.figures.fonts import label
 
     details = run.details
     shares = confusion_shares(run)
     different = slice(None) if run.results.decomposition.splitting.cuts_images else slice(1)  # else all see the same
-    names = [no_formula(name) for name in details.class_names]
-    titles = [names[label] for label in details.labels[details.example_rows]]
-    drawn = {
-        "decomposition": images.decomposition(details.examples, titles, run.cores[different], run.subimages[different]),
-        "accuracy_over_time": charts.accuracy_over_time([run.curves]),
-        "confusion": maps.confusion(shares, names, run.results.best),
-        "timeline": charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
+
+    def names(most: int) -> list[str]:
+        return [label(name, most) for name in details.class_names]
+
+    def decomposition() -> Any:
+        titles = [names(LONGEST_TITLE)[k] for k in details.labels[details.example_rows]]
+        return images.decomposition(details.examples, titles, run.cores[different], run.subimages[different])
+
+    figures: dict[str, Callable[[], Any]] = {
+        "decomposition": decomposition,
+        "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)]),
+        "confusion": lambda: maps.confusion(shares, names(LONGEST_TICK), run.results.best),
+        "timeline": lambda: charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
-        drawn["learning_curves"] = charts.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
-    if run.local_accuracy is not None:
-        drawn["local_accuracy"] = maps.local_accuracy(run.local_accuracy, run.test_accuracy)
-    drawn |= analysis_figures(run)
-    save_figures(run.folder, drawn)
+        figures["learning_curves"] = lambda: charts.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
+    if (local := run.local_accuracy) is not None:
+        figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy)
+    drawn = draw_figures(run.folder, figures | analysis_figures(run), details.class_names)
     return {name: caption for name, caption in (captions(run, shares) | analysis_captions(run)).items() if name in drawn}
 
 
-def save_figures(run: RunFolder, drawn: dict[str, Any]) -> None:
-    from ddcnn.report.figures import save
+def draw_figures(run: RunFolder, figures: dict[str, Callable[[], Any]], class_names: Iterable[str] = ()) -> list[str]:
+    """Draws figures/*.png; returns the names of those that have been drawn."""
+    from ddcnn.report.figures import draw
 
-    with disk_errors(run.figures):
-        run.figures.mkdir(exist_ok=True)
-    for name, figure in drawn.items():
+    drawn = []
+    for name, figure in figures.items():
         beat("figures")
-        save(figure, run.figure(name))
+        if draw(run.figure(name), figure, class_names):
+            drawn.append(name)
+    return drawn
 
 
 def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
@@ -247,10 +260,7 @@ def subdomain_table(subdomains: list[SubdomainResult]) -> str:
 
 
 def show_methods(runs: Sequence[RunResults], console: Console) -> None:
-    """Shows the columns of the table of methods that a terminal has room for; the most accurate method of one run in bold."""
-    bold = runs[0].best if len(runs) == 1 else None
-    columns = (Column(name, justify="left" if name == "method" else "right", no_wrap=True) for name in SHOWN)
-    shown = Table(*columns, box=None, header_style="bold")
-    for row in method_rows(runs):
-        shown.add_row(*(row[METHODS_HEADER.index(name)] for name in SHOWN), style="bold" if row[0] == bold else None)
-    console.print(shown)
+    """Shows the most important columns of the table of methods; the most accurate method of one run in bold."""
+    rows = [[row[METHODS_HEADER.index(name)] for name in SHOWN] for row in method_rows(runs)]
+    bold = [number for number, row in enumerate(rows) if len(runs) == 1 and row[0] == runs[0].best]
+    show(fitted(SHOWN, rows, width_of(console), bold=bold), console)

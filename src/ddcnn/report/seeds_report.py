@@ -8,7 +8,7 @@ from rich.console import Console
 from ddcnn.io.atomic import write_json
 from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
-from ddcnn.io.run_reader import FinishedRun, load
+from ddcnn.io.run_reader import curves_of, load_results
 from ddcnn.report import run_report
 from ddcnn.report.pages import table
 
@@ -23,22 +23,30 @@ def write_reports(output: RunFolder, console: Console) -> None:
     for folder in folders:
         run_report.write_report(folder)
     if folders:
+        write_results(output, folders)
         write_summary(output, folders, console)
     else:
         run_report.write_report(output, console)
 
 
+def write_results(output: RunFolder, folders: list[RunFolder]) -> None:
+    """Writes the results of several seeds: means, and the spread of the methods."""
+    write_json(output.results, dump(summary([load_results(folder) for folder in folders])))
+
+
 def write_summary(output: RunFolder, folders: list[RunFolder], console: Console | None, draw: bool = True) -> None:
-    """Writes the results of several seeds (means, and the spread of the methods), the report and, if ``draw``, a figure."""
-    runs = [load(folder) for folder in folders]
-    report = text(runs)
-    if draw:
+    """Writes the report of several seeds and, if ``draw``, a figure."""
+    runs = [load_results(folder) for folder in folders]
+    report = text(folders, runs)
+
+    def figure() -> Any:
         from ddcnn.report.figures import charts
 
-        run_report.save_figures(output, {"accuracy_over_time": charts.accuracy_over_time([run.curves for run in runs])})
+        return charts.accuracy_over_time([curves_of(run) for run in runs])
+
+    if draw and run_report.draw_figures(output, {"accuracy_over_time": figure}):
         report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', f'{run_report.CURVES_CAPTION} A curve a seed.')}"
-    write_json(output.results, dump(summary([run.results for run in runs])))
-    run_report.publish(output, report, [run.results for run in runs], console)
+    run_report.publish(output, report, runs, console)
 
 
 def summary(results: list[RunResults]) -> RunResults:
@@ -71,19 +79,20 @@ def spread(values: list[float | None]) -> float | None:
     return statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def text(runs: list[FinishedRun]) -> str:
+def text(folders: list[RunFolder], runs: list[RunResults]) -> str:
     """report.md without its figure."""
-    first = runs[0].results
-    seeds = ", ".join(f"[{run.results.environment.seed}]({run.folder.report.relative_to(run.folder.path.parent)})" for run in runs)
+    first = runs[0]
+    links = (folder.report.relative_to(folder.path.parent) for folder in folders)
+    seeds = ", ".join(f"[{run.environment.seed}]({link})" for run, link in zip(runs, links, strict=True))
     environment = first.environment
     return f"""# {run_report.title(first)}, {len(runs)} seeds
 
 Seeds {seeds}; {environment.ranks} ranks, {environment.threads_per_rank} threads a rank, {environment.device}, \
-{environment.precision}. Mean ± standard deviation. {run_report.sources_note(runs[0].folder)}
+{environment.precision}. Mean ± standard deviation. {run_report.sources_note(folders[0])}
 
 ## Methods
 
-{table(run_report.METHODS_HEADER, run_report.method_rows([run.results for run in runs]))}
+{table(run_report.METHODS_HEADER, run_report.method_rows(runs))}
 
 {run_report.METHODS_NOTE}
 """

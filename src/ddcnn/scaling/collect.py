@@ -38,7 +38,7 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     Raises:
         InputError: no finished run, one that cannot be compared with the others, or runs on one number of ranks only.
     """
-    from ddcnn.report.figures import save, studies
+    from ddcnn.report.figures import draw
 
     runs = measured(folders, kind)
     points, training = points_of(runs, kind), runs[0].training
@@ -52,15 +52,20 @@ def collect(folders: Iterable[Path], output: Path, kind: Kind) -> None:
     write_text(output / "scaling.md", text(points, rows, runs[0], kind))
     shown, fraction = dict.fromkeys((TOTAL, training)), points[-1].serial_fraction or 0.0
     ranks = [point.ranks for point in points]
-    figure = studies.scaling(
-        ranks,
-        {name: [point.speed_up[name] for point in points] for name in shown},
-        {name: [point.speed_ups(name) for point in points] for name in shown},
-        [speed_up_at(fraction, number / ranks[0], kind) for number in ranks],
-        f"{'Amdahl' if kind == 'strong' else 'Gustafson'}, e = {100 * fraction:.1f} %",
-        kind,
-    )
-    save(figure, output / "scaling.png")
+
+    def figure() -> Any:
+        from ddcnn.report.figures import studies
+
+        return studies.scaling(
+            ranks,
+            {name: [point.speed_up[name] for point in points] for name in shown},
+            {name: [point.speed_ups(name) for point in points] for name in shown},
+            [speed_up_at(fraction, number / ranks[0], kind) for number in ranks],
+            f"{'Amdahl' if kind == 'strong' else 'Gustafson'}, e = {100 * fraction:.1f} %",
+            kind,
+        )
+
+    draw(output / "scaling.png", figure)
     logger.info("%s\n\nstudy: %s", rows, output / "scaling.md")
 
 

@@ -66,7 +66,7 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     Raises:
         InputError: no finished study, or nothing is known of the network.
     """
-    from ddcnn.report.figures import save, studies
+    from ddcnn.report.figures import draw
 
     if launcher is None and not {"messages", "bytes_sent"} <= set(given):
         raise InputError("nothing is known of the network: add --measure, or --latency-us and --bandwidth-gb")
@@ -83,15 +83,20 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
     wanted = [model.at(number) for number in sorted({*(point.ranks for point in model.points), *ranks})]
     write_text(output / "predict.csv", csv_text(csv_row(one, workload) for one in wanted))
     write_text(output / "predict.md", text(model, wanted, runs[0]))
-    figure = studies.predicted(
-        [one.ranks for one in wanted],
-        {method: [workload.in_all(method, one.seconds) for one in wanted] for method in workload.methods},
-        {phase: [one.seconds.get(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
-        [point.ranks for point in model.points],
-        {method: [workload.in_all(method, point.seconds) for point in model.points] for method in workload.methods},
-        kind,
-    )
-    save(figure, output / "predict.png")
+
+    def figure() -> Any:
+        from ddcnn.report.figures import studies
+
+        return studies.predicted(
+            [one.ranks for one in wanted],
+            {method: [workload.in_all(method, one.seconds) for one in wanted] for method in workload.methods},
+            {phase: [one.seconds.get(phase) for one in wanted] for phase in workload.phases if phase not in workload.methods},
+            [point.ranks for point in model.points],
+            {method: [workload.in_all(method, point.seconds) for point in model.points] for method in workload.methods},
+            kind,
+        )
+
+    draw(output / "predict.png", figure)
     tables = f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}"
     logger.info("%s\nprediction: %s", tables, output / "predict.md")
 

@@ -108,7 +108,7 @@ class Source:
 
     Attributes:
         splits: "train" and "test".
-        class_names: K names.
+        class_names: K names; of those that occur twice, as in ImageNet, the later ones get their number.
         fingerprint: changes when the content does.
         in_memory: whether the set's library loads it whole; then one rank loads and partitions it alone.
         fitted: whether images are clipped and resized already; if not, ``open_source`` adds that.
@@ -122,6 +122,11 @@ class Source:
     in_memory: bool = False
     fitted: bool = False
     preprocessing: str = ""
+
+    def __post_init__(self):
+        first = {name: k for k, name in reversed(list(enumerate(self.class_names)))}
+        names = (name if first[name] == k else f"{name} ({k})" for k, name in enumerate(self.class_names))
+        object.__setattr__(self, "class_names", tuple(names))
 
     @property
     def shape(self) -> tuple[int, ...]:

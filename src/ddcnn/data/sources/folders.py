@@ -13,7 +13,7 @@ from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, decode
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
 # of images that are not looked at, which is told
@@ -56,7 +56,7 @@ def class_folders(options: SourceOptions) -> Source:
     headers.read(paths, header)
     pixels, shape = headers.common(options.pixels, options.mode, fit.size, fit.option)
     files = LabelledFiles(root, paths, labels, splits, range(len(class_names)))
-    return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
+    return files.source(list(map(file_name, class_names)), shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
 
 
 def _split_folders(walk: "Walk") -> dict[str, Path]:

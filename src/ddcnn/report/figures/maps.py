@@ -83,7 +83,7 @@ def _layer(axes: Any, values: np.ndarray, limits: tuple[float, float], written: 
 
 
 def confusion(shares: np.ndarray, names: Sequence[str], method: str) -> Figure:
-    """Shares (K, K) of the samples of a class (row) that a method puts into a class (column)."""
+    """Shares (K, K) of the samples of a class (row) that a method puts into a class (column); names as of ``fonts.label``."""
     classes = len(shares)
     size = min(max(4.2, 2.5 + 0.42 * classes), 9)
     figure = Figure((size + 1, size), layout="constrained")
@@ -92,10 +92,9 @@ def confusion(shares: np.ndarray, names: Sequence[str], method: str) -> Figure:
     shown = axes.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     if classes <= MANY_CLASSES:
         ticks = np.arange(classes)
-        labels = [name if len(name) <= 16 else name[:15] + "…" for name in names]
         slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
-        axes.set_xticks(ticks, labels, **slanted)
-        axes.set_yticks(ticks, labels)
+        axes.set_xticks(ticks, names, **slanted)
+        axes.set_yticks(ticks, names)
         _write_numbers(axes, np.where(shares < 0.005, np.nan, 100 * shares), shares > 0.3, "{:.0f}", 9)
     number = "" if classes <= MANY_CLASSES else " (its number)"
     axes.set(xlabel=f"found class{number}", ylabel=f"true class{number}", title=f"{method}: percent of each true class")
