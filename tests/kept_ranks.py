@@ -42,7 +42,7 @@ def redirected(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    environment, modules = dict(os.environ), set(sys.modules)
+    environment, modules, path = dict(os.environ), set(sys.modules), list(sys.path)
     handlers, mask = {number: signal.getsignal(number) for number in SIGNALS}, signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         yield
@@ -50,9 +50,10 @@ def as_before() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        here = os.getcwd()
+        folders = (os.getcwd(), *(folder for folder in sys.path if folder not in path))
+        sys.path[:] = path
         for name in sys.modules.keys() - modules:  # networks of the test's own
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(here):
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(folders):
                 del sys.modules[name]
         os.environ.clear()
         os.environ.update(environment)

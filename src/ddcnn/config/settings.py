@@ -31,8 +31,8 @@ SOURCES = (
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard",
-)  # settings that may change when a run is resumed  # fmt: skip
+    "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard",
+)  # settings that may change when a run is resumed: --data to a path of the same images  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -45,6 +45,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     from_file: ClassVar[bool] = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _home(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A ``~`` that no shell has replaced, in a file or after an equals sign."""
+        return {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in values.items()}
+
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -54,7 +60,7 @@ class ImageSettings(Settings):
 
     from_file: ClassVar[bool] = True
     data_root: Path = option(
-        Group.DATA, Path(os.environ.get("DDCNN_DATA_ROOT", "data")),
+        Group.DATA, Path(os.environ.get("DDCNN_DATA_ROOT", "data")).expanduser(),
         "folder of torchvision's data sets (default: $DDCNN_DATA_ROOT, else data)", "DIR",
     )  # fmt: skip
     download: bool = option(Group.DATA, False, "let torchvision download a missing data set into --data-root")
@@ -241,7 +247,7 @@ class RunSettings(DataSettings):
 
     def identity(self) -> dict[str, Any]:
         """The settings on which parameters and metrics depend, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(CHANGEABLE))
+        return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from"})  # a path, which may lead there from elsewhere
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:

@@ -4,7 +4,7 @@ Nothing here imports torch, so that errors come at once.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -20,10 +20,12 @@ from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partit
 from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
+from ddcnn.experiment.resumed import Resumed, images_of
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
+from ddcnn.networks.user_code import look_in
 from ddcnn.parallel.world import World
 
 logger = logging.getLogger(__name__)
@@ -74,11 +76,13 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
     world.timeline.begin()
     if world.rank == 0 and settings.progress != "none":
         logger.info("images     %s", settings.data)
+    resumed = Resumed.of(settings) if world.rank == 0 else None
+    look_in(settings.network, world.on_root(lambda: resumed.module_places if resumed else []))
     options, source, target = source_options(settings, settings.data), None, None
     with world.timeline.phase("partition"):
         with world.raise_on_all_ranks(), world.timeline.span("compute"):
             if world.rank == 0:
-                source, target = plan_set(world.size, settings, options)
+                source, target = plan_set(world.size, settings, options, resumed)
         path = Path(world.broadcast(str(target)))
         if world.on_root(path.is_file):
             with world.raise_on_all_ranks():
@@ -87,10 +91,11 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
             store = partition_source(world, settings, options, path, source, should_stop)
         if store.skipped:
             world.on_root(lambda: check_store(world.size, settings, store))  # fewer samples than were checked before
+        world.on_root(lambda: resumed.check(settings, images_of(store)) if resumed else None)
         return store
 
 
-def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple[Source | None, Path]:
+def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed: Resumed | None) -> tuple[Source | None, Path]:
     """On rank 0: checks all settings, and says where the partitioned set is, or is to be written from the source.
 
     Raises:
@@ -98,16 +103,22 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions) -> tuple
     """
     check_output(settings)
     check_methods(settings)
-    given = Path(settings.data)
-    if given.suffix.lower() == ".h5" and is_partitioned(given):
+    given, source = Path(settings.data), None
+    if not (given.suffix.lower() == ".h5" and is_partitioned(given)):
+        try:
+            source = open_source(options)
+        except InputError as error:
+            if not resumed:
+                raise
+            given = resumed.replacement(settings, error)
+    if not source:
         store = PartitionedSet.open(given)
-        check_given(settings, store)
+        check_given(settings, store, () if resumed else OF_A_SOURCE)
         check_store(ranks, settings, store)
         return None, given
-    source = open_source(options)
     decomposition = decompose(settings, source)
     check_fits(ranks, settings, decomposition, len(select(settings, source)["train"]), source.shape[-1], len(source.class_names))
-    content = (replace(options, download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
+    content = (replace(options, name="", data_root=Path(), download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
     chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
     key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
     return source, settings.partitions / f"{short_name(settings.data)}-{times(decomposition.grid)}-{key}.h5"
@@ -181,8 +192,8 @@ def check_methods(settings: RunSettings) -> None:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
 
 
-def check_given(settings: RunSettings, store: PartitionedSet) -> None:
-    """Refuses options that a set which is already partitioned cannot follow."""
+def check_given(settings: RunSettings, store: PartitionedSet, of_a_source: Sequence[str] = OF_A_SOURCE) -> None:
+    """Refuses options that a set which is already partitioned cannot follow; those ``of_a_source`` it has followed before."""
     if not settings.splitting.cuts_images and prod(store.grid) > 1:
         raise InputError(
             f"--decomposition {settings.decomposition}: {store.path} is partitioned with grid {_text(store.grid)}; partition with 1x1"
@@ -190,7 +201,7 @@ def check_given(settings: RunSettings, store: PartitionedSet) -> None:
     for name in ("grid", "overlap") if settings.splitting.cuts_images else ():
         if name in settings.model_fields_set and getattr(store, name) != getattr(settings, name):
             raise InputError(f"--{name}: {store.path} is partitioned with {name} {_text(getattr(store, name))}; leave --{name} out")
-    for name in OF_A_SOURCE:
+    for name in of_a_source:
         if getattr(settings, name) != RunSettings.model_fields[name].default:
             raise InputError(f"--{name.replace('_', '-')}: {store.path} is partitioned already; give it to the partition command")
     if settings.margin > store.margin:

@@ -8,10 +8,11 @@ from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.errors import InputError, did_you_mean
+from ddcnn.io.origin import Origin
 from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
-from ddcnn.networks.custom import module_locations
+from ddcnn.networks.user_code import look_in, module_locations
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class TrainedRun:
             raise InputError(f"{run} is a run with several seeds: give the folder of one of them, such as {seeds[0]}")
         results, settings = load_results(run), run.settings()
         if ":" in settings.network:
-            check_own_network(folder, settings.network)
+            origin = Origin.read(run.origin)
+            look_in(settings.network, origin.module_places(settings, folder) if origin else [])
+            check_own_network(folder, settings.network, origin)
         return cls(run, settings, results)
 
     def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
@@ -80,11 +83,14 @@ class TrainedRun:
         return TrainedOn.read(paths[0])
 
 
-def check_own_network(folder: Path, name: str) -> None:
+def check_own_network(folder: Path, name: str, origin: Origin | None = None) -> None:
     """Raises InputError if the module of the user's network is not found, or lies in the run's folder, whose code must not be executed."""
     locations = module_locations(name)
     if not locations:
-        raise InputError(f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH")
+        began = f" (the run imported it from {origin.network.folder})" if origin and origin.network else ""
+        raise InputError(
+            f"{folder}: its network {name} cannot be found: start where its module lies, or name its folder in PYTHONPATH{began}"
+        )
     if any(place.is_relative_to(folder.resolve()) for place in locations):
         raise InputError(
             f"{folder}: its network {name} is a program in the run's own folder, and is not started; if you trust it, "

@@ -18,6 +18,7 @@ from ddcnn.decomposition import times
 from ddcnn.errors import InputError, Stopped, cause
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.lock import locked
+from ddcnn.io.origin import PATHS, Origin, digest_of_run, relocated
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
 OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # settings of one attempt, not stored with the run
@@ -32,6 +33,7 @@ LEFT_BY_A_RUN = {
         ".config.toml.*",
         "tensorboard",
         ".ended.json",
+        "origin.json",
     ),
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
@@ -50,6 +52,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.toml"  # resolved settings
+        self.origin = path / "origin.json"  # where the run began, and on which images
         self.metrics = path / "metrics.jsonl"  # a line per epoch
         self.results = path / "results.json"  # all numbers
         self.details = path / "details.h5"  # what the figures are drawn from
@@ -179,6 +182,9 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return "", ""
 
+    def keep_origin(self, origin: Origin) -> None:
+        write_text(self.origin, origin.model_dump_json(indent=1) + "\n")
+
     def _clear(self) -> None:
         """Removes what a run leaves; links are not followed."""
         for part, patterns in LEFT_BY_A_RUN.items():
@@ -205,15 +211,22 @@ def with_stored(settings: RunSettings) -> RunSettings:
     """
     if not settings.resume or settings.output is None or not RunFolder(settings.output).is_run:
         return settings
-    stored = RunFolder(settings.output).settings()
-    given, before = (values.model_dump(mode="json") for values in (settings, stored))
+    folder = RunFolder(settings.output)
+    origin, stored = Origin.read(folder.origin), folder.settings()
+    located = relocated(stored, folder.path, origin)
+    given, before, now = (values.model_dump(mode="json") for values in (settings, stored, located))
+    changed = set()
     for name in settings.model_fields_set:
-        if name not in CHANGEABLE and given[name] != before[name]:
+        if given[name] == now[name] or (given[name] == before[name] and name in PATHS and not Path(given[name]).exists()):
+            continue  # a batch script always gives all of its options
+        same = name == "start_from" and origin and origin.start and digest_of_run(RunFolder(Path(given[name])).results) == origin.start
+        if name not in CHANGEABLE and not same:
             raise InputError(
                 f"--{name.replace('_', '-')} {given[name]}: the run in {settings.output} has {before[name]}; leave it out, "
                 "or name another --output"
             )
-    return stored.model_copy(update={name: getattr(settings, name) for name in settings.model_fields_set if name in CHANGEABLE})
+        changed.add(name)
+    return located.model_copy(update={name: getattr(settings, name) for name in changed | {"output"}})
 
 
 def check_output(settings: RunSettings) -> None:

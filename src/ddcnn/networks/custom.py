@@ -6,7 +6,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,14 +18,6 @@ LIBRARIES = ("ddcnn", "torch", "torchvision", "importlib")  # packages whose fra
 INSTALLED = tuple(
     map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
 )  # folders of packages whose frames it names if there are no others
-
-
-def module_locations(name: str) -> list[Path]:
-    """Files and folders that a factory's module may be read from. Nothing is imported, since an import runs the module."""
-    first, *rest = name.partition(":")[0].split(".")
-    spec = find_spec(first) if first else None
-    roots = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])] if spec else []
-    return [Path(root, *rest).resolve() for root in roots]
 
 
 def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:

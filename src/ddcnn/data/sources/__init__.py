@@ -60,6 +60,11 @@ def loads_whole(name: str) -> bool:
     return name in NAMED or name in class_names()
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file or folder, not of a set that is known by its name."""
+    return not (name in NAMED or name.startswith(tuple(PREFIXES)) or name in class_names())
+
+
 def _opener(name: str) -> Opener:
     """The function that opens a name. Known names come first; a folder of the same name is given as ./NAME."""
     if name in NAMED:
