@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import replacing, write_text
+from ddcnn.io.atomic import replacing, temporary_name, write_text
 
 
 def test_a_file_is_replaced_or_stays(tmp_path):
@@ -29,7 +29,7 @@ def test_a_file_is_replaced_or_stays(tmp_path):
 def test_what_lies_under_the_temporary_name_is_not_followed(tmp_path):
     """A link that somebody has laid there, or what a killed process of the same number has left."""
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / f".a.txt.{os.getpid()}").symlink_to(tmp_path / "victim")
+    temporary_name(tmp_path / "a.txt").symlink_to(tmp_path / "victim")
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert not (tmp_path / "a.txt").is_symlink() and (tmp_path / "a.txt").read_text() == "new"

@@ -24,7 +24,7 @@ from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
 from ddcnn.parallel.logs import lost_stdout, open_streams, set_up
 from ddcnn.parallel.stall_watchdog import watched
-from ddcnn.parallel.stop_requests import StopRequests, block_signals, slurm_job, unblock_signals
+from ddcnn.parallel.stop_requests import StopRequests, block_signals, interrupt_on_sigterm, slurm_job, unblock_signals
 from ddcnn.parallel.world import World
 from ddcnn.scaling import commands as scaling
 
@@ -56,14 +56,14 @@ def run(world: World, settings: RunSettings) -> None:
 def partition(world: World, settings: PartitionSettings) -> None:
     from ddcnn.experiment.plan import partition_command
 
-    unblock_signals()
+    interrupt_on_sigterm()
     partition_command(world, settings)
 
 
 def predict(world: World, settings: PredictSettings) -> None:
     from ddcnn.inference.predict import predict
 
-    unblock_signals()
+    interrupt_on_sigterm()
     predict(world, settings)
 
 

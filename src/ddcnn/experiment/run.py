@@ -89,7 +89,8 @@ def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_re
     world, networks = problem.world, replace(problem.networks, settings=settings)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
     problem = replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
-    context = RunContext(problem, Recorder(problem, output), stop_requests)
+    with world.raise_on_all_ranks():
+        context = RunContext(problem, Recorder(problem, output), stop_requests)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(context)

@@ -67,7 +67,8 @@ def predict(world: World, settings: PredictSettings) -> None:
     counts = np.zeros(3, dtype=int)  # on rank 0: images classified, with a known label, and classified correctly
     style = settings.progress if world.rank == 0 else "none"
     with ExitStack() as stack:
-        writer = stack.enter_context(writing(settings.output, columns, images.name, attributes)) if world.rank == 0 else None
+        with world.raise_on_all_ranks():
+            writer = stack.enter_context(writing(settings.output, columns, images.name, attributes)) if world.rank == 0 else None
         progress = stack.enter_context(Progress("predict", classifier.rounds(work), style, seconds=5))
         for rows in classifier.classify(work):
             with world.raise_on_all_ranks():
@@ -79,6 +80,7 @@ def predict(world: World, settings: PredictSettings) -> None:
         with world.raise_on_all_ranks():
             if world.rank == 0 and not counts[0]:
                 raise InputError(f"{settings.source}: all {len(chosen)} images are damaged")
+            stack.close()  # which may fail, too
     if world.rank == 0:
         logger.info("%s", _summary(settings, run, method, *counts.tolist()))
 

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,11 @@ def writing(path: Path, columns: Columns, names: Names, about: dict[str, Any]) -
         writer = WRITERS[path.suffix](output, columns, names, about)
         try:
             yield writer
-        finally:
-            writer.file.close()
+        except BaseException:
+            with suppress(InputError):  # the same error again
+                writer.file.close()
+            raise
+        writer.file.close()
 
 
 def check_output(path: Path, overwrite: bool, run: Path, source: Path | None = None) -> None:

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ class Output(io.RawIOBase):
     Attributes:
         path: what it is called in messages.
         error: the first error of writing, None if there was none; the file is then worthless.
-        silent: go on after an error as if all were written, for a library that cannot cope with it.
+        silent: go on after an error as if all were written, for a library that cannot cope with it; else it is raised as by ``check``.
     """
 
     def __init__(self, path: Path, descriptor: int):
@@ -42,7 +44,7 @@ class Output(io.RawIOBase):
         except BaseException as error:  # KeyboardInterrupt too
             self.error = self.error or error
             if not self.silent:
-                raise
+                self.check()
 
     def readable(self) -> bool:
         return True
@@ -60,9 +62,8 @@ class Output(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         view, got = memoryview(buffer).cast("B"), 0
         with self._kept():
-            while got < len(view) and (part := os.pread(self.descriptor, len(view) - got, self._position + got)):
-                view[got : got + len(part)] = part
-                got += len(part)
+            while got < len(view) and (more := os.preadv(self.descriptor, [view[got:]], self._position + got)):
+                got += more
         view[got:] = bytes(len(view) - got)  # HDF5 reads zeros behind the end
         self._position += got
         return got
@@ -101,6 +102,8 @@ def output(path: Path, named: Path | None = None, exists: bool = False) -> Itera
     try:
         try:
             yield file
+        except InputError:  # of ``check``, perhaps agreed on by all ranks
+            raise
         except Exception:
             file.check()
             raise
@@ -137,10 +140,30 @@ def put_in_place(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def temporary_name(path: Path, process: int | None = None) -> Path:
+    """What a file is called while a process of this host, this one by default, writes it."""
+    host = zlib.crc32(socket.gethostname().encode())
+    return path.with_name(f".{path.name[:NAME_LETTERS]}.{host:010}{process or os.getpid():07}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary files that killed processes of this host have left of a file."""
+    start = temporary_name(path).name[:-7]
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            process = entry.name.removeprefix(start)
+            if process != entry.name and process.isdecimal() and len(process) == 7:
+                try:
+                    os.kill(int(process), 0)
+                except ProcessLookupError:
+                    os.unlink(entry.path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Output]:
     """Yields a temporary file, which replaces ``path`` if nothing is raised; raises as ``output``."""
-    temporary = path.with_name(f".{path.name[:NAME_LETTERS]}.{os.getpid()}")
+    _remove_abandoned(path)
+    temporary = temporary_name(path)
     with output(temporary, named=path) as file:
         yield file
     try:

@@ -21,6 +21,16 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
+def interrupt_on_sigterm() -> None:
+    """Lets SIGTERM end this process as Ctrl-C does: what it has begun to write is removed."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    unblock_signals()
+
+
 class StopRequests:
     """Whether this process should stop.
 
