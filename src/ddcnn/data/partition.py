@@ -28,6 +28,7 @@ from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import Tag, World
 
+SMALLEST_STD = 1e-36  # its inverse must be a finite float32
 BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def partition(
             content = hashlib.sha256(bytes.fromhex(digest))
             for name in SPLITS:
                 content.update(source.splits[name].labels[np.concatenate(written[name])].astype("<i8").data)
-            if any(0 < value < 1 / LARGEST**2 for value in std):
+            if any(0 < value < SMALLEST_STD for value in std):
                 raise InputError(f"{source.name}: its values differ by {min(std):.3g} only, which cannot be computed with: scale them")
             train, test = (sum(map(len, written[name])) for name in SPLITS)
             skipped = sum(map(len, selections.values())) - train - test
@@ -152,7 +153,7 @@ def check_kept(source: Source, selections: dict[str, np.ndarray], kept: dict[str
     )
     lost = np.flatnonzero((counts > 0) & (left == 0))
     if lost.size:
-        more = f" (and so it is with {lost.size - 1} more classes)" if lost.size > 1 else ""
+        more = f", and so it is with {lost.size - 1} other{'s' * (lost.size > 2)}" if lost.size > 1 else ""
         raise InputError(
             f"{source.name}: all {counts[lost[0]]} training samples of the class {source.class_names[lost[0]]} are damaged{more}: "
             "mend some, or take the class out of the data"

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.sources.decoding import PixelFormat
+from ddcnn.data.sources.decoding import MOST_BYTES, PixelFormat
 from ddcnn.errors import InputError
 from ddcnn.parallel.seeding import numpy_generator
 
@@ -215,7 +214,7 @@ def check(source: Source) -> None:
         raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits{way_out}")
     if 0 in train.shape[1:]:
         raise InputError(f"{source.name}: images of shape {train.shape[1:]} have no pixels")
-    if math.prod(train.shape[1:]) * train.dtype.itemsize > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4:
+    if math.prod(train.shape[1:]) * train.dtype.itemsize > MOST_BYTES:
         raise InputError(f"{source.name}: one image of shape {train.shape[1:]} {train.dtype} takes over a quarter of this machine's memory")
     for name, split in source.splits.items():
         if len(split) == 0 or len(split) != len(split.labels):

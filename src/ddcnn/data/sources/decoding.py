@@ -3,6 +3,8 @@
 A set has one format, whatever its files have: grey of 8 bits, grey of more (as float32), or colour of 8 bits.
 """
 
+import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 
 # those of torchvision's ImageFolder
@@ -21,9 +24,16 @@ Image.MAX_IMAGE_PIXELS = None  # large images are what decomposition is for, and
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Pillow starts other programs for some formats, such as EPS
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # grey of 16 or 32 bits
+MOST_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4  # of an image
+ORIENTATION = 0x0112  # tag of EXIF and TIFF
+SWAPPED = (5, 6, 7, 8)  # orientations that turn the image by a quarter
 BITS, SAMPLE_FORMAT = 258, 339  # TIFF tags
 SIGNED = 2  # a sample format
-UNSUPPORTED = re.compile(r"unknown (pixel|raw) mode|un-?supported|not (yet )?supported|cannot handle|not available|conversion from", re.I)
+UNSUPPORTED = re.compile(
+    "unknown (pixel|raw) mode|unknown data organi|samples per pixel|unsupported|not (yet )?supported|cannot handle 1[26]-bit|not available",
+    re.I,
+)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it reports what it raises, too
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         try:
             with Image.open(path, formats=FORMATS) as image:
+                if getattr(image, "tag_v2", {}).get(ORIENTATION) in SWAPPED:
+                    image.filename = ""  # else Pillow maps the file into memory, in the size that the image is only turned to afterwards
                 yield image
         except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
             reason = _reason(path) or error if isinstance(error, UnidentifiedImageError) else error
@@ -96,6 +108,8 @@ def bits_of(image: Image.Image) -> int:
 def decode(path: Path, pixels: PixelFormat, mode: str = "auto") -> np.ndarray:
     """The upright image of a file, (rows, columns, C); raises any exception if it is damaged, InputError as ``to_array``."""
     with opened(path) as image:
+        if 4 * image.width * image.height > MOST_BYTES:
+            raise ValueError(f"{times((image.height, image.width))} pixels take over a quarter of this machine's memory")
         return to_array(image, pixels, path, mode)
 
 

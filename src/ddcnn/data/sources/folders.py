@@ -114,7 +114,7 @@ class Walk:
             InputError: a link to a folder that is not followed, or one that leads nowhere.
         """
         with os.scandir(folder) as entries:
-            return sorted((entry.name, Path(entry.path)) for entry in entries if self._is_folder(entry))
+            return [(entry.name, Path(entry.path)) for entry in sorted(entries, key=lambda entry: entry.name) if self._is_folder(entry)]
 
     def files(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         """Image files in a folder and its subfolders.

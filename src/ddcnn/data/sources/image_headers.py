@@ -10,13 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ddcnn.data.sources.decoding import COLOUR, DEEP, DEEP_COLOUR, GREY, PixelFormat, bits_of, format_of, opened
+from ddcnn.data.sources.decoding import COLOUR, DEEP, DEEP_COLOUR, GREY, ORIENTATION, SWAPPED, PixelFormat, bits_of, format_of, opened
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
-ORIENTATION = 0x0112  # EXIF tag
-SWAPPED = (5, 6, 7, 8)  # orientations that turn the image by a quarter
 WIDTH, LENGTH, EXTRA_SAMPLES = 256, 257, 338  # TIFF tags
 LATE = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks of a PNG that may hold its orientation; behind the pixels Pillow has not seen them
 logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ class Header:
 
 DEPTH = "16 bits"
 BEYOND = {
-    "pages": "more than one page or frame: only the first is read",
+    "pages": "more than one page or frame, of which only the first is read; save one a file to read all",
     "transparency": "transparency, which is left out",
     "channels": "channels beyond colour, which are left out",
     DEPTH: DEEP_COLOUR,
@@ -131,8 +129,6 @@ def header_of(image: Image.Image) -> Header:
     """The header of an open image."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     width, height = (tags[WIDTH], tags[LENGTH]) if tags else image.size  # Pillow turns the size of a TIFF, and not that of others
-    if _orientation(image) in SWAPPED:
-        width, height = height, width
     beyond = []
     if _frames(image) > 1:
         beyond.append("pages")
@@ -142,15 +138,16 @@ def header_of(image: Image.Image) -> Header:
         beyond.append("channels")
     if format_of(image.mode) == COLOUR and bits_of(image) > 8:
         beyond.append(DEPTH)
+    if _orientation(image) in SWAPPED:
+        width, height = height, width
     return Header(format_of(image.mode), (height, width), tuple(beyond))
 
 
 def _orientation(image: Image.Image) -> int | None:
     """The EXIF orientation, as ``exif_transpose`` finds it after decoding."""
-    orientation = Image.Image.getexif(image).get(ORIENTATION)  # that of a PNG would decode it, to look behind the pixels
-    if orientation is None and image.format == "PNG" and _has_late_text(image):
-        orientation = image.getexif().get(ORIENTATION)
-    return orientation
+    if image.format == "PNG" and "exif" not in image.info and _has_late_text(image):
+        image.load()
+    return Image.Image.getexif(image).get(ORIENTATION)  # that of a PNG would always decode it, to look behind the pixels
 
 
 def _has_late_text(image: Image.Image) -> bool:

@@ -12,6 +12,7 @@ from ddcnn.data.sources.tables import class_names_of, read_table
 from ddcnn.errors import InputError
 
 SUFFIXES = (".nii", ".nii.gz")
+HEADER_BYTES = 540  # of NIfTI-2, the longer one
 
 
 def labelled_volumes(options: SourceOptions) -> Source:
@@ -49,9 +50,9 @@ def load_volume(path: Path) -> np.ndarray:
     """
     import nibabel
 
-    kind = type(_header(path))  # NIfTI-1 or -2
+    kind, _ = _header(path)
     content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
+    if _is_packed(path):
         content = gzip.decompress(content)  # all of it, since nibabel does not read as far as the checksum
     image = kind.from_bytes(content)
     if image.get_data_dtype().names:
@@ -69,27 +70,36 @@ def load_volume(path: Path) -> np.ndarray:
 
 def shape_of(path: Path) -> tuple[int, ...]:
     """(depth, rows, columns, C) of a volume by its header; raises any exception if that is damaged."""
-    image = _header(path)
-    colours = len(image.get_data_dtype().names or ())
-    if len(image.shape) not in ((3,) if colours else (3, 4)):
-        raise ValueError(f"its shape is {image.shape}; expected (x, y, z) or (x, y, z, channels)")
+    _, header = _header(path)
+    shape, colours = header.get_data_shape(), len(header.get_data_dtype().names or ())
+    if len(shape) not in ((3,) if colours else (3, 4)):
+        raise ValueError(f"its shape is {shape}; expected (x, y, z) or (x, y, z, channels)")
     turned = [0, 0, 0]
-    for axis, canonical in enumerate(_orientation(image.affine)[:, 0].astype(int)):
-        turned[canonical] = image.shape[axis]
-    return (*turned[::-1], *(image.shape[3:] or (colours or 1,)))
+    for axis, canonical in enumerate(_orientation(header.get_best_affine())[:, 0].astype(int)):
+        turned[canonical] = shape[axis]
+    return (*turned[::-1], *(shape[3:] or (colours or 1,)))
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _header(path: Path):
+    """Class and header of a file: NIfTI-1 or -2, which ``nibabel.load`` tells apart only with suffixes that it knows."""
     import nibabel
 
     nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it reports headers that it repairs
-    image = nibabel.load(path)
-    if not isinstance(image, nibabel.nifti1.Nifti1Pair):
+    with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+    kind = next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
+    if kind is None:
         raise ValueError("not a NIfTI file")
-    if image.get_data_dtype().kind == "c":
+    header = kind.header_class(start[: kind.header_class.template_dtype.itemsize])
+    if header.get_data_dtype().kind == "c":
         parts = "real and imaginary part as two channels"
         raise InputError(f"{path} has complex voxels, which are not read: save their magnitude (numpy.abs), or {parts}")
-    return image
+    return kind, header
 
 
 def _orientation(affine: np.ndarray) -> np.ndarray:
