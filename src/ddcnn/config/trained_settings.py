@@ -31,9 +31,7 @@ class PredictSettings(TrainedSettings, ImageSettings):
     output: Path = option(Group.OUTPUT, ..., "file of the predictions: a line per sample, or arrays", "FILE.csv|FILE.h5")
     split: Literal["test", "train", "all"] = option(Group.DATA, "test", "which images of a source with labels")
     samples: int | None = option(Group.DATA, None, "class-balanced subset of S of them, as --test-samples of run (default: all)", "S", ge=1)
-    nan: Literal["refuse", "zero", "lowest"] | None = option(
-        Group.DATA, None, "values that are NaN or infinite, as for run (default: what the run did)"
-    )
+    nan: Literal["run", "refuse", "zero", "lowest"] = option(Group.DATA, "run", "values that are NaN or infinite; run: as in the run")
     unlabelled: bool = option(Group.DATA, False, "all images in a folder and below it, whatever its folders are called")
     local: bool = option(Group.OUTPUT, False, "also write what each local CNN says: classes in a CSV file, probabilities in HDF5")
     divide: Literal["samples", "subdomains"] = option(

@@ -87,7 +87,9 @@ def predict(world: World, settings: PredictSettings) -> None:
 
 def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
     """The images, and the indices of those to classify."""
-    options = SourceOptions(settings.source, settings.data_root, download, nan=settings.nan or "", follow_links=settings.follow_links)
+    options = SourceOptions(
+        settings.source, settings.data_root, download, nan="" if settings.nan == "run" else settings.nan, follow_links=settings.follow_links
+    )
     return open_images(options, run.images, settings.split, settings.samples, settings.unlabelled)
 
 

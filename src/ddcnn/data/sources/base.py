@@ -46,7 +46,7 @@ class SourceOptions:
         seed: of the choice of test samples.
         pixels: format that image files are converted to; None: the one that they share.
         mode: of image files, "auto", "grey" or "rgb".
-        nan: what becomes of values that are NaN or infinite: "refuse", "zero" or "lowest".
+        nan: what becomes of values that are NaN or infinite: "refuse", "zero" or "lowest"; "" as in ``as_before``.
         follow_links: whether links in folders may lead out of them.
     """
 
