@@ -17,7 +17,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
-from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, loads_whole, open_source
+from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, open_like, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.resumed import Resumed, images_of
@@ -49,8 +49,8 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     world.on_root(check)
     options, source = source_options(settings, settings.source), None
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
-        if world.rank == 0 or not loads_whole(options.name):  # all ranks at once: opening a folder of many files takes its time
-            source = open_source(options if world.rank == 0 else replace(options, download=False))
+        if world.rank == 0:
+            source = open_source(options)
             decompose(settings, source)
             select(settings, source)
     store = partition_source(world, settings, options, settings.output, source)
@@ -153,7 +153,7 @@ def partition_source(
     world: World, settings: DataSettings, options: SourceOptions, path: Path, source: Source | None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PartitionedSet:  # fmt: skip
-    """Writes the partitioned set of a source, which rank 0 has opened; other ranks that have not (None) open it."""
+    """Writes the partitioned set of a source, which rank 0 has opened; the other ranks (None) open it here, without all headers."""
 
     def write(ranks: World, source: Source, should_stop: Callable[[], bool] = lambda: False) -> PartitionedSet:
         how = PartitionOptions(settings.skip_damaged, settings.progress, isinstance(settings, RunSettings), should_stop)
@@ -163,8 +163,9 @@ def partition_source(
         world.on_root(lambda: write(world.alone(), source).path if source else None)
         with world.raise_on_all_ranks():
             return PartitionedSet.open(path)
+    shape, dtype = world.broadcast((source.shape, source.splits["train"].dtype.str) if source else None)
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
-        source = source or open_source(replace(options, download=False))
+        source = source or open_like(options, tuple(shape), np.dtype(dtype))
     if not world.all_equal(source.fingerprint.encode()):
         raise InputError(f"--data {options.name}: its files changed while they were read; start again", agreed=True)
     return write(world, source, should_stop)

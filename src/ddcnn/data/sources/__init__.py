@@ -11,8 +11,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from ddcnn.data.sources.array_files import array_file
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check, in_byte_order
+from ddcnn.data.sources.decoding import format_like
 from ddcnn.data.sources.digits import digits
 from ddcnn.data.sources.folders import class_folders
 from ddcnn.data.sources.resizing import fit_split
@@ -23,7 +26,7 @@ from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
 from ddcnn.data.sources.volumes import labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
-__all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "loads_whole", "open_source"]
+__all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "open_like", "open_source"]
 
 MOST_GUESSES = 5000  # entries of a folder that an unknown name is compared with
 Opener = Callable[[SourceOptions], Source]
@@ -55,14 +58,14 @@ def open_source(options: SourceOptions) -> Source:
     return replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing)
 
 
-def loads_whole(name: str) -> bool:
-    """Whether the name is that of a library's set, which opening may read whole: rank 0 opens it, the others only if it does not."""
-    return name in NAMED or name in class_names()
-
-
 def is_path(name: str) -> bool:
     """Whether a name is that of a file or folder, not of a set that is known by its name."""
     return not (name in NAMED or name.startswith(tuple(PREFIXES)) or name in class_names())
+
+
+def open_like(options: SourceOptions, shape: tuple[int, ...], dtype: np.dtype) -> Source:
+    """Opens a source whose images are known to have a shape (*spatial, C) and a type: no headers are read. Raises as ``open_source``."""
+    return open_source(replace(options, download=False, shape=shape, pixels=format_like(shape[-1], dtype)))
 
 
 def _opener(name: str) -> Opener:

@@ -15,7 +15,7 @@ from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
 SPLITS = ("train", "test")
-NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels")  # of SourceOptions: not part of ``preprocessing``
+NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels", "shape")  # of SourceOptions: not part of ``preprocessing``
 UNLESS_DEFAULT = {"mode": "auto", "nan": "refuse"}  # stored only if they differ, so that digests of sets are what they were
 READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
@@ -45,6 +45,7 @@ class SourceOptions:
         test_fraction: share of test samples, for sources without a test split.
         seed: of the choice of test samples.
         pixels: format that image files are converted to; None: the one that they share.
+        shape: (*spatial, C) of all images after resizing, if it is known, so that headers need not be read; with ``pixels``.
         mode: of image files, "auto", "grey" or "rgb".
         nan: what becomes of values that are NaN or infinite: "refuse", "zero" or "lowest"; "" as in ``as_before``.
         follow_links: whether links in folders may lead out of them.
@@ -62,6 +63,7 @@ class SourceOptions:
     test_fraction: float = 0.2
     seed: int = 0
     pixels: PixelFormat | None = None
+    shape: tuple[int, ...] | None = None
     mode: str = "auto"
     nan: str = "refuse"
     follow_links: bool = False

@@ -52,9 +52,11 @@ def class_folders(options: SourceOptions) -> Source:
     splits = {"train": np.arange(border), "test": np.arange(border, len(paths))}
     splits = splits if "test" in by_split else split_by_fraction(options, labels)
     walk.tell()
-    headers = Headers()
-    headers.read(paths, header)
-    pixels, shape = headers.common(options.pixels, options.mode, fit.size, fit.option)
+    pixels, shape = options.pixels, options.shape
+    if not pixels or not shape:
+        headers = Headers()
+        headers.read(paths, header)
+        pixels, shape = headers.common(pixels, options.mode, fit.size, fit.option)
     files = LabelledFiles(root, paths, labels, splits, range(len(class_names)))
     return files.source(list(map(file_name, class_names)), shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
 

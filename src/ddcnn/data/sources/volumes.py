@@ -40,7 +40,7 @@ def labelled_volumes(options: SourceOptions) -> Source:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
     files = LabelledFiles(root, [row.path for row in rows], labels, splits, class_names)
-    return files.source(class_names, _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
+    return files.source(class_names, options.shape or _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
 
 
 def load_volume(path: Path) -> np.ndarray:
