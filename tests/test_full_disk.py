@@ -66,7 +66,7 @@ class FailingOs:
     """The module os, of whose calls that write one fails."""
 
     def __init__(self, call: int | None, number: int = errno.ENOSPC):
-        self.call, self.number, self.calls = call, number, 0
+        self.call, self.number, self.calls = call, number, list[str]()
 
     def __getattr__(self, name: str) -> object:
         real = getattr(os, name)
@@ -74,8 +74,8 @@ class FailingOs:
             return real
 
         def maybe(*arguments: object) -> object:
-            self.calls += 1
-            if self.call is not None and self.calls > self.call:
+            self.calls.append(name)
+            if self.call is not None and len(self.calls) > self.call:
                 raise OSError(self.number, os.strerror(self.number))
             return real(*arguments)
 
@@ -116,11 +116,13 @@ def write_set(path: Path) -> None:
 )  # fmt: skip
 def test_whichever_call_fails_the_file_is_as_before(tmp_path, monkeypatch, name: str, write: Callable[[Path], None]):
     """HDF5 would crash here, or when the tests end: at opening, writing, flushing and closing."""
-    path = tmp_path / name
+    path, opened = tmp_path / name, h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE)
     monkeypatch.setattr(atomic, "os", counting := FailingOs(None))
     write(path)
-    whole, tried = len(path.read_bytes()), 0
-    for call in range(0, counting.calls, max(1, counting.calls // 30)):
+    calls, whole, tried = counting.calls, len(path.read_bytes()), 0
+    last_write = max(number for number, made in enumerate(calls) if made in ("pwrite", "ftruncate"))
+    assert "fsync" in calls[last_write : calls.index("replace")]
+    for call in range(0, len(calls), max(1, len(calls) // 30)):
         number = ERRORS[call % len(ERRORS)]
         path.write_bytes(b"earlier")
         monkeypatch.setattr(atomic, "os", FailingOs(call, number))
@@ -128,9 +130,10 @@ def test_whichever_call_fails_the_file_is_as_before(tmp_path, monkeypatch, name:
             write(path)
         assert str(raised.value) == f"{path}: cannot be written ({os.strerror(number)})"
         assert [entry.name for entry in tmp_path.iterdir()] == [name]
-        assert path.read_bytes() == b"earlier" or (len(path.read_bytes()) == whole and call >= counting.calls - 2)
+        assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == opened  # none that HDF5 could not close
+        assert path.read_bytes() == b"earlier" or (len(path.read_bytes()) == whole and call >= len(calls) - 2)
         tried += 1
-    assert tried == counting.calls or tried >= 30
+    assert tried == len(calls) or tried >= 30
     monkeypatch.undo()
     write(path)
     assert len(path.read_bytes()) == whole
@@ -235,6 +238,7 @@ def test_a_run_writes_what_it_can_and_goes_on_when_there_is_room(tmp_path, expec
     assert finished.returncode == 0, finished.stderr
     assert "warning: run/report.html: cannot be written (No space left on device); the run is complete" in finished.stderr
     assert "python -m ddcnn report run" in finished.stderr and not (run / "report.md").exists()
+    assert (run / "checkpoints" / "training").exists()  # so that no training is done again
     assert start(2, tmp_path, "--resume").returncode == 0
     assert (run / "report.md").exists() and not (run / "checkpoints" / "training").exists()
     assert_same(outcome(tmp_path), outcome(expected))
