@@ -22,7 +22,7 @@ from ddcnn.data.set_parts import part_name, written_parts
 from ddcnn.data.sources import SPLITS, Source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
-from ddcnn.io.atomic import disk_errors, output, put_in_place, sync_folder
+from ddcnn.io.atomic import NAME_LETTERS, disk_errors, output, put_in_place, sync_folder
 from ddcnn.io.hdf5 import HDF5_FORMAT, WrittenFile
 from ddcnn.io.lock import ABANDONED, NAME, PATIENCE, alone, locked
 from ddcnn.parallel.world import World
@@ -99,7 +99,7 @@ class SetFiles:
     @property
     def unfinished(self) -> Path:
         """The folder of all files while they are written."""
-        return self.path.with_name(f".{self.parts.name}")
+        return self.path.with_name(f".{self.path.stem[:NAME_LETTERS]}.{self.identity}.parts")
 
     @property
     def joint(self) -> Path:
@@ -127,7 +127,7 @@ class SetFiles:
 
     def _remove_abandoned(self) -> None:
         """Removes what killed jobs have left of sets for the same path."""
-        name = re.compile(rf"\.{re.escape(self.path.stem)}\.[0-9a-f]{{8}}\.parts")
+        name = re.compile(rf"\.{re.escape(self.path.stem[:NAME_LETTERS])}\.[0-9a-f]{{8}}\.parts")
         for folder in [entry for entry in self.path.parent.iterdir() if name.fullmatch(entry.name) and not entry.is_symlink()]:
             with suppress(OSError, InputError):  # InputError: its job runs, or may run
                 if (folder / NAME).is_file() or time.time() - folder.stat().st_mtime > ABANDONED:  # else one that is just being made
