@@ -50,7 +50,7 @@ def run(asked: argparse.Namespace, name: str, choice: str, seed: int) -> dict:
         command += [*OPTIONS[name], "--methods", "vote,average,dnn", "--dnn-data", choice, "--seed", str(seed)]
         command += ["--threads", "1", "--output", str(folder), "--progress", "none"]
         subprocess.run(command + asked.further, check=True, stdout=sys.stderr)
-    return json.loads((folder / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text("utf-8"))
 
 
 def summary(runs: list[dict]) -> dict:

@@ -40,7 +40,7 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         if process.returncode:
             sys.exit(process.returncode)
-        results = json.loads(Path(folder, "run", "results.json").read_text())
+        results = json.loads(Path(folder, "run", "results.json").read_text("utf-8"))
         phases = {name: round(phase["seconds"], 2) for name, phase in results["phases"].items()}
     print(json.dumps({
         "benchmark": "many_ranks", "ranks": ranks, "command": " ".join(command[5:]), "seconds": round(seconds, 1),
@@ -52,7 +52,7 @@ def main() -> None:
 
 def is_rank(path: Path, folder: str) -> bool:
     try:
-        words = (path / "cmdline").read_text().split("\0")
+        words = (path / "cmdline").read_text("utf-8").split("\0")
     except OSError:  # it has ended
         return False
     return "ddcnn" in words and folder in words and "-n" not in words
@@ -60,7 +60,7 @@ def is_rank(path: Path, folder: str) -> bool:
 
 def mebibytes(path: Path) -> float:
     try:
-        lines = (path / "smaps_rollup").read_text().splitlines()
+        lines = (path / "smaps_rollup").read_text("utf-8").splitlines()
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)

@@ -73,7 +73,7 @@ def partition(ranks: int, source: list[str], folder: Path) -> dict[str, float]:
     command += ["partition", *source, "--output", str(folder / "set.h5"), "--progress", "none"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begin
-    above = max(int(path.read_text()) for path in folder.glob("memory.*"))
+    above = max(int(path.read_text("utf-8")) for path in folder.glob("memory.*"))
     for path in folder.glob("memory.*"):
         path.unlink()
     return {"ranks": ranks, "seconds": round(seconds, 2), "mebibytes_above_start": above}
@@ -87,13 +87,13 @@ def one_rank(memory: str, arguments: list[str]) -> int:
     sys.argv = ["ddcnn", *arguments]
     start = resident("VmRSS")
     code = run_ddcnn()
-    Path(f"{memory}.{os.getpid()}").write_text(str(resident("VmHWM") - start))
+    Path(f"{memory}.{os.getpid()}").write_text(str(resident("VmHWM") - start), "utf-8")
     return code
 
 
 def resident(what: str) -> int:
     """Mebibytes, of Linux's own count."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    line = next(line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith(what))
     return int(line.split()[1]) >> 10
 
 

@@ -73,7 +73,7 @@ def phases(ranks: int, precision: str, problem: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         command += ["--partitions", folder, "--output", f"{folder}/run", "--no-figures", "--progress", "none"]
         subprocess.run(command, check=True)
-        results = json.loads(Path(folder, "run", "results.json").read_text())
+        results = json.loads(Path(folder, "run", "results.json").read_text("utf-8"))
     found = {name: round(results["phases"][name]["seconds"], 4) for name in PHASES}
     return found | {"all_four": round(sum(found.values()), 4)}
 

@@ -1,5 +1,6 @@
 """``ddcnn report --follow``: what is shown of a run that goes on, whoever writes its files."""
 
+import io
 import json
 import os
 import pty
@@ -10,11 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from launching import on_ranks, refusal
+from rich.console import Console
 
+from ddcnn.config.settings import RunSettings
+from ddcnn.errors import InputError, Stopped
+from ddcnn.io.run_folder import RunFolder, take_output
+from ddcnn.report import follow as following
 from ddcnn.report.follow import curve
 
 
@@ -164,3 +171,102 @@ def test_a_file_that_is_no_text_and_a_loss_that_is_no_number_are_named(unfinishe
     with (unfinished / "metrics.jsonl").open("ab") as file:
         file.write(damage)
     assert "metrics.jsonl: damaged" in refusal(on_ranks(None, "report", "--follow", str(unfinished), cwd=unfinished.parent))
+
+
+# A run that has ended without results
+
+
+def state(run: Path, **changes) -> None:
+    """A lock as another job would leave it."""
+    holder = {"host": "elsewhere", "pid": 1, "started": 1, "job": "", "restarts": 0}
+    (run / ".lock").write_text(json.dumps(holder | changes), encoding="utf-8")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    for name, seconds in {"GRACE": 0.2, "BEGINNING": 0.3, "SILENCE": 0.4, "INTERVAL": 0.05, "ASKING": 0.1}.items():
+        monkeypatch.setattr(following, name, seconds)
+
+
+def followed(run: Path) -> int:
+    return following.follow(RunFolder(run), Console(file=io.StringIO(), width=80))
+
+
+def test_a_run_that_is_killed_ends_it_and_so_do_its_words(unfinished, impatient, caplog):
+    program = (
+        "import sys, time; from pathlib import Path; from ddcnn.io.lock import locked\nwith locked(Path(sys.argv[1])):\n time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(unfinished)]) as job:
+        while not (unfinished / ".lock").is_file() or not (unfinished / ".lock").stat().st_size:
+            time.sleep(0.02)
+        beat = (unfinished / ".lock").stat().st_mtime
+        vigil = following.Vigil(RunFolder(unfinished))
+        end = time.monotonic() + 3.5
+        while time.monotonic() < end:
+            assert not vigil.is_over()
+            time.sleep(0.05)
+        assert (unfinished / ".lock").stat().st_mtime > beat  # its signs of life
+        job.kill()
+        job.wait()
+        assert followed(unfinished) == 1
+    assert f"process {job.pid} on " in caplog.text and "is gone: killed" in caplog.text and "--resume --output" in caplog.text
+
+
+def test_it_says_how_the_job_has_ended(unfinished, impatient, caplog):
+    folder = RunFolder(unfinished)
+    assert followed(unfinished) == 1 and "no job is at work on it" in caplog.text
+    for error, words in (
+        (Stopped("time limit; go on with --resume"), "time limit; go on with --resume"), (InputError("a: full"), "it has failed: a: full"),
+        (ValueError("x"), "it has failed: ValueError: x"), (KeyboardInterrupt(), "it was interrupted"),
+    ):  # fmt: skip
+        with pytest.raises(type(error)), folder.noting_end():
+            raise error
+        if isinstance(error, Stopped):
+            with pytest.raises(Stopped, match=words):
+                followed(unfinished)
+        else:
+            assert followed(unfinished) == 1 and words in caplog.text
+    with folder.noting_end():
+        assert folder.how_it_ended() == ("", "")  # a job that begins has not ended
+
+
+def test_a_job_on_another_host_is_given_up_when_it_is_silent_or_slurm_says_so(unfinished, impatient, monkeypatch, caplog):
+    state(unfinished)
+    begin = time.monotonic()
+    assert followed(unfinished) == 1
+    assert time.monotonic() - begin > 0.4 and "no sign of life from process 1 on elsewhere" in caplog.text
+    monkeypatch.setattr(following, "SILENCE", 60)
+    monkeypatch.setattr("ddcnn.io.lock._job_is_running", lambda job: False)
+    state(unfinished, job="12")
+    assert followed(unfinished) == 1 and "process 1 on elsewhere, SLURM job 12 has ended" in caplog.text
+
+
+def test_a_folder_without_a_run_or_one_that_goes_ends_it(unfinished, impatient):
+    with pytest.raises(InputError, match=r"no run has begun within"):
+        followed(unfinished / "nowhere")
+    vigil = following.Vigil(RunFolder(unfinished))
+    assert not vigil.is_over()
+    shutil.rmtree(unfinished)
+    with pytest.raises(InputError, match="the run is gone"):
+        vigil.is_over()
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 10), (40, 24), (80, 24), (200, 50)])
+def test_what_is_followed_fits_a_terminal_and_is_never_cut(unfinished, width, height):
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    run = RunFolder(unfinished)
+    lines = list(following.read(run))
+    console.print(following.view(run, lines, console))
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    training, last = lines[-1]
+    for value in (*training.split(), f"{last.loss:.3f}", f"{last.accuracy:.3f}", f"{last.time:.1f}"):
+        assert value in shown
+    assert "…" not in shown
+
+
+def test_the_job_of_a_run_notes_its_end(tmp_path):
+    with pytest.raises(Stopped), ExitStack() as held:
+        folder = take_output(RunSettings(output=tmp_path / "run"), held)
+        raise Stopped("time limit")
+    assert folder.how_it_ended() == ("stopped", "time limit")

@@ -4,9 +4,12 @@ Launchers such as mpirun pass output through pipes, so under them it is lines un
 """
 
 import logging
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 
+WIDE, NARROW = 120, 50  # columns of a terminal: one line has room, and a bar has none
 logger = logging.getLogger(__name__)
 
 
@@ -22,18 +25,27 @@ class Progress:
     def __init__(self, title: str, total: int, style: str, seconds: float = 0):
         self.title, self.total, self.seconds = title, total, seconds
         self.done = self.skipped = 0
-        self.style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
+        bar = sys.stderr.isatty() and shutil.get_terminal_size().columns >= NARROW
+        self.style = ("bar" if bar else "lines") if style == "auto" else style
         self.begin = self.last_line = time.perf_counter()
 
     def __enter__(self) -> "Progress":
         if self.style == "bar":
-            from rich.console import Console
+            from rich.console import Console, RenderableType
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import Progress as OneLine
+            from rich.text import Text
 
-            self.bar = Bar(
-                TextColumn("{task.description:<10}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("left  {task.fields[state]}"), console=Console(stderr=True, force_terminal=True),
+            class TwoLines(OneLine):
+                def get_renderables(self) -> Iterator[RenderableType]:
+                    yield from super().get_renderables()
+                    yield from (Text(task.fields["state"], overflow="fold") for task in self.tasks)
+
+            console = Console(stderr=True, force_terminal=True)
+            wide = console.width >= WIDE
+            self.bar = (OneLine if wide else TwoLines)(
+                TextColumn("{task.description:<10}"), BarColumn(bar_width=20 if wide else 10), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("left  {task.fields[state]}" if wide else "left"), console=console,
             )  # fmt: skip
             self.task = self.bar.add_task(self.title, total=self.total, state="")
             self.bar.start()

@@ -56,7 +56,7 @@ def open_streams() -> None:
         if stream is getattr(sys, f"__{name}__"):  # None if it was closed; not what a caller has put in its place
             encoding, lines = (stream.encoding, stream.line_buffering) if stream else ("utf-8", True)
             buffer = io.BufferedWriter(Descriptor(number, "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(buffer, encoding, __name__, line_buffering=lines))
+            setattr(sys, name, io.TextIOWrapper(buffer, encoding=encoding, errors=__name__, line_buffering=lines))
 
 
 def lost_stdout() -> OSError | None:

@@ -54,10 +54,13 @@ def write_report(folder: RunFolder, console: Console | None = None, draw: bool =
 
 def publish(folder: RunFolder, text: str, runs: Sequence[RunResults], console: Console | None) -> None:
     """Writes a report as Markdown and as HTML, and shows the methods on the console."""
-    write_text(folder.html, page(folder, text))
-    write_text(folder.report, text)
     if console:
         show_methods(runs, console)
+    try:
+        write_text(folder.html, page(folder, text))
+    finally:  # a full disk may still have room for it
+        write_text(folder.report, text)
+    if console:
         console.out(f"report: {folder.report}", highlight=False)
 
 

@@ -36,8 +36,9 @@ def fitted(
             tables[-1].append(k)
         else:
             tables.append([k])
-    lines = []
+    lines: list[Text] = []
     for table in tables:
+        lines += [Text()] if lines else []
         for number, line in enumerate((header, *rows)):
             cells = (_padded(line[k], widths[k], k == 0 or header[k] in left) for k in (0, *table))
             style = "bold" if number == 0 or number - 1 in bold else ""

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddcnn.errors import cause
+from ddcnn.errors import InputError, cause
 from ddcnn.io.atomic import disk_errors, write_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw(path: Path, figure: "Callable[[], Figure]", names: Iterable[str] = ()) 
             figure().savefig(drawn := BytesIO(), format="png", dpi=150)
         write_bytes(path, drawn.getvalue())
     except Exception as error:
-        logger.warning("%s: not drawn (%s)", path, cause(error))
+        logger.warning("%s", cause(error) if isinstance(error, InputError) else f"{path}: not drawn ({cause(error)})")
         return False
     return True
 
