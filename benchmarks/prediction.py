@@ -49,8 +49,8 @@ with tempfile.TemporaryDirectory() as folder:
     policy = DevicePolicy.choose(choose_device(world.local_rank, "auto"), run.results.environment.precision)
     network = assemble(run, given.method).eval()
     policy.place(network)
-    split, chosen = select_images(settings, run)
-    images = torch.from_numpy(split.read(chosen)).to(policy.device).movedim(-1, 1)
+    selection = select_images(settings, run)
+    images = torch.from_numpy(selection.images.read(selection.chosen)).to(policy.device).movedim(-1, 1)
 
     @torch.inference_mode()
     def bare() -> None:

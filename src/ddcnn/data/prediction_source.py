@@ -1,21 +1,22 @@
 """Images to be classified by a finished run: any source, with or without labels, preprocessed as the run's own images were."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ddcnn.data.files_to_classify import files_in
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
-from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
-from ddcnn.data.sources.array_files import NAMES, OPENERS, array_split
-from ddcnn.data.sources.base import SPLITS, Split, same_type
+from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, open_source
+from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
+from ddcnn.data.sources.base import SPLITS, Split, same_type, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
 from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
-from ddcnn.data.sources.tables import table_in
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import check_nibabel, load_volume
 from ddcnn.decomposition import times
@@ -24,28 +25,58 @@ from ddcnn.io.hdf5 import parsing, reading
 
 OF_PIXELS = ("window", "image_size", "image_transform", "interpolation", "volume_size")  # options that change pixels
 UNSPLIT = (("x", "y"), ("images", "labels"))  # names of arrays
+WITHOUT_LABELS = "--unlabelled takes the images without labels"
 
 
-def open_images(
-    options: SourceOptions, trained_on: TrainedOn, wanted: str, samples: int | None, unlabelled: bool
-) -> tuple[Split, np.ndarray]:  # fmt: skip
-    """Images like those that a run was trained on, and the ascending indices (S,) of those selected.
+@dataclass(frozen=True)
+class Wanted:
+    """Which images of a source are to be classified.
+
+    Attributes:
+        split: "train", "test" or "all"; None: of a source with test images, or of the run's own, the test images, else all.
+        samples: of a balanced subset; None for all.
+        unlabelled: ignore all labels.
+        is_own: whether images are those that the run was tested on, by these and the number of all images of their source.
+    """
+
+    split: str | None
+    samples: int | None
+    unlabelled: bool
+    is_own: Callable[[Split, int], bool]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images to classify.
+
+    Attributes:
+        images: of a split, or of all.
+        chosen: (S,) ascending indices of those selected.
+        split: "train", "test" or "all".
+        others: number of the source's images that are not of the split.
+    """
+
+    images: Split
+    chosen: np.ndarray
+    split: str
+    others: int
+
+
+def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> Selection:
+    """Images like those that a run was trained on; the rules for sets to train on do not apply to them.
 
     Args:
         options: name, data root and download of the source; the run's options replace all others.
-        wanted: split, "train", "test" or "all".
-        samples: of a balanced subset; None for all.
-        unlabelled: ignore the labels of folders.
 
     Raises:
-        InputError: nothing that can be read, or images of another shape or type.
+        InputError: nothing that can be read, images of another shape or type, or of classes that the run has not.
     """
     *spatial, channels = trained_on.shape
     pixels = format_like(channels, np.dtype(trained_on.dtype))
     before = options.as_before(trained_on.preprocessing)
     options = replace(before, volumes=len(spatial) == 3, pixels=pixels, nan=options.nan or before.nan)
     try:
-        split = _open(options, trained_on, wanted, unlabelled)
+        name, split, others = _select(_open(options, trained_on, wanted), wanted)
     except (OSError, InputError) as error:
         raise InputError(str(error).removeprefix("--data ")) from None
     if split.shape[1:] != trained_on.shape or not same_type(split.dtype, np.dtype(trained_on.dtype)):
@@ -56,53 +87,75 @@ def open_images(
     wrong = split.labels[(split.labels < -1) | (split.labels >= len(trained_on.class_names))]
     if wrong.size:
         known = f"0 to {len(trained_on.class_names) - 1} (-1: unknown)"
-        raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}")
+        raise InputError(f"{options.name}: label {wrong[0]}, but the run has classes {known}; {WITHOUT_LABELS}")
     if not len(split):
         raise InputError(f"{options.name}: there are no images in it")
+    samples = wanted.samples
     if samples is not None and samples > len(split):
         raise InputError(f"--samples {samples}: {options.name} has only {len(split)} images")
-    if samples is not None and wanted == "all":
+    if samples is not None and wanted.split == "all":
         raise InputError("--samples is of one split: give --split test or train")
-    return split, balanced_subset(split.labels, samples, options.seed, wanted)
+    return Selection(split, balanced_subset(split.labels, samples, options.seed, "test" if name == "all" else name), name, others)
 
 
-def _open(options: SourceOptions, trained_on: TrainedOn, wanted: str, unlabelled: bool) -> Split:
+def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict[str, Split]:
+    """The splits of a source: "train" and "test", or one of them, or "all"."""
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
     if path.suffix.lower() == ".h5" and is_partitioned(path):
         return _partitioned(PartitionedSet.open(path), options, trained_on, wanted)
     if path.is_file() and path.suffix.lower() in OPENERS:
-        return _arrays(options, wanted)
+        return _arrays(options, trained_on, wanted)
     if path.is_file():
         if not path.name.lower().endswith(suffixes):
             raise InputError(
                 f"{path} is no {kind} file, and the run was trained on {kind}s: give one that ends in {', '.join((*suffixes, *OPENERS))}"
             )
-        return _files(options, trained_on, [path])
-    if path.is_dir() and (files := _unlabelled_files(Walk(path, suffixes, options.follow_links), unlabelled)):
-        return _files(options, trained_on, files)
+        return {"all": _files(options, trained_on, [(path, "")])}
+    if path.is_dir() and is_path(options.name):
+        walk = Walk(path, suffixes, options.follow_links)
+        found = {split: _files(options, trained_on, files) for split, files in files_in(walk, trained_on.class_names, wanted.unlabelled)}
+        return found if len(found) > 1 else _divided(options, *next(iter(found.items())), wanted)
     source = open_source(options)
-    return _select(_renumbered(source.name, source.splits, source.class_names, trained_on.class_names), wanted)
+    splits = _renumbered(source.name, source.splits, source.class_names, trained_on, wanted)
+    if source.drawn and wanted.split is None and not wanted.is_own(splits["test"], sum(map(len, splits.values()))):
+        return {"all": _joined(splits["train"], splits["test"])}
+    return splits
 
 
-def _unlabelled_files(walk: Walk, ignore_labels: bool) -> list[Path]:
-    """The images of a folder without labels; none if it has class folders or a table of labels, unless these are to be ignored."""
-    folder, suffixes = walk.root, walk.suffixes
-    if not ignore_labels and table_in(folder):
-        return []
-    direct = any(entry.is_file() and entry.name.lower().endswith(suffixes) for entry in folder.iterdir())
-    subfolders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
-    if not direct and subfolders and not ignore_labels:
-        return []
-    files = sorted(walk.files(folder))
-    if not files:
-        raise InputError(f"{folder}: nothing to classify in it (files that end in {', '.join(suffixes)})")
-    walk.tell()
-    return files
+def _divided(options: SourceOptions, name: str, whole: Split, wanted: Wanted) -> dict[str, Split]:
+    """Files without a training and a test split: as they are, or divided by the fraction of the run, as it has divided its own.
+
+    They are divided if they are the run's, or if that split is asked for; without two files of a class all are test images.
+    """
+    if wanted.split == "all" or wanted.unlabelled:
+        return {name: whole}
+    if np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:
+        parts = {split: _part(whole, indices) for split, indices in split_by_fraction(options, whole.labels).items()}
+        if wanted.split not in (None, name) or wanted.is_own(parts["test"], len(whole)):
+            return parts
+    elif wanted.split == "train":
+        raise InputError(f"--split train: {options.name} has no images to train on; leave --split out, which takes all of them")
+    return {name: whole}
 
 
-def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> Split:
-    """Image files, or volumes, without labels."""
+def _select(splits: dict[str, Split], wanted: Wanted) -> tuple[str, Split, int]:
+    """Name and images of one of the splits, or of all of them, one after the other; and the number of other images."""
+    if wanted.unlabelled:
+        splits = {name: replace(split, labels=np.full(len(split), -1, np.int64)) for name, split in splits.items()}
+    if len(splits) == 1:
+        name, split = next(iter(splits.items()))
+        return wanted.split or name, split, 0
+    name = wanted.split or "test"
+    if name == "all":
+        return name, _joined(splits["train"], splits["test"]), 0
+    return name, splits[name], sum(map(len, splits.values())) - len(splits[name])
+
+
+def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[Path, str]]) -> Split:
+    """Image files, or volumes, and the names of their classes, which are empty where they are unknown."""
+    numbers = _numbers(options.name, {label for _, label in files}, trained_on.class_names)
+    paths, labels = [path for path, _ in files], np.array([numbers[label] for _, label in files], np.int64)
     fit, shape, dtype = Fit(options, len(trained_on.shape) - 1), trained_on.shape, np.dtype(trained_on.dtype)
     pixels = options.pixels
     if not options.volumes and pixels is None:
@@ -122,23 +175,47 @@ def _files(options: SourceOptions, trained_on: TrainedOn, paths: list[Path]) -> 
             raise InputError(f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it")
         return image
 
-    return sample_by_sample(np.full(len(paths), -1, np.int64), shape, dtype, fit, load, paths.__getitem__)
+    return sample_by_sample(labels, shape, dtype, fit, load, paths.__getitem__)
 
 
-def _arrays(options: SourceOptions, wanted: str) -> Split:
-    """Arrays in a file, with their labels if it has some; all images if the arrays are not named after splits."""
+def _arrays(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict[str, Split]:
+    """Arrays in a file, with their labels if it has some; "all" if the arrays are not named after splits."""
     arrays, _ = OPENERS[Path(options.name).suffix.lower()](Path(options.name))
+
+    def split_of(x: str, y: str) -> Split:
+        images = fit_split(array_split(options, arrays, x, ""), options)
+        if y not in arrays or wanted.unlabelled:
+            return images
+        labels = _labels(f"{options.name}: {y}", arrays[y], options.name, trained_on.class_names)
+        if len(labels) != len(images):
+            raise InputError(f"{options.name}: {x} has {len(images)} images and {y} {len(labels)} labels")
+        return replace(images, labels=labels)
+
     pairs = {split: pair for split, names in NAMES.items() if (pair := next((pair for pair in names if pair[0] in arrays), None))}
     single = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
     if single and not pairs:
-        return fit_split(array_split(options, arrays, *single), options)
-    if not pairs or (wanted != "all" and wanted not in pairs):
-        known = " or ".join(x for x, _ in NAMES["test" if wanted == "all" else wanted])
+        return {"all": split_of(*single)}
+    if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs):
+        known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"])
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); see --split")
-    return _select({split: fit_split(array_split(options, arrays, *pair), options) for split, pair in pairs.items()}, wanted)
+    return {split: split_of(*pair) for split, pair in pairs.items() if wanted.split in (None, "all", split)}
 
 
-def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: TrainedOn, wanted: str) -> Split:
+def _labels(what: str, array: Array, source: str, known: tuple[str, ...]) -> np.ndarray:
+    """Class numbers (S,) from an array of them, or of names of classes; -1 for names that are empty."""
+    if array.shape[1:] not in ((), (1,)) or not array.shape:
+        raise InputError(f"{what} has shape {array.shape}: expected one class per sample, (n,) or (n, 1)")
+    values = array.read(0, array.shape[0]).reshape(-1)
+    if values.dtype.kind in "SUO":
+        names = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+        numbers = _numbers(source, set(names), known)
+        return np.array([numbers[name] for name in names], np.int64)
+    if values.dtype.kind not in "uibf" or not (np.isfinite(values).all() and (values == np.floor(values)).all()):
+        raise InputError(f"{what} has type {values.dtype}: expected class numbers 0, 1, 2 … (-1: unknown), or names; {WITHOUT_LABELS}")
+    return values.astype(np.int64)
+
+
+def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict[str, Split]:
     """Whole images, put together from the subdomains; they must have been preprocessed as ``options`` say."""
     with reading(Path(store.path), "not a readable partitioned set"), parsing():
         stored = options.as_before(store.preprocessing)
@@ -153,27 +230,40 @@ def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: Trai
         name: Split((store.samples[name], *store.shape), np.dtype(store.dtype), store.labels(name), partial(store.whole, name))
         for name in SPLITS
     }
-    return _select(_renumbered(store.path, splits, store.class_names, trained_on.class_names), wanted)
+    return _renumbered(store.path, splits, store.class_names, trained_on, wanted)
 
 
-def _renumbered(name: str, splits: dict[str, Split], class_names: tuple[str, ...], known: tuple[str, ...]) -> dict[str, Split]:
-    """Splits with class numbers of the run, which has the ``known`` classes, instead of the source's."""
-    for class_name in class_names:
-        if class_name not in known:
-            names = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-            hint = "; --unlabelled takes the images without labels" if Path(name).is_dir() else ""
-            raise InputError(f"{name}: the run has no class {class_name}{did_you_mean(class_name, known)}; its classes are {names}{hint}")
-    number = np.array([known.index(class_name) for class_name in class_names])
+def _renumbered(
+    name: str, splits: dict[str, Split], class_names: tuple[str, ...], trained_on: TrainedOn, wanted: Wanted
+) -> dict[str, Split]:  # fmt: skip
+    """Splits with class numbers of the run instead of the source's."""
+    if wanted.unlabelled:
+        return splits
+    occurring = {class_names[k] for split in splits.values() for k in np.unique(split.labels)}
+    numbers = _numbers(name, occurring, trained_on.class_names)
+    number = np.array([numbers.get(class_name, -1) for class_name in class_names])
     return {split: replace(images, labels=number[images.labels]) for split, images in splits.items()}
 
 
-def _select(splits: dict[str, Split], wanted: str) -> Split:
-    """One of the splits, or all of them, one after the other."""
-    if wanted in splits:
-        return splits[wanted]
-    if len(splits) == 1:
-        return next(iter(splits.values()))
-    first, second = (splits[name] for name in SPLITS)
+def _numbers(source: str, names: set[str], known: tuple[str, ...]) -> dict[str, int]:
+    """The run's numbers of classes by their names; -1 for the empty name."""
+    unknown = [name for name in names if name and name not in known]
+    if unknown:
+        name = min(unknown)
+        shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        hint = did_you_mean(name, known)
+        raise InputError(f"{source}: the run has no class {name}{hint}; its classes are {shown}; {WITHOUT_LABELS}")
+    return {"": -1} | {name: known.index(name) for name in names if name}
+
+
+def _part(split: Split, indices: np.ndarray) -> Split:
+    """The images of a split with ascending ``indices``."""
+    shape, labels = (len(indices), *split.shape[1:]), split.labels[indices]
+    return Split(shape, split.dtype, labels, lambda rows: split.read(indices[rows]), lambda i: split.name(int(indices[i])))
+
+
+def _joined(first: Split, second: Split) -> Split:
+    """The images of two splits, one after the other."""
     if first.shape[1:] != second.shape[1:] or not same_type(first.dtype, second.dtype):
         raise InputError("--split all: training and test images differ in size or type: name one split with --split")
     border = len(first)

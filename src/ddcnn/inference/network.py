@@ -107,7 +107,7 @@ def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()
         InputError: not a finished run, no such method, or a checkpoint that is missing or damaged.
     """
     with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, then replaced
-        return assemble(TrainedRun.open(Path(run)), method, tuple(without)).eval()
+        return assemble(TrainedRun.open(Path(run).expanduser()), method, tuple(without)).eval()
 
 
 def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...] = (), rank: int = 0, ranks: int = 1) -> Assembled:

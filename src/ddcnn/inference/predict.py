@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.trained_settings import PredictSettings
 from ddcnn.data.batches import to_tensor
 from ddcnn.data.partition import Block, blocks, read_block
-from ddcnn.data.prediction_source import open_images
+from ddcnn.data.prediction_source import Selection, Wanted, open_images
 from ddcnn.data.sources import SourceOptions, Split
 from ddcnn.errors import InputError
 from ddcnn.inference.network import Assembled, assemble
@@ -55,15 +56,21 @@ def predict(world: World, settings: PredictSettings) -> None:
         network = assemble(run, method, settings.without, *part).eval()
         policy.place(network)
     if settings.download:
-        world.on_root(lambda: len(select_images(settings, run, download=True)[1]))
+        world.on_root(lambda: len(select_images(settings, run, download=True).chosen))
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
-        images, chosen = select_images(settings, run)
+        selection = select_images(settings, run)
+        images, chosen = selection.images, selection.chosen
 
     labelled = bool((images.labels[chosen] >= 0).any())
     columns = Columns(run.images.class_names, labelled, method != Method.VOTE, network.present if settings.local else ())
     classifier = Classifier(world, network, policy, columns, settings.source, images, settings.skip_damaged, shared)
     work = blocks(images, chosen, min(BATCH, ROWS_BYTES // (8 * columns.width)))
-    attributes = {"run": str(settings.run), "method": str(method), "without": ",".join(map(str, settings.without))}
+    attributes = {
+        "run": str(settings.run),
+        "method": str(method),
+        "without": ",".join(map(str, settings.without)),
+        "split": selection.split,
+    }
     counts = np.zeros(3, dtype=int)  # on rank 0: images classified, with a known label, and classified correctly
     style = settings.progress if world.rank == 0 else "none"
     with ExitStack() as stack:
@@ -82,15 +89,14 @@ def predict(world: World, settings: PredictSettings) -> None:
                 raise InputError(f"{settings.source}: all {len(chosen)} images are damaged")
             stack.close()  # which may fail, too
     if world.rank == 0:
-        logger.info("%s", _summary(settings, run, method, *counts.tolist()))
+        logger.info("%s", _summary(settings, run, method, selection, *counts.tolist()))
 
 
-def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> tuple[Split, np.ndarray]:
-    """The images, and the indices of those to classify."""
-    options = SourceOptions(
-        settings.source, settings.data_root, download, nan="" if settings.nan == "run" else settings.nan, follow_links=settings.follow_links
-    )
-    return open_images(options, run.images, settings.split, settings.samples, settings.unlabelled)
+def select_images(settings: PredictSettings, run: TrainedRun, download: bool = False) -> Selection:
+    """The images to classify."""
+    options = SourceOptions(settings.source, settings.data_root, download, nan=settings.nan or "", follow_links=settings.follow_links)
+    wanted = Wanted(settings.split, settings.samples, settings.unlabelled, partial(run.was_tested_on, settings.source))
+    return open_images(options, run.images, wanted)
 
 
 def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
@@ -103,13 +109,20 @@ def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
         raise InputError(f"{option}: the network of {method} sees the whole image and has no subdomains; leave it out")
 
 
-def _summary(settings: PredictSettings, run: TrainedRun, method: Method, samples: int, labelled: int, correct: int) -> str:
+def _summary(
+    settings: PredictSettings, run: TrainedRun, method: Method, selection: Selection, samples: int, labelled: int, correct: int
+) -> str:  # fmt: skip
     without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
     text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}"
-    if not labelled:
-        return text
-    in_run = f"in the run {run.results.methods[method].test_accuracy:.6g} on {run.results.data.test_samples} test images"
-    return f"{text}; split {settings.split}: accuracy {correct / labelled:.6g} ({in_run})"
+    if labelled:
+        some = f" on the {labelled} with a label" if labelled < samples else ""
+        in_run = f"in the run {run.results.methods[method].test_accuracy:.6g} on {run.results.data.test_samples} test images"
+        text += f"; split {selection.split}: accuracy {correct / labelled:.6g}{some} ({in_run})"
+    if skipped := len(selection.chosen) - samples:
+        text += f"; {skipped} damaged one{'s' * (skipped != 1)} left out"
+    if selection.others and not settings.split:
+        text += f"; {selection.others} other images are not of split {selection.split}, --split all takes them too"
+    return text
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,20 @@
 """A finished run to classify with: its settings, its checkpoints, and the images that it was trained on."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from ddcnn.config.methods import PREFERRED, PREFERRED_IN_PART, Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import TrainedOn
+from ddcnn.data.sources import SourceOptions, Split, balanced_subset
 from ddcnn.errors import InputError, did_you_mean
-from ddcnn.io.origin import Origin
+from ddcnn.io.hdf5 import attribute, checked_dataset, opened, parsing
+from ddcnn.io.origin import Origin, relocated
 from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
@@ -73,6 +79,35 @@ class TrainedRun:
             others = "; subdomains that are lost are named with --without I,J" if "-" in name and name[-4:].isdigit() else ""
             raise InputError(f"{path} is missing: bring it back, or take another --method of the run{others}")
         return path
+
+    def was_tested_on(self, source: str, images: Split, of: int) -> bool:
+        """Whether these, ``of`` so many, are the test images of the run: by the examples that it has kept, else by the source's name."""
+        if self._examples is None:
+            located = relocated(self.settings, self.folder.path, Origin.read(self.folder.origin))
+            return os.path.realpath(located.data) == os.path.realpath(source)
+        rows, examples, data = *self._examples, self.results.data
+        some = self.settings.train_samples or self.settings.test_samples or self.settings.data.lower().endswith(".h5")  # maybe
+        if not some and of != data.train_samples + data.test_samples:
+            return False
+        seed = SourceOptions("", Path()).as_before(self.images.preprocessing).seed
+        try:
+            subset = balanced_subset(images.labels, data.test_samples, seed, "test")
+            return np.array_equal(images.read(subset[rows]), examples)
+        except InputError:  # fewer images, or other ones
+            return False
+
+    @cached_property
+    def _examples(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Some test images (n, *spatial, C) and their ascending rows (n,); None if they are gone, or rows are not those of the source."""
+        if self.results.data.skipped:
+            return None
+        with suppress(InputError), opened(self.folder.details) as file:
+            dataset = checked_dataset(file, "examples")
+            with parsing():
+                rows = np.array(attribute(dataset, "rows"), dtype=int)
+                order = np.argsort(rows)
+                return rows[order], dataset[...][order]
+        return None
 
     @cached_property
     def images(self) -> TrainedOn:

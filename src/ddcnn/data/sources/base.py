@@ -114,6 +114,7 @@ class Source:
         in_memory: whether the set's library loads it whole; then one rank loads and partitions it alone.
         fitted: whether images are clipped and resized already; if not, ``open_source`` adds that.
         preprocessing: see ``SourceOptions``.
+        drawn: whether the splits were drawn by ``--test-fraction``.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Source:
     in_memory: bool = False
     fitted: bool = False
     preprocessing: str = ""
+    drawn: bool = False
 
     def __post_init__(self):
         first = {name: k for k, name in reversed(list(enumerate(self.class_names)))}

@@ -34,12 +34,13 @@ def table_in(folder: Path) -> Path | None:
         return next((Path(entry.path) for entry in entries if entry.name.lower() == TABLE and entry.is_file()), None)
 
 
-def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool) -> list[Row]:
+def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_label: bool = True) -> list[Row]:
     """The lines of the table of ``root``, checked. Rows of empty cells, as spreadsheets write them, are left out.
 
     Args:
         suffixes: of the files, in lower case; theirs may be in any.
         follow_links: whether files may be links that lead out of ``root``.
+        every_label: whether every file must have a label.
 
     Raises:
         InputError: no readable table, or a line that names no label, or no file in ``root``, or one that another line names.
@@ -57,6 +58,8 @@ def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool) -> lis
             if not any(cell.strip() for cell in cells):
                 continue
             values = {name: cells[k].strip() if k < len(cells) else "" for name, k in columns.items()}
+            if every_label and values["file"] and not values["label"]:
+                raise InputError(f"{table} line {reader.line_num}: no label")
             row = _row(root, table, f"{table} line {reader.line_num}", values, suffixes, follow_links)
             if row.path in seen:
                 raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
@@ -86,8 +89,8 @@ def _columns(table: Path, cells: list[str]) -> dict[str, int]:
 
 def _row(root: Path, table: Path, where: str, values: dict[str, str], suffixes: tuple[str, ...], follow_links: bool) -> Row:
     name, label, split = values["file"], values["label"], values.get("split")
-    if not name or not label:
-        raise InputError(f"{where}: no {'label' if name else 'file'}")
+    if not name:
+        raise InputError(f"{where}: no file")
     if not name.lower().endswith(suffixes):
         raise InputError(
             f"{where}: {name} does not end in {' or '.join(suffixes)}; if these are class folders of images, move {table.name} out of the "

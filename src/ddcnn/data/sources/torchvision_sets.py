@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,7 +107,7 @@ def torchvision_set(options: SourceOptions, class_name: str) -> Source:
     else:
         sets = {"all": make()}
         labels = {"all": _labels(options, "all", sets["all"])}
-    return _source(options, sets, labels)
+    return replace(_source(options, sets, labels), drawn="all" in sets)
 
 
 def _first_usable(options: SourceOptions, split: str, names: tuple[str, ...], make: Callable):
