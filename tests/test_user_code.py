@@ -141,3 +141,29 @@ def test_a_module_with_a_slash_in_its_name_is_loaded_again(tmp_path):
     other.add_module("a/b", nn.Linear(2, 3))
     parameters.load(tmp_path / "n.h5", other, {})
     torch.testing.assert_close(other(torch.ones(1, 2)), network(torch.ones(1, 2)))
+
+
+LATER = """
+    from torch import nn
+
+    class Later(nn.Module):
+        calls = 0
+
+        def __init__(self, shape, divisor):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(shape.classes))
+
+        def forward(self, images):
+            Later.calls += len(images) > 2
+            if Later.calls == 3:
+                raise KeyError("the third batch")
+            return self.layers(images)
+"""
+
+
+def test_a_network_that_fails_while_it_is_trained_is_named_with_its_line(tmp_path):
+    write(tmp_path, {"mine.py": LATER})
+    options = quick(network="mine:Later", methods="average", batch_size=16, output="run")
+    line = refusal(alone("run", *options, cwd=tmp_path))
+    assert "--network mine:Later fails in subdomain 0: KeyError: 'the third batch'" in line
+    assert f"({tmp_path / 'mine.py'}, line 14)" in line

@@ -19,7 +19,7 @@ from ddcnn.config.settings import PartitionSettings, ReportSettings, RunSettings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
-from ddcnn.parallel.abort import abort_all, log_failure
+from ddcnn.parallel.abort import abort_all, is_out_of_memory, log_failure
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.launcher import launched_rank
 from ddcnn.parallel.logs import lost_stdout, open_streams, set_up
@@ -237,11 +237,18 @@ def _main() -> int:
     except BaseException as error:  # also SystemExit: a rank that exits alone blocks the others in MPI_Finalize
         if world is None and not isinstance(error, Exception):
             raise
+        error = _as_users(error)
         if world:
             abort_all(world, error)
         else:
             log_failure(error, 0, 1)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _as_users(error: BaseException) -> BaseException:
+    """The error of a user's network, if it is one, which the user can mend."""
+    custom = sys.modules.get("ddcnn.networks.custom")  # None as long as no such network has been made
+    return custom.as_users(error) if custom and not is_out_of_memory(error) else error
 
 
 if __name__ == "__main__":

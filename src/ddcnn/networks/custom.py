@@ -19,6 +19,8 @@ INSTALLED = tuple(
     map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
 )  # folders of packages whose frames it names if there are no others
 
+IMPORTED: dict[str, str] = {}  # packages of users' networks -> the name of the network
+
 
 def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Module:
     """Calls the factory ``name`` (see ``registry``); ``width`` is passed only if it is given.
@@ -33,6 +35,7 @@ def make(name: str, shape: Shape, width: int | None, divisor: float) -> nn.Modul
         raise InputError(f"{option}: write it as package.module:factory{hint}{way_out}")
     with errors_as_input_error(f"{option} cannot be imported", way_out):
         module = importlib.import_module(module_name)
+    IMPORTED[module_name.partition(".")[0]] = name
     factory = getattr(module, factory_name, None)
     if factory is None:
         raise InputError(f"{option}: {module_name} has no {factory_name}{did_you_mean(factory_name, dir(module))}")
@@ -135,6 +138,17 @@ def errors_as_input_error(what: str, way_out: str = "") -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # SystemExit: an imported module may be a script
         raise InputError(f"{what}: {_reason(error)}{way_out}") from error
+
+
+def as_users(error: BaseException) -> BaseException:
+    """An exception that a user's network has raised while it computed, as an InputError; any other as it is."""
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = next((IMPORTED[package] for package in packages if package in IMPORTED), None)
+    if name is None or not isinstance(error, Exception):
+        return error
+    return InputError(
+        "".join([f"--network {name} fails", *(f" in {note}" for note in getattr(error, "__notes__", [])), f": {_reason(error)}"])
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -34,13 +34,17 @@ def log_failure(error: BaseException, rank: int, size: int) -> None:
     first_line = text.partition("\n")[0]
     if isinstance(error, FloatingPointError):
         logger.critical("%s: %s", place, text)
-    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)):
+    elif is_out_of_memory(error):
         remedy = "take more ranks, on more nodes or GPUs; in a run also a smaller --batch-size or --width, or fewer --methods"
         logger.critical("%s: not enough memory (%s): %s", place, first_line or type(error).__name__, remedy)
     elif _is_lost_connection(error):
         logger.critical("%s: another rank is gone (%s); what the launcher says tells why", place, first_line)
     else:
         logger.critical("%s: %s: %s", place, type(error).__name__, error, exc_info=error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
 
 
 def _is_lost_connection(error: BaseException) -> bool:
