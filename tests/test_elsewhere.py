@@ -155,6 +155,18 @@ def test_a_run_that_started_from_another_finds_it_again(tmp_path):
     succeeded(resume(tmp_path / "apart", "--output=second", "--start-from=../gone"))
 
 
+def test_a_run_behind_a_link_finds_what_lies_before_it(tmp_path):
+    (tmp_path / "a" / "b" / "scratch").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "runs").symlink_to(tmp_path / "a" / "b" / "scratch")
+    arrays(tmp_path / "home" / "data.npz")
+    arrays(tmp_path / "a" / "b" / "data.npz", seed=1)  # where the way back to the data leads without the link
+    options = quick(methods="global", data="data.npz", batch_size=16, train_samples=48, output="runs/1", partitions="sets")
+    stopped = on_ranks(1, "run", *options, cwd=tmp_path / "home", interrupted=("global", 1, 0, "SIGUSR1"))
+    assert stopped.returncode == 75, stopped.stderr
+    succeeded(resume(tmp_path / "else", "--output", "../home/runs/1"))
+
+
 def test_seeds_are_used_after_their_run_was_moved(tmp_path):
     (tmp_path / "at").mkdir()
     options = quick(methods="average", train_samples=100, epochs=1, seeds=2, output="run")

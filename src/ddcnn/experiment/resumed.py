@@ -24,11 +24,12 @@ def images_of(store: PartitionedSet) -> Images:
     return Images(**{name: getattr(store, name) for name in Images.model_fields})
 
 
-def origin_of(settings: RunSettings, store: PartitionedSet) -> Origin:
+def origin_of(settings: RunSettings, store: PartitionedSet, folder: RunFolder) -> Origin:
     """What is kept of this attempt for the next one."""
     start = RunFolder(settings.start_from).results if settings.start_from else None
     return Origin(
-        folder=os.getcwd(), data_is_path=is_path(settings.data), images=images_of(store), partitioned=os.path.abspath(store.path),
+        folder=os.getcwd(), output=str(folder.path.resolve()), data_is_path=is_path(settings.data), images=images_of(store),
+        partitioned=os.path.abspath(store.path),
         network=place_of(settings.network), start=digest_of_run(start),
     )  # fmt: skip
 

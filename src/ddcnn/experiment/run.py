@@ -54,7 +54,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         if world.rank == 0 and settings.progress != "none":
             for text in notes(problem):
                 logger.info("note: %s", text)
-        world.on_root(lambda: output.keep_origin(origin_of(settings, store)))
+        world.on_root(lambda: output.keep_origin(origin_of(settings, store, output)))
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
@@ -77,7 +77,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
         settings = settings.model_copy(update={"output": folder.path})
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
-            world.on_root(lambda settings=settings, folder=folder: folder.keep_origin(origin_of(settings, problem.store)))
+            world.on_root(lambda settings=settings, folder=folder: folder.keep_origin(origin_of(settings, problem.store, folder)))
             run_seed(problem, settings, folder, stop_requests)
     console = Console() if seeds[0].progress != "none" else None
     world.on_root(lambda: write_results(output, folders))

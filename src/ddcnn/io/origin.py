@@ -55,6 +55,7 @@ class Origin(BaseModel):
 
     Attributes:
         folder: the current folder then.
+        output: the run's folder then, without links.
         data_is_path: whether ``--data`` is a path, not the name of a set.
         partitioned: absolute path of the partitioned set.
         network: where the module of the user's network lay.
@@ -62,6 +63,7 @@ class Origin(BaseModel):
     """
 
     folder: str
+    output: str
     data_is_path: bool
     images: Images
     partitioned: str
@@ -103,10 +105,13 @@ def relocated(stored: RunSettings, run: Path, origin: Origin | None) -> RunSetti
 
 def moved_with(path: Path, output: Path | None, run: Path, origin: Origin | None) -> Path | None:
     """Where a path lies if it was moved together with the run's folder, which was ``output``; None if that cannot be known."""
-    if output is None or not (origin or path.is_absolute() == output.is_absolute()):
+    if origin:
+        way = os.path.relpath(os.path.join(origin.folder, path), origin.output)
+    elif output is not None and path.is_absolute() == output.is_absolute():
+        way = os.path.relpath(path, output)
+    else:
         return None
-    began = origin.folder if origin else ""
-    return Path(os.path.normpath(run.resolve() / os.path.relpath(os.path.join(began, path), os.path.join(began, output))))
+    return Path(os.path.normpath(run.resolve() / way))
 
 
 def _is_path(data: str, origin: Origin | None) -> bool:
