@@ -21,10 +21,11 @@ from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
 from ddcnn.data.set_parts import part_name, written_parts
 from ddcnn.data.sources import SPLITS, Source
 from ddcnn.decomposition import Decomposition
-from ddcnn.errors import InputError
-from ddcnn.io.atomic import NAME_LETTERS, disk_errors, output, put_in_place, sync_folder
+from ddcnn.errors import InputError, Stopped
+from ddcnn.io.atomic import NAME_LETTERS, disk_errors, not_written, output, put_in_place, sync_folder
 from ddcnn.io.hdf5 import HDF5_FORMAT, WrittenFile
 from ddcnn.io.lock import ABANDONED, NAME, PATIENCE, alone, locked
+from ddcnn.parallel.abort import abort_all
 from ddcnn.parallel.world import World
 
 CHUNK_BYTES = 1 << 20
@@ -138,18 +139,28 @@ class SetFiles:
     def open(self) -> Iterator[h5py.File]:
         """This rank's file, for writing; collective if all ranks write one file."""
         if self.parallel_file:
-            try:
-                with h5py.File(self.joint, "w", libver=HDF5_FORMAT, driver="mpio", comm=self.world.communicator) as file:
-                    try:
+            driver = {"driver": "mpio", "comm": self.world.communicator}
+            with self._ending_all(), h5py.File(self.joint, "w", libver=HDF5_FORMAT, **driver) as file:
+                try:
+                    with self._ending_all():
                         yield file
-                    finally:
-                        self.world.barrier()  # else HDF5 waits for the other ranks and blocks every thread, also the watchdog's
-            except (OSError, RuntimeError) as error:
-                raise InputError(f"{self.path}: cannot be written ({error})") from None
+                finally:
+                    self.world.barrier()  # else HDF5 waits for the other ranks and blocks every thread, also the watchdog's
         else:
             written = self.joint if self.one_file else self.unfinished / part_name(self.world.rank)
             with output(written, named=self.path) as raw, WrittenFile(raw) as file:
                 yield file
+
+    @contextmanager
+    def _ending_all(self) -> Iterator[None]:
+        """Ends all ranks on an error of parallel HDF5, in which the others may wait for this one for ever."""
+        try:
+            yield
+        except (InputError, Stopped):  # which all ranks agree on
+            raise
+        except Exception as error:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            abort_all(self.world, not_written(self.path, error))
 
     def finish(self, described: PartitionedSet, source: Source, written: dict[str, list[np.ndarray]], runs: dict[str, np.ndarray]) -> None:
         """Adds labels, checksums and attributes, joins the parts, renames the file to ``path``, and removes the parts of an older file.

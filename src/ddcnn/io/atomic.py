@@ -188,8 +188,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def not_written(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written ({error.strerror or error})")
+def not_written(path: Path, error: Exception) -> InputError:
+    number = error.errno if isinstance(error, OSError) else None  # h5py says more in strerror, of its own functions
+    return InputError(f"{path}: cannot be written ({os.strerror(number) if number else error})")
 
 
 @contextmanager
