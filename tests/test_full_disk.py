@@ -236,7 +236,7 @@ def test_a_run_writes_what_it_can_and_goes_on_when_there_is_room(tmp_path, expec
         (run / "details.h5").unlink(missing_ok=True)
     finished = on_ranks(2, "report.", *arguments, cwd=tmp_path, script="failing_files.py")
     assert finished.returncode == 0, finished.stderr
-    assert "warning: run/report.html: cannot be written (No space left on device); the run is complete" in finished.stderr
+    assert "warning: run/report.md: cannot be written (No space left on device); the run is complete" in finished.stderr
     assert "python -m ddcnn report run" in finished.stderr and not (run / "report.md").exists()
     assert (run / "checkpoints" / "training").exists()  # so that no training is done again
     assert start(2, tmp_path, "--resume").returncode == 0
