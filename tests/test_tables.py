@@ -12,6 +12,7 @@ from launching import on_ranks
 from PIL import Image
 from quick import quick
 from test_folders import damage, everything, opened, picture, save
+from test_folders import fill as fill_images
 from test_volumes import as_read, voxels
 from test_volumes import fill as fill_volumes
 from test_volumes import save as save_volume
@@ -19,8 +20,8 @@ from test_volumes import save as save_volume
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.prediction_source import open_images
-from ddcnn.data.sources import DamagedSample, SourceOptions
+from ddcnn.data.prediction_source import Wanted, open_images
+from ddcnn.data.sources import DamagedSample, SourceOptions, Split
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 
@@ -51,6 +52,12 @@ def partitioned(world, source, folder: Path, **options) -> PartitionedSet:
     )
 
 
+def to_classify(path: Path, store: PartitionedSet, **options) -> Split:
+    """All images of a path, for a run on ``store``."""
+    wanted = Wanted("all", None, False, lambda split, samples: False)
+    return open_images(SourceOptions(str(path), Path(), **{"nan": ""} | options), TrainedOn.of(store), wanted).images
+
+
 def everything_of(root: Path, **options) -> list[np.ndarray]:
     return [everything(split) for split in opened(root, **options).splits.values()]
 
@@ -79,6 +86,9 @@ def test_a_table_is_read_as_spreadsheets_and_scripts_write_it(tmp_path):
             assert all(map(np.array_equal, expected, found)), lines
     (root / "labels.csv").rename(root / "Labels.CSV")
     assert all(map(np.array_equal, expected, everything_of(root)))
+    images = fill_images(tmp_path / "images")
+    (images / "Labels.csv").write_text("image,class\n0.png,ant\n")  # of something else: class folders are read as ever
+    assert opened(images).class_names == ("ant", "bee")
 
 
 @pytest.mark.parametrize("suffix", [".NII.GZ", ".Nii.Gz"])
@@ -144,16 +154,13 @@ def test_byte_orders_do_not_matter(world, write_arrays, random_arrays, tmp_path,
             assert np.array_equal(store.whole(split)[..., 0], arrays[f"x_{split}"])
     assert len({(store.mean, store.std) for store in stores.values()}) == 1
     for store in stores.values():  # a run on one reads images in any order
-        options = SourceOptions(str(tmp_path / f"{ord('>')}{ord('<')}{suffix}"), Path())
-        images, chosen = open_images(options, TrainedOn.of(store), "all", None, False)
-        assert np.array_equal(images.read(chosen)[:10, ..., 0], arrays["x_train"])
+        assert np.array_equal(everything(to_classify(tmp_path / f"{ord('>')}{ord('<')}{suffix}", store))[:10, ..., 0], arrays["x_train"])
 
 
 def test_images_in_files_are_like_arrays_in_the_other_byte_order(world, write_arrays, random_arrays, tmp_path):
     store = partitioned(world, opened(write_arrays(tmp_path / "set.npz", **random_arrays((6, 8), ">f4"))), tmp_path)
     path = save(Image.fromarray(np.full((6, 8), 3000, np.uint16)), tmp_path / "images" / "deep.PNG", format="png")
-    images, _ = open_images(SourceOptions(str(path.parent), Path()), TrainedOn.of(store), "test", None, False)
-    assert everything(images).max() == 3000
+    assert everything(to_classify(path.parent, store)).max() == 3000
 
 
 @pytest.mark.parametrize(
@@ -313,12 +320,11 @@ def test_a_filter_that_is_missing_is_named_with_its_package(tmp_path, random_arr
 def test_without_nibabel_predict_names_it_and_calls_nothing_damaged(world, tmp_path, monkeypatch):
     store = partitioned(world, opened(fill_volumes(tmp_path / "set")), tmp_path)
     save_volume(tmp_path / "new" / "1.nii.gz", voxels()).rename(tmp_path / "new" / "1.Nii.Gz")
-    images, _ = open_images(SourceOptions(str(tmp_path / "new"), Path()), TrainedOn.of(store), "test", None, False)
-    assert np.array_equal(everything(images)[0], as_read(voxels()))
+    assert np.array_equal(everything(to_classify(tmp_path / "new", store))[0], as_read(voxels()))
     monkeypatch.setitem(sys.modules, "nibabel", None)
     for name in ("new", "new/1.Nii.Gz"):
         with pytest.raises(InputError, match="pip install nibabel") as error:
-            open_images(SourceOptions(str(tmp_path / name), Path()), TrainedOn.of(store), "test", None, False)
+            to_classify(tmp_path / name, store)
         assert not isinstance(error.value, DamagedSample)
 
 
@@ -332,7 +338,7 @@ def test_images_to_classify_follow_the_mode_and_the_links_of_the_run(world, tmp_
     (tmp_path / "new" / "x.PNG").symlink_to(tmp_path / "set" / "a" / "1.png")
 
     def images(on: PartitionedSet, **options):
-        return everything(open_images(SourceOptions(str(tmp_path / "new"), Path(), **options), TrainedOn.of(on), "test", None, False)[0])
+        return everything(to_classify(tmp_path / "new", on, **options))
 
     assert np.array_equal(images(store, follow_links=True)[0, ..., 0], np.asarray(picture(seed=1).convert("L")))
     with pytest.raises(InputError, match="--follow-links"):
@@ -340,3 +346,15 @@ def test_images_to_classify_follow_the_mode_and_the_links_of_the_run(world, tmp_
     (tmp_path / "new" / "x.PNG").unlink()
     save(picture(mode="L"), tmp_path / "new" / "x.png")
     assert images(store).shape == (1, 6, 8, 1)
+
+
+def test_what_is_not_read_of_images_to_classify_is_told_once(world, tmp_path, caplog):
+    for name in ("a", "b"):
+        for k in range(3):
+            save(picture(seed=k), tmp_path / "set" / name / f"{k}.png")
+    store = partitioned(world, opened(tmp_path / "set"), tmp_path)
+    for k in range(3):
+        save(picture(seed=k), tmp_path / "new" / f"{k}.tif", save_all=True, append_images=[picture(seed=9)])
+    assert np.array_equal(everything(to_classify(tmp_path / "new", store)), [np.asarray(picture(seed=k)) for k in range(3)])
+    (record,) = caplog.records
+    assert "0.tif has more than one page" in record.getMessage()

@@ -23,7 +23,7 @@ def files_in(walk: Walk, known: Sequence[str], unlabelled: bool) -> Iterator[tup
         InputError: no files, a malformed table, links that are not followed.
     """
     root = walk.root
-    table = None if unlabelled else table_in(root)
+    table = None if unlabelled else table_in(root, walk.suffixes)
     found = _in_table(walk) if table else _in_folders(walk, known, unlabelled)
     walk.tell()
     found = {split: files for split, files in found.items() if files}

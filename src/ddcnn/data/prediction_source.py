@@ -13,9 +13,9 @@ from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
 from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
 from ddcnn.data.sources.base import SPLITS, Split, same_type, split_by_fraction
-from ddcnn.data.sources.decoding import SUFFIXES, decode, format_like
+from ddcnn.data.sources.decoding import SUFFIXES, format_like, opened, to_array
 from ddcnn.data.sources.folders import Walk
-from ddcnn.data.sources.image_headers import Headers, header
+from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import check_nibabel, load_volume
@@ -164,13 +164,15 @@ def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[
 
     if options.volumes:
         check_nibabel(Path(options.name))
-    else:
-        headers = Headers()
-        headers.read(paths, header)
-        headers.tell()
+    headers = Headers()
 
     def load(i: int) -> np.ndarray:
-        image = load_volume(paths[i]) if options.volumes or pixels is None else decode(paths[i], pixels, options.mode)
+        if options.volumes or pixels is None:
+            image = load_volume(paths[i])
+        else:
+            with opened(paths[i]) as file:
+                headers.meet(file, paths[i])
+                image = to_array(file, pixels, paths[i], options.mode)
         if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
             raise InputError(f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it")
         return image

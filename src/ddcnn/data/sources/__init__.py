@@ -23,6 +23,7 @@ from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.tables import TABLE, table_in
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
+from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
@@ -79,7 +80,7 @@ def _opener(name: str) -> Opener:
         return partial(torchvision_set, class_name=name)
     path = Path(name)
     if name and path.is_dir():
-        return labelled_volumes if table_in(path) else class_folders
+        return labelled_volumes if table_in(path, VOLUMES) else class_folders
     if path.suffix.lower() in FILES and path.is_file():
         return FILES[path.suffix.lower()]
     raise InputError(_unknown(name))

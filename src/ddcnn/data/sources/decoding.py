@@ -84,7 +84,7 @@ def _reason(path: Path) -> Exception | None:
     """Why Pillow does not identify a file whose first bytes it knows: ``Image.open`` does not say it."""
     with path.open("rb") as file:
         prefix = file.read(16)
-        for factory, accept in (Image.OPEN[name] for name in FORMATS):
+        for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
             if accept and accept(prefix) is True:
                 file.seek(0)
                 try:
@@ -108,15 +108,13 @@ def bits_of(image: Image.Image) -> int:
 def decode(path: Path, pixels: PixelFormat, mode: str = "auto") -> np.ndarray:
     """The upright image of a file, (rows, columns, C); raises any exception if it is damaged, InputError as ``to_array``."""
     with opened(path) as image:
-        if 4 * image.width * image.height > MOST_BYTES:
-            raise ValueError(f"{times((image.height, image.width))} pixels take over a quarter of this machine's memory")
         return to_array(image, pixels, path, mode)
 
 
 def to_array(
     image: Image.Image, pixels: PixelFormat, name: object, mode: str = "auto", way_out: str = "convert all to one mode"
 ) -> np.ndarray:  # fmt: skip
-    """A Pillow image, turned upright and converted to a format: (rows, columns, C).
+    """A Pillow image, turned upright and converted to a format: (rows, columns, C); raises any exception if it is damaged.
 
     Args:
         mode: with "grey", colour becomes grey; with "grey" or "rgb", 16 bits a channel in colour become 8.
@@ -124,6 +122,8 @@ def to_array(
     Raises:
         InputError: the conversion would lose colour or depth, or numbers would become others.
     """
+    if 4 * image.width * image.height > MOST_BYTES:
+        raise ValueError(f"{times((image.height, image.width))} pixels take over a quarter of this machine's memory")
     original = format_of(image.mode)
     if not (original == pixels or (original, pixels) == (GREY, COLOUR) or (original, pixels, mode) == (COLOUR, GREY, "grey")):
         raise InputError(f"{name} is {original.words}, other images of the set are {pixels.words}: {way_out}")

@@ -108,6 +108,13 @@ class Headers:
             return next(iter(self.formats)) if len(self.formats) == 1 else COLOUR
         return COLOUR if mode == "rgb" else DEEP if DEEP in self.formats else GREY
 
+    def meet(self, image: Image.Image, name: object) -> None:
+        """Notes what is not read of an image, for each kind once in a process: for images whose headers were not read before."""
+        for kind in header_of(image).beyond:
+            if kind not in self.beyond:
+                self.beyond[kind] = [name, 1]
+                logger.warning("%s has %s", name, BEYOND[kind], extra={"kind": "note"})
+
     def tell(self) -> None:
         """Notes, once for each kind, what is not read."""
         for kind, (name, count) in self.beyond.items():

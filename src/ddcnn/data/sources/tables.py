@@ -26,12 +26,13 @@ class Row:
     split: str | None
 
 
-def table_in(folder: Path) -> Path | None:
-    """The table of a folder, whose name may be in any case; None if there is none."""
+def table_in(folder: Path, suffixes: tuple[str, ...]) -> Path | None:
+    """The table of a folder, None if there is none. Its name may be in any case if it names files with one of the suffixes."""
     if (folder / TABLE).is_file():
         return folder / TABLE
     with os.scandir(folder) as entries:
-        return next((Path(entry.path) for entry in entries if entry.name.lower() == TABLE and entry.is_file()), None)
+        others = [Path(entry.path) for entry in entries if entry.name.lower() == TABLE and entry.is_file()]
+    return next((table for table in others if any(suffix.encode() in table.read_bytes().lower() for suffix in suffixes)), None)
 
 
 def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_label: bool = True) -> list[Row]:
@@ -45,7 +46,7 @@ def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_
     Raises:
         InputError: no readable table, or a line that names no label, or no file in ``root``, or one that another line names.
     """
-    table = table_in(root) or root / TABLE
+    table = table_in(root, suffixes) or root / TABLE
     rows: list[Row] = []
     seen: dict[Path, str] = {}
     try:
@@ -102,7 +103,7 @@ def _row(root: Path, table: Path, where: str, values: dict[str, str], suffixes: 
     if not follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
     if not path.is_file():
-        raise InputError(f"{where}: {path} does not exist")
+        raise InputError(f"{where}: {path} does not exist{'; write paths with /' if chr(92) in name else ''}")
     if split is not None and split.casefold() not in SPLITS:
         raise InputError(f"{where}: split {split!r}; expected train or test")
     return Row(table, where, path, label, None if split is None else split.casefold())
