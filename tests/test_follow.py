@@ -233,9 +233,14 @@ def test_it_says_how_the_job_has_ended(unfinished, impatient, caplog):
 def test_a_job_on_another_host_is_given_up_when_it_is_silent_or_slurm_says_so(unfinished, impatient, monkeypatch, caplog):
     state(unfinished)
     begin = time.monotonic()
-    assert followed(unfinished) == 1
+    with monkeypatch.context() as patient:
+        patient.setattr(following, "GRACE", 60)
+        assert followed(unfinished) == 1
     assert time.monotonic() - begin > 0.4 and "no sign of life from process 1 on elsewhere" in caplog.text
+    caplog.clear()
     monkeypatch.setattr(following, "SILENCE", 60)
+    os.utime(unfinished / ".lock", (1e9, 1e9))  # silent for years when it is looked at
+    assert followed(unfinished) == 1 and "no sign of life from process 1 on elsewhere" in caplog.text
     monkeypatch.setattr("ddcnn.io.lock._job_is_running", lambda job: False)
     state(unfinished, job="12")
     assert followed(unfinished) == 1 and "process 1 on elsewhere, SLURM job 12 has ended" in caplog.text

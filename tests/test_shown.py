@@ -227,6 +227,8 @@ def test_a_table_is_divided_by_columns_and_fits_where_two_columns_do(rows, width
     lines = [line.plain for line in fitted(header, cells, width)]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     assert max(map(cell_len, lines)) <= max(width, 4 + widths[0] + max(widths[1:]))
+    if width > sum(widths) + 6:
+        assert len(lines) == len(rows)
     for row in rows:
         assert all(any(cell in line for line in lines) for cell in row)
 
@@ -277,6 +279,8 @@ def test_a_character_is_drawn_with_a_font_that_has_it_and_else_is_its_code(tmp_p
         assert fonts.fallbacks(frozenset("\U000f1234"))[0] == ("Ddcnn Test",)
         drawn = figures.draw(tmp_path / "figures" / "a.png", lambda: titled("\U000f1234"), ["\U000f1234"])
         assert drawn and not recwarn.list
+        assert figures.draw(tmp_path / "figures" / "b.png", lambda: titled("\U000f1234"))  # with a box
+        assert (tmp_path / "figures" / "a.png").read_bytes() != (tmp_path / "figures" / "b.png").read_bytes()
     finally:
         fontManager.ttflist[:] = before
         fonts.fallbacks.cache_clear()
