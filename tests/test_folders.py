@@ -157,8 +157,29 @@ def test_an_empty_class_is_refused_by_its_name(tmp_path):
     fill(tmp_path)
     (tmp_path / "wasp").mkdir()
     (tmp_path / "wasp" / "list.txt").write_text("nothing")
-    with pytest.raises(InputError, match="wasp: the class has no image"):
+    with pytest.raises(InputError, match=r"wasp: the class has no image.*remove the folder"):
         opened(tmp_path)
+    save(picture(), tmp_path / "ant" / "1.gif")
+    save(picture(), tmp_path / "wasp" / "1.gif")
+    with pytest.raises(InputError, match=r"wasp: the class has no image.*convert its 1 that end in \.gif"):
+        opened(tmp_path)
+
+
+def test_folders_of_unpackers_and_disks_are_no_classes(tmp_path):
+    fill(tmp_path)
+    save(picture(), tmp_path / "__MACOSX" / "._0.png")
+    (tmp_path / "lost+found").mkdir()
+    assert opened(tmp_path).class_names == ("ant", "bee")
+
+
+def test_a_link_to_nothing_and_an_image_of_another_kind_are_named(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="gone: a link to what does not exist"):
+        opened(tmp_path / "gone")
+    root = fill(tmp_path / "set")
+    save(picture(), root / "ant" / "7.gif").rename(root / "ant" / "7.jpg")
+    (message,) = damage(opened(root))
+    assert "it is in the format GIF, whatever its name says" in message
 
 
 @pytest.mark.parametrize("files", [[], ["1.png", "2.png"], ["brain.nii.gz"]])

@@ -116,6 +116,7 @@ def test_volumes_and_arrays_may_have_suffixes_in_any_case(tmp_path, random_array
         (["file,label", "../other/0.nii.gz,1"], r"line 2: \.\./other/0\.nii\.gz lies outside"),
         (["file,label", "away.nii.gz,1"], r"away\.nii\.gz lies outside of .*a link leads.*--follow-links"),
         (["file,label", ",,", ",,"], "no lines below"),
+        (["", ",", "file,label", "0.nii.gz;1"], r"line 4: no label; it has semicolons.*commas"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, lines, words):
@@ -255,6 +256,7 @@ def test_a_sample_without_any_number_stays_damaged(tmp_path):
     root = fill_volumes(tmp_path, make=lambda seed: np.full((3, 4, 5), np.nan if seed == 2 else seed, np.float32))
     (message,) = damage(opened(root, nan="zero"))
     assert "2.nii" in message
+    assert "--nan" not in message  # which is in use, and does not help
 
 
 # What is left after damage
@@ -273,6 +275,8 @@ def test_a_class_or_a_split_that_is_lost_to_damage_is_refused_by_name(world, tmp
 
     assert broken("train/bee/[01].png")().train_samples == 7
     assert broken("test/*/1.png")().skipped == 5
+    broken("test/bee/0.png")()
+    assert "all 2 test samples of the class bee are damaged: accuracies say nothing of it" in caplog.text
     with pytest.raises(InputError, match="all 3 training samples of the class bee are damaged"):
         broken("train/bee/*.png")()
     with pytest.raises(InputError, match="all 3 training samples of the class ant are damaged, and so it is with 1 other:"):

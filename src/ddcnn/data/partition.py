@@ -136,7 +136,7 @@ def partition(
 
 
 def check_kept(source: Source, selections: dict[str, np.ndarray], kept: dict[str, np.ndarray]) -> None:
-    """Checks again, after damaged samples have been left out, what every set needs.
+    """Checks again, after damaged samples have been left out, what every set needs; notes classes that cannot be tested any more.
 
     Args:
         selections, kept: indices of the samples of each split (S,), before and after.
@@ -147,17 +147,18 @@ def check_kept(source: Source, selections: dict[str, np.ndarray], kept: dict[str
     for split in SPLITS:
         if not len(kept[split]):
             raise InputError(f"{source.name}: all of its {len(selections[split])} {split} samples are damaged; mend some")
-    counts, left = (
-        np.bincount(source.splits["train"].labels[samples], minlength=len(source.class_names))
-        for samples in (selections["train"], kept["train"])
-    )
-    lost = np.flatnonzero((counts > 0) & (left == 0))
-    if lost.size:
-        more = f", and so it is with {lost.size - 1} other{'s' * (lost.size > 2)}" if lost.size > 1 else ""
-        raise InputError(
-            f"{source.name}: all {counts[lost[0]]} training samples of the class {source.class_names[lost[0]]} are damaged{more}: "
-            "mend some, or take the class out of the data"
+    for split, kind in zip(SPLITS, ("training", "test"), strict=True):
+        counts, left = (
+            np.bincount(source.splits[split].labels[samples], minlength=len(source.class_names))
+            for samples in (selections[split], kept[split])
         )
+        lost = np.flatnonzero((counts > 0) & (left == 0))
+        if lost.size:
+            more = f", and so it is with {lost.size - 1} other{'s' * (lost.size > 2)}" if lost.size > 1 else ""
+            what = f"{source.name}: all {counts[lost[0]]} {kind} samples of the class {source.class_names[lost[0]]} are damaged{more}"
+            if split == "train":
+                raise InputError(f"{what}: mend some, or take the class out of the data")
+            logger.warning("%s: accuracies say nothing of it", what, extra={"kind": "note"})
 
 
 def rank_slice(all_blocks: list[Block], world: World) -> list[Block]:
@@ -188,9 +189,7 @@ def check_values(name: Callable[[int], object], images: np.ndarray) -> None:
     largest = np.maximum(values.max(axis=1).astype(np.float64), -values.min(axis=1).astype(np.float64))  # NaN if one is
     bad = np.flatnonzero(~(largest <= LARGEST))
     if bad.size and not np.isfinite(largest[bad[0]]):
-        raise DamagedSample(
-            f"{name(int(bad[0]))} has a pixel that is NaN or infinite; mend it or leave it out, or add --nan zero or --skip-damaged"
-        )
+        raise DamagedSample.not_finite(name(int(bad[0])), images[bad[0]])
     if bad.size:
         raise InputError(
             f"{name(int(bad[0]))} has a pixel of magnitude {largest[bad[0]]:.3g}, and more than {LARGEST:g} cannot be computed with: "

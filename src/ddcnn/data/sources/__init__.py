@@ -53,7 +53,7 @@ def open_source(options: SourceOptions) -> Source:
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
     if options.mode != "auto" and not source.fitted:
-        raise InputError(f"--mode {options.mode} is of image files, which {options.name} has not: leave it out, or convert the arrays")
+        raise InputError(f"--mode {options.mode} applies to image files, and {options.name} holds arrays: leave it out")
     splits = source.splits if source.fitted else {name: fit_split(split, options) for name, split in source.splits.items()}
     splits["test"] = in_byte_order(splits["test"], splits["train"].dtype)
     return replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing)
@@ -90,6 +90,8 @@ def _unknown(name: str) -> str:
     path = Path(name)
     if path.is_file():
         return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
+    if path.is_symlink():
+        return f"--data {name}: a link to what does not exist, or cannot be reached: bring it back"
     guess = _guess(name)
     if path.suffix or "/" in name:
         return f"--data {name}: no such file or folder{guess}"

@@ -91,8 +91,8 @@ def _missing_filters(dataset: h5py.Dataset) -> str:
     if not missing:
         return ""
     names = " and ".join(f"filter {number}{f' ({FILTERS[number]})' if number in FILTERS else ''}" for number in missing)
-    known = set(missing) <= set(FILTERS)
-    return f"{names}, which is not installed: {f'pip install {FILTER_PACKAGE}' if known else 'write it again'}, or write it with gzip"
+    install = f"pip install {FILTER_PACKAGE}, or " if set(missing) <= set(FILTERS) else ""
+    return f"{names}, which is not installed: {install}write it with gzip"
 
 
 def open_npz(path: Path) -> tuple[dict[str, Array], str]:

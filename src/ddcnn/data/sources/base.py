@@ -28,6 +28,13 @@ class DamagedSample(InputError):
         """``what`` names the file or the sample."""
         return cls(f"{what}: cannot be read ({reason}); mend or remove it, or add --skip-damaged")
 
+    @classmethod
+    def not_finite(cls, what: object, sample: np.ndarray) -> "DamagedSample":
+        """``what`` names a sample that has a value which is NaN or infinite; ``--nan`` replaces those of a sample that has others."""
+        if np.isfinite(sample).any():
+            return cls.of(what, "it has a value that is NaN or infinite, which --nan zero would replace")
+        return cls.of(what, "all its values are NaN or infinite")
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -211,10 +218,11 @@ def check(source: Source) -> None:
     if train.shape[1:] != test.shape[1:] or not same_type(train.dtype, test.dtype):
         raise InputError(
             f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
-            "they must be alike"
+            "convert them to one size and type"
         )
     if train.dtype.kind not in PIXEL_KINDS or train.dtype.itemsize > 8:
-        way_out = "; give the magnitude (numpy.abs), or real and imaginary parts as two channels" if train.dtype.kind == "c" else ""
+        ways_out = {"c": "; give the magnitude (numpy.abs), or real and imaginary parts as two channels", "b": ": convert them to uint8"}
+        way_out = ways_out.get(train.dtype.kind, "")
         raise InputError(f"{source.name}: pixels of type {train.dtype}; expected integers or floats of up to 64 bits{way_out}")
     if 0 in train.shape[1:]:
         raise InputError(f"{source.name}: images of shape {train.shape[1:]} have no pixels")

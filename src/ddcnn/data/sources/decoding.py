@@ -74,9 +74,12 @@ def opened(path: Path) -> Iterator[Image.Image]:
                     image.filename = ""  # else Pillow maps the file into memory, in the size that the image is only turned to afterwards
                 yield image
         except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
-            reason = _reason(path) or error if isinstance(error, UnidentifiedImageError) else error
+            unidentified = isinstance(error, UnidentifiedImageError)
+            reason = _reason(path) or error if unidentified else error
             if UNSUPPORTED.search(str(reason)):
                 raise InputError(f"{path}: Pillow does not read such an image ({reason}); convert it, to PNG for example") from None
+            if unidentified and (kind := _kind(path)):
+                raise ValueError(f"it is in the format {kind}, whatever its name says; convert it to PNG, for example") from None
             raise
 
 
@@ -92,6 +95,15 @@ def _reason(path: Path) -> Exception | None:
                 except Exception as error:  # it raises anything
                     return error
     return None
+
+
+def _kind(path: Path) -> str | None:
+    """The format of a file that has one of Pillow's others, None if it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.format
+    except Exception:  # it raises anything
+        return None
 
 
 def bits_of(image: Image.Image) -> int:

@@ -21,6 +21,7 @@ OTHER_SUFFIXES = (
     ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".svg", ".tga",
 )  # fmt: skip
 TRAIN = ("train", "training")
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN")  # of unpackers and disks
 TEST = ("test", "testing", "val", "validation", "valid")  # the first that exists is the test split
 logger = logging.getLogger(__name__)
 
@@ -87,15 +88,17 @@ def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator
     for name, class_folder in walk.subfolders(folder):
         if name not in number:
             raise InputError(f"{class_folder}: the training split has no class of that name")
+        before = walk.left_out.copy()
         paths = sorted(walk.files(class_folder), key=str)
         if not paths:
-            raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)})")
+            way_out = f"convert its {others}" if (others := _counted(walk.left_out - before)) else "add some, or remove the folder"
+            raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)}); {way_out}")
         yield from ((path, number[name]) for path in paths)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Finds folders and image files in ``root`` and below it; hidden ones are left out.
+    """Finds folders and image files in ``root`` and below it; hidden ones and ``SYSTEM_FOLDERS`` are left out.
 
     Attributes:
         suffixes: of the files, in lower case.
@@ -153,7 +156,7 @@ class Walk:
 
     def _is_folder(self, entry: os.DirEntry) -> bool:
         """Whether an entry is a folder to search; InputError for links as ``subfolders``."""
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
             return False
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise InputError(f"{entry.path} is a link to what does not exist, or cannot be reached: bring it back, or remove the link")
@@ -166,5 +169,9 @@ class Walk:
     def tell(self) -> None:
         """Notes what has been left out."""
         if self.left_out:
-            kinds = ", ".join(f"{count} that end in {suffix}" for suffix, count in sorted(self.left_out.items()))
+            kinds = _counted(self.left_out)
             logger.info("note: %s: images of other kinds are not looked at: %s; convert them to PNG, for example", self.root, kinds)
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    return ", ".join(f"{count} that end in {suffix}" for suffix, count in sorted(suffixes.items()))

@@ -102,8 +102,8 @@ class Headers:
             )
         if mode == "auto" and len(self.formats) > 1:
             (grey, n), (colour, m) = self.formats[GREY], self.formats[COLOUR]
-            logger.info("note: %d images are grey (%s) and %d in colour (%s): all are read as colour; --mode grey reads all as grey",
-                        n, grey, m, colour)  # fmt: skip
+            logger.info("note: %d image%s grey (%s) and %d in colour (%s): all are read as colour; --mode grey reads all as grey",
+                        n, " is" if n == 1 else "s are", grey, m, colour)  # fmt: skip
         if mode == "auto":
             return next(iter(self.formats)) if len(self.formats) == 1 else COLOUR
         return COLOUR if mode == "rgb" else DEEP if DEEP in self.formats else GREY

@@ -16,7 +16,6 @@ from ddcnn.data.sources.base import READ_BYTES, DamagedSample, Source, SourceOpt
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
-NOT_FINITE = "it has a value that is NaN or infinite, which --nan would replace"
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -34,7 +33,7 @@ class Fit:
     def __post_init__(self) -> None:
         options = self.options
         if self.dimension == 3 and options.mode != "auto":
-            raise InputError(f"--mode {options.mode} is of image files, and {options.name} holds volumes: leave it out")
+            raise InputError(f"--mode {options.mode} applies to image files, and {options.name} holds volumes: leave it out")
         if self.dimension == 3 and options.image_size:
             raise InputError(f"--image-size: {options.name} holds volumes; give --volume-size DEPTHxROWSxCOLUMNS")
         if self.dimension == 2 and options.volume_size:
@@ -178,7 +177,7 @@ def sample_by_sample(
                 raise DamagedSample.of(name(i), str(error) or type(error).__name__) from None
             sample = without_nan(sample, fit.options.nan)
             if sample.dtype.kind == "f" and not np.isfinite(sample).all():
-                raise DamagedSample.of(name(i), NOT_FINITE)
+                raise DamagedSample.not_finite(name(i), sample)
             sample = fit(sample)
             if sample.shape != shape:  # only some headers were compared before
                 raise InputError(f"{name(i)} has shape {sample.shape}, others have {shape}: give one size for all with {fit.option}")

@@ -11,8 +11,8 @@ from ddcnn.errors import InputError
 
 TABLE = "labels.csv"
 COLUMNS = ("file", "label", "split")
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are refused: cells stand between commas
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are refused: cells stand between commas
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,19 @@ def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_
         if content.startswith(UTF_16):
             raise InputError(f"{table}: its text is UTF-16; save it as CSV in UTF-8")
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
-        columns = _columns(table, next(reader, []))
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
+        lines = (cells for cells in reader if any(cell.strip() for cell in cells))
+        columns = _columns(table, next(lines, []))
+        for cells in lines:
             values = {name: cells[k].strip() if k < len(cells) else "" for name, k in columns.items()}
             if every_label and values["file"] and not values["label"]:
-                raise InputError(f"{table} line {reader.line_num}: no label")
+                raise InputError(f"{table} line {reader.line_num}: no label{_separated(cells)}")
             row = _row(root, table, f"{table} line {reader.line_num}", values, suffixes, follow_links)
             if row.path in seen:
                 raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
             seen[row.path] = row.where.removeprefix(f"{table} ")
             rows.append(row)
     except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or a zero byte in a name
-        raise InputError(f"{table}: not a readable table in UTF-8 ({error})") from None
+        raise InputError(f"{table}: not a readable table in UTF-8 ({error}); save it as CSV in UTF-8") from None
     if not rows:
         raise InputError(f"{table}: no lines below the column names")
     return rows
@@ -80,12 +79,14 @@ def _columns(table: Path, cells: list[str]) -> dict[str, int]:
     if twice:
         raise InputError(f"{table}: its first line names the column {twice} twice")
     if not {"file", "label"} <= set(names):
-        expected = "its first line must name the columns file,label or file,label,split"
-        for separator, what in SEPARATORS.items():
-            if separator in "".join(cells):
-                raise InputError(f"{table}: {expected}; it has {what} between them: save it with commas")
-        raise InputError(f"{table}: {expected}")
+        raise InputError(f"{table}: its first line must name the columns file,label or file,label,split{_separated(cells)}")
     return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def _separated(cells: list[str]) -> str:
+    """A remark on a line whose cells do not stand between commas."""
+    what = next((what for separator, what in SEPARATORS.items() if separator in "".join(cells)), None)
+    return f"; it has {what} between its cells: save it with commas" if what else ""
 
 
 def _row(root: Path, table: Path, where: str, values: dict[str, str], suffixes: tuple[str, ...], follow_links: bool) -> Row:
