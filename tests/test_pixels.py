@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from test_folders import damage, everything, fill, opened, picture, save
 
+from ddcnn.config.settings import RunSettings
 from ddcnn.data.sources.decoding import decode
 from ddcnn.data.sources.image_headers import header
 from ddcnn.errors import InputError
+from ddcnn.experiment.plan import prepare_run
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B", "F")
 TURNS = {
@@ -260,6 +262,17 @@ def test_text_without_an_orientation_behind_the_pixels_does_no_harm(tmp_path):
     assert header(path).beyond == ()
     path.write_bytes(path.read_bytes()[:60])
     assert header(path).size == (6, 9)  # it is damage that decoding finds
+
+
+def test_headers_are_not_read_again_where_a_partitioned_set_is_found(world, tmp_path, monkeypatch):
+    root = fill(tmp_path / "set", samples=12, make=lambda seed: picture(16, 16, seed))
+    settings = RunSettings(data=str(root), output=tmp_path / "out", partitions=tmp_path, network="vgg3", progress="none")
+    first = prepare_run(world, settings)
+    monkeypatch.setattr("ddcnn.data.sources.folders.header", lambda path: pytest.fail(f"{path} is read again"))
+    assert prepare_run(world, settings) == first
+    save(picture(16, 16, 3), root / "ant" / "0.png")
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        prepare_run(world, settings)
 
 
 # Links

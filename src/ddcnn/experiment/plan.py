@@ -106,7 +106,7 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
     given, source = Path(settings.data), None
     if not (given.suffix.lower() == ".h5" and is_partitioned(given)):
         try:
-            source = open_source(options)
+            source = open_source(replace(options, known=partial(_known, settings, options)))
         except InputError as error:
             if not resumed:
                 raise
@@ -118,10 +118,26 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
         return None, given
     decomposition = decompose(settings, source)
     check_fits(ranks, settings, decomposition, len(select(settings, source)["train"]), source.shape[-1], len(source.class_names))
-    content = (replace(options, name="", data_root=Path(), download=False), decomposition.grid, decomposition.overlap, decomposition.margin)
+    return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
+
+
+def _place(settings: RunSettings, options: SourceOptions, fingerprint: str, axes: int) -> Path:
+    """Where the partitioned set of a source lies, or is to lie."""
+    grid = settings.splitting.image_grid(settings.grid, axes)
+    content = (replace(options, name="", data_root=Path(), download=False), grid, settings.overlap, settings.margin)
     chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
-    key = sha256(repr((source.fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
-    return source, settings.partitions / f"{short_name(settings.data)}-{times(decomposition.grid)}-{key}.h5"
+    key = sha256(repr((fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
+    return settings.partitions / f"{short_name(settings.data)}-{times(grid)}-{key}.h5"
+
+
+def _known(settings: RunSettings, options: SourceOptions, fingerprint: str, axes: int) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Shape and type of the images of a source that an earlier run has partitioned."""
+    path = _place(settings, options, fingerprint, axes)
+    try:
+        store = PartitionedSet.open(path)
+    except InputError:  # there is none, or a damaged one, which is refused when it is used
+        return None
+    return store.shape, np.dtype(store.dtype)
 
 
 def resolved(settings: RunSettings, store: PartitionedSet) -> RunSettings:

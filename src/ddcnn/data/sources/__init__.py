@@ -66,7 +66,7 @@ def is_path(name: str) -> bool:
 
 def open_like(options: SourceOptions, shape: tuple[int, ...], dtype: np.dtype) -> Source:
     """Opens a source whose images are known to have a shape (*spatial, C) and a type: no headers are read. Raises as ``open_source``."""
-    return open_source(replace(options, download=False, shape=shape, pixels=format_like(shape[-1], dtype)))
+    return open_source(replace(options, download=False, known=lambda *_: (shape, dtype), pixels=format_like(shape[-1], dtype)))
 
 
 def _opener(name: str) -> Opener:

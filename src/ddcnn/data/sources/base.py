@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
 SPLITS = ("train", "test")
-NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels", "shape")  # of SourceOptions: not part of ``preprocessing``
+NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels", "known")  # of SourceOptions: not part of ``preprocessing``
 UNLESS_DEFAULT = {"mode": "auto", "nan": "refuse"}  # stored only if they differ, so that digests of sets are what they were
 READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
@@ -52,7 +52,8 @@ class SourceOptions:
         test_fraction: share of test samples, for sources without a test split.
         seed: of the choice of test samples.
         pixels: format that image files are converted to; None: the one that they share.
-        shape: (*spatial, C) of all images after resizing, if it is known, so that headers need not be read; with ``pixels``.
+        known: gives (*spatial, C) and the type of all images of files with a fingerprint and a number of spatial axes, if they are known,
+            so that headers need not be read.
         mode: of image files, "auto", "grey" or "rgb".
         nan: what becomes of values that are NaN or infinite: "refuse", "zero" or "lowest"; "" as in ``as_before``.
         follow_links: whether links in folders may lead out of them.
@@ -70,7 +71,7 @@ class SourceOptions:
     test_fraction: float = 0.2
     seed: int = 0
     pixels: PixelFormat | None = None
-    shape: tuple[int, ...] | None = None
+    known: Callable[[str, int], tuple[tuple[int, ...], np.dtype] | None] = field(default=lambda *_: None, repr=False, compare=False)
     mode: str = "auto"
     nan: str = "refuse"
     follow_links: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
-from ddcnn.data.sources.decoding import SUFFIXES, decode
+from ddcnn.data.sources.decoding import SUFFIXES, PixelFormat, decode, format_like
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError, file_name
@@ -53,13 +53,18 @@ def class_folders(options: SourceOptions) -> Source:
     splits = {"train": np.arange(border), "test": np.arange(border, len(paths))}
     splits = splits if "test" in by_split else split_by_fraction(options, labels)
     walk.tell()
-    pixels, shape = options.pixels, options.shape
-    if not pixels or not shape:
-        headers = Headers()
-        headers.read(paths, header)
-        pixels, shape = headers.common(pixels, options.mode, fit.size, fit.option)
     files = LabelledFiles(root, paths, labels, splits, range(len(class_names)))
+    pixels, shape = _format_and_shape(files, fit)
     return files.source(list(map(file_name, class_names)), shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
+
+
+def _format_and_shape(files: LabelledFiles, fit: Fit) -> tuple[PixelFormat, tuple[int, ...]]:
+    """As ``Headers.common``; headers are read if they are not known."""
+    if (known := fit.options.known(files.fingerprint, 2)) and (pixels := format_like(known[0][-1], known[1])):
+        return pixels, known[0]
+    headers = Headers()
+    headers.read(files.paths, header)
+    return headers.common(None, fit.options.mode, fit.size, fit.option)
 
 
 def _split_folders(walk: "Walk") -> dict[str, Path]:

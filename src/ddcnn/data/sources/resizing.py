@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -205,19 +206,24 @@ class LabelledFiles:
     splits: dict[str, np.ndarray]
     label_names: Sequence[object]
 
-    def source(
-        self, class_names: Sequence[str], shape: tuple[int, ...], dtype: np.dtype, fit: Fit, load: Callable[[Path], np.ndarray]
-    ) -> Source:
-        """A source whose samples ``load`` reads; for shape and type see ``sample_by_sample``."""
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with names, labels, sizes and times of change of the files."""
         digest = hashlib.sha256()
         for split, indices in self.splits.items():
             for i in indices:
                 path, label, status = self.paths[i].relative_to(self.root), self.label_names[self.labels[i]], self.paths[i].stat()
                 digest.update(f"{split}\0{path}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+        return digest.hexdigest()
+
+    def source(
+        self, class_names: Sequence[str], shape: tuple[int, ...], dtype: np.dtype, fit: Fit, load: Callable[[Path], np.ndarray]
+    ) -> Source:
+        """A source whose samples ``load`` reads; for shape and type see ``sample_by_sample``."""
 
         def split_of(indices: np.ndarray) -> Split:
             paths = [self.paths[i] for i in indices]
             return sample_by_sample(self.labels[indices], shape, dtype, fit, lambda i: load(paths[i]), paths.__getitem__)
 
         splits = {split: split_of(indices) for split, indices in self.splits.items()}
-        return Source(fit.options.name, splits, tuple(class_names), digest.hexdigest(), fitted=True)
+        return Source(fit.options.name, splits, tuple(class_names), self.fingerprint, fitted=True)

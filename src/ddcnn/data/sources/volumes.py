@@ -40,7 +40,8 @@ def labelled_volumes(options: SourceOptions) -> Source:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
     files = LabelledFiles(root, [row.path for row in rows], labels, splits, class_names)
-    return files.source(class_names, options.shape or _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
+    known = options.known(files.fingerprint, 3)
+    return files.source(class_names, known[0] if known else _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
 
 
 def load_volume(path: Path) -> np.ndarray:
