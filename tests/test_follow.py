@@ -247,6 +247,9 @@ def test_a_job_on_another_host_is_given_up_when_it_is_silent_or_slurm_says_so(un
 
 
 def test_a_folder_without_a_run_or_one_that_goes_ends_it(unfinished, impatient):
+    (unfinished / "file").touch()
+    with pytest.raises(InputError, match=r"file/run/metrics.jsonl: cannot be read \(Not a directory\)"):
+        following.follow(RunFolder(unfinished / "file" / "run"), Console(file=io.StringIO()))
     with pytest.raises(InputError, match=r"no run has begun within"):
         followed(unfinished / "nowhere")
     vigil = following.Vigil(RunFolder(unfinished))

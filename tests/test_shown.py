@@ -161,6 +161,7 @@ STREAMS = "from ddcnn.parallel.logs import open_streams, lost_stdout; import os,
         ("PYTHONIOENCODING=ascii", "print('a–b ± é \\udce9')", "a-b +- \\xe9 \\udce9\n"),
         ("PYTHONIOENCODING=latin-1", "print('é' == 'é', '猫')", "True \\u732b\n"),
         ("LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0", "print('\\u2581\\u2588')", "_#\n"),
+        ("COLUMNS=0 LINES=0", "from rich.console import Console; Console().print('shown')", "shown\n"),
         ("", "os.set_blocking(1, False); print(len('x' * 300000), 'x' * 300000)", "300000 " + "x" * 300000 + "\n"),
     ],
 )

@@ -27,7 +27,6 @@ from ddcnn.report.run_report import write_report
 from ddcnn.training.loop import Epoch
 
 logger = logging.getLogger(__name__)
-logger = logging.getLogger(__name__)
 EXAMPLES = 4  # test images in details.h5
 KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
 
@@ -88,7 +87,7 @@ class Recorder:
         row = tuple(np.nan if value is None else value for value in values)
         self._recorded.epochs.append(row)
         if self.world.rank == 0:
-            with disk_errors(self.folder.path), self.folder.metrics.open("a", encoding="utf-8") as file:
+            with disk_errors(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(text(row))
             if self._board:
                 self._board.add([line(row)])

@@ -46,6 +46,9 @@ class Descriptor(io.FileIO):
 
 def open_streams() -> None:
     """Puts stdout and stderr on streams that cannot fail; what was closed leads nowhere, so that no other file gets its number."""
+    for size in ("COLUMNS", "LINES"):  # 0 where no terminal has been found: then rich would show nothing
+        if not os.environ.get(size, "0").strip("0"):
+            os.environ.pop(size, None)
     for number in range(3):
         try:
             os.fstat(number)

@@ -143,7 +143,9 @@ def read(run: RunFolder) -> Iterator[tuple[str, EpochLine]]:
             lines = sorted((parse(EpochLine, line) for line in whole), key=lambda line: line.time)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"{folder.metrics}: cannot be read ({error.strerror})") from None
+        except ValueError as error:
             raise InputError(f"{folder.metrics}: damaged, or of another version ({error})") from None
         seed = f"{folder.path.name.replace('-', ' ')}  " if seeds else ""
         for line in lines:
