@@ -187,6 +187,15 @@ def impatient(monkeypatch):
     for name, seconds in {"GRACE": 0.2, "BEGINNING": 0.3, "SILENCE": 0.4, "INTERVAL": 0.05, "ASKING": 0.1}.items():
         monkeypatch.setattr(following, name, seconds)
 
+    def stop(*_):
+        raise TimeoutError("it has not ended")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
 
 def followed(run: Path) -> int:
     return following.follow(RunFolder(run), Console(file=io.StringIO(), width=80))
