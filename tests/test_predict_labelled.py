@@ -83,6 +83,8 @@ def test_new_class_folders_are_classified_whole(trained, predict, tmp_path, imag
     new.rename(tmp_path / "only" / "Test")
     for split in ((), ("--split", "test"), ("--split", "all")):
         assert len(predict(run, tmp_path / "only", *split)[0]) == count
+    with pytest.raises(InputError, match=r"--split train: .*only has no images to train on"):
+        predict(run, tmp_path / "only", "--split", "train")
 
 
 def test_of_the_runs_own_images_the_test_images_are_taken(trained, predict, tmp_path):

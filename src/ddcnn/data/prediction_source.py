@@ -128,14 +128,15 @@ def _divided(options: SourceOptions, name: str, whole: Split, wanted: Wanted) ->
 
     They are divided if they are the run's, or if that split is asked for; without two files of a class all are test images.
     """
-    if wanted.split == "all" or wanted.unlabelled:
+    if wanted.split in ("all", name) or wanted.unlabelled:
         return {name: whole}
-    if np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:
+    if name == "all" and np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:
         parts = {split: _part(whole, indices) for split, indices in split_by_fraction(options, whole.labels).items()}
-        if wanted.split not in (None, name) or wanted.is_own(parts["test"], len(whole)):
+        if wanted.split or wanted.is_own(parts["test"], len(whole)):
             return parts
-    elif wanted.split == "train":
-        raise InputError(f"--split train: {options.name} has no images to train on; leave --split out, which takes all of them")
+    elif wanted.split == "train" or (wanted.split == "test" and name == "train"):
+        none = f"{options.name} has no images to {wanted.split} on"
+        raise InputError(f"--split {wanted.split}: {none}; leave --split out, which takes all of them")
     return {name: whole}
 
 
@@ -199,7 +200,8 @@ def _arrays(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> di
         return {"all": split_of(*single)}
     if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs):
         known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"])
-        raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); see --split")
+        other = f"--split {next(iter(pairs))} takes the others" if pairs else "arrays of one split may be called x and y"
+        raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); {other}")
     return {split: split_of(*pair) for split, pair in pairs.items() if wanted.split in (None, "all", split)}
 
 

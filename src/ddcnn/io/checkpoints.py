@@ -160,7 +160,8 @@ class CheckpointManager:
     def _read(self, folder: Path, parts: Collection[str]) -> Checkpoint:
         manifest = _read_manifest(folder / MANIFEST)
         for name, value in self.identity.items():
-            if (other := manifest.identity.get(name)) != value and name == "data":
+            other = manifest.identity.get(name, value)  # an older version had not all of today's options, and did as their defaults do
+            if other != value and name == "data":
                 raise InputError(f"{folder} is of a run with data that have changed since: bring its images back, or name them with --data")
             if other != value:
                 raise InputError(f"{folder} is of a run with {name.replace('_', '-')} {other}, where this one has {value}: not resumed")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ddcnn.config.settings import RunSettings
@@ -44,7 +45,7 @@ class Images(BaseModel):
             words = [new and f"new classes {new}", gone and f"no classes {gone}"] if new or gone else ["its classes in another order"]
             return " and ".join(filter(None, words))
         if (self.shape, self.dtype) != (now.shape, now.dtype):
-            return f"images of {times(now.shape)} {now.dtype}, before {times(self.shape)} {self.dtype}"
+            return f"images of {times(now.shape)} {np.dtype(now.dtype)}, before {times(self.shape)} {np.dtype(self.dtype)}"
         if self.samples != now.samples:
             return f"{now.samples} images to train and test, before {self.samples}"
         return "" if self.source_sha256 == now.source_sha256 else "as many images of the same classes, but other pixels or labels"
@@ -95,7 +96,7 @@ def relocated(stored: RunSettings, run: Path, origin: Origin | None) -> RunSetti
     updates: dict[str, Any] = {}
     for name in PATHS:
         value = getattr(stored, name)
-        if value is not None and (name != "data" or _is_path(value, origin)):
+        if value is not None and (name != "data" or origin is None or origin.data_is_path):
             updates[name] = type(value)(_found(Path(value), stored.output, run, origin))
     default = RunSettings.model_fields["data_root"].default
     if not updates["data_root"].exists() and default.exists():  # another machine
@@ -112,10 +113,6 @@ def moved_with(path: Path, output: Path | None, run: Path, origin: Origin | None
     else:
         return None
     return Path(os.path.normpath(run.resolve() / way))
-
-
-def _is_path(data: str, origin: Origin | None) -> bool:
-    return origin.data_is_path if origin else "/" in data or data.endswith((".npz", ".h5"))
 
 
 def _found(path: Path, output: Path | None, run: Path, origin: Origin | None) -> Path:
