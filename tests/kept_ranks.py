@@ -76,7 +76,7 @@ def execute(order: dict, folder: Path) -> int:
 if __name__ == "__main__":
     place, rank = Path(sys.argv[1]), launched_rank()
     sys.path.insert(0, "")  # as with python -m
-    with (place / str(rank)).open() as orders, (place / "codes").open("w", buffering=1) as codes:
+    with (place / str(rank)).open(encoding="utf-8") as orders, (place / "codes").open("w", buffering=1, encoding="utf-8") as codes:
         for line in orders:
             code = execute(json.loads(line), place)
             codes.write(f"{code}\n")

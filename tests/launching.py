@@ -48,20 +48,20 @@ class KeptRanks:
         self.codes, *self.orders = (os.open(self.folder / name, os.O_RDWR) for name in names)  # RDWR waits for nobody
         launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
         self.own = self.folder / "launcher"
-        with self.own.open("w") as said:
+        with self.own.open("w", encoding="utf-8") as said:
             program = [sys.executable, str(Path(__file__).with_name("kept_ranks.py")), str(self.folder)]
             self.process = subprocess.Popen([*launcher, *program], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 
     def execute(self, arguments: list[str], order: dict) -> subprocess.CompletedProcess:
         outputs = [self.folder / name for name in ("stdout", "stderr")]
         for path in outputs:
-            path.write_text("")
+            path.write_text("", "utf-8")
         for pipe in self.orders:
             os.write(pipe, (json.dumps(order | {"arguments": arguments}) + "\n").encode())
         code = self._code()
-        stdout, stderr = (path.read_text() for path in outputs)
+        stdout, stderr = (path.read_text("utf-8") for path in outputs)
         if self.process.poll() is not None:
-            stderr += self.own.read_text()
+            stderr += self.own.read_text("utf-8")
             self.end()
         assert "unused" not in stderr  # DistributedDataParallel, of parameters that it was told to look for; once in a process
         return subprocess.CompletedProcess(arguments, code, stdout, stderr)
@@ -134,7 +134,7 @@ class Started:
         own = os.environ | environment | dict([self.mark.split("=")])
         launcher = [*MPIRUN, "-n", str(ranks)] if ranks else []
         command = [*launcher, sys.executable, *program, *arguments]
-        self.stderr = (cwd / "stderr").open("w+")
+        self.stderr = (cwd / "stderr").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, cwd=cwd, env=own, stdout=subprocess.DEVNULL, stderr=self.stderr)
         self.begin = time.monotonic()
         self.deadline = self.begin + LIMIT
@@ -153,7 +153,7 @@ class Started:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                lines = (folder / "environ").read_text(errors="replace").split("\0")
+                lines = (folder / "environ").read_text(errors="replace", encoding="utf-8").split("\0")
                 if self.mark in lines:
                     found[int(folder.name)] = dict(line.partition("=")[::2] for line in lines)
         return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = "\n".join((ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md", "benchmarks/accuracy.md"))
+README = "\n".join((ROOT / name).read_text("utf-8") for name in ("README.md", "benchmarks/README.md", "benchmarks/accuracy.md"))
 
 
 @dataclass(frozen=True)

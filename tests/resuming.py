@@ -31,11 +31,11 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
 def outcome(folder: Path) -> dict:
     """Parameters bit by bit, and everything in the results that is not a time."""
     found: dict = {name: tensor.tobytes() for name, tensor in parameters(folder).items()}
-    results = json.loads((folder / "run" / "results.json").read_text())
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
     for name, method in results["methods"].items():
         found[name] = {key: value for key, value in method.items() if key not in ("seconds", "curve", "bytes_communicated")}
         found[f"{name} curve"] = [accuracy for _, accuracy in method["curve"][-2:]]  # before, the average depends on who was faster
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     found["metrics"] = [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]
     with h5py.File(folder / "run" / "details.h5") as file:
         found["local classes"] = file["local_classes"][...].tobytes()

@@ -32,13 +32,13 @@ def predicted(digits_run, world, tmp_path_factory):
     for method in METHODS:
         path = tmp_path_factory.mktemp("predicted") / "p.csv"
         execute(["predict", str(digits_run), "digits", "--output", str(path), "--method", method, "--threads", "1"], world)
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             found[method] = list(csv.DictReader(file))
     return found
 
 
 def accuracy(run, method):
-    return json.loads((run / "results.json").read_text())["methods"][method]["test_accuracy"]
+    return json.loads((run / "results.json").read_text("utf-8"))["methods"][method]["test_accuracy"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,7 +118,7 @@ def test_thin_networks_are_one_module_too(tmp_path, digits, world):
         assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
         exactly = tmp_path / f"{method}.csv"
         execute(["predict", str(run), "digits", "--output", str(exactly), "--method", method, "--threads", "1"], world)
-        with exactly.open() as file:
+        with exactly.open(encoding="utf-8") as file:
             assert np.mean([line["class"] == line["label"] for line in csv.DictReader(file)]) == accuracy(run, method)
         found = network(digits[0]).argmax(1).numpy()  # in single precision
         assert abs((found == digits[1]).mean() - accuracy(run, method)) < 0.05
@@ -181,11 +181,11 @@ def test_a_state_dict_loads_without_pickles(digits_run, digits, tmp_path):
 
 
 def test_a_file_that_is_there_stays(digits_run, tmp_path):
-    (tmp_path / "network.pt").write_text("mine")
+    (tmp_path / "network.pt").write_text("mine", "utf-8")
     arguments = ["export", str(digits_run), "--format", "state-dict", "--output", str(tmp_path / "network.pt")]
     with pytest.raises(InputError, match="--overwrite"):
         execute(arguments, None)
-    assert (tmp_path / "network.pt").read_text() == "mine"
+    assert (tmp_path / "network.pt").read_text("utf-8") == "mine"
     assert execute([*arguments, "--overwrite"], None) == 0
 
 

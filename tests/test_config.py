@@ -63,7 +63,7 @@ OPTIONS = [(kind, name) for kind, values in VALUES.items() for name in values]
 def toml(tmp_path):
     def write(**values) -> Path:
         path = tmp_path / "options.toml"
-        path.write_text(tomli_w.dumps(values))
+        path.write_text(tomli_w.dumps(values), "utf-8")
         return path
 
     return write
@@ -199,10 +199,10 @@ def test_a_finished_run_is_kept_unless_it_may_be_overwritten(world, store, tmp_p
     run = load(RunSettings, {"output": tmp_path / "run", "data": store.path})
     with ExitStack() as held:
         output = take_output(resolved(run, prepare_run(world, run)), held)
-    output.results.write_text("{}")
+    output.results.write_text("{}", "utf-8")
     with pytest.raises(InputError, match="--overwrite"):
         prepare_run(world, run)
-    assert output.results.read_text() == "{}"
+    assert output.results.read_text("utf-8") == "{}"
     prepare_run(world, run.model_copy(update={"overwrite": True}))
 
 
@@ -248,11 +248,11 @@ def test_the_help_without_a_command_lists_the_commands(group, capsys):
 
 def test_every_option_is_read_by_the_program():
     folder = Path(ddcnn.__file__).parent
-    source = "".join(path.read_text() for path in folder.rglob("*.py") if path.parent.name != "config")
-    source += "".join(re.findall(r"self(\.\w+)", (folder / "config" / "settings.py").read_text()))
+    source = "".join(path.read_text("utf-8") for path in folder.rglob("*.py") if path.parent.name != "config")
+    source += "".join(re.findall(r"self(\.\w+)", (folder / "config" / "settings.py").read_text("utf-8")))
     for kind in {command.settings for command in COMMANDS}:
         assert [name for name in kind.model_fields if not re.search(rf"""[."']{name}\b""", source)] == []
-    read = set(re.findall(r"settings\.(\w+)", (folder / "inference" / "export.py").read_text()))
+    read = set(re.findall(r"settings\.(\w+)", (folder / "inference" / "export.py").read_text("utf-8")))
     assert read == set(ExportSettings.model_fields)
 
 

@@ -34,7 +34,7 @@ def began(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("began") / "project"
     folder.mkdir()
     arrays(folder / "data.npz")
-    (folder / "mine.py").write_text(NETWORK)
+    (folder / "mine.py").write_text(NETWORK, "utf-8")
     finished = on_ranks(1, "run", *OPTIONS, cwd=folder, interrupted=("global", 2, 0, "SIGUSR1"))
     assert finished.returncode == 75, finished.stderr
     return folder
@@ -65,7 +65,7 @@ def succeeded(finished) -> str:
 def test_a_run_goes_on_and_is_used_from_another_folder_after_its_project_was_moved(project, tmp_path):
     cwd = tmp_path / "else" / "where"
     cwd.mkdir(parents=True)
-    (cwd / "data.npz").write_text("another file of that name")
+    (cwd / "data.npz").write_text("another file of that name", "utf-8")
     succeeded(resume(cwd, "--output", "../../project/run"))
     assert not (cwd / "runs").exists()  # the partitioned set is found, too
     (tmp_path / "link").symlink_to(project / "run")
@@ -82,7 +82,7 @@ def test_a_run_goes_on_and_is_used_from_another_folder_after_its_project_was_mov
 
 def test_a_module_that_is_another_file_is_not_imported_by_itself(project, tmp_path):
     (project / "mine.py").unlink()
-    (project / "mine.py").write_text(NETWORK)
+    (project / "mine.py").write_text(NETWORK, "utf-8")
     line = refusal(alone("run", "--resume", "--output", str(project / "run"), cwd=tmp_path))
     assert "mine:small cannot be imported" in line
     assert "PYTHONPATH" in line
@@ -118,14 +118,14 @@ def test_where_the_images_have_gone_their_partitioned_set_is_taken(project, tmp_
     ],
 )  # fmt: skip
 def test_images_that_have_changed_are_told_with_a_way_out(project, change, words):
-    config = (project / "run" / "config.toml").read_text()
+    config = (project / "run" / "config.toml").read_text("utf-8")
     if "samples" in change:
-        (project / "run" / "config.toml").write_text(config.replace("train-samples = 48", "train-samples = 40"))
+        (project / "run" / "config.toml").write_text(config.replace("train-samples = 48", "train-samples = 40"), "utf-8")
     arrays(project / "data.npz", **change)
     line = refusal(resume(project, "--output=run"))
     assert f"run is of a run with data that have changed: data.npz has {words}; bring the images back, go on" in line
     (option,) = (word.strip(",") for word in line.split() if word.endswith(".h5,"))
-    (project / "run" / "config.toml").write_text(config)
+    (project / "run" / "config.toml").write_text(config, "utf-8")
     if "seed" in change:
         succeeded(resume(project, "--output=run", f"--data={option}"))
 
@@ -180,13 +180,13 @@ def test_seeds_are_used_after_their_run_was_moved(tmp_path):
     (tmp_path / "at" / "run").rename(tmp_path / "other")
     succeeded(on_ranks(None, "report", "other", cwd=tmp_path))
     succeeded(on_ranks(None, "predict", "other/seed-1", "digits", "--output=p.csv", cwd=tmp_path))
-    assert json.loads((tmp_path / "other" / "seed-1" / "origin.json").read_text())["folder"] == str(tmp_path / "at")
+    assert json.loads((tmp_path / "other" / "seed-1" / "origin.json").read_text("utf-8"))["folder"] == str(tmp_path / "at")
 
 
 def test_a_tilde_in_a_file_or_after_an_equals_sign_is_the_home_folder(tmp_path):
     arrays(tmp_path / "data.npz")
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "c.toml").write_text('data = "~/data.npz"\npartitions = "~/sets"\n')
+    (tmp_path / "work" / "c.toml").write_text('data = "~/data.npz"\npartitions = "~/sets"\n', "utf-8")
     options = quick(methods="average", train_samples=40, epochs=1, batch_size=16)
     succeeded(on_ranks(1, "run", *options, "--config=c.toml", "--output=~/run", cwd=tmp_path / "work", HOME=str(tmp_path)))
     assert (tmp_path / "run" / "results.json").exists()

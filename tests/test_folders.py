@@ -140,7 +140,7 @@ def test_files_are_found_in_folders_within_a_class_and_others_are_ignored(tmp_pa
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no image")
     (tmp_path / "test" / ".git").mkdir()
-    (tmp_path / "train" / "notes.md").write_text("no class")
+    (tmp_path / "train" / "notes.md").write_text("no class", "utf-8")
     test = opened(tmp_path).splits["test"]
     assert test.labels.tolist() == [0] * 5 + [1] * 6
     assert np.array_equal(test.read(np.array([10])), [np.asarray(picture(seed=7))])
@@ -156,7 +156,7 @@ def test_a_class_that_only_the_test_split_has_is_refused(tmp_path):
 def test_an_empty_class_is_refused_by_its_name(tmp_path):
     fill(tmp_path)
     (tmp_path / "wasp").mkdir()
-    (tmp_path / "wasp" / "list.txt").write_text("nothing")
+    (tmp_path / "wasp" / "list.txt").write_text("nothing", "utf-8")
     with pytest.raises(InputError, match=r"wasp: the class has no image.*remove the folder"):
         opened(tmp_path)
     save(picture(), tmp_path / "ant" / "1.gif")

@@ -26,7 +26,7 @@ from ddcnn.report.follow import curve
 
 
 def lines_of(run: Path) -> list[str]:
-    return (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def unfinished(digits_run, tmp_path) -> Path:
     run.mkdir()
     shutil.copy(digits_run / "config.toml", run)
     epochs = lines_of(digits_run)
-    (run / "metrics.jsonl").write_text("".join(epochs[: len(epochs) // 2]))
+    (run / "metrics.jsonl").write_text("".join(epochs[: len(epochs) // 2]), "utf-8")
     return run
 
 
 def finish(run: Path, digits_run: Path) -> None:
-    (run / "metrics.jsonl").write_text("".join(lines_of(digits_run)))
+    (run / "metrics.jsonl").write_text("".join(lines_of(digits_run)), "utf-8")
     shutil.copy(digits_run / "results.json", run)
 
 
@@ -96,7 +96,7 @@ def test_on_a_pipe_every_epoch_is_a_line_once_and_the_methods_end_it(digits_run,
         run.mkdir()
         shutil.copy(digits_run / "config.toml", run)
         epochs = lines_of(digits_run)
-        (run / "metrics.jsonl").write_text("".join(epochs[:3]) + epochs[3][:20])  # the fourth is still being written
+        (run / "metrics.jsonl").write_text("".join(epochs[:3]) + epochs[3][:20], "utf-8")  # the fourth is still being written
         while len(epochs_in(follower.said)) < 3:
             assert follower.read(), follower.said
         finish(run, digits_run)
@@ -104,7 +104,7 @@ def test_on_a_pipe_every_epoch_is_a_line_once_and_the_methods_end_it(digits_run,
     told = epochs_in(said)
     assert len(told) == len(set(told)) == len(epochs)
     assert "\x1b" not in said
-    for name, method in json.loads((digits_run / "results.json").read_text())["methods"].items():
+    for name, method in json.loads((digits_run / "results.json").read_text("utf-8"))["methods"].items():
         assert re.search(rf"^ {name} .*\b{100 * method['test_accuracy']:.2f}\b", said, re.MULTILINE)
 
 
@@ -120,8 +120,8 @@ def test_on_a_terminal_a_row_is_a_training(unfinished, digits_run):
 
 
 def test_the_seeds_of_a_run_are_told_apart(unfinished, digits_run):
-    config = (unfinished / "config.toml").read_text()
-    (unfinished / "config.toml").write_text(config.replace("\nseeds = 1", "\nseeds = 2").replace("\nseed = 0", "\nseed = 5"))
+    config = (unfinished / "config.toml").read_text("utf-8")
+    (unfinished / "config.toml").write_text(config.replace("\nseeds = 1", "\nseeds = 2").replace("\nseed = 0", "\nseed = 5"), "utf-8")
     for seed in (5, 6):
         (unfinished / f"seed-{seed}").mkdir()
         shutil.copy(digits_run / "metrics.jsonl", unfinished / f"seed-{seed}")

@@ -198,7 +198,7 @@ def test_a_set_that_does_not_fit_on_the_disk(tmp_path, ranks, inodes):
 def test_the_largest_file_that_is_allowed(tmp_path):
     """In processes of their own, to which a crash at their end would give another exit code."""
     program = tmp_path / "limited.py"
-    program.write_text(LIMITED)
+    program.write_text(LIMITED, "utf-8")
     (tmp_path / "out").mkdir()
     finished = launch(2, "partition", SOURCE, "--output", "out/set.h5", cwd=tmp_path, program=(str(program),))
     assert refusal(finished) == "ddcnn: error: out/set.h5: cannot be written (File too large)"
@@ -220,7 +220,7 @@ def expected(tmp_path_factory) -> Path:
 
 def test_a_run_writes_what_it_can_and_goes_on_when_there_is_room(tmp_path, expected):
     """Wherever the disk fills: one file after the other cannot be written."""
-    (tmp_path / "failing_files.py").write_text(FAILING_FILES)
+    (tmp_path / "failing_files.py").write_text(FAILING_FILES, "utf-8")
     run, arguments = tmp_path / "run", ("run", "--output", "run", *OPTIONS, "--partitions", str(expected / "partitions"), "--resume")
     for file, written in (
         ("checkpoints/local-0001.h5", set()),
@@ -262,7 +262,7 @@ def test_a_run_on_a_small_disk_goes_on_when_it_is_larger(tmp_path, expected):
 def test_predictions_that_do_not_fit_on_the_disk(tmp_path, expected, output):
     arguments = ("predict", str(expected / "run"), "digits", "--method", "dnn", "--output", output, "--overwrite")
     with disk(tmp_path, "size=16k") as folder:
-        (folder / output).write_text("earlier")
+        (folder / output).write_text("earlier", "utf-8")
         for ranks in (None, 2):
             finished = on_ranks(ranks, *arguments, cwd=folder)
             assert refusal(finished) == f"ddcnn: error: {output}: cannot be written (No space left on device)"
@@ -286,8 +286,8 @@ def test_a_partitioning_that_is_killed_leaves_nothing_for_long(tmp_path, end):
     if end == "SIGKILL":  # the next job clears up, but not after one that may still run
         (abandoned,) = tmp_path.iterdir()
         shutil.copytree(abandoned, tmp_path / ".set.12345678.parts")
-        lock = (abandoned / ".lock").read_text()
-        (tmp_path / ".set.12345678.parts" / ".lock").write_text(lock.replace('"host":"', '"host":"another-'))
+        lock = (abandoned / ".lock").read_text("utf-8")
+        (tmp_path / ".set.12345678.parts" / ".lock").write_text(lock.replace('"host":"', '"host":"another-'), "utf-8")
         assert on_ranks(None, "partition", SOURCE, "--output", "set.h5", cwd=tmp_path).returncode == 0
         shutil.rmtree(tmp_path / ".set.12345678.parts")
         (tmp_path / "set.h5").unlink()
@@ -298,8 +298,8 @@ def test_temporary_files_of_killed_processes_are_removed_by_the_next_one(tmp_pat
     path = tmp_path / "a.json"
     dead = subprocess.Popen(["true"])
     dead.wait()
-    atomic.temporary_name(path, dead.pid).write_text("half")
-    atomic.temporary_name(path, os.getppid()).write_text("being written")
+    atomic.temporary_name(path, dead.pid).write_text("half", "utf-8")
+    atomic.temporary_name(path, os.getppid()).write_text("being written", "utf-8")
     atomic.write_json(path, 1)
     assert set(tmp_path.iterdir()) == {path, atomic.temporary_name(path, os.getppid())}
 

@@ -52,7 +52,7 @@ def test_a_run_evaluates_large_images_in_small_batches(run, tmp_path, world, bat
     execute(["run", *OPTIONS, f"--output={tmp_path / 'run'}", f"--partitions={run.parent / 'runs/partitions'}"], world)
     assert max(samples for samples, _ in batches) > 1
     assert all(samples == 1 or samples * pixels <= PIXELS for samples, pixels in batches)
-    alone, three = (json.loads((folder / "results.json").read_text())["methods"] for folder in (tmp_path / "run", run))
+    alone, three = (json.loads((folder / "results.json").read_text("utf-8"))["methods"] for folder in (tmp_path / "run", run))
     for method in METHODS[:-1]:  # global's gradients are summed in another order
         assert alone[method]["test_accuracy"] == three[method]["test_accuracy"]
 

@@ -65,7 +65,7 @@ def refusal(folder: Path) -> str:
 def foreign(folder: Path, **changes: object) -> Path:
     """The lock of a job on another host."""
     content = {"host": "elsewhere", "pid": 1, "started": 5, "job": "4711", "restarts": 0} | changes
-    (folder / ".lock").write_text(json.dumps(content))
+    (folder / ".lock").write_text(json.dumps(content), "utf-8")
     return folder
 
 
@@ -76,7 +76,7 @@ def squeue(tmp_path, monkeypatch):
     def answer(script: str) -> None:
         program = tmp_path / "bin" / "squeue"
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
@@ -112,7 +112,7 @@ def test_the_lock_of_a_killed_holder_is_taken_over(folder):
         assert (folder / ".lock").exists()
         with holder(folder) as (second, said):
             assert said == "held"
-            assert json.loads((folder / ".lock").read_text())["pid"] == second.pid
+            assert json.loads((folder / ".lock").read_text("utf-8"))["pid"] == second.pid
 
 
 def test_an_exception_of_the_holder_frees_the_folder(folder):
@@ -128,7 +128,7 @@ def test_a_process_that_only_has_the_number_of_the_holder_holds_nothing(folder):
 
 
 def test_a_living_holder_is_known_by_its_start(folder):
-    started = int(Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19])
+    started = int(Path(f"/proc/{os.getpid()}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
     own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
     with holder(foreign(folder, **own)) as (_, said):
         assert f"in use by process {os.getpid()}" in said
@@ -259,7 +259,7 @@ def test_what_a_foreign_lock_says_is_neither_run_nor_shown_raw(folder, squeue):
 @pytest.mark.parametrize("kind", ["link", "dangling", "other name", "folder", "pipe"])
 def test_a_lock_that_is_no_plain_file_is_refused_and_nothing_outside_is_touched(tmp_path, folder, kind):
     other, path = tmp_path / "other", folder / ".lock"
-    other.write_text("mine")
+    other.write_text("mine", "utf-8")
     if kind in ("link", "dangling"):
         path.symlink_to(other if kind == "link" else tmp_path / "new")
     elif kind == "other name":
@@ -268,7 +268,7 @@ def test_a_lock_that_is_no_plain_file_is_refused_and_nothing_outside_is_touched(
         path.mkdir() if kind == "folder" else os.mkfifo(path)
     refused = refusal(folder)
     assert f"{path} is a link or no file: delete it" in refused
-    assert other.read_text() == "mine"
+    assert other.read_text("utf-8") == "mine"
     assert not (tmp_path / "new").exists()
 
 
@@ -292,7 +292,7 @@ def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for
 
 def test_a_holder_that_cannot_be_seen_from_here_is_known_by_the_kernels_lock(folder):
     foreign(folder, host=socket.gethostname(), pid=2**31 - 2)  # no such process, as seen from another container
-    with (folder / ".lock").open() as file:
+    with (folder / ".lock").open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "is in use by process 2147483646" in refusal(folder)
     with locked(folder):

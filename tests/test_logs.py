@@ -42,7 +42,7 @@ def test_notes_are_rank_0s_alone_and_problems_anyones(rank, capsys):
 
 
 def test_a_stdout_that_cannot_be_written_ends_the_program_in_one_line():
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         ended = subprocess.run([sys.executable, "-m", "ddcnn", "info"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2
     said = [line for line in ended.stderr.splitlines() if not line.startswith("Abort(")]  # a line of MPI's own
@@ -74,7 +74,7 @@ def test_nothing_below_experiment_prints():
     places = {}
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
-        if not name.startswith(MAY_PRINT) and (lines := printing(ast.parse(path.read_text()))):
+        if not name.startswith(MAY_PRINT) and (lines := printing(ast.parse(path.read_text("utf-8")))):
             places[name] = lines
     assert places == {}, "log it: logging.getLogger(__name__).info(…)"
 

@@ -388,7 +388,7 @@ def mine(tmp_path, monkeypatch):
     def write(source: str) -> Path:
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         path = tmp_path / "mine.py"
-        path.write_text(textwrap.dedent(source))
+        path.write_text(textwrap.dedent(source), "utf-8")
         return path
 
     yield write

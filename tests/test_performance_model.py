@@ -199,7 +199,7 @@ def study(tmp_path_factory):
     """A strong study of two runs, which no test changes."""
     folder = tmp_path_factory.mktemp("predicted")
     (folder / "study").mkdir()
-    (folder / "study" / "study.toml").write_text('kind = "strong"\n')
+    (folder / "study" / "study.toml").write_text('kind = "strong"\n', "utf-8")
     options = quick(network="vgg9", epochs=1, train_samples=300, width=8, methods="dnn,global")
     for ranks in (1, 2):
         done = on_ranks(ranks, "run", *options, "--output", f"study/{ranks}", cwd=folder)
@@ -211,7 +211,7 @@ def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path)
     given = ("--latency-us", "3", "--bandwidth-gb", "20", "--read-gb", "2", "--ranks", "4,16,4096", "--output", str(tmp_path / "out"))
     done = on_ranks(None, "scaling", "predict", "study", *given, cwd=study)
     assert done.returncode == 0, done.stderr
-    text, lines = (tmp_path / "out" / "predict.md").read_text(), (tmp_path / "out" / "predict.csv").read_text().splitlines()
+    text, lines = (tmp_path / "out" / "predict.md").read_text("utf-8"), (tmp_path / "out" / "predict.csv").read_text("utf-8").splitlines()
     assert [line.split(",")[0] for line in lines] == ["ranks", "1", "2", "4", "16", "4096"]
     for words in ("| α | 3 µs | 3 µs |", "| β | 20 GB/s | 20 GB/s |", "| ρ, reading | 2 GB/s |", "16 ranks: --network vgg9 needs", "DDP"):
         assert words in text
@@ -249,7 +249,7 @@ def test_the_network_is_measured_by_a_program_of_two_ranks(tmp_path):
     ],
 )
 def test_bad_usage_is_one_line(study, arguments, words):
-    (study / "no-format").write_text("")
+    (study / "no-format").write_text("", "utf-8")
     (study / "no-format").chmod(0o700)
     assert words in refusal(on_ranks(None, "scaling", "predict", *arguments, cwd=study))
     assert not (study / "study" / "predict.md").exists()
@@ -258,9 +258,9 @@ def test_bad_usage_is_one_line(study, arguments, words):
 def test_groups_of_ranks_are_not_modelled(study, tmp_path):
     shutil.copytree(study / "study", tmp_path / "study")
     path = tmp_path / "study" / "2" / "results.json"
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text("utf-8"))
     found["environment"]["ranks"] = 8
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(found), "utf-8")
     line = refusal(on_ranks(None, "scaling", "predict", "study", "--latency-us", "2", "--bandwidth-gb", "1", cwd=tmp_path))
     assert "8 ranks trained 4 subdomains, in groups" in line
 
@@ -287,8 +287,8 @@ def test_the_batch_of_the_global_cnn_is_that_of_a_run(ranks):
 def test_held_out_samples_are_not_modelled(digits_run, tmp_path):
     run = load(RunFolder(digits_run))
     shutil.copytree(digits_run, tmp_path / "copy")
-    settings = (digits_run / "config.toml").read_text().replace('dnn-data = "train"', 'dnn-data = "holdout"')
-    (tmp_path / "copy" / "config.toml").write_text(settings)
+    settings = (digits_run / "config.toml").read_text("utf-8").replace('dnn-data = "train"', 'dnn-data = "holdout"')
+    (tmp_path / "copy" / "config.toml").write_text(settings, "utf-8")
     Workload.of(run, "strong", {"local", "dnn"})
     held_out = load(RunFolder(tmp_path / "copy"))
     with pytest.raises(InputError, match="holdout is not modelled"):

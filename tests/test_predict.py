@@ -23,11 +23,11 @@ METHODS = ("vote", "average", "dnn", "coherent", "transfer", "global")
 
 
 def accuracy(run, method="transfer"):
-    return json.loads((run / "results.json").read_text())["methods"][method]["test_accuracy"]
+    return json.loads((run / "results.json").read_text("utf-8"))["methods"][method]["test_accuracy"]
 
 
 def lines(path):
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -221,7 +221,7 @@ def test_nifti_volumes(tmp_path, predict):
         volume = random.normal(40 * (number % 2), 20, (8, 9, 10)).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "scans" / f"{number:02}.nii.gz")
         table.append(f"{number:02}.nii.gz,{('healthy', 'ill')[number % 2]}")
-    (tmp_path / "scans" / "labels.csv").write_text("\n".join(table))
+    (tmp_path / "scans" / "labels.csv").write_text("\n".join(table), "utf-8")
     finished = on_ranks(
         1, "run", "--data=scans", "--grid=2x1x1", "--width=8", "--methods=vote,average", "--window", "-50", "90", "--volume-size=8x8x8",
         "--network=vgg3", "--epochs=2", "--progress=none", "--output=run", cwd=tmp_path,
@@ -275,10 +275,10 @@ def test_no_more_than_two_blocks_are_in_memory(digits_run, digits, predict, monk
 @pytest.fixture
 def wrong(digits_run, photos, tmp_path):
     """Names in the wrong calls."""
-    (tmp_path / "text.txt").write_text("hello")
-    (tmp_path / "fake.png").write_text("hello")
+    (tmp_path / "text.txt").write_text("hello", "utf-8")
+    (tmp_path / "fake.png").write_text("hello", "utf-8")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "there.csv").write_text("mine")
+    (tmp_path / "there.csv").write_text("mine", "utf-8")
     np.savez(tmp_path / "large.npz", x_test=np.zeros((3, 9, 8), np.uint8))
     np.savez(tmp_path / "float.npz", x_test=np.zeros((3, 8, 8), np.float32))
     np.savez(tmp_path / "labels.npz", x_test=np.zeros((3, 8, 8), np.uint8), y_test=np.array([0, 1, 10]))
@@ -302,7 +302,7 @@ def wrong(digits_run, photos, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "outside.png").symlink_to(tmp_path / "big.png")
     (tmp_path / "seeds").mkdir()
-    (tmp_path / "seeds" / "config.toml").write_text("seed = 4\nseeds = 2\n")
+    (tmp_path / "seeds" / "config.toml").write_text("seed = 4\nseeds = 2\n", "utf-8")
     shutil.copytree(digits_run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(digits_run, tmp_path / "cut")
     path = tmp_path / "cut" / "checkpoints" / "transfer-0001.h5"
@@ -375,7 +375,7 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(wrong, world, tm
         execute(arguments, world)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 700
-    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert (tmp_path / "there.csv").read_text("utf-8") == "mine"
     assert not list(tmp_path.glob("*p.csv*"))
 
 
@@ -397,7 +397,7 @@ def test_nothing_is_left_where_a_network_says_no_number(digits_run, world, tmp_p
 def test_a_partitioned_set_must_have_been_made_as_the_runs_images(tmp_path, predict):
     volumes = np.random.default_rng(0).integers(0, 1000, (24, 8, 8, 8)).astype(np.int16)
     np.savez(tmp_path / "v.npz", x_train=volumes, y_train=np.arange(24) % 2, x_test=volumes, y_test=np.arange(24) % 2)
-    (tmp_path / "window.toml").write_text("window = [0, 900]\n")
+    (tmp_path / "window.toml").write_text("window = [0, 900]\n", "utf-8")
     options = {"config": "window.toml", "volumes": True, "grid": "2x1x1", "methods": "average", "epochs": 1, "width": 4}
     run = short_run(tmp_path, data="v.npz", train_samples=None, **options)
     for name, window in (("same", ("0", "900")), ("other", ("300", "301"))):
@@ -445,8 +445,8 @@ def test_checkpoints_that_say_what_cannot_be_are_refused(digits_run, predict, tm
 @pytest.mark.parametrize("content", [{"methods": {}}, {"methods": {"best": {"test_accuracy": 1}}}, {"environment": {"precision": "fp8"}}])
 def test_results_that_cannot_be_are_refused(digits_run, predict, tmp_path, content):
     shutil.copytree(digits_run, tmp_path / "copy")
-    results = json.loads((tmp_path / "copy" / "results.json").read_text()) | content
-    (tmp_path / "copy" / "results.json").write_text(json.dumps(results))
+    results = json.loads((tmp_path / "copy" / "results.json").read_text("utf-8")) | content
+    (tmp_path / "copy" / "results.json").write_text(json.dumps(results), "utf-8")
     with pytest.raises(InputError, match=r"results\.json: missing, damaged or foreign"):
         predict(tmp_path / "copy", "digits")
 
@@ -467,9 +467,9 @@ def test_parameters_that_are_none_are_refused(digits_run, predict, tmp_path, cha
 def test_a_program_in_the_runs_folder_is_not_started(digits_run, predict, tmp_path, monkeypatch, module):
     shutil.copytree(digits_run, tmp_path / "sent")
     for name in ("pay.py", "__init__.py"):
-        (tmp_path / "sent" / name).write_text("raise SystemExit('started')")
-    settings = (tmp_path / "sent" / "config.toml").read_text()
-    (tmp_path / "sent" / "config.toml").write_text(settings.replace('network = "vgg3"', f'network = "{module}:f"'))
+        (tmp_path / "sent" / name).write_text("raise SystemExit('started')", "utf-8")
+    settings = (tmp_path / "sent" / "config.toml").read_text("utf-8")
+    (tmp_path / "sent" / "config.toml").write_text(settings.replace('network = "vgg3"', f'network = "{module}:f"'), "utf-8")
     monkeypatch.syspath_prepend(tmp_path / "sent" if module == "pay" else tmp_path)
     with pytest.raises(InputError, match="is a program in the run's own folder"):
         predict(tmp_path / "sent", "digits")
@@ -477,7 +477,7 @@ def test_a_program_in_the_runs_folder_is_not_started(digits_run, predict, tmp_pa
 
 def test_a_network_that_is_not_here_is_named_as_the_runs(digits_run, predict, tmp_path):
     shutil.copytree(digits_run, tmp_path / "copy")
-    settings = (tmp_path / "copy" / "config.toml").read_text()
-    (tmp_path / "copy" / "config.toml").write_text(settings.replace('network = "vgg3"', 'network = "nowhere.mine:f"'))
+    settings = (tmp_path / "copy" / "config.toml").read_text("utf-8")
+    (tmp_path / "copy" / "config.toml").write_text(settings.replace('network = "vgg3"', 'network = "nowhere.mine:f"'), "utf-8")
     with pytest.raises(InputError, match=r"its network nowhere\.mine:f cannot be found: start where its module lies"):
         predict(tmp_path / "copy", "digits")

@@ -179,20 +179,20 @@ def test_a_table_may_name_volumes_of_one_class_and_some_without_label(tmp_path, 
             nibabel.Nifti1Image(random.normal(40 * (number % 2), 20, (8, 8, 8)).astype(np.float32), np.eye(4)), tmp_path / "scans" / name
         )
         table.append(f"{name},{('healthy', 'ill')[number % 2]}")
-    (tmp_path / "scans" / "labels.csv").write_text("\n".join(table))
+    (tmp_path / "scans" / "labels.csv").write_text("\n".join(table), "utf-8")
     run = short_run(tmp_path, data="scans", train_samples=None, methods="average", grid="2x1x1", width=8, epochs=1)
     assert len(predict(run, tmp_path / "scans")[0]) == 4
     for rows, labelled in (
         (["01.nii.gz,ill"], 1), (["00.nii.gz,healthy", "02.nii.gz,healthy", "04.nii.gz,"], 2), (["03.nii.gz,ill", "00.nii.gz,healthy"], 2),
     ):  # fmt: skip
-        (tmp_path / "scans" / "labels.csv").write_text("\n".join(["file,label", *rows]))
+        (tmp_path / "scans" / "labels.csv").write_text("\n".join(["file,label", *rows]), "utf-8")
         found, summary = predict(run, tmp_path / "scans")
         assert len(found) == len(rows)
         assert sum(bool(line["label"]) for line in found) == labelled
         assert "; split all: accuracy" in summary
-    (tmp_path / "scans" / "labels.csv").write_text("file,label,split\n01.nii.gz,ill,test\n")
+    (tmp_path / "scans" / "labels.csv").write_text("file,label,split\n01.nii.gz,ill,test\n", "utf-8")
     told(predict(run, tmp_path / "scans")[1], 1, "test")
-    (tmp_path / "scans" / "labels.csv").write_text("file,label\n01.nii.gz,well\n")
+    (tmp_path / "scans" / "labels.csv").write_text("file,label\n01.nii.gz,well\n", "utf-8")
     with pytest.raises(InputError, match="the run has no class well"):
         predict(run, tmp_path / "scans")
 
@@ -205,7 +205,7 @@ def test_a_table_may_name_images(trained, predict, tmp_path):
         for path in sorted((folder / "set" / name).iterdir())[:2]:
             shutil.copy(path, tmp_path / "flat")
             rows.append(f"{path.name},{name}")
-    (tmp_path / "flat" / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    (tmp_path / "flat" / "labels.csv").write_text("\n".join(["file,label", *rows]), "utf-8")
     found, summary = predict(run, tmp_path / "flat")
     told(summary, 4, "all")
     assert [line["label"] for line in found] == ["mid", "mid", "dark", "dark"]

@@ -71,12 +71,12 @@ def sandbox(tmp_path_factory) -> Path:
     (folder / "ct").mkdir()
     for k in range(16):
         nibabel.save(nibabel.Nifti1Image(pixels(9, 9, 9).astype(np.int16), np.eye(4)), folder / "ct" / f"{k}.nii.gz")
-    (folder / "ct" / "labels.csv").write_text("file,label\n" + "".join(f"{k}.nii.gz,{k % 2}\n" for k in range(16)))
-    (folder / "scans.toml").write_text("batch-size = 8\n")
+    (folder / "ct" / "labels.csv").write_text("file,label\n" + "".join(f"{k}.nii.gz,{k % 2}\n" for k in range(16)), "utf-8")
+    (folder / "scans.toml").write_text("batch-size = 8\n", "utf-8")
     np.savez(folder / "new.npz", x=pixels(5, 8, 8))
     Image.fromarray(pixels(8, 8)).save(folder / "scan.png")
-    (folder / "load.py").write_text(blocks("python", "Using a finished run")[0])
-    (folder / "mine.py").write_text(next(block for block in blocks("python", "Networks")))
+    (folder / "load.py").write_text(blocks("python", "Using a finished run")[0], "utf-8")
+    (folder / "mine.py").write_text(next(block for block in blocks("python", "Networks")), "utf-8")
     return folder
 
 
@@ -125,7 +125,7 @@ def known_options() -> set[str]:
     for command in OURS:
         with redirect_stdout(shown), suppress(SystemExit):
             execute([*command.name.split(), "--help"], None)
-    programs = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    programs = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     return set(OPTION.findall(shown.getvalue() + programs))
 
 
@@ -146,18 +146,18 @@ def suite(command: Command) -> None:
     assert folder.exists()
     if "-k" in words:
         files = folder.glob("test_*.py")
-        assert any(re.search(rf"def test_\w*{words[words.index('-k') + 1]}", file.read_text()) for file in files)
+        assert any(re.search(rf"def test_\w*{words[words.index('-k') + 1]}", file.read_text("utf-8")) for file in files)
 
 
 def target(command: Command) -> None:
     name = command.words[command.words.index("--target") + 1]
-    assert f"add_custom_target({name}" in (ROOT / "CMakeLists.txt").read_text()
+    assert f"add_custom_target({name}" in (ROOT / "CMakeLists.txt").read_text("utf-8")
 
 
 def job(command: Command) -> None:
     """A script in jobs/, with variables that are in it and options of ``run``."""
     place = next(k for k, word in enumerate(command.words) if word.startswith("jobs/"))
-    text = (ROOT / command.words[place]).read_text()
+    text = (ROOT / command.words[place]).read_text("utf-8")
     assert all(f"${{{name}" in text for name in command.variables)
     assert set(OPTION.findall(" ".join(command.words[place + 1 :]))) <= known_options()
 
@@ -166,7 +166,7 @@ def benchmark(command: Command) -> None:
     """A program in benchmarks/, with options that are in it and, after ``--``, options of ddcnn."""
     name, *words = command.words[1:]
     own = words[: words.index("--")] if "--" in words else words
-    text = (ROOT / name).read_text()
+    text = (ROOT / name).read_text("utf-8")
     assert all(f'"{option}"' in text for option in OPTION.findall(" ".join(own)))
     assert set(OPTION.findall(" ".join(words[len(own) :]))) <= known_options()
 

@@ -72,18 +72,18 @@ def test_the_command_makes_it_anew_as_the_run_made_it_shows_the_methods_and_need
     again = subprocess.run([sys.executable, "-c", program], cwd=bare.parent, capture_output=True, text=True)
     assert again.returncode == 0, (again.returncode, again.stderr)
     for name in ("report.md", "report.html"):
-        assert (bare / name).read_text() == (finished / name).read_text()
+        assert (bare / name).read_text("utf-8") == (finished / name).read_text("utf-8")
     before, after = drawn(finished), drawn(bare)
     assert set(before) == set(after) == FIGURES
     for name in FIGURES:
         np.testing.assert_array_equal(before[name], after[name])
-    for name, method in json.loads((bare / "results.json").read_text())["methods"].items():
+    for name, method in json.loads((bare / "results.json").read_text("utf-8"))["methods"].items():
         assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", again.stdout)
     assert again.stdout.splitlines()[-1].endswith(f"{bare.name}/report.md")
 
 
 def test_tables_tell_the_numbers_of_the_results(finished):
-    text, results = (finished / "report.md").read_text(), json.loads((finished / "results.json").read_text())
+    text, results = (finished / "report.md").read_text("utf-8"), json.loads((finished / "results.json").read_text("utf-8"))
     methods = {row[0]: row[1:] for row in rows(text, "Methods")}
     assert set(methods) == set(results["methods"])
     for name, method in results["methods"].items():
@@ -100,7 +100,7 @@ def test_tables_tell_the_numbers_of_the_results(finished):
 
 
 def test_embeds_every_figure_and_each_shows_something(finished):
-    embedded = re.findall(r"!\[.*\]\((.*)\)", (finished / "report.md").read_text())
+    embedded = re.findall(r"!\[.*\]\((.*)\)", (finished / "report.md").read_text("utf-8"))
     assert sorted(embedded) == sorted(f"figures/{name}.png" for name in FIGURES)
     for name in embedded:
         picture = imread(finished / name)
@@ -126,7 +126,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_its_figures_inside_and_loads_nothing(finished):
-    text = (finished / "report.html").read_text()
+    text = (finished / "report.html").read_text("utf-8")
     page = Page(text)
     start = "data:image/png;base64,"
     assert all(source.startswith(start) for source in page.loads)
@@ -135,7 +135,7 @@ def test_the_page_has_its_figures_inside_and_loads_nothing(finished):
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert "url(" not in text and "@import" not in text
     assert {"h1", "h2", "table", "th", "td"} <= page.tags
-    markdown = (finished / "report.md").read_text()
+    markdown = (finished / "report.md").read_text("utf-8")
     assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == re.findall(r"<h2>(.*)</h2>", text)
     assert text.count("<tr>") == sum(line.startswith("| ") for line in markdown.splitlines()) - markdown.count("| :--")
 
@@ -147,12 +147,12 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
     names = [*NAMES, "$a$ b^", "\\|", "\\"]
     with h5py.File(bare / "details.h5", "a") as file:
         file.attrs["class_names"] = json.dumps(names)
-    results = json.loads((bare / "results.json").read_text())
+    results = json.loads((bare / "results.json").read_text("utf-8"))
     results["data"]["source"] = "/<i>/![s](file:///etc/passwd)"
     results["environment"]["mpi"] = "![m](/etc/passwd) ![f](figures/../results.json) <b>"
-    (bare / "results.json").write_text(json.dumps(results))
+    (bare / "results.json").write_text(json.dumps(results), "utf-8")
     write_report(RunFolder(bare))
-    page = Page((bare / "report.html").read_text())
+    page = Page((bare / "report.html").read_text("utf-8"))
     assert not page.tags & {"script", "b", "i", "em", "strong"}
     assert len(page.loads) == len(FIGURES) and all(source.startswith("data:image/png") for source in page.loads)
     assert "/<i>/![s](file:///etc/passwd), 2x2 subdomains" in page.text
@@ -164,20 +164,20 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
 
 def test_a_run_without_figures_has_a_page_without_them(bare):
     write_report(RunFolder(bare), draw=False)
-    page = Page((bare / "report.html").read_text())
+    page = Page((bare / "report.html").read_text("utf-8"))
     assert not page.loads and "table" in page.tags
     assert "Figures" not in page.text
 
 
 def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
-    results = json.loads((bare / "results.json").read_text())
+    results = json.loads((bare / "results.json").read_text("utf-8"))
     del results["understanding"]
-    (bare / "results.json").write_text(json.dumps(results))
+    (bare / "results.json").write_text(json.dumps(results), "utf-8")
     with h5py.File(bare / "details.h5", "a") as file:
         del file["confidence"], file["disagreement"]
     write_report(RunFolder(bare))
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
-    assert "Reliance" not in (bare / "report.md").read_text()
+    assert "Reliance" not in (bare / "report.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     ],
 )  # fmt: skip
 def test_damaged_numbers_are_named(bare, damage):
-    results = json.loads((bare / "results.json").read_text())
+    results = json.loads((bare / "results.json").read_text("utf-8"))
     results["understanding"] |= damage
-    (bare / "results.json").write_text(json.dumps(results))
+    (bare / "results.json").write_text(json.dumps(results), "utf-8")
     with pytest.raises(InputError, match=r"results\.json"):
         write_report(RunFolder(bare))
 
@@ -246,8 +246,8 @@ def test_an_error_of_the_program_keeps_its_traceback_and_is_no_damaged_file(bare
 
 
 def test_another_schema_is_refused(bare):
-    results = json.loads((bare / "results.json").read_text())
-    (bare / "results.json").write_text(json.dumps(results | {"schema_version": 99}))
+    results = json.loads((bare / "results.json").read_text("utf-8"))
+    (bare / "results.json").write_text(json.dumps(results | {"schema_version": 99}), "utf-8")
     with pytest.raises(InputError, match="99"):
         write_report(RunFolder(bare))
 
@@ -364,17 +364,17 @@ def test_a_run_that_has_not_finished_is_told_from_no_run(bare):
 
 
 def test_a_loss_that_is_no_number_is_named(bare):
-    lines = (bare / "metrics.jsonl").read_text().splitlines()
-    (bare / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | {"loss": "x"})]) + "\n")
+    lines = (bare / "metrics.jsonl").read_text("utf-8").splitlines()
+    (bare / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | {"loss": "x"})]) + "\n", "utf-8")
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         write_report(RunFolder(bare))
 
 
 @pytest.mark.parametrize("box", [{"start": [10**9, 0]}, {"stop": [9, 4]}, {"core_start": [-1, 0]}])
 def test_subdomains_beyond_the_image_are_named(bare, box):
-    results = json.loads((bare / "results.json").read_text())
+    results = json.loads((bare / "results.json").read_text("utf-8"))
     results["decomposition"]["subdomains"][0] |= box
-    (bare / "results.json").write_text(json.dumps(results))
+    (bare / "results.json").write_text(json.dumps(results), "utf-8")
     with pytest.raises(InputError, match="beyond the image"):
         write_report(RunFolder(bare))
 
@@ -384,4 +384,4 @@ def test_methods_that_put_all_into_one_class_are_named(bare):
         for name in ("vote", "dnn"):
             file[f"classes/{name}"][...] = 3
     write_report(RunFolder(bare), draw=False)
-    assert "put into one class by `vote`, `dnn`: train longer" in (bare / "report.md").read_text()
+    assert "put into one class by `vote`, `dnn`: train longer" in (bare / "report.md").read_text("utf-8")

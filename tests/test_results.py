@@ -23,11 +23,11 @@ ENVIRONMENT = Environment(
 
 
 def test_the_published_schema_is_that_of_the_models():
-    assert json.loads(SCHEMA.read_text()) == json_schema(), f"python -m ddcnn.io.results_schema > docs/{SCHEMA.name}"
+    assert json.loads(SCHEMA.read_text("utf-8")) == json_schema(), f"python -m ddcnn.io.results_schema > docs/{SCHEMA.name}"
 
 
 def test_the_results_of_a_run_are_read_and_written_as_they_are(digits_run):
-    content = (digits_run / "results.json").read_text()
+    content = (digits_run / "results.json").read_text("utf-8")
     assert json.dumps(dump(parse(RunResults, content)), indent=1) + "\n" == content
 
 
@@ -49,7 +49,7 @@ def test_the_results_of_a_run_are_read_and_written_as_they_are(digits_run):
     ],
 )
 def test_damaged_results_are_refused_with_their_place(digits_run, place, value, words):
-    document = json.loads((digits_run / "results.json").read_text())
+    document = json.loads((digits_run / "results.json").read_text("utf-8"))
     part = document
     for key in place[:-1]:
         part = part[key]

@@ -18,7 +18,7 @@ MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffi
 def imports(path: Path) -> set[str]:
     """The modules of the package that a module imports, anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ddcnn":
             module = node.module.removeprefix("ddcnn").removeprefix(".")
             names |= {f"{module}.{alias.name}".strip(".") for alias in node.names} | {module}
@@ -51,11 +51,13 @@ def test_no_modules_import_each_other():
 def test_a_room_says_what_is_in_it_and_what_is_not():
     for room in LEVEL:
         if (PACKAGE / room).is_dir():
-            assert 2 <= len((ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or "").splitlines()) <= 8, room
+            assert 2 <= len((ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8"))) or "").splitlines()) <= 8, (
+                room
+            )
 
 
 def test_the_readme_names_every_module_in_its_room():
-    layout = (Path(__file__).parent.parent / "README.md").read_text().split("\nsrc/ddcnn/\n")[1].split("\ntests/")[0]
+    layout = (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("\nsrc/ddcnn/\n")[1].split("\ntests/")[0]
     named = {text.split()[0].strip("/"): set(re.findall(r"\w+", text)) for text in re.split(r"^  (?=\w)", layout, flags=re.MULTILINE)[1:]}
     for name, path in MODULES.items():
         if path.name != "__init__.py" and "." in name:

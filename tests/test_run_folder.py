@@ -18,7 +18,7 @@ OWNER, HELP = "io/run_folder.py", "config/"  # the help of options may name file
 
 def names_in(source: Path) -> list[str]:
     """String constants of a module, but docstrings, that name files of a run's folder; or folders, if they are parts of a path."""
-    tree = ast.parse(source.read_text())
+    tree = ast.parse(source.read_text("utf-8"))
     texts = [
         ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
     ]
@@ -68,7 +68,7 @@ def test_seeds_have_folders(stored, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 0.5])
 def test_settings_of_a_damaged_file_are_refused(stored, keep):
-    content = stored.config.read_text()
-    stored.config.write_text(content[: int(keep * len(content))])
+    content = stored.config.read_text("utf-8")
+    stored.config.write_text(content[: int(keep * len(content))], "utf-8")
     with pytest.raises(InputError, match=r"config\.toml"):
         stored.settings()

@@ -68,18 +68,18 @@ def copy(tmp_path) -> Callable[..., Path]:
 
     def make(source: Path, name: str, results: Callable = lambda found: None, settings: Callable = lambda found: None) -> Path:
         shutil.copytree(source, tmp_path / name)
-        found, config = json.loads((source / "results.json").read_text()), tomllib.loads((source / "config.toml").read_text())
+        found, config = json.loads((source / "results.json").read_text("utf-8")), tomllib.loads((source / "config.toml").read_text("utf-8"))
         results(found)
         settings(config)
-        (tmp_path / name / "results.json").write_text(json.dumps(found))
-        (tmp_path / name / "config.toml").write_text(tomli_w.dumps(config))
+        (tmp_path / name / "results.json").write_text(json.dumps(found), "utf-8")
+        (tmp_path / name / "config.toml").write_text(tomli_w.dumps(config), "utf-8")
         return tmp_path / name
 
     return make
 
 
 def document(folder: Path) -> dict:
-    return json.loads((folder / "scaling.json").read_text())
+    return json.loads((folder / "scaling.json").read_text("utf-8"))
 
 
 def collect(*arguments: object, cwd: Path):
@@ -88,12 +88,12 @@ def collect(*arguments: object, cwd: Path):
 
 def rows(folder: Path) -> list[dict[str, float]]:
     """scaling.csv, numbers as numbers."""
-    with (folder / "scaling.csv").open() as file:
+    with (folder / "scaling.csv").open(encoding="utf-8") as file:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def local_seconds(folder: Path) -> float:
-    return json.loads((folder / "results.json").read_text())["phases"]["local"]["seconds"]
+    return json.loads((folder / "results.json").read_text("utf-8"))["phases"]["local"]["seconds"]
 
 
 def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_path):
@@ -102,7 +102,7 @@ def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_p
     one, two = rows(tmp_path / "study")
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for row, name in ((one, "1"), (two, "2")):
-        results = json.loads((strong / name / "results.json").read_text())
+        results = json.loads((strong / name / "results.json").read_text("utf-8"))
         for phase in ("local", "gather", "dnn"):
             found = results["phases"].get(phase, {"seconds": 0, "max_rank_seconds": 0, "mean_rank_seconds": 0})
             assert row[f"{phase}_seconds"] == found["seconds"]
@@ -117,7 +117,7 @@ def test_strong_study_tells_the_times_of_its_runs_and_their_ratios(strong, tmp_p
     assert two["local_speed_up"] == pytest.approx(one["local_seconds"] / two["local_seconds"])
     assert two["serial_fraction"] == pytest.approx(2 / two["speed_up"] - 1)  # (1/ψ - 1/2) / (1 - 1/2)
     assert one["serial_fraction"] != one["serial_fraction"]  # an empty cell
-    text = (tmp_path / "study" / "scaling.md").read_text()
+    text = (tmp_path / "study" / "scaling.md").read_text("utf-8")
     assert text.startswith("# Strong scaling") and f"| {two['speed_up']:.2f} | {100 * two['efficiency']:.1f} |" in text
     assert f"| {two['speed_up']:.2f} |" in done.stdout and done.stdout.splitlines()[-1] == "study: study/scaling.md"
     picture = imread(tmp_path / "study" / "scaling.png")
@@ -146,7 +146,7 @@ def test_weak_study_compares_the_times_of_equal_work_per_rank(weak, tmp_path):
     assert two["efficiency"] == pytest.approx(one["total_seconds"] / two["total_seconds"])
     assert two["speed_up"] == pytest.approx(2 * two["efficiency"])
     assert two["serial_fraction"] == pytest.approx(2 - two["speed_up"])
-    assert (tmp_path / "study" / "scaling.md").read_text().startswith("# Weak scaling")
+    assert (tmp_path / "study" / "scaling.md").read_text("utf-8").startswith("# Weak scaling")
 
 
 def test_runs_on_as_many_ranks_are_repetitions_of_which_the_median_counts(strong, copy, tmp_path):
@@ -247,7 +247,7 @@ def test_a_study_of_several_seeds_takes_each_of_them(strong, copy, tmp_path):
     for ranks in ("1", "2"):
         for seed in (0, 1):
             copy(strong / ranks, f"{ranks}/seed-{seed}", lambda found, seed=seed: found["environment"].update(seed=seed))
-        (tmp_path / ranks / "config.toml").write_text("seed = 0\nseeds = 2\n")
+        (tmp_path / ranks / "config.toml").write_text("seed = 0\nseeds = 2\n", "utf-8")
     scaling.collect([tmp_path / "1", tmp_path / "2"], tmp_path / "study", "strong")
     assert [row["runs"] for row in rows(tmp_path / "study")] == [2, 2]
 
@@ -351,7 +351,7 @@ def test_what_the_user_says_wins_over_the_defaults_of_a_study():
     ],
 )
 def test_a_bad_study_is_refused_before_anything_starts(tmp_path, arguments, words):
-    (tmp_path / "of.toml").write_text("resume = true\n")
+    (tmp_path / "of.toml").write_text("resume = true\n", "utf-8")
     assert words in refusal(on_ranks(None, "scaling", arguments[0], "--output", "study", *arguments[1:], cwd=tmp_path))
     assert not (tmp_path / "study").exists()
 

@@ -370,7 +370,7 @@ def test_a_board_that_cannot_be_written_is_a_line_and_the_training_goes_on(tmp_p
 
 # Files
 
-PLACES = ("src", "benchmarks")
+PLACES = ("src", "benchmarks", "tests")
 ROOT = Path(__file__).parent.parent
 
 

@@ -383,7 +383,7 @@ def test_validation_stands_in_for_a_test_split_without_labels(tmp_path):
         for k in range(4):
             Image.fromarray(np.full((6, 6, 3), offset + k, np.uint8)).save(base / "images" / split / f"{k}.png")
         scenes = [{"image_filename": f"{k}.png", "objects": [0] * (k % 2)} for k in range(4)]
-        (base / "scenes" / f"CLEVR_{split}_scenes.json").write_text(json.dumps({"scenes": scenes}))
+        (base / "scenes" / f"CLEVR_{split}_scenes.json").write_text(json.dumps({"scenes": scenes}), "utf-8")
     test = open_source(SourceOptions("CLEVRClassification", tmp_path)).splits["test"]
     assert test.labels.tolist() == [0, 1, 0, 1]
     assert everything(test)[:, 0, 0, 0].tolist() == [100, 101, 102, 103]

@@ -87,7 +87,7 @@ def test_a_table_is_read_as_spreadsheets_and_scripts_write_it(tmp_path):
     (root / "labels.csv").rename(root / "Labels.CSV")
     assert all(map(np.array_equal, expected, everything_of(root)))
     images = fill_images(tmp_path / "images")
-    (images / "Labels.csv").write_text("image,class\n0.png,ant\n")  # of something else: class folders are read as ever
+    (images / "Labels.csv").write_text("image,class\n0.png,ant\n", "utf-8")  # of something else: class folders are read as ever
     assert opened(images).class_names == ("ant", "bee")
 
 

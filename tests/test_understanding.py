@@ -19,7 +19,7 @@ from ddcnn.report.metrics import calibration_error, reliability
 
 @pytest.fixture(scope="module")
 def understood(digits_run):
-    return json.loads((digits_run / "results.json").read_text())["understanding"]
+    return json.loads((digits_run / "results.json").read_text("utf-8"))["understanding"]
 
 
 def sure(classes: np.ndarray, number: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_a_run_relies_on_what_it_has_learnt(digits_run, understood):
 
 
 def test_features_cannot_be_without_a_subdomain_and_global_has_none(volumes_run):
-    told = json.loads((volumes_run / "results.json").read_text())["understanding"]
+    told = json.loads((volumes_run / "results.json").read_text("utf-8"))["understanding"]
     assert set(told["influence"]) == {"vote", "average", "dnn", "coherent", "transfer"}
     for name, influence in told["influence"].items():
         assert (influence["without"] is None) == (name not in ("vote", "average"))

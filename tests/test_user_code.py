@@ -43,7 +43,7 @@ USERS = """
 def write(folder: Path, files: dict[str, str]) -> Path:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
-        (folder / name).write_text(textwrap.dedent(text))
+        (folder / name).write_text(textwrap.dedent(text), "utf-8")
     return folder
 
 

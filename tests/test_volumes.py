@@ -53,7 +53,7 @@ def fill(root: Path, labels=LABELS, header="file,label", lines=None, suffix=".ni
     for k in range(len(labels)):
         save(root / f"{k}{suffix}", make(k))
     lines = lines if lines is not None else [f"{k}{suffix},{label}" for k, label in enumerate(labels)]
-    (root / "labels.csv").write_text("\n".join([header, *lines]) + "\n")
+    (root / "labels.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     return root
 
 

@@ -43,7 +43,7 @@ CALLS = [
 @pytest.mark.parametrize(("call", "words"), CALLS, ids=[call for call, _ in CALLS])
 def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(digits_run, world, tmp_path, monkeypatch, call, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text("mine")
+    (tmp_path / "text.txt").write_text("mine", "utf-8")
     arguments = call.replace("TMP", str(tmp_path)).replace("RUN", str(digits_run)).split()
     with pytest.raises(InputError, match=words) as refused:
         execute(arguments, world if needs_ranks(arguments) else None)

@@ -22,7 +22,7 @@ def failing(function):
     def fail(*arguments, **keywords):
         if how == "raise":
             raise ZeroDivisionError(f"made to fail in {step}")
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE, resource.RLIM_INFINITY))
         return function(*arguments, **keywords)
 

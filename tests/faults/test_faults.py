@@ -101,9 +101,9 @@ def test_bad_arrays_are_refused_with_the_sample(tmp_path, arrays, change, words)
 
 def test_partition_overwrites_nothing_but_a_partitioned_set(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays)
-    (tmp_path / "a.h5").write_text("mine")
+    (tmp_path / "a.h5").write_text("mine", "utf-8")
     assert "is not a partitioned set: name another file" in refusal(on_ranks(2, "partition", "a.npz", "--output", "a.h5", cwd=tmp_path))
-    assert (tmp_path / "a.h5").read_text() == "mine"
+    assert (tmp_path / "a.h5").read_text("utf-8") == "mine"
     (tmp_path / "a.h5").unlink()
     before = (tmp_path / "a.npz").read_bytes()
     assert "ends in .h5" in refusal(on_ranks(2, "partition", "a.npz", "--output", "a.npz", cwd=tmp_path))

@@ -29,7 +29,7 @@ TELLING = [("local", 1), ("dnn", "mpirun"), ("transfer", 0), ("global", 2)]
 def test_whoever_is_killed_all_are_gone_soon(tmp_path, phase, victim):
     metrics = tmp_path / "run" / "metrics.jsonl"
     with Started(RANKS, "run", *QUICK, *PHASES[phase], cwd=tmp_path) as run:
-        run.wait_for(lambda: metrics.exists() and f'"{phase}"' in metrics.read_text())
+        run.wait_for(lambda: metrics.exists() and f'"{phase}"' in metrics.read_text("utf-8"))
         os.kill(run.process.pid if victim == "mpirun" else run.ranks()[victim], signal.SIGKILL)
         assert run.seconds_to_end(most=20) < 10
         assert run.process.returncode

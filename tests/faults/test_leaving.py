@@ -17,14 +17,14 @@ LIMIT = 300  # seconds: only to end a test that hangs
 
 def test_the_launcher_does_not_change_its_exit_code(tmp_path):
     """With --kill-on-bad-exit, srun sends SIGTERM to the other ranks when the first one has left with 75."""
-    (tmp_path / "sitecustomize.py").write_text(LATE)
+    (tmp_path / "sitecustomize.py").write_text(LATE, "utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "ddcnn", "run", *OPTIONS]
     with subprocess.Popen(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as rank:
         end, epochs = time.monotonic() + LIMIT, tmp_path / "run" / "metrics.jsonl"
-        while not (epochs.exists() and epochs.read_text()) and time.monotonic() < end:
+        while not (epochs.exists() and epochs.read_text("utf-8")) and time.monotonic() < end:
             time.sleep(0.1)
         rank.send_signal(signal.SIGUSR1)
         while "stopped" not in rank.stderr.readline():

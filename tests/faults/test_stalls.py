@@ -39,7 +39,7 @@ def test_a_stopped_rank_ends_all_and_is_named_once(tmp_path, phases):
             runs.append(stack.enter_context(Started(RANKS, *OPTIONS, *PHASES[phase], cwd=folder)))
         for victim, (phase, run) in enumerate(zip(phases, runs, strict=True)):
             metrics = tmp_path / str(victim) / "run" / "metrics.jsonl"
-            run.wait_for(lambda metrics=metrics, phase=phase: metrics.exists() and f'"{phase}"' in metrics.read_text())
+            run.wait_for(lambda metrics=metrics, phase=phase: metrics.exists() and f'"{phase}"' in metrics.read_text("utf-8"))
             time.sleep(1)  # until every rank has told where it is
             os.kill(run.ranks()[victim], signal.SIGSTOP)
         assert runs[-1].seconds_to_end(most=8 * LIMIT) < 2.5 * LIMIT

@@ -17,13 +17,13 @@ def accuracies(tmp_path_factory) -> dict[str, float]:
     folder = tmp_path_factory.mktemp("command")
     finished = on_ranks(1, "run", *OPTIONS, "--output=run", "--evaluate-every=0", cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    methods = json.loads((folder / "run" / "results.json").read_text())["methods"]
+    methods = json.loads((folder / "run" / "results.json").read_text("utf-8"))["methods"]
     return {name: method["test_accuracy"] for name, method in methods.items()}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_readme_s_lines_find_what_the_command_finds(tmp_path, accuracies, ranks):
-    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "script.py").write_text(SCRIPT, "utf-8")
     finished = launch(2, cwd=tmp_path, program=SCRIPT_UNDER_MPI4PY) if ranks == 2 else on_ranks(ranks, cwd=tmp_path, script="script.py")
     assert finished.returncode == 0, finished.stderr
     printed = dict(line.split() for line in finished.stdout.splitlines())
@@ -48,6 +48,6 @@ else:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])  # 4: two ranks train a subdomain together
 def test_options_mean_what_they_mean_to_the_command(tmp_path, ranks):
-    (tmp_path / "script.py").write_text(CHECKS)
+    (tmp_path / "script.py").write_text(CHECKS, "utf-8")
     finished = on_ranks(ranks, cwd=tmp_path, script="script.py")
     assert finished.returncode == 0, finished.stderr

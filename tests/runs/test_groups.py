@@ -21,18 +21,19 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_group_of_ranks_leaves_what_one_rank_would(undisturbed, tmp_path):
-    results = json.loads((undisturbed / "run" / "results.json").read_text())
+    results = json.loads((undisturbed / "run" / "results.json").read_text("utf-8"))
     assert (results["environment"]["subdomains_per_rank"], results["environment"]["ranks_per_subdomain"]) == (1, 2)
     assert list(results["methods"]) == METHODS
     assert start(1, tmp_path, *SHORT, *GRID).returncode == 0
-    alone = json.loads((tmp_path / "run" / "results.json").read_text())
+    alone = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     for name, method in results["methods"].items():
         assert method["parameters"] == alone["methods"][name]["parameters"]
         assert len(method["curve"]) == len(alone["methods"][name]["curve"])
         assert method["bytes_communicated"] > alone["methods"][name]["bytes_communicated"] == 0
         assert method["test_accuracy"] == pytest.approx(alone["methods"][name]["test_accuracy"], abs=0.15)  # other batch statistics
     lines, expected = (
-        [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()] for folder in (undisturbed, tmp_path)
+        [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for folder in (undisturbed, tmp_path)
     )
     names = ("phase", "subdomain", "epoch")
     assert [[line[name] for name in names] for line in lines] == [[line[name] for name in names] for line in expected]
@@ -52,7 +53,7 @@ def test_groups_that_are_stopped_go_on_bit_for_bit(undisturbed, tmp_path, what):
     sent, expected = (
         {
             name: method["bytes_communicated"]
-            for name, method in json.loads((folder / "run" / "results.json").read_text())["methods"].items()
+            for name, method in json.loads((folder / "run" / "results.json").read_text("utf-8"))["methods"].items()
         }
         for folder in (tmp_path, undisturbed)
     )
@@ -89,5 +90,5 @@ def test_the_results_say_the_batch_size_that_was_trained_with(tmp_path):
     """Three ranks of a group have equal shares of a batch of 128, which are 126 samples; the DNN is trained by one rank."""
     finished = start(3, tmp_path, *SHORT, "--grid", "1x1", "--batch-size", "128", "--evaluate-every", "0")
     assert finished.returncode == 0, finished.stderr
-    methods = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]
+    methods = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))["methods"]
     assert {name: method["batch_size"] for name, method in methods.items()} == dict.fromkeys(METHODS, 126) | {"dnn": 128}

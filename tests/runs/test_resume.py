@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_other_methods(tmp_path, undisturbed):
     finished = start(2, tmp_path, "--resume", "--methods", "dnn")
     assert finished.returncode == 0, finished.stderr
     assert_same(outcome(tmp_path), undisturbed(2, "--methods", "dnn"))
-    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["methods"] == "dnn"
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text("utf-8"))["methods"] == "dnn"
 
 
 def test_several_seeds_go_on_with_the_one_that_was_stopped(tmp_path, undisturbed):
@@ -201,9 +201,9 @@ def test_other_data_are_refused(tmp_path, stopped):
 def test_a_folder_that_is_not_a_run_s_is_left_alone(tmp_path, left, option):
     path = tmp_path / "run" / left
     path.parent.mkdir(parents=True)
-    path.write_text("mine = 1\n")
+    path.write_text("mine = 1\n", "utf-8")
     assert "--output run" in refusal(start(1, tmp_path, *SHORT, *option))
-    assert path.read_text() == "mine = 1\n"
+    assert path.read_text("utf-8") == "mine = 1\n"
 
 
 def test_checkpoints_without_their_settings_are_not_thrown_away(tmp_path, stopped):
@@ -237,7 +237,7 @@ def test_a_request_to_a_rank_that_waits_is_passed_on(tmp_path):
     """While rank 0 trains the DNN."""
     with Started(2, "run", "--output", "run", *SHORT, "--methods", "dnn", "--dnn-epochs", "1000000", cwd=tmp_path) as run:
         metrics = tmp_path / "run" / "metrics.jsonl"
-        run.wait_for(lambda: metrics.exists() and '"dnn"' in metrics.read_text())
+        run.wait_for(lambda: metrics.exists() and '"dnn"' in metrics.read_text("utf-8"))
         os.kill(run.ranks()[1], signal.SIGUSR1)
         run.seconds_to_end(most=60)
         assert run.process.returncode == 75
@@ -279,6 +279,6 @@ def test_a_request_while_mpi_starts_is_not_lost(tmp_path):
 def _holds(process: int) -> bool:
     """Whether a process has begun to hold back what asks to stop."""
     with suppress(OSError):
-        blocked = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigBlk"))
+        blocked = next(line for line in Path(f"/proc/{process}/status").read_text("utf-8").splitlines() if line.startswith("SigBlk"))
         return bool(int(blocked.split()[1], 16) & 1 << (signal.SIGUSR1 - 1))
     return False

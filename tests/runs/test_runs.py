@@ -25,12 +25,12 @@ def run(ranks: int, folder: Path, *options: str) -> dict:
     """A run in ``folder``/run; returns its results.json."""
     finished = on_ranks(ranks, "run", *QUICK, "--output", "run", *options, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    return json.loads((folder / "run" / "results.json").read_text())
+    return json.loads((folder / "run" / "results.json").read_text("utf-8"))
 
 
 def learnt(folder: Path) -> set[str]:
     """The phases in which something has been trained."""
-    return {json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    return {json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()}
 
 
 def without_times(results: dict) -> dict:
@@ -110,7 +110,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
         assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds"}
     environment = results["environment"]
     assert (environment["ranks"], environment["subdomains_per_rank"], environment["threads_per_rank"], environment["seed"]) == (2, 2, 1, 7)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [(line["phase"], line["subdomain"], line["epoch"]) for line in lines] == [
         *(("local", subdomain, epoch) for subdomain in range(4) for epoch in (1, 2)),
         *(("dnn", None, epoch) for epoch in (1, 2, 3)),
@@ -142,7 +142,7 @@ def test_rare_classes_are_told_by_more_than_the_accuracy(tmp_path):
         assert (method["auc"] is None) == (name == "vote")
     # weights make the rare class be found more often
     assert found["balanced"]["average"]["confusion"][1][1] > found["none"]["average"]["confusion"][1][1]
-    assert "AUC" in (tmp_path / "run" / "report.md").read_text()
+    assert "AUC" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
 def test_thin_networks_are_trained_alone_and_composed_to_the_global_one_on_any_number_of_ranks(tmp_path):
@@ -158,7 +158,7 @@ def test_thin_networks_are_trained_alone_and_composed_to_the_global_one_on_any_n
         assert [place["stop"] for place in results["decomposition"]["subdomains"]] == [[8, 8]] * 4
         assert methods["transfer"]["parameters"] == methods["global"]["parameters"] == results["decomposition"]["global_parameters"]
         assert results["decomposition"]["parameters"] < methods["global"]["parameters"] / 2
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
         transfer = [line for line in lines if line["phase"] == "transfer"]
         assert [line["epoch"] for line in transfer] == [0, 1]  # as composed, and trained on
         assert transfer[0]["loss"] is None
@@ -181,7 +181,7 @@ def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
         (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
     (tmp_path / "photos" / "dark" / "broken.jpg").write_bytes((tmp_path / "photos" / "dark" / "1.jpg").read_bytes()[:300])
-    (tmp_path / "mine.py").write_text(EXAMPLE)
+    (tmp_path / "mine.py").write_text(EXAMPLE, "utf-8")
     options = ("--data", "photos", "--image-size", "16x24", "--test-fraction", "0.25", "--network", "mine:small", "--overlap", "2")
     refused = refusal(on_ranks(2, "run", *QUICK, *options[:-4], cwd=tmp_path))
     assert "broken.jpg" in refused
@@ -192,7 +192,7 @@ def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
     assert results["data"]["skipped"] == 1
     assert results["data"]["train_samples"] + results["data"]["test_samples"] == 40
     assert results["methods"]["average"]["test_accuracy"] > 0.8
-    assert "damaged and left out: 1" in (tmp_path / "run" / "report.md").read_text()
+    assert "damaged and left out: 1" in (tmp_path / "run" / "report.md").read_text("utf-8")
     again = run(2, tmp_path, *options, "--skip-damaged", "--overwrite")
     assert again["data"] == results["data"]
     assert len(list((tmp_path / "runs" / "partitions").glob("*.h5"))) == 1
@@ -212,7 +212,7 @@ def test_the_decisions_on_disk_give_the_accuracies_of_the_results(tmp_path):
 def test_figures_can_be_left_to_later(tmp_path, seeds):
     run(2, tmp_path, "--train-samples", "100", "--methods", "vote", "--seeds", str(seeds))
     assert not list((tmp_path / "run").rglob("*.png"))
-    assert "figures" not in (tmp_path / "run" / "report.md").read_text()
+    assert "figures" not in (tmp_path / "run" / "report.md").read_text("utf-8")
     assert on_ranks(1, "report", "run", cwd=tmp_path).returncode == 0
     assert (tmp_path / "run" / "figures" / "accuracy_over_time.png").is_file()
     assert len(list((tmp_path / "run").rglob("timeline.png"))) == seeds
@@ -220,12 +220,12 @@ def test_figures_can_be_left_to_later(tmp_path, seeds):
 
 def test_config_toml_repeats_the_run(tmp_path):
     first = run(2, tmp_path, "--train-samples", "200", "--dnn-data", "holdout", "--seed", "3")
-    config = (tmp_path / "run" / "config.toml").read_text()
+    config = (tmp_path / "run" / "config.toml").read_text("utf-8")
     assert tomllib.loads(config)["dnn-data"] == "holdout"
-    (tmp_path / "again.toml").write_text(config)
+    (tmp_path / "again.toml").write_text(config, "utf-8")
     finished = on_ranks(2, "run", "--config", "again.toml", "--output", "again", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
+    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text("utf-8"))) == without_times(first)
 
 
 @pytest.mark.parametrize("decomposition", [("--grid", "2x1", "--overlap", "1"), ("--decomposition", "width")])
@@ -235,12 +235,12 @@ def test_config_toml_of_a_run_on_a_partitioned_file_repeats_it_too(tmp_path, dec
     first = run(1, tmp_path, "--data", "set.h5", "--methods", "average,transfer", *decomposition[-2:])
     finished = on_ranks(1, "run", "--config", "run/config.toml", "--output", "again", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text())) == without_times(first)
+    assert without_times(json.loads((tmp_path / "again" / "results.json").read_text("utf-8"))) == without_times(first)
 
 
 def test_a_network_that_exists_for_subimages_only_is_no_obstacle_to_the_methods_that_need_no_more(tmp_path):
     square = EXAMPLE.replace("    channels =", "    assert shape.spatial[0] == shape.spatial[1]\n    channels =", 1)
-    (tmp_path / "mine.py").write_text(square)
+    (tmp_path / "mine.py").write_text(square, "utf-8")
     options = ("--data", "synthetic:8x16x4x60", "--grid", "1x2", "--network", "mine:small")
     results = run(2, tmp_path, *options, "--methods", "vote,transfer")
     assert results["decomposition"]["global_parameters"] is None
@@ -302,7 +302,7 @@ def test_the_default_run_learns_the_digits(tmp_path):
     finished = launch(4, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     (folder,) = (tmp_path / "runs").glob("digits-2x2-*")
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text("utf-8"))
     local = [subdomain["test_accuracy"] for subdomain in results["decomposition"]["subdomains"]]
     assert results["methods"]["dnn"]["test_accuracy"] > 0.93
     assert min(method["test_accuracy"] for method in results["methods"].values()) > max(local)
@@ -329,13 +329,13 @@ def test_methods_run_in_any_combination(tmp_path, methods):
 
 def test_seeds_give_a_run_each_and_their_mean_and_spread(tmp_path):
     results = run(2, tmp_path, "--train-samples", "200", "--seeds", "2", "--seed", "5", "--figures")
-    each = [json.loads((tmp_path / "run" / f"seed-{seed}" / "results.json").read_text()) for seed in (5, 6)]
+    each = [json.loads((tmp_path / "run" / f"seed-{seed}" / "results.json").read_text("utf-8")) for seed in (5, 6)]
     assert results["seeds"] == [5, 6]
     for name, method in results["methods"].items():
         accuracies = [document["methods"][name]["test_accuracy"] for document in each]
         assert method["test_accuracy"] == pytest.approx(np.mean(accuracies))
         assert method["spread"]["test_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert (tmp_path / "run" / "report.md").read_text().count("±") >= 2 * len(METHODS)
+    assert (tmp_path / "run" / "report.md").read_text("utf-8").count("±") >= 2 * len(METHODS)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("report.md")}
     assert len(before) == 3
     for path in before:
@@ -394,7 +394,7 @@ def test_the_decision_alone_starts_from_a_finished_run(tmp_path):
     assert learnt(tmp_path / "votes" / "run" / "seed-4") == {"global"}
     run(2, tmp_path / "other", *small, *seed_4, "--interface", "logits")
     assert "dnn" in learnt(tmp_path / "other" / "run")  # a DNN for another interface is trained anew
-    assert "taken from" in (tmp_path / "votes" / "run" / "seed-4" / "report.md").read_text()
+    assert "taken from" in (tmp_path / "votes" / "run" / "seed-4" / "report.md").read_text("utf-8")
     for options, words in ((("--seed", "3"), "has no seed-3"), (("--seed", "4", "--data", "other.npz"), "data")):
         random = np.random.default_rng(0)
         images, labels = random.integers(0, 16, (160, 8, 8)).astype(np.uint8), np.arange(160) % 10

@@ -32,9 +32,9 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_study_runs_every_number_of_ranks_partitions_once_and_is_collected(finished):
     found = finished / "study"
-    assert [row["ranks"] for row in csv.DictReader((found / "scaling.csv").open())] == ["1", "2"]
-    assert [json.loads((found / name / "results.json").read_text())["environment"]["ranks"] for name in "12"] == [1, 2]
-    assert {json.loads((found / name / "results.json").read_text())["environment"]["threads_per_rank"] for name in "12"} == {1}
+    assert [row["ranks"] for row in csv.DictReader((found / "scaling.csv").open(encoding="utf-8"))] == ["1", "2"]
+    assert [json.loads((found / name / "results.json").read_text("utf-8"))["environment"]["ranks"] for name in "12"] == [1, 2]
+    assert {json.loads((found / name / "results.json").read_text("utf-8"))["environment"]["threads_per_rank"] for name in "12"} == {1}
     assert len(list((found / "partitions").glob("*.h5"))) == 1
     assert (found / "1.log").exists() and (found / "scaling.png").exists()
 
@@ -45,7 +45,7 @@ def test_a_study_goes_on_with_what_is_missing_and_keeps_the_threads_of_its_begin
     before = (found / "1" / "results.json").stat().st_mtime_ns
     done = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1", OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
-    assert {json.loads((found / name / "results.json").read_text())["environment"]["threads_per_rank"] for name in "12"} == {1}
+    assert {json.loads((found / name / "results.json").read_text("utf-8"))["environment"]["threads_per_rank"] for name in "12"} == {1}
     assert "1 ranks" not in done.stdout and "2 ranks, repetition 1" in done.stdout
     assert (found / "1" / "results.json").stat().st_mtime_ns == before and (found / "2" / "report.md").exists()
     again = study(finished, "strong", "--ranks", "1,2", "--repetitions", "1")
@@ -54,9 +54,9 @@ def test_a_study_goes_on_with_what_is_missing_and_keeps_the_threads_of_its_begin
 
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--epochs", "2")), ("weak", OPTIONS)])
 def test_the_folder_of_another_study_is_refused(finished, kind, options):
-    before = (finished / "study" / "study.toml").read_text()
+    before = (finished / "study" / "study.toml").read_text("utf-8")
     assert "holds another study" in refusal(study(finished, kind, "--ranks", "1,2", options=options))
-    assert (finished / "study" / "study.toml").read_text() == before
+    assert (finished / "study" / "study.toml").read_text("utf-8") == before
 
 
 def test_a_study_cannot_be_started_by_a_launcher(finished):
@@ -67,7 +67,7 @@ def test_a_study_cannot_be_started_by_a_launcher(finished):
 def test_a_run_that_is_refused_ends_the_study_with_its_words(tmp_path):
     told = refusal(study(tmp_path, "strong", options=("--data", "nowhere")))
     assert "--data nowhere" in told and "all of it: study/1.log" in told
-    assert "--data nowhere" in (tmp_path / "study" / "1.log").read_text()
+    assert "--data nowhere" in (tmp_path / "study" / "1.log").read_text("utf-8")
     assert not (tmp_path / "study" / "2.log").exists()
 
 

@@ -27,7 +27,7 @@ def points(run: Path) -> list[tuple[str, str, int, float]]:
 def expected(run: Path) -> list[tuple[str, str, int, float]]:
     """The same out of metrics.jsonl."""
     found = []
-    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+    for line in map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines()):
         training = line["phase"] if line["subdomain"] is None else f"{line['phase']}-{line['subdomain']:04}"
         found += [(training, name, line["epoch"], line[name]) for name in SCALARS if line[name] is not None]
     return sorted(found)
@@ -49,7 +49,7 @@ def test_every_epoch_is_a_point_once(tmp_path):
 
 
 def test_without_the_package_it_is_refused_before_anything_starts(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n", "utf-8")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     words = refusal(launch(2, "run", *OPTIONS, "--output=run", cwd=tmp_path, PYTHONPATH=path))
     assert "--tensorboard needs the package tensorboard: pip install 'ddcnn[tensorboard]'" in words

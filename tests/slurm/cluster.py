@@ -78,7 +78,7 @@ def start(folder: Path, cpus: int = CPUS) -> None:
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
     host = socket.gethostname().split(".")[0]
-    (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, ports=_free_ports(2), cpus=cpus))
+    (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, ports=_free_ports(2), cpus=cpus), "utf-8")
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     files = {option: f"munge.{ending}" if ending in ("key", "socket") else f"munged.{ending}" for option, ending in files.items()}
     _run(folder, "munged", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
@@ -104,7 +104,7 @@ def stop(folder: Path) -> None:
 def _end(pid_file: Path) -> None:
     if not pid_file.exists():
         return
-    pid = int(pid_file.read_text())
+    pid = int(pid_file.read_text("utf-8"))
     try:
         os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + STOP

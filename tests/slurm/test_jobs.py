@@ -22,7 +22,7 @@ ENDLESS = (*QUICK, "--epochs", "5000")
 
 
 def results(folder):
-    return json.loads((folder / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text("utf-8"))
 
 
 def weights(folder):
@@ -37,13 +37,13 @@ def weights(folder):
 def epochs(folder):
     """Lines of metrics.jsonl so far: those of rank 0."""
     path = folder / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text("utf-8").splitlines()) if path.exists() else 0
 
 
 def trains(slurm, job, folder):
     """Waits until the ranks of a job have trained some epochs."""
     slurm.until(lambda: epochs(folder) >= 4 or slurm.jobs(job)[0]["JobState"] == "FAILED", f"job {job} did not begin to train")
-    assert slurm.jobs(job)[0]["JobState"] == "RUNNING", (folder.parents[1] / f"ddcnn-{job}.out").read_text()
+    assert slurm.jobs(job)[0]["JobState"] == "RUNNING", (folder.parents[1] / f"ddcnn-{job}.out").read_text("utf-8")
 
 
 def ranks_of(slurm, job):
@@ -55,7 +55,7 @@ def ranks_of(slurm, job):
 def test_a_job_runs_a_rank_a_subdomain_and_leaves_a_report(slurm, tmp_path):
     job = slurm.submit("train.sbatch", *QUICK, "--epochs", "2", cwd=tmp_path)
     over = slurm.wait(job)
-    output = (tmp_path / f"ddcnn-{job}.out").read_text()
+    output = (tmp_path / f"ddcnn-{job}.out").read_text("utf-8")
     assert (over["JobState"], over["Restarts"], over["Requeue"]) == ("COMPLETED", "0", "1"), output
     environment = results(tmp_path / "runs" / job)["environment"]
     assert (environment["ranks"], environment["subdomains_per_rank"], environment["threads_per_rank"]) == (4, 1, 1)
@@ -79,7 +79,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_with_the_same_weights_bit_for_bi
     slurm.until(lambda: slurm.jobs(job)[0]["Restarts"] == "1" or slurm.jobs(job)[0]["JobState"] in OVER, "neither requeued nor over")
     assert not (tmp_path / "runs" / job / "results.json").exists()
     over = slurm.wait(job)
-    output = (tmp_path / f"ddcnn-{job}.out").read_text()
+    output = (tmp_path / f"ddcnn-{job}.out").read_text("utf-8")
     assert (over["JobState"], over["Restarts"]) == ("COMPLETED", "1"), output
     after = weights(tmp_path / "runs" / job)
     assert len(after) > 20 and after.keys() == undisturbed.keys()
@@ -93,7 +93,7 @@ def test_the_end_of_the_job_is_known(slurm, tmp_path):
     command = f"srun {sys.executable} -c '{program}'"
     job = slurm.run("sbatch", "--parsable", "--time=3", "--output=out", f"--wrap={command}", cwd=tmp_path).strip()
     assert slurm.wait(job)["JobState"] == "COMPLETED"
-    begin, end = ast.literal_eval((tmp_path / "out").read_text())
+    begin, end = ast.literal_eval((tmp_path / "out").read_text("utf-8"))
     assert end - begin == 180 and abs(time.time() - begin) < 60
 
 
@@ -102,7 +102,7 @@ def test_a_job_that_reaches_its_time_limit_too_often_ends(slurm, tmp_path):
     """ddcnn's own --time-limit, since SLURM's is a minute at least."""
     job = slurm.submit("train.sbatch", *ENDLESS, "--time-limit", "0.1", cwd=tmp_path, MOST_REQUEUES="1")
     over = slurm.wait(job)
-    output = (tmp_path / f"ddcnn-{job}.out").read_text()
+    output = (tmp_path / f"ddcnn-{job}.out").read_text("utf-8")
     assert (over["JobState"], over["Restarts"], over["ExitCode"]) == ("FAILED", "1", "75:0"), output
     assert "requeued 1 times and still not finished" in output
 
@@ -140,14 +140,14 @@ def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_
     array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
     over = slurm.wait(collector)
     study = tmp_path / "study"
-    outputs = [path.read_text() for path in study.glob("*.out")]
+    outputs = [path.read_text("utf-8") for path in study.glob("*.out")]
     assert over["JobState"] == "COMPLETED", outputs
     assert {(task["ArrayTaskId"], task["JobState"]) for task in slurm.jobs(array)} == {(ranks, "COMPLETED") for ranks in "124"}
-    rows = list(csv.DictReader((study / "scaling.csv").open()))
+    rows = list(csv.DictReader((study / "scaling.csv").open(encoding="utf-8")))
     assert [row["ranks"] for row in rows] == ["1", "2", "4"]
     assert {len(results(study / row["ranks"])["decomposition"]["subdomains"]) for row in rows} == ({4} if kind == "strong" else {1, 2, 4})
     assert (study / "scaling.png").stat().st_size > 10_000
-    assert f"# {kind.title()} scaling" in (study / "scaling.md").read_text()
+    assert f"# {kind.title()} scaling" in (study / "scaling.md").read_text("utf-8")
 
 
 @pytest.mark.full
@@ -157,7 +157,7 @@ def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
     collector = told.split()[5].rstrip(":")
     assert slurm.wait(collector)["JobState"] == "CANCELLED"
     for ranks in "12":
-        assert "--data nowhere" in (tmp_path / "study" / f"{ranks}.out").read_text()
+        assert "--data nowhere" in (tmp_path / "study" / f"{ranks}.out").read_text("utf-8")
     assert not (tmp_path / "study" / "scaling.md").exists()
 
 
@@ -176,8 +176,11 @@ def test_a_study_is_submitted_by_the_command_with_repetitions_and_options_of_sba
     told = slurm.run(sys.executable, "-m", "ddcnn", "scaling", "weak", *sizes, *where, "--", *options, cwd=tmp_path)
     array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
     study = tmp_path / "study"
-    assert slurm.wait(collector)["JobState"] == "COMPLETED", [path.read_text() for path in study.glob("*.out")]
+    assert slurm.wait(collector)["JobState"] == "COMPLETED", [path.read_text("utf-8") for path in study.glob("*.out")]
     for job in (*slurm.jobs(array), *slurm.jobs(collector)):
         assert (job["TimeLimit"], job["Comment"]) == ("00:05:00", "ours")
     assert {job["NumCPUs"] for job in slurm.jobs(array)} == {"2"}
-    assert [(row["ranks"], row["runs"]) for row in csv.DictReader((study / "scaling.csv").open())] == [("1", "2"), ("2", "2")]
+    assert [(row["ranks"], row["runs"]) for row in csv.DictReader((study / "scaling.csv").open(encoding="utf-8"))] == [
+        ("1", "2"),
+        ("2", "2"),
+    ]
