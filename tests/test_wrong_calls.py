@@ -15,6 +15,7 @@ CALLS = [
     ("run --output TMP/text.txt", "text.txt is a file: name a folder"),
     ("run --resume", "--resume: name the folder of the run with --output"),
     ("run --start-from TMP", "no results.json there; give the folder of a finished run"),
+    ("partition nowhere --output TMP/set.h5", r"^nowhere: no such file or folder, and no known set"),
     ("partition digits", "--output FILE.h5 is required: the partitioned file to write"),
     ("partition digits --output TMP/text.txt", r"ends in \.h5"),
     ("predict RUN digits", r"--output FILE.csv\|FILE.h5 is required: file of the predictions"),

@@ -10,7 +10,7 @@ import numpy as np
 from ddcnn.data.files_to_classify import files_in
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
-from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, open_source
+from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, named_without_option, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
 from ddcnn.data.sources.base import SPLITS, Split, same_type, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, format_like, opened, to_array
@@ -75,10 +75,8 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
     pixels = format_like(channels, np.dtype(trained_on.dtype))
     before = options.as_before(trained_on.preprocessing)
     options = replace(before, volumes=len(spatial) == 3, pixels=pixels, nan=options.nan or before.nan)
-    try:
+    with named_without_option():
         name, split, others = _select(_open(options, trained_on, wanted), wanted)
-    except (OSError, InputError) as error:
-        raise InputError(str(error).removeprefix("--data ")) from None
     if split.shape[1:] != trained_on.shape or not same_type(split.dtype, np.dtype(trained_on.dtype)):
         raise InputError(
             f"{options.name}: images of {times(split.shape[1:])} {split.dtype}, but the run was trained on {times(trained_on.shape)} "

@@ -17,7 +17,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
-from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, open_like, open_source
+from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.resumed import Resumed, images_of
@@ -50,7 +50,8 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     options, source = source_options(settings, settings.source), None
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
         if world.rank == 0:
-            source = open_source(options)
+            with named_without_option():
+                source = open_source(options)
             decompose(settings, source)
             select(settings, source)
     store = partition_source(world, settings, options, settings.output, source)

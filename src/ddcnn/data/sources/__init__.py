@@ -4,8 +4,8 @@ To add a source, write a module with a function ``(SourceOptions) -> Source`` an
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -27,7 +27,9 @@ from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
-__all__ = ["SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "open_like", "open_source"]
+__all__ = [
+    "SPLITS", "DamagedSample", "Source", "SourceOptions", "Split", "balanced_subset", "named_without_option", "open_like", "open_source",
+]  # fmt: skip
 
 MOST_GUESSES = 5000  # entries of a folder that an unknown name is compared with
 Opener = Callable[[SourceOptions], Source]
@@ -39,6 +41,15 @@ NAMED: dict[str, Opener] = {
 }
 PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
 FILES: dict[str, Opener] = {".npz": array_file, ".h5": array_file}
+
+
+@contextmanager
+def named_without_option() -> Iterator[None]:
+    """Around opening what a command names by its place on the command line: messages leave out ``--data``, which that has not."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise InputError(str(error).removeprefix("--data ")) from None
 
 
 def open_source(options: SourceOptions) -> Source:

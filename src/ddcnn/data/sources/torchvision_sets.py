@@ -71,7 +71,7 @@ def torchvision_set(options: SourceOptions, class_name: str) -> Source:
         raise InputError(f"--data {options.name}: needs torchvision, which cannot be imported ({error})") from None
     parameters = _parameters(constructor)
     if class_name in ("ImageFolder", "DatasetFolder"):
-        raise InputError(f"--data {options.name}: name the folder itself, as in --data {options.data_root}")
+        raise InputError(f"--data {options.name}: name the folder itself, {options.data_root}")
     if constructor.__module__.rpartition(".")[2] in OTHER_TASKS:
         raise InputError(f"--data {options.name}: torchvision's {class_name} has no class per image")
     wanted = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
