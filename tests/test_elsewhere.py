@@ -93,12 +93,15 @@ def test_a_module_that_is_another_file_is_not_imported_by_itself(project, tmp_pa
     assert f"(the run imported it from {project})" in line
 
 
-def test_where_the_images_have_gone_their_partitioned_set_is_taken(project, tmp_path):
+def test_where_the_images_have_gone_their_partitioned_set_is_taken(began, project, tmp_path):
     (project / "data.npz").rename(tmp_path / "elsewhere.npz")
     shutil.copytree(project, tmp_path / "second")
     told = succeeded(resume(tmp_path / "else", "--output", project / "run"))
     assert "data.npz: no such file or folder" in told
     assert "going on with its partitioned set" in told
+    origin = json.loads((project / "run" / "origin.json").read_text(encoding="utf-8"))
+    assert Path(origin["folder"]) == began  # where the images will be looked for when they are back
+    assert "--batch-size" not in told  # a note with advice that a run which goes on refuses
     shutil.rmtree(tmp_path / "second" / "runs")
     line = refusal(resume(tmp_path / "second", "--output=run"))
     assert "bring it back, or give --data the path where it, or a partitioned set of it, lies now" in line

@@ -383,7 +383,7 @@ def without_encoding(tree: ast.AST) -> list[int]:
         constants = [argument.value for argument in [*call.args, *given.values()] if isinstance(argument, ast.Constant)]
         mode = next((value for value in constants if isinstance(value, str) and re.fullmatch("[rwax][bt+]*", value)), "")
         owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-        opens = owner != "os" and not owner[:1].isupper() and "b" not in mode and (mode or not owner or not call.args)
+        opens = owner not in ("os", "archive") and not owner[:1].isupper() and "b" not in mode and (mode or not owner or not call.args)
         written = isinstance(call.func, ast.Attribute) and len(call.args) < 2
         of_text = {"read_text": not call.args, "write_text": written, "open": opens, "TextIOWrapper": True}
         if of_text.get(name) and "encoding" not in given:
@@ -402,5 +402,5 @@ def test_a_text_without_an_encoding_is_noticed(code):
     assert without_encoding(ast.parse(code))
     assert not without_encoding(ast.parse(f"{code[:-1]}{'' if code[-2] == '(' else ', '}encoding='utf-8')"))
     assert not without_encoding(
-        ast.parse("open(x, 'rb'); p.open('wb'); os.open(p, 1); Image.open(p); p.read_text('utf-8'); write_text(p, t)")
+        ast.parse("open(x, 'rb'); p.open('wb'); os.open(p, 1); archive.open(p, 'w'); Image.open(p); p.read_text('utf-8'); write_text(p, t)")
     )

@@ -412,12 +412,12 @@ def test_a_source_of_400_megabytes_takes_far_less_memory(write_arrays, random_ar
     large = tmp_path / "large.npz"
     with zipfile.ZipFile(large, "w") as archive:  # sample by sample, uncompressed
         for split, count in (("train", samples - 8), ("test", 8)):
-            with archive.open(f"x_{split}.npy", "w", force_zip64=True, encoding="utf-8") as member:
+            with archive.open(f"x_{split}.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
                 np.lib.format.write_array_header_1_0(member, header)
                 for _ in range(count):
                     member.write(bytes(side**2))
-            with archive.open(f"y_{split}.npy", "w", encoding="utf-8") as member:
+            with archive.open(f"y_{split}.npy", "w") as member:
                 np.lib.format.write_array(member, np.arange(count) % 2)
     assert large.stat().st_size > 390_000_000
     try:

@@ -13,6 +13,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import is_path
 from ddcnn.errors import InputError
+from ddcnn.io.atomic import write_text
 from ddcnn.io.origin import Images, Origin, digest_of_run, moved_with, relocated
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.networks.user_code import Place, place_of
@@ -24,14 +25,18 @@ def images_of(store: PartitionedSet) -> Images:
     return Images(**{name: getattr(store, name) for name in Images.model_fields})
 
 
-def origin_of(settings: RunSettings, store: PartitionedSet, folder: RunFolder) -> Origin:
-    """What is kept of this attempt for the next one."""
+def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder) -> None:
+    """Keeps what the next attempt needs; of a run that goes on without its source, what is kept already says where that was."""
+    kept = Origin.read(folder.origin)
+    if kept and kept.data_is_path and not os.path.exists(settings.data):
+        return
     start = RunFolder(settings.start_from).results if settings.start_from else None
-    return Origin(
+    origin = Origin(
         folder=os.getcwd(), output=str(folder.path.resolve()), data_is_path=is_path(settings.data), images=images_of(store),
         partitioned=os.path.abspath(store.path),
         network=place_of(settings.network), start=digest_of_run(start),
     )  # fmt: skip
+    write_text(folder.origin, origin.model_dump_json(indent=1) + "\n")
 
 
 @dataclass(frozen=True)

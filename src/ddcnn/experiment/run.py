@@ -21,7 +21,7 @@ from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
 from ddcnn.experiment.problem import Problem, notes, prepare
 from ddcnn.experiment.recorder import Recorder, try_report
-from ddcnn.experiment.resumed import origin_of
+from ddcnn.experiment.resumed import keep_origin
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
@@ -51,10 +51,10 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         output = RunFolder(Path(folder))
         if world.on_root(lambda: resumes_finished(settings)):  # by another job, meanwhile
             return
-        if world.rank == 0 and settings.progress != "none":
+        if world.rank == 0 and settings.progress != "none" and not output.origin.is_file():  # a run that is gone on with keeps its settings
             for text in notes(problem):
                 logger.info("note: %s", text)
-        world.on_root(lambda: output.keep_origin(origin_of(settings, store, output)))
+        world.on_root(lambda: keep_origin(settings, store, output))
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
@@ -77,7 +77,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
         settings = settings.model_copy(update={"output": folder.path})
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
-            world.on_root(lambda settings=settings, folder=folder: folder.keep_origin(origin_of(settings, problem.store, folder)))
+            world.on_root(lambda settings=settings, folder=folder: keep_origin(settings, problem.store, folder))
             run_seed(problem, settings, folder, stop_requests)
     console = Console() if seeds[0].progress != "none" else None
     world.on_root(lambda: write_results(output, folders))

@@ -127,7 +127,7 @@ class RunFolder:
         if not self.has_results:
             resume = f"the run has not finished: go on with python -m ddcnn run --resume --output {self}"
             way_out = resume if self.config.is_file() else "give the folder of a finished run, its --output"
-            raise InputError(f"{self}: no {self.results.name} in it; {way_out}")
+            raise InputError(f"{self}: {f'no {self.results.name} in it' if self.path.is_dir() else 'no such folder'}; {way_out}")
 
     # Taking the folder for a run
 
@@ -181,9 +181,6 @@ class RunFolder:
             return str(noted["kind"]), str(noted["message"])
         except (OSError, ValueError, KeyError, TypeError):
             return "", ""
-
-    def keep_origin(self, origin: Origin) -> None:
-        write_text(self.origin, origin.model_dump_json(indent=1) + "\n")
 
     def _clear(self) -> None:
         """Removes what a run leaves; links are not followed."""

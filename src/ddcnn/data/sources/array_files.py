@@ -203,5 +203,6 @@ def _labels(what: str, labels: Array) -> np.ndarray:
         raise InputError(f"{what} has shape {labels.shape}: expected one class number per sample, (n,) or (n, 1)")
     values = labels.read(0, labels.shape[0]).reshape(-1)
     if values.dtype.kind not in "ui":
-        raise InputError(f"{what} has type {values.dtype}: expected whole class numbers 0, 1, 2 … (labels.astype(int))")
+        how = "np.unique(labels, return_inverse=True)[1]" if values.dtype.kind in "SUO" else "labels.astype(int)"
+        raise InputError(f"{what} has type {values.dtype}: expected whole class numbers 0, 1, 2 … ({how})")
     return values.astype(np.int64)

@@ -31,9 +31,11 @@ class DamagedSample(InputError):
     @classmethod
     def not_finite(cls, what: object, sample: np.ndarray) -> "DamagedSample":
         """``what`` names a sample that has a value which is NaN or infinite; ``--nan`` replaces those of a sample that has others."""
-        if np.isfinite(sample).any():
-            return cls.of(what, "it has a value that is NaN or infinite, which --nan zero would replace")
-        return cls.of(what, "all its values are NaN or infinite")
+        replaceable = np.isfinite(sample).any()
+        values = "a value that is NaN or infinite, which --nan zero would replace" if replaceable else "only values that are NaN or infinite"
+        if isinstance(what, Path):
+            return cls.of(what, f"it has {values}")
+        return cls(f"{what} has {values}; mend or remove it, or add --skip-damaged")
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def check(source: Source) -> None:
     if train.shape[1:] != test.shape[1:] or not same_type(train.dtype, test.dtype):
         raise InputError(
             f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
-            "convert them to one size and type"
+            "they must be alike: convert them to one size and type"
         )
     if train.dtype.kind not in PIXEL_KINDS or train.dtype.itemsize > 8:
         ways_out = {"c": "; give the magnitude (numpy.abs), or real and imaginary parts as two channels", "b": ": convert them to uint8"}
