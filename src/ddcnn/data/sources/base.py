@@ -31,8 +31,9 @@ class DamagedSample(InputError):
     @classmethod
     def not_finite(cls, what: object, sample: np.ndarray) -> "DamagedSample":
         """``what`` names a sample that has a value which is NaN or infinite; ``--nan`` replaces those of a sample that has others."""
-        replaceable = np.isfinite(sample).any()
-        values = "a value that is NaN or infinite, which --nan zero would replace" if replaceable else "only values that are NaN or infinite"
+        values = "only values that are NaN or infinite"
+        if np.isfinite(sample).any():
+            values = "a value that is NaN or infinite, which --nan zero would replace"
         if isinstance(what, Path):
             return cls.of(what, f"it has {values}")
         return cls(f"{what} has {values}; mend or remove it, or add --skip-damaged")
