@@ -65,7 +65,7 @@ def test_what_one_rank_of_a_group_cannot_write_ends_all(tmp_path):
     happens = "rm run/metrics.jsonl && mkdir run/metrics.jsonl"
     options = (*SHORT, "--grid", "1x1", "--methods", "vote", "--stall-timeout", "40")
     finished = start(2, tmp_path, *options, interrupted=("local-0000", 3, 0, happens))
-    assert "run: cannot be written (Is a directory)" in refusal(finished)
+    assert "run/metrics.jsonl: cannot be written (Is a directory)" in refusal(finished)
 
 
 @pytest.mark.parametrize(
