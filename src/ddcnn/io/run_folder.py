@@ -127,7 +127,7 @@ class RunFolder:
         if not self.has_results:
             resume = f"the run has not finished: go on with python -m ddcnn run --resume --output {self}"
             way_out = resume if self.config.is_file() else "give the folder of a finished run, its --output"
-            raise InputError(f"{self}: {f'no {self.results.name} in it' if self.path.is_dir() else 'no such folder'}; {way_out}")
+            raise InputError(f"{self}: no {self.results.name}{' in it' if self.path.is_dir() else ', and no such folder'}; {way_out}")
 
     # Taking the folder for a run
 
