@@ -30,13 +30,13 @@ class DamagedSample(InputError):
 
     @classmethod
     def not_finite(cls, what: object, sample: np.ndarray) -> "DamagedSample":
-        """``what`` names a sample that has a value which is NaN or infinite; ``--nan`` replaces those of a sample that has others."""
-        values = "only values that are NaN or infinite"
+        """``what`` names a sample that has a pixel which is NaN or infinite; ``--nan`` replaces those of a sample that has others."""
+        pixels = "only pixels that are NaN or infinite"
         if np.isfinite(sample).any():
-            values = "a value that is NaN or infinite, which --nan zero would replace"
+            pixels = "a pixel that is NaN or infinite, which --nan zero would replace"
         if isinstance(what, Path):
-            return cls.of(what, f"it has {values}")
-        return cls(f"{what} has {values}; mend or remove it, or add --skip-damaged")
+            return cls.of(what, f"it has {pixels}")
+        return cls(f"{what} has {pixels}; mend or remove it, or add --skip-damaged")
 
 
 @dataclass(frozen=True)
