@@ -41,6 +41,6 @@ def _drawn_by(path: str, characters: frozenset[str]) -> frozenset[str]:
         found = [one for one in characters if font.get_char_index(ord(one))]
         for one in found:
             font.load_char(ord(one))
-    except Exception:
+    except (OSError, RuntimeError, ValueError):  # what FreeType and reading a file raise
         return frozenset()
     return frozenset(found)
