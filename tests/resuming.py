@@ -13,6 +13,8 @@ SHORT = quick(
     checkpoint_every=1, partitions="partitions",
 )  # fmt: skip
 
+MEASURED = ("seconds", "curve", "bytes_communicated", "peak_memory_bytes")  # of a method
+
 
 def start(ranks: int, folder: Path, *options: str, interrupted: tuple[str, int, int, str] | None = None, **environment: str):
     folder.mkdir(exist_ok=True)
@@ -33,7 +35,7 @@ def outcome(folder: Path) -> dict:
     found: dict = {name: tensor.tobytes() for name, tensor in parameters(folder).items()}
     results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
     for name, method in results["methods"].items():
-        found[name] = {key: value for key, value in method.items() if key not in ("seconds", "curve", "bytes_communicated")}
+        found[name] = {key: value for key, value in method.items() if key not in MEASURED}
         found[f"{name} curve"] = [accuracy for _, accuracy in method["curve"][-2:]]  # before, the average depends on who was faster
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     found["metrics"] = [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]

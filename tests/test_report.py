@@ -21,6 +21,7 @@ from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
 from ddcnn.report.figures import charts, images, maps
+from ddcnn.report.pages import human
 from ddcnn.report.run_report import write_report
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
@@ -90,11 +91,13 @@ def test_tables_tell_the_numbers_of_the_results(finished):
         assert float(methods[name][0]) == pytest.approx(100 * method["test_accuracy"], abs=0.005)
         assert float(methods[name][1]) == pytest.approx(100 * method["balanced_accuracy"], abs=0.005)
         assert float(methods[name][9]) == pytest.approx(method["seconds"]["total"], abs=0.005)
+        assert methods[name][10] == human(method["peak_memory_bytes"])
         for column, value in ((2, method["auc"]), (3, method["test_loss"])):
             assert methods[name][column] == "–" if value is None else float(methods[name][column]) == pytest.approx(value, abs=1e-4)
     for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):
         assert int(row[0]) == subdomain["index"]
         assert float(row[3]) == pytest.approx(100 * subdomain["test_accuracy"], abs=0.005)
+    assert all(row[4] == human(results["phases"][row[0]]["max_rank_memory_bytes"]) for row in rows(text, "Phases"))
     assert [row[0] for row in rows(text, "Phases")] == [name for name, phase in results["phases"].items() if phase["seconds"]]
     assert dict(rows(text, "Environment"))["ranks"] == "2"
 
@@ -172,12 +175,17 @@ def test_a_run_without_figures_has_a_page_without_them(bare):
 def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     results = json.loads((bare / "results.json").read_text("utf-8"))
     del results["understanding"]
+    for part in (*results["methods"].values(), *results["phases"].values()):
+        for name in [name for name in part if "memory" in name or "gpu" in name]:
+            del part[name]
     (bare / "results.json").write_text(json.dumps(results), "utf-8")
     with h5py.File(bare / "details.h5", "a") as file:
         del file["confidence"], file["disagreement"]
     write_report(RunFolder(bare))
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
-    assert "Reliance" not in (bare / "report.md").read_text("utf-8")
+    text = (bare / "report.md").read_text("utf-8")
+    assert "Reliance" not in text
+    assert {row[11] for row in rows(text, "Methods")} == {row[4] for row in rows(text, "Phases")} == {"–"}
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,15 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     spans = [np.array([[local, 0, 0.0, 4.0], [gather, 1, 4.0, 5.0]]), np.array([[local, 0, 0.0, 2.0], [gather, 2, 2.0, 5.0]])]
     sent = np.zeros((2, len(PHASES)))
     sent[1, [local, gather]] = 10, 1000
+    peaks = np.zeros((2, len(PHASES), 3))
+    peaks[:, local, 0], peaks[1, gather, 0] = (700, 500), 800
     subdomains = np.array([[0, 100, 90, 1.0], [1, 100, 90, 1.0], [2, 100, 90, 1.0], [3, 100, 90, 1.0]])
     settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0)
     decided = {
         "vote": Decided(labels, 126, gathered_bytes=400),
         "dnn": Decided((labels + 1) % 10, 128, np.eye(10, dtype=np.float32)[labels], 7),
     }
-    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1, local_classes, 555)
+    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1, local_classes, 555, peaks)
     results = results_of(gathered, decided, settings, store, ENVIRONMENT)
     assert [box.test_accuracy for box in results.decomposition.subdomains] == [1, 1, 0, 1]
     assert (results.decomposition.parameters, results.decomposition.global_parameters) == (400, 555)
@@ -92,6 +94,8 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     assert (dnn.test_accuracy, dnn.parameters, dnn.batch_size, dnn.bytes_communicated) == (0, 360 + 7, 128, 1010)
     assert vote.seconds.model_dump() == {"compute": 3.0, "communicate": 0.5, "wait": 1.5, "total": 5.0}
     assert vote.curve == [(5.0, 1.0)]
+    assert (vote.peak_memory_bytes, vote.peak_gpu_memory_bytes) == (800, None)
+    assert [phase.max_rank_memory_bytes for phase in results.phases.values()] == [700, 800]
     assert set(results.phases) == {"local", "gather"}
     assert parse(RunResults, json.dumps(dump(results))) == results
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ddcnn.parallel import memory
 from ddcnn.parallel import timeline as module
 from ddcnn.parallel.timeline import KINDS, PHASES, Timeline, phase_seconds, seconds_of, wall, windows
 
@@ -120,3 +121,31 @@ def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to
     assert second.now() == 23 + 5 + 11
     assert sum(second.sent.values()) == 0
     assert second.resumed and not first.resumed
+
+
+def test_every_phase_has_its_own_peak_of_memory_which_a_later_attempt_keeps():
+    first = Timeline()
+    with first.phase("local"):
+        assert np.ones(1 << 23).sum()  # 64 MiB, given back at once
+    with first.phase("gather"):
+        kept = first.to_save()
+    resident = dict(zip(PHASES, first.peaks[:, 0].tolist(), strict=True))
+    assert resident["local"] > max(resident["start"], resident["gather"]) + (48 << 20)
+    assert resident["gather"] > 0 == resident["dnn"]
+    second = Timeline()
+    second.restore(kept)
+    with second.phase("gather"):
+        assert np.ones(1 << 23).sum()
+    again = dict(zip(PHASES, second.peaks[:, 0].tolist(), strict=True))
+    assert again["local"] == resident["local"] and again["gather"] > resident["gather"] + (48 << 20)
+    second.restore({name: values for name, values in kept.items() if name != "timeline/peaks"})  # as an older version has saved it
+    second.begin()
+    assert not second.peaks[1:].any()
+
+
+def test_where_a_peak_is_not_forgotten_it_is_that_of_the_process_so_far(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "none" / "of this")
+    assert np.ones(1 << 23).sum()
+    first, second = memory.take_peaks(), memory.take_peaks()
+    assert second[0] == first[0] > 1 << 26

@@ -36,7 +36,7 @@ def learnt(folder: Path) -> set[str]:
 def without_times(results: dict) -> dict:
     """What must not depend on the number of ranks."""
     for method in results["methods"].values():
-        del method["seconds"], method["bytes_communicated"]
+        del method["seconds"], method["bytes_communicated"], method["peak_memory_bytes"]
         method["curve"] = [accuracy for _, accuracy in method["curve"][-2:]]
     for subdomain in results["decomposition"]["subdomains"]:
         del subdomain["seconds"]
@@ -163,7 +163,8 @@ def test_thin_networks_are_trained_alone_and_composed_to_the_global_one_on_any_n
         assert [line["epoch"] for line in transfer] == [0, 1]  # as composed, and trained on
         assert transfer[0]["loss"] is None
         for name in ("vote", "average", "dnn", "coherent"):
-            del methods[name]["seconds"], methods[name]["bytes_communicated"], methods[name]["curve"]
+            for measured in ("seconds", "bytes_communicated", "peak_memory_bytes", "curve"):
+                del methods[name][measured]
         kept = {name: tensor for name, tensor in parameters(folder).items() if not name.startswith(("transfer", "global"))}
         found[ranks] = ({name: methods[name] for name in DECOMPOSED.split(",") if name != "transfer"}, kept, transfer[0]["test_accuracy"])
     for ranks in (2, 4):

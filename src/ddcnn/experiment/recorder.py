@@ -139,6 +139,7 @@ class Recorder:
         """All ranks together; on rank 0 what all have recorded."""
         whole = self.problem.networks.global_parameters
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))
+        peaks = self.world.gather(self.world.timeline.peaks)
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._recorded.epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
@@ -146,12 +147,12 @@ class Recorder:
         if self._recorded.classifications:  # on the first rank of every group
             moments = self.groups.across_subdomains.gather(np.array(self._recorded.moments).reshape(-1, 2))
             classifications = self.groups.across_subdomains.gather(np.stack(self._recorded.classifications))
-        if sent is None or spans is None or epochs is None or subdomains is None:
+        if sent is None or peaks is None or spans is None or epochs is None or subdomains is None:
             return None
         rows = np.concatenate(epochs)
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
         latest = None if moments is None or classifications is None else (np.concatenate(moments), np.concatenate(classifications))
-        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, whole)
+        return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, whole, peaks)
 
     # Writing
 

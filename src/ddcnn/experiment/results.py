@@ -9,7 +9,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.io import results_schema as schema
 from ddcnn.io.metrics_log import curve
-from ddcnn.parallel.timeline import KINDS, PHASES, phase_seconds, seconds_of, wall, windows
+from ddcnn.parallel.timeline import KINDS, PHASES, largest_peaks, phase_seconds, seconds_of, wall, windows
 from ddcnn.report.analysis import Decision, analyse
 from ddcnn.report.metrics import scores
 
@@ -30,6 +30,7 @@ class Gathered:
         stride: of the test samples in these.
         local_classes: (S_test, N) arg max p_i, if local CNNs have been trained.
         global_parameters: of the undecomposed CNN of the same width, if there can be one.
+        peaks: (ranks, phases, 3) bytes, as of ``timeline``.
     """
 
     sent: np.ndarray
@@ -40,6 +41,7 @@ class Gathered:
     stride: int
     local_classes: np.ndarray | None
     global_parameters: int | None
+    peaks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,16 @@ def results_of(
         ),
         methods=methods,
         analysis=analyse(decisions, labels, classes, probabilities, settings.seed),
-        phases={name: schema.PhaseSeconds(**seconds) for name, seconds in phase_seconds(gathered.spans).items()},
+        phases={name: phase_result(name, seconds, gathered.peaks) for name, seconds in phase_seconds(gathered.spans).items()},
         environment=environment,
     )  # fmt: skip
+
+
+def phase_result(name: str, seconds: dict[str, float], peaks: np.ndarray) -> schema.PhaseSeconds:
+    resident, allocated, reserved = largest_peaks(peaks, (name,))
+    return schema.PhaseSeconds(
+        **seconds, max_rank_memory_bytes=resident, max_rank_gpu_allocated_bytes=allocated, max_rank_gpu_reserved_bytes=reserved
+    )
 
 
 def method_result(
@@ -110,6 +119,7 @@ def method_result(
     sent = {phase: int(gathered.sent[:, PHASES.index(phase)].sum()) for phase in phases}
     if decided.gathered_bytes is not None:
         sent["gather"] = decided.gathered_bytes
+    resident, _, reserved = largest_peaks(gathered.peaks, phases)
     means = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
     return schema.MethodResult(
         **measures,
@@ -118,6 +128,8 @@ def method_result(
         batch_size=decided.batch_size,
         seconds=schema.MethodSeconds(**means, total=wall(intervals)),
         bytes_communicated=sum(sent.values()),
+        peak_memory_bytes=resident,
+        peak_gpu_memory_bytes=reserved,
         curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), (wall(intervals), measures["test_accuracy"])],
     )
 

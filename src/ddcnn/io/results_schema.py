@@ -129,6 +129,11 @@ class MethodResult(Part):
     seconds: MethodSeconds
     bytes_communicated: Number
     """By all ranks, in the phases that the method needs."""
+    peak_memory_bytes: Number | None = None
+    """Largest resident set of a rank in the phases that the method needs; absent in older results. Where the system does not forget
+    a peak (other than Linux), it is that of the process until the end of the phase."""
+    peak_gpu_memory_bytes: Number | None = None
+    """The same of what PyTorch has reserved on its GPU; null on CPUs."""
     curve: list[tuple[float, float]] | None = None
     """(seconds, test accuracy); absent with several seeds."""
     spread: Spread | None = None
@@ -157,11 +162,17 @@ class Analysis(Part):
 
 
 class PhaseSeconds(Part):
-    """Wall time of a phase; rank seconds are those of computing."""
+    """Wall time and memory of a phase; rank seconds are those of computing, and memory is that of the rank that has most."""
 
     seconds: float
     max_rank_seconds: float
     mean_rank_seconds: float
+    max_rank_memory_bytes: Number | None = None
+    """Peak of the resident set, as ``peak_memory_bytes``."""
+    max_rank_gpu_allocated_bytes: Number | None = None
+    """Peak of PyTorch's tensors on the GPU; null on CPUs."""
+    max_rank_gpu_reserved_bytes: Number | None = None
+    """Peak of what PyTorch has reserved on the GPU for them."""
 
 
 class Environment(Part):

@@ -1,10 +1,12 @@
-"""Time of a rank: spans of computing, communicating and waiting, in the phases of a run."""
+"""Time and peak memory of a rank: spans of computing, communicating and waiting, in the phases of a run."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+
+from ddcnn.parallel import memory
 
 KINDS = ("compute", "communicate", "wait")
 PHASES = ("start", "partition", "local", "folds", "gather", "dnn", "coherent", "transfer", "global")  # "start": imports, opening files
@@ -34,6 +36,8 @@ class Timeline:
         self._spans.clear()
         self._block.clear()
         self._sent = np.zeros(len(PHASES))
+        self._peaks = np.zeros((len(PHASES), len(memory.KINDS)))
+        memory.take_peaks()  # what was before does not count
         self._earlier = 0.0  # seconds of the attempts that this one continues
         self._origin = time.perf_counter()
 
@@ -54,14 +58,25 @@ class Timeline:
         """Bytes that this rank has sent, by phase."""
         return dict(zip(PHASES, self._sent.tolist(), strict=True))
 
+    @property
+    def peaks(self) -> np.ndarray:
+        """(phases, 3) bytes: the peak memory of this rank in each phase, by ``memory.KINDS``; 0 where there is none."""
+        number = PHASES.index(self._phase)
+        self._peaks[number] = np.maximum(self._peaks[number], memory.take_peaks())
+        return self._peaks
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Spans inside belong to the phase ``name``."""
-        self._end_block()
-        outer, self._phase = self._phase, name
+        """Spans and memory inside belong to the phase ``name``."""
+        outer = self._phase
+        self._change_phase(name)
         yield
+        self._change_phase(outer)
+
+    def _change_phase(self, name: str) -> None:
         self._end_block()
-        self._phase = outer
+        self._peaks = self.peaks
+        self._phase = name
 
     @contextmanager
     def span(self, kind: str) -> Iterator[None]:
@@ -110,10 +125,13 @@ class Timeline:
     # Runs that are resumed
 
     def to_save(self) -> dict[str, np.ndarray]:
-        return {"timeline/spans": self.array(), "timeline/sent": self._sent.copy(), "timeline/seconds": np.array([self.now()])}
+        return {
+            "timeline/spans": self.array(), "timeline/sent": self._sent.copy(), "timeline/peaks": self.peaks.copy(),
+            "timeline/seconds": np.array([self.now()]),
+        }  # fmt: skip
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Continues what an earlier attempt has saved; of several, the longest counts.
+        """Continues what an earlier attempt has saved; of several, the longest counts, and of peaks the largest.
 
         Raises:
             KeyError, ValueError: these are not arrays that have been saved.
@@ -121,6 +139,10 @@ class Timeline:
         spans, sent, seconds = (arrays[f"timeline/{name}"] for name in ("spans", "sent", "seconds"))
         if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape != (len(PHASES),) or seconds.shape != (1,):
             raise ValueError("no timeline")
+        peaks = arrays.get("timeline/peaks", np.zeros(self._peaks.shape))  # none in what an older version has saved
+        if peaks.shape != self._peaks.shape:
+            raise ValueError("no peaks of memory")
+        self._peaks = np.maximum(self._peaks, peaks)
         if seconds[0] > self._earlier:
             self._end_block()
             self._origin += self._earlier - seconds[0]
@@ -162,6 +184,12 @@ def seconds_of(spans: list[np.ndarray], phases: tuple[str, ...], kind: str) -> l
     numbers = [PHASES.index(phase) for phase in phases]
     chosen = [part[np.isin(part[:, 0], numbers) & (part[:, 1] == KINDS.index(kind))] for part in spans]
     return [float((part[:, 3] - part[:, 2]).sum()) for part in chosen]
+
+
+def largest_peaks(peaks: np.ndarray, phases: tuple[str, ...]) -> list[int | None]:
+    """The largest of all ranks' peaks (ranks, phases, 3) over the given phases, by ``memory.KINDS``, in bytes; None where there is none."""
+    largest = peaks[:, [PHASES.index(phase) for phase in phases]].max(axis=(0, 1))
+    return [int(peak) or None for peak in largest.tolist()]
 
 
 def phase_seconds(spans: list[np.ndarray]) -> dict[str, dict[str, float]]:

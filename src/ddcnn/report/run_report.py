@@ -11,7 +11,7 @@ from rich.console import Console
 from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
 from ddcnn.io.atomic import write_text
-from ddcnn.io.results_schema import DecompositionSummary, RunResults, SubdomainResult
+from ddcnn.io.results_schema import DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
@@ -28,10 +28,11 @@ TIME_COLUMNS = ("compute", "communicate", "wait", "total")
 METHODS_NOTE = (
     "`balanced` is the mean per-class recall, AUC the area under the ROC curve (of more than two classes: the mean of each against the "
     "rest). Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the "
-    "ranks; `total` is the wall time of the phases that a method needs; the last column says after how many of these seconds its curve "
-    "reaches the final accuracy of `global`."
+    "ranks; `total` is the wall time of the phases that a method needs, `memory a rank` the largest resident set of a rank in them (and "
+    "what PyTorch has reserved on its GPU); the last column says after how many of these seconds its curve reaches the final accuracy of "
+    "`global`."
 )
-METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "communicated", "reaches global at s")
+METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "memory a rank", "communicated", "reaches global at s")
 CURVES_CAPTION = (
     "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` "
     "averages the local CNNs as they are then, those whose training has begun; a dot without a line is a method without a curve, and the "
@@ -145,7 +146,7 @@ def report_text(run: FinishedRun) -> str:
         methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL) else [*row[:-1], "–"] for row in methods]
     about = results.environment.model_dump(exclude_unset=True).items()
     environment = [(name.replace("_", " "), ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in about]
-    phases = [(name, *(f"{value:.2f}" for _, value in phase)) for name, phase in results.phases.items() if phase.seconds > 0]
+    phases = [phase_row(name, phase) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}
 
 {data.train_samples} training and {data.test_samples} test images of {times(data.shape)}, {data.classes} classes\
@@ -168,7 +169,7 @@ def report_text(run: FinishedRun) -> str:
 
 {analysis_text(run)}## Phases
 
-{table(("phase", "wall s", "busiest rank s", "mean rank s"), phases)}
+{table(("phase", "wall s", "busiest rank s", "mean rank s", "memory of a rank at most"), phases)}
 
 A rank is busy while it computes.
 
@@ -224,9 +225,20 @@ def method_rows(runs: Sequence[RunResults]) -> list[list[str]]:
             cell([100 * method.balanced_accuracy for method in methods], "{:.2f}"), cell([method.auc for method in methods], "{:.4f}"),
             cell([method.test_loss for method in methods], "{:.4f}"), f"{first.parameters:,}", str(first.epochs),
             *(cell([getattr(method.seconds, kind) for method in methods], pattern) for kind in TIME_COLUMNS),
-            human(first.bytes_communicated), reaching[0] if len(set(reaching)) == 1 else " / ".join(reaching),
+            memory(first.peak_memory_bytes, first.peak_gpu_memory_bytes), human(first.bytes_communicated),
+            reaching[0] if len(set(reaching)) == 1 else " / ".join(reaching),
         ])  # fmt: skip
     return rows
+
+
+def phase_row(name: str, phase: PhaseSeconds) -> list[str]:
+    seconds = (phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds)
+    return [name, *(f"{value:.2f}" for value in seconds), memory(phase.max_rank_memory_bytes, phase.max_rank_gpu_reserved_bytes)]
+
+
+def memory(resident: float | None, on_gpu: float | None) -> str:
+    """Bytes in a table; a dash where an older version has not recorded them."""
+    return " + ".join([human(resident), *([f"{human(on_gpu)} on its GPU"] if on_gpu else [])]) if resident else "–"
 
 
 def cell(values: Sequence[float | None], pattern: str) -> str:
