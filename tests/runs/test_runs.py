@@ -20,6 +20,8 @@ METHODS = [*DECOMPOSED.split(","), "global"]
 QUICK = quick(train_samples=None, dnn_epochs=3)
 EXAMPLE = registry.__doc__.split("``mine.py``::\n")[1].split("\nThe factory")[0].replace("\n    ", "\n")  # of a network of one's own
 
+MEMORY = {"max_rank_memory_bytes", "max_rank_gpu_allocated_bytes", "max_rank_gpu_reserved_bytes"}
+
 
 def run(ranks: int, folder: Path, *options: str) -> dict:
     """A run in ``folder``/run; returns its results.json."""
@@ -107,7 +109,8 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     assert len(results["methods"]["global"]["curve"]) == 3
     assert set(results["phases"]) == {"partition", "local", "gather", "dnn", "coherent", "transfer", "global"}
     for phase in results["phases"].values():
-        assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds"}
+        assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds", *MEMORY}
+        assert phase["max_rank_memory_bytes"] > 1 << 26
     environment = results["environment"]
     assert (environment["ranks"], environment["subdomains_per_rank"], environment["threads_per_rank"], environment["seed"]) == (2, 2, 1, 7)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
