@@ -43,6 +43,7 @@ VALUES = {
         "data": ("cifar10", "cifar10"), "partitions": ("kept", Path("kept")), "output": ("results", Path("results")),
         "overwrite": (True, True), "network": ("vgg3", "vgg3"), "width": (16, 16), "width_divisor": (1.5, 1.5),
         "methods": ("vote,dnn", ("vote", "dnn")), "epochs": (3, 3), "batch_size": (64, 64), "optimizer": ("sgd", "sgd"),
+        "weights": ("resnet50.pth", Path("resnet50.pth")), "normalise": ("imagenet", "imagenet"),
         "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
         "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
         "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (0, 0),
@@ -105,6 +106,12 @@ def test_the_learning_rate_follows_the_optimizer_unless_it_is_given(optimizer, l
     assert (found.lr, found.weight_decay) == (lr, weight_decay)
     found = load(RunSettings, {"optimizer": optimizer, "lr": "0.5", "weight_decay": "0"})
     assert (found.lr, found.weight_decay) == (0.5, 0)
+
+
+def test_pixels_are_normalised_as_those_of_trained_weights_unless_it_is_given():
+    assert load(RunSettings, {"weights": "w.pth"}).normalise == "imagenet"
+    assert "normalise" not in load(RunSettings, {"weights": "w.pth"}).model_fields_set
+    assert load(RunSettings, {"weights": "w.pth", "normalise": "set"}).normalise == "set"
 
 
 @pytest.mark.parametrize(("key", "meant"), [("epoch", "epochs"), ("batch_sise", "batch-size"), ("learning", "")])

@@ -18,11 +18,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from readme import ROOT, Command, blocks, commands, prose
 
 from ddcnn.__main__ import COMMANDS as OURS
 from ddcnn.__main__ import execute
+from ddcnn.networks.torchvision_compat import import_torchvision
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
 SMALL = {"--data": {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}}
@@ -42,9 +44,9 @@ def shrunk(arguments: list[str]) -> list[str]:
     arguments = [SMALL.get(before, {}).get(word, word) for before, word in zip(["", *arguments], arguments, strict=False)]
     if arguments[:1] not in ([], ["run"]) or {"--resume", "--help"} & set(arguments):
         return arguments
-    width = "16" if "width" in arguments else "4"  # thin networks have a multiple of 4
+    width = [] if "--weights" in arguments else ["--width", "16" if "width" in arguments else "4"]  # thin networks have a multiple of 4
     smaller = [word for name, value in SHRUNK.items() if name in arguments for word in (name, value)]
-    return [*(arguments or ["run"]), *smaller, "--width", width, *QUICK]
+    return [*(arguments or ["run"]), *smaller, *width, *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,7 @@ def sandbox(tmp_path_factory) -> Path:
     for k in range(16):
         nibabel.save(nibabel.Nifti1Image(pixels(9, 9, 9).astype(np.int16), np.eye(4)), folder / "ct" / f"{k}.nii.gz")
     (folder / "ct" / "labels.csv").write_text("file,label\n" + "".join(f"{k}.nii.gz,{k % 2}\n" for k in range(16)), "utf-8")
+    torch.save(import_torchvision().models.resnet18().state_dict(), folder / "resnet18.pth")
     (folder / "scans.toml").write_text("batch-size = 8\n", "utf-8")
     np.savez(folder / "new.npz", x=pixels(5, 8, 8))
     Image.fromarray(pixels(8, 8)).save(folder / "scan.png")
@@ -162,6 +165,11 @@ def job(command: Command) -> None:
     assert set(OPTION.findall(" ".join(command.words[place + 1 :]))) <= known_options()
 
 
+def program(command: Command) -> None:
+    """A line of Python; what it would download is not."""
+    compile(command.words[2], "README", "exec")
+
+
 def benchmark(command: Command) -> None:
     """A program in benchmarks/, with options that are in it and, after ``--``, options of ddcnn."""
     name, *words = command.words[1:]
@@ -174,5 +182,5 @@ def benchmark(command: Command) -> None:
 CHECKS = {
     "python3 -m venv": nothing, "source": nothing, "apt-get install": nothing, "ctest": nothing, "ruff": nothing, "mypy": nothing,
     "cmake -B": nothing, "cmake --build": target, "pip install": extras, "pytest": suite, "python -m pytest": suite,
-    "python": benchmark, "bash": job, "sbatch": job,
+    "python -c": program, "python": benchmark, "bash": job, "sbatch": job,
 }  # by how they begin  # fmt: skip

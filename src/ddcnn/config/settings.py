@@ -148,6 +148,13 @@ class RunSettings(DataSettings):
         Group.NETWORK, None, "divide the global CNN's widths by D in local CNNs (default: the square root of N; in width: N)", "D", ge=1
     )
     features: int | None = option(Group.NETWORK, None, "neurons of the local CNNs' last hidden layer (default: by width)", "F", ge=1)
+    weights: Path | None = option(
+        Group.NETWORK, None, "start all CNNs from a state dict of this --network, of torch.save or .safetensors (default: none)", "FILE"
+    )
+    normalise: Literal["set", "imagenet"] = option(
+        Group.NETWORK, "set",
+        "subtract mean and divide by deviation: of the training images, or torchvision's (default: set, with --weights imagenet)",
+    )  # fmt: skip
 
     epochs: int = option(Group.LOCAL, 10, "epochs of local training", "E", ge=1)
     batch_size: int = option(Group.LOCAL, 128, "samples per step, of all ranks together", "B", ge=2)
@@ -247,7 +254,7 @@ class RunSettings(DataSettings):
 
     def identity(self) -> dict[str, Any]:
         """The settings on which parameters and metrics depend, as JSON values."""
-        return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from"})  # a path, which may lead there from elsewhere
+        return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from", "weights"})  # paths, which may lead there from elsewhere
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:
@@ -269,6 +276,7 @@ class RunSettings(DataSettings):
         width = default_width(str(values.get("network", cls.model_fields["network"].default)))
         defaults: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
         defaults |= {"width": width} if width else {}
+        defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))
         return settings

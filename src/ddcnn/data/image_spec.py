@@ -20,6 +20,33 @@ from ddcnn.io.hdf5 import DAMAGED, Damaged, parsing, reading
 MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
 
 
+def value_range(dtype: str, preprocessing: str) -> tuple[float, float] | None:
+    """What black and white are in images of this type: the bounds of ``--window``, or of an unsigned type; None where nobody knows."""
+    kind, window = np.dtype(dtype), SourceOptions("", Path()).as_before(preprocessing).window
+    return window or ((0.0, float(np.iinfo(kind).max)) if kind.kind == "u" else None)
+
+
+def imagenet(shape: tuple[int, ...], dtype: str, preprocessing: str, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation (C,) of ``--normalise imagenet``, in the units of images of ``shape`` (*spatial, C).
+
+    Raises:
+        InputError: the images are not such as torchvision's networks have been trained on.
+    """
+    from ddcnn.networks.torchvision_models import normalisation
+
+    *spatial, channels = shape
+    option, way_out = "--normalise imagenet (the default with --weights)", "take --normalise set"
+    if len(spatial) != 2 or channels not in (1, 3):
+        what = "volumes" if len(spatial) != 2 else f"images of {channels} channels"
+        raise InputError(f"{option} is for colour and grey images, not for {what}: {way_out}")
+    known = value_range(dtype, preprocessing)
+    if known is None:
+        raise InputError(f"{option}: the range of {np.dtype(dtype)} pixels is not known: tell it by --window LOW HIGH, or {way_out}")
+    low, high = known
+    mean, std = (values if channels == 3 else (sum(values) / len(values),) for values in normalisation(network))
+    return tuple(low + (high - low) * value for value in mean), tuple((high - low) * value for value in std)
+
+
 @dataclass(frozen=True)
 class TrainedOn:
     """The images that a network was trained on; every checkpoint says it, so that the partitioned set may be deleted.

@@ -20,11 +20,10 @@ from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partit
 from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
+from ddcnn.experiment.fitting import check_networks, check_trained
 from ddcnn.experiment.resumed import Resumed, images_of
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
-from ddcnn.networks import registry
-from ddcnn.networks.shape import Shape
 from ddcnn.networks.user_code import look_in
 from ddcnn.parallel.world import World
 
@@ -116,9 +115,11 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
         store = PartitionedSet.open(given)
         check_given(settings, store, () if resumed else OF_A_SOURCE)
         check_store(ranks, settings, store)
+        check_trained(settings, store.decomposition, store, store.dtype, resumed)
         return None, given
     decomposition = decompose(settings, source)
     check_fits(ranks, settings, decomposition, len(select(settings, source)["train"]), source.shape[-1], len(source.class_names))
+    check_trained(settings, decomposition, source, source.splits["train"].dtype.str, resumed)
     return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
 
 
@@ -241,13 +242,7 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     sharing = ranks if Method.GLOBAL in settings.methods else max(1, ranks // subdomains)
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
-    shape = partial(Shape, channels=channels, classes=classes)
-    if any(not method.whole_image for method in settings.methods):
-        for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
-            remedy = registry.LARGER_IMAGES if spatial == decomposition.shape else registry.LARGER_SUBIMAGES
-            registry.check(settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features, remedy)
-    if Method.GLOBAL in settings.methods:
-        registry.check(settings.network, shape(decomposition.shape), settings.width_of(Method.GLOBAL), remedy=registry.LARGER_IMAGES)
+    check_networks(settings, decomposition, channels, classes)
     if "flip" in settings.augment:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index)

@@ -9,8 +9,11 @@ import torch
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
+from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.errors import InputError
 from ddcnn.experiment.plan import resolved
+from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
 from ddcnn.parallel.environment import threads_per_rank
@@ -33,6 +36,7 @@ class Problem:
         store: the decomposed images.
         policy: device and precision of this rank.
         dnn_data: what the DNN learns from, as ``DnnSamples.kind``: "none" if no DNN is trained.
+        weights: that CNNs start from; None for random ones.
     """
 
     world: World
@@ -41,10 +45,11 @@ class Problem:
     store: PartitionedSet
     policy: DevicePolicy
     dnn_data: str
+    weights: Weights | None = None
 
     @property
     def networks(self) -> Networks:
-        return Networks(self.settings, self.store, self.policy)
+        return Networks(self.settings, self.store, self.policy, self.weights)
 
     @property
     def owned(self) -> range:
@@ -151,6 +156,10 @@ def notes(problem: Problem) -> list[str]:
     whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
     if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
         texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    if problem.weights and (channels := store.shape[-1]) not in (1, COLOURS):
+        texts.append(
+            f"of --weights the first convolution, for {COLOURS} channels, is left out: it is new, for the {channels} of the images"
+        )
     return texts
 
 
@@ -165,7 +174,13 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
     groups = form_groups(world, len(store.decomposition) * settings.networks_per_subimage)
     with world.raise_on_all_ranks():
         policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), settings.precision)
+        weights = Weights.read(settings.weights) if settings.weights else None
+        if settings.normalise == "imagenet":
+            mean, std = imagenet(store.shape, store.dtype, store.preprocessing, settings.network)
+            store = replace(store, mean=mean, std=std)
+    if not world.all_equal((weights.sha256 if weights else "").encode()):
+        raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)
     if not world.all_equal(policy.precision.encode()):
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
     dnn_data = settings.dnn_data if settings.needs("dnn") else "none"
-    return Problem(world, groups, settings, store, policy, dnn_data)
+    return Problem(world, groups, settings, store, policy, dnn_data, weights)

@@ -14,7 +14,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import is_path
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import write_text
-from ddcnn.io.origin import Images, Origin, digest_of_run, moved_with, relocated
+from ddcnn.io.origin import Images, Origin, digest_of_file, moved_with, relocated
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.networks.user_code import Place, place_of
 
@@ -25,8 +25,12 @@ def images_of(store: PartitionedSet) -> Images:
     return Images(**{name: getattr(store, name) for name in Images.model_fields})
 
 
-def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder) -> None:
-    """Keeps what the next attempt needs; of a run that goes on without its source, what is kept already says where that was."""
+def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder, weights: str) -> None:
+    """Keeps what the next attempt needs; of a run that goes on without its source, what is kept already says where that was.
+
+    Args:
+        weights: SHA-256 of the trained weights; empty without them.
+    """
     kept = Origin.read(folder.origin)
     if kept and kept.data_is_path and not os.path.exists(settings.data):
         return
@@ -34,7 +38,7 @@ def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder)
     origin = Origin(
         folder=os.getcwd(), output=str(folder.path.resolve()), data_is_path=is_path(settings.data), images=images_of(store),
         partitioned=os.path.abspath(store.path),
-        network=place_of(settings.network), start=digest_of_run(start),
+        network=place_of(settings.network), start=digest_of_file(start), weights=weights,
     )  # fmt: skip
     write_text(folder.origin, origin.model_dump_json(indent=1) + "\n")
 
@@ -89,6 +93,14 @@ class Resumed:
                 if store.source_sha256 == self.origin.images.source_sha256 and fits and (path == recorded or store.grid == settings.grid):
                     return path
         return None
+
+    def check_weights(self, path: Path, sha256: str) -> None:
+        """Raises InputError if the trained weights are others than those that the run began with."""
+        if self.origin and self.origin.weights and self.origin.weights != sha256:
+            raise InputError(
+                f"--weights {path}: not the file that the run in {self.folder} began with; bring that back, or begin anew with --overwrite "
+                "instead of --resume"
+            )
 
     def check(self, settings: RunSettings, now: Images) -> None:
         """Raises InputError if the images are others than those that the run began with."""

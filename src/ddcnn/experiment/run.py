@@ -54,7 +54,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         if world.rank == 0 and settings.progress != "none" and not output.origin.is_file():  # a run that is gone on with keeps its settings
             for text in notes(problem):
                 logger.info("note: %s", text)
-        world.on_root(lambda: keep_origin(settings, store, output))
+        weights = problem.weights.sha256 if problem.weights else ""
+        world.on_root(lambda: keep_origin(settings, store, output, weights))
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
@@ -65,7 +66,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
 
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:
     """One run per seed; several runs have a folder each."""
-    world = problem.world
+    world, weights = problem.world, problem.weights.sha256 if problem.weights else ""
     if len(seeds) == 1:
         run_seed(problem, seeds[0], output, stop_requests)
         return
@@ -77,7 +78,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
         settings = settings.model_copy(update={"output": folder.path})
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
-            world.on_root(lambda settings=settings, folder=folder: keep_origin(settings, problem.store, folder))
+            world.on_root(lambda settings=settings, folder=folder: keep_origin(settings, problem.store, folder, weights))
             run_seed(problem, settings, folder, stop_requests)
     console = Console() if seeds[0].progress != "none" else None
     world.on_root(lambda: write_results(output, folders))

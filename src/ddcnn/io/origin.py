@@ -18,7 +18,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import times
 from ddcnn.networks.user_code import Place
 
-PATHS = ("data", "data_root", "partitions", "start_from")  # settings that are, or may be, paths
+PATHS = ("data", "data_root", "partitions", "start_from", "weights")  # settings that are, or may be, paths
 
 
 class Images(BaseModel):
@@ -60,7 +60,8 @@ class Origin(BaseModel):
         data_is_path: whether ``--data`` is a path, not the name of a set.
         partitioned: absolute path of the partitioned set.
         network: where the module of the user's network lay.
-        start: digest of the run that it started from (see ``digest_of_run``); empty without one.
+        start: SHA-256 of the results of the run that it started from; empty without one.
+        weights: SHA-256 of the file of trained weights; empty without one.
     """
 
     folder: str
@@ -70,6 +71,7 @@ class Origin(BaseModel):
     partitioned: str
     network: Place | None = None
     start: str = ""
+    weights: str = ""
 
     def module_places(self, stored: RunSettings, run: Path) -> list[Place]:
         """Where the module of the user's network may lie: where it was, or where it was moved to together with the run's folder."""
@@ -86,9 +88,12 @@ class Origin(BaseModel):
         return None
 
 
-def digest_of_run(results: Path | None) -> str:
-    """SHA-256 of a finished run's results; empty if there are none."""
-    return hashlib.sha256(results.read_bytes()).hexdigest() if results and results.is_file() else ""
+def digest_of_file(path: Path | None) -> str:
+    """SHA-256 of a file; empty if there is none."""
+    if not path or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def relocated(stored: RunSettings, run: Path, origin: Origin | None) -> RunSettings:

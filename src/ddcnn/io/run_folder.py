@@ -18,7 +18,7 @@ from ddcnn.decomposition import times
 from ddcnn.errors import InputError, Stopped, cause
 from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.lock import locked
-from ddcnn.io.origin import PATHS, Origin, digest_of_run, relocated
+from ddcnn.io.origin import PATHS, Origin, digest_of_file, relocated
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
 OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # settings of one attempt, not stored with the run
@@ -216,7 +216,10 @@ def with_stored(settings: RunSettings) -> RunSettings:
     for name in settings.model_fields_set:
         if given[name] == now[name] or (given[name] == before[name] and name in PATHS and not Path(given[name]).exists()):
             continue  # a batch script always gives all of its options
-        same = name == "start_from" and origin and origin.start and digest_of_run(RunFolder(Path(given[name])).results) == origin.start
+        same = origin and (
+            (name == "start_from" and origin.start and digest_of_file(RunFolder(Path(given[name])).results) == origin.start)
+            or (name == "weights" and origin.weights and digest_of_file(Path(given[name])) == origin.weights)
+        )
         if name not in CHANGEABLE and not same:
             raise InputError(
                 f"--{name.replace('_', '-')} {given[name]}: the run in {settings.output} has {before[name]}; leave it out, "

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ from ddcnn.errors import InputError
 from ddcnn.io import parameters
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.run_folder import RunFolder
+from ddcnn.io.weights import Weights
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
@@ -32,11 +34,13 @@ class Networks:
     Attributes:
         store: what the images are.
         policy: where the networks compute.
+        weights: that new CNNs start from; None for random ones.
     """
 
     settings: RunSettings
     store: PartitionedSet | TrainedOn
     policy: DevicePolicy
+    weights: Weights | None = None
 
     @property
     def subdomains(self) -> int:
@@ -61,9 +65,13 @@ class Networks:
 
     def make_local(self, index: int) -> Callable[[], nn.Module]:
         settings = self.settings
-        return partial(
-            registry.make, settings.network, self._local_shape(index), settings.width, settings.divisor(self.subdomains), settings.features
-        )
+        shape, divisor = self._local_shape(index), settings.divisor(self.subdomains)
+        return self._started(partial(registry.make, settings.network, shape, settings.width, divisor, settings.features))
+
+    def _started(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        """What makes the same networks, from the trained weights if there are some."""
+        weights, name = self.weights, self.settings.network
+        return (lambda: weights.fill(make(), name)) if weights else make
 
     def _make_global(self, width: int | None) -> nn.Module:
         """The undecomposed CNN."""
@@ -85,7 +93,7 @@ class Networks:
 
     def new_global(self, method: Method) -> nn.Module:
         """The network of a method that sees the whole image."""
-        return build(lambda: self._make_global(self.settings.width_of(method)), self.seeds(method), self.policy)
+        return build(self._started(lambda: self._make_global(self.settings.width_of(method))), self.seeds(method), self.policy)
 
     def new_dnn(self, role: str) -> DenseNetwork:
         values = values_per_subdomain(self.settings.interface, self.make_local(0)())
@@ -105,6 +113,8 @@ class Networks:
         attributes = parameters.load(path, network, self.about_local(index))
         if "epochs" not in attributes:
             raise InputError(f"{path}: has no number of epochs; it is of an older version of ddcnn")
+        if not all(np.allclose(attributes[name], getattr(self.store, name), rtol=1e-6) for name in ("mean", "std")):
+            raise InputError(f"{path}: trained on images that were normalised otherwise than this run's; give the same --normalise")
         return network, int(attributes["epochs"])
 
     @property

@@ -2,12 +2,17 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.custom import errors_as_input_error
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.networks.torchvision_compat import import_torchvision
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green, blue in 0 ... 1
+OTHER_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # in state dicts of googlenet and inception_v3, which are made without them here
+RESCALING = ("googlenet", "inception_v3")  # trained ones bring what is normalised as above to (x - 0.5) / 0.5 themselves
 
 DENSENETS = {  # growth rate, layers per block, channels of the stem (Huang, Liu, van der Maaten, Weinberger, arXiv 1608.06993)
     "densenet121": (32, (6, 12, 24, 16), 64),
@@ -44,6 +49,23 @@ def make(name: str, shape: Shape, width: int | None, divisor: float, built_in: l
             nn.init.kaiming_normal_(fitting.weight, mode="fan_out", nonlinearity="relu")
             network.set_submodule(path, fitting)
     return network
+
+
+def entries(name: str) -> list[str]:
+    """The names in the state dict of the network ``name``, in their order."""
+    with torch.device("meta"):
+        return list(import_torchvision().models.get_model(name, weights=None).state_dict())
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of red, green and blue in 0 ... 1 with which torchvision has trained a network; of others ImageNet's."""
+    if name in RESCALING:
+        return (0.5,) * 3, (0.5,) * 3
+    models = import_torchvision().models
+    if name not in models.list_models(module=models):
+        return IMAGENET
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
 
 
 def _make(models: Any, name: str, shape: Shape, divisor: float) -> nn.Module:
