@@ -196,9 +196,12 @@ def test_one_class_is_refused(tmp_path):
         opened(fill(tmp_path, ("ant",)))
 
 
-def test_volumes_in_class_folders_are_refused(tmp_path):
-    for options in ({"volumes": True}, {"volume_size": (4, 4, 4)}):
-        with pytest.raises(InputError, match=r"has no labels\.csv.*--volume-size"):
+def test_photos_in_class_folders_are_no_volumes(tmp_path):
+    for options, words in (
+        ({"volumes": True}, "ant: holds slices itself.*CLASS/VOLUME.*leave --volumes"),
+        ({"volume_size": (4, 4, 4)}, r"has no labels\.csv.*--volume-size"),
+    ):
+        with pytest.raises(InputError, match=words):
             opened(fill(tmp_path), **options)
 
 

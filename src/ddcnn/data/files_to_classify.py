@@ -28,32 +28,35 @@ def files_in(walk: Walk, known: Sequence[str], unlabelled: bool) -> Iterator[tup
     walk.tell()
     found = {split: files for split, files in found.items() if files}
     if not found:
-        raise InputError(f"{root}: nothing to classify in it (files that end in {', '.join(walk.suffixes)})")
+        raise InputError(f"{root}: nothing to classify in it; there is no {walk.sought}")
     yield from found.items()
 
 
 def _in_table(walk: Walk) -> dict[str, Files]:
     found: dict[str, Files] = {}
-    for row in read_table(walk.root, walk.suffixes, walk.follow_links, every_label=False):
+    for row in read_table(walk, every_label=False):
         found.setdefault(row.split or "all", []).append((row.path, row.label))
     return found
 
 
 def _in_folders(walk: Walk, known: Sequence[str], unlabelled: bool) -> dict[str, Files]:
     root = walk.root
-    direct = any(entry.is_file() and entry.name.lower().endswith(walk.suffixes) for entry in root.iterdir())
     folders = walk.subfolders(root)
-    if unlabelled or direct or not folders:
+    if unlabelled or walk.holds(root) or not folders:
         return {"all": [(path, "") for path in sorted(walk.files(root))]}
-    return {split: _in_classes(walk, folder) for split, folder in _splits(walk, known).items()}
+    return {split: _in_classes(walk, folder, known) for split, folder in _splits(walk, known).items()}
 
 
-def _in_classes(walk: Walk, folder: Path) -> Files:
-    """The files of all class folders in a folder; without such, those in it, which have no class."""
+def _in_classes(walk: Walk, folder: Path, known: Sequence[str]) -> Files:
+    """The files of all class folders in a folder; without such, those in it, which have no class.
+
+    Nor has a folder that is a volume itself, unless it is called like a class.
+    """
     classes = walk.subfolders(folder)
     if not classes:
         return [(path, "") for path in sorted(walk.files(folder))]
-    return [(path, file_name(name)) for name, class_folder in classes for path in sorted(walk.files(class_folder), key=str)]
+    found = [(path, class_folder, file_name(name)) for name, class_folder in classes for path in sorted(walk.files(class_folder), key=str)]
+    return [(path, "" if path == class_folder and name not in known else name) for path, class_folder, name in found]
 
 
 def _splits(walk: Walk, known: Sequence[str]) -> dict[str, Path]:

@@ -14,11 +14,12 @@ from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, named_wi
 from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
 from ddcnn.data.sources.base import SPLITS, Split, same_type, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES, format_like, opened, to_array
+from ddcnn.data.sources.dicom import is_dicom
 from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import check_nibabel, load_volume
+from ddcnn.data.sources.volumes import VolumeWalk, load_volume
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading
@@ -105,13 +106,13 @@ def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict
     if path.is_file() and path.suffix.lower() in OPENERS:
         return _arrays(options, trained_on, wanted)
     if path.is_file():
-        if not path.name.lower().endswith(suffixes):
+        if not (path.name.lower().endswith(suffixes) or (options.volumes and is_dicom(path))):
             raise InputError(
                 f"{path} is no {kind} file, and the run was trained on {kind}s: give one that ends in {', '.join((*suffixes, *OPENERS))}"
             )
         return {"all": _files(options, trained_on, [(path, "")])}
     if path.is_dir() and is_path(options.name):
-        walk = Walk(path, suffixes, options.follow_links)
+        walk = VolumeWalk.of(options) if options.volumes else Walk(path, follow_links=options.follow_links)
         found = {split: _files(options, trained_on, files) for split, files in files_in(walk, trained_on.class_names, wanted.unlabelled)}
         return found if len(found) > 1 else _divided(options, *next(iter(found.items())), wanted)
     source = open_source(options)
@@ -161,13 +162,11 @@ def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[
         what = f"{shape[-1]} channels of {dtype}"
         raise InputError(f"{options.name}: the run was trained on {what}, which image files cannot give; name an .npz or .h5 of arrays")
 
-    if options.volumes:
-        check_nibabel(Path(options.name))
     headers = Headers()
 
     def load(i: int) -> np.ndarray:
         if options.volumes or pixels is None:
-            image = load_volume(paths[i])
+            image = load_volume(paths[i], dtype)
         else:
             with opened(paths[i]) as file:
                 headers.meet(file, paths[i])

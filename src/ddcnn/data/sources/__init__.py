@@ -24,7 +24,7 @@ from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.tables import TABLE, table_in
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import labelled_volumes
+from ddcnn.data.sources.volumes import folders_of_volumes, hold_volumes, labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
 __all__ = [
@@ -59,7 +59,7 @@ def open_source(options: SourceOptions) -> Source:
         InputError: unknown name, missing or malformed files, labels out of range, splits of different images, unsuitable options.
     """
     try:
-        source = _opener(options.name)(options)
+        source = _opener(options)(options)
     except OSError as error:  # no permission to read a folder, a file that is removed meanwhile
         raise InputError(f"--data {options.name}: {error}") from None
     check(source)
@@ -80,8 +80,9 @@ def open_like(options: SourceOptions, shape: tuple[int, ...], dtype: np.dtype) -
     return open_source(replace(options, download=False, known=lambda *_: (shape, dtype), pixels=format_like(shape[-1], dtype)))
 
 
-def _opener(name: str) -> Opener:
-    """The function that opens a name. Known names come first; a folder of the same name is given as ./NAME."""
+def _opener(options: SourceOptions) -> Opener:
+    """The function that opens a source. Known names come first; a folder of the same name is given as ./NAME."""
+    name = options.name
     if name in NAMED:
         return NAMED[name]
     for prefix, opener in PREFIXES.items():
@@ -91,7 +92,9 @@ def _opener(name: str) -> Opener:
         return partial(torchvision_set, class_name=name)
     path = Path(name)
     if name and path.is_dir():
-        return labelled_volumes if table_in(path, VOLUMES) else class_folders
+        if table_in(path, VOLUMES):
+            return labelled_volumes
+        return folders_of_volumes if hold_volumes(options) else class_folders
     if path.suffix.lower() in FILES and path.is_file():
         return FILES[path.suffix.lower()]
     raise InputError(_unknown(name))
@@ -100,7 +103,10 @@ def _opener(name: str) -> Opener:
 def _unknown(name: str) -> str:
     path = Path(name)
     if path.is_file():
-        return f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in a folder with a {TABLE}"
+        return (
+            f"--data {name}: not a file ending in {' or '.join(FILES)}; images lie in class folders, volumes in such, or in a folder with "
+            f"a {TABLE}"
+        )
     if path.is_symlink():
         return f"--data {name}: a link to what does not exist, or cannot be reached: bring it back"
     guess = _guess(name)
@@ -109,7 +115,7 @@ def _unknown(name: str) -> str:
     return (
         f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
         f"torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), files ending in {' or '.join(FILES)}, "
-        f"folders of class folders, folders of NIfTI volumes with a {TABLE}"
+        f"folders of class folders, folders of volumes (NIfTI, DICOM, TIFF) with a {TABLE}"
     )
 
 

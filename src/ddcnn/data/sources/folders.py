@@ -18,7 +18,8 @@ from ddcnn.parallel.heartbeat import beat
 
 # of images that are not looked at, which is told
 OTHER_SUFFIXES = (
-    ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".svg", ".tga",
+    ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".nii", ".nii.gz", ".pbm", ".pnm",
+    ".svg", ".tga",
 )  # fmt: skip
 TRAIN = ("train", "training")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN")  # of unpackers and disks
@@ -34,16 +35,26 @@ def class_folders(options: SourceOptions) -> Source:
             without ``--image-size``.
     """
     root = Path(options.name)
-    if options.volumes or options.volume_size:
-        raise InputError(f"--data {root}: has no labels.csv, which a folder of volumes needs; without volumes, leave --volume-size out")
+    if options.volume_size:
+        raise InputError(
+            f"--data {root}: holds images, and has no labels.csv of volumes: if stacks of TIFF pages or folders of slices are volumes, add "
+            "--volumes; without volumes, leave --volume-size out"
+        )
     fit = Fit(options, 2)
-    walk = Walk(root, follow_links=options.follow_links)
+    files, class_names = labelled_folders(Walk(root, follow_links=options.follow_links), options)
+    pixels, shape = _format_and_shape(files, fit)
+    return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
+
+
+def labelled_folders(walk: "Walk", options: SourceOptions) -> tuple[LabelledFiles, list[str]]:
+    """The samples of all splits in class folders, and the names of the classes. Raises as ``class_folders``."""
+    root = walk.root
     split_folders = _split_folders(walk)
     class_names = [name for name, _ in walk.subfolders(split_folders["train"])]
     if not class_names:
         raise InputError(
             f"--data {root}: no class folders in {split_folders['train'] if split_folders['train'] != root else 'it'}; expected are "
-            f"{root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, or NIfTI volumes with a labels.csv; classes that are called "
+            f"{root}/CLASS/…, {root}/train/CLASS/… with {root}/test/CLASS/…, or volumes with a labels.csv; classes that are called "
             "train and test go into a folder train of their own"
         )
     by_split = {split: list(_class_files(walk, folder, class_names)) for split, folder in split_folders.items()}
@@ -53,9 +64,7 @@ def class_folders(options: SourceOptions) -> Source:
     splits = {"train": np.arange(border), "test": np.arange(border, len(paths))}
     splits = splits if "test" in by_split else split_by_fraction(options, labels)
     walk.tell()
-    files = LabelledFiles(root, paths, labels, splits, range(len(class_names)))
-    pixels, shape = _format_and_shape(files, fit)
-    return files.source(list(map(file_name, class_names)), shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
+    return LabelledFiles(root, paths, labels, splits, range(len(class_names))), list(map(file_name, class_names))
 
 
 def _format_and_shape(files: LabelledFiles, fit: Fit) -> tuple[PixelFormat, tuple[int, ...]]:
@@ -96,8 +105,15 @@ def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator
         before = walk.left_out.copy()
         paths = sorted(walk.files(class_folder), key=str)
         if not paths:
-            way_out = f"convert its {others}" if (others := _counted(walk.left_out - before)) else "add some, or remove the folder"
-            raise InputError(f"{class_folder}: the class has no image in it (files that end in {', '.join(SUFFIXES)}); {way_out}")
+            way_out = (
+                f"convert its {others}{_volumes(walk)}" if (others := counted(walk.left_out - before)) else "add some, or remove the folder"
+            )
+            raise InputError(f"{class_folder}: the class has no {walk.sought}; {way_out}")
+        if class_folder in paths:
+            raise InputError(
+                f"{class_folder}: holds slices itself, as if it were one volume; give every volume a folder of its own, CLASS/VOLUME/…; "
+                "if these are photos, leave --volumes and --volume-size out"
+            )
         yield from ((path, number[name]) for path in paths)
 
 
@@ -110,12 +126,16 @@ class Walk:
         follow_links: whether links to folders, and to files outside of ``root``, are followed. They are refused otherwise: what is
             outside is not what the user has named.
         left_out: images of other kinds in the folders that have been searched, by suffix.
+        sought: words for what is sought.
+        folders: whether a folder can be a sample.
     """
 
     root: Path
     suffixes: tuple[str, ...] = SUFFIXES
     follow_links: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
+    sought: str = f"image in it (files that end in {', '.join(SUFFIXES)})"
+    folders: bool = False
 
     def subfolders(self, folder: Path) -> list[tuple[str, Path]]:
         """Names and paths of the folders in a folder, sorted by name.
@@ -149,8 +169,7 @@ class Walk:
                 elif entry.name.startswith(".") or not entry.is_file():
                     continue
                 elif not entry.name.lower().endswith(self.suffixes):
-                    suffix = path.suffix.lower()
-                    self.left_out.update([suffix] if suffix in OTHER_SUFFIXES else [])
+                    self.leave_out(path)
                 else:
                     if not self.follow_links and entry.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
                         raise InputError(
@@ -158,6 +177,21 @@ class Walk:
                             "or add --follow-links"
                         )
                     yield path
+
+    def holds(self, folder: Path) -> bool:
+        """Whether images lie directly in a folder."""
+        return any(entry.is_file() and entry.name.lower().endswith(self.suffixes) for entry in folder.iterdir())
+
+    def sample(self, path: Path, where: str) -> Path:
+        """The sample that a line of a table names; InputError, which says ``where``, if there is none."""
+        if not path.is_file():
+            raise InputError(f"{where}: {path} does not exist{'; write paths with /' if chr(92) in str(path) else ''}")
+        return path
+
+    def leave_out(self, path: Path) -> None:
+        """Counts a file that is not read, if it is of a kind that holds images."""
+        suffix = next((end for end in (*OTHER_SUFFIXES, *SUFFIXES) if path.name.lower().endswith(end)), None)
+        self.left_out.update([suffix] if suffix else [])
 
     def _is_folder(self, entry: os.DirEntry) -> bool:
         """Whether an entry is a folder to search; InputError for links as ``subfolders``."""
@@ -174,9 +208,15 @@ class Walk:
     def tell(self) -> None:
         """Notes what has been left out."""
         if self.left_out:
-            kinds = _counted(self.left_out)
-            logger.info("note: %s: images of other kinds are not looked at: %s; convert them to PNG, for example", self.root, kinds)
+            kinds = counted(self.left_out)
+            advice = f"convert them to PNG, for example{_volumes(self)}"
+            logger.info("note: %s: images of other kinds are not looked at: %s; %s", self.root, kinds, advice)
 
 
-def _counted(suffixes: Counter[str]) -> str:
+def counted(suffixes: Counter[str]) -> str:
     return ", ".join(f"{count} that end in {suffix}" for suffix, count in sorted(suffixes.items()))
+
+
+def _volumes(walk: Walk) -> str:
+    """Advice on volumes that have been left out."""
+    return ", or read volumes with --volumes" if {".dcm", ".nii", ".nii.gz"} & set(walk.left_out) else ""

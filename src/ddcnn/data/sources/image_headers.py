@@ -98,7 +98,7 @@ class Headers:
         if DEPTH in self.beyond and mode == "auto":
             name, count = self.beyond[DEPTH]
             raise InputError(
-                f"{name}{_more(count)} has {DEEP_COLOUR}: accept that with --mode rgb or grey, or give all bits as arrays in an .npz or .h5"
+                f"{name}{more(count)} has {DEEP_COLOUR}: accept that with --mode rgb or grey, or give all bits as arrays in an .npz or .h5"
             )
         if mode == "auto" and len(self.formats) > 1:
             (grey, n), (colour, m) = self.formats[GREY], self.formats[COLOUR]
@@ -118,10 +118,10 @@ class Headers:
     def tell(self) -> None:
         """Notes, once for each kind, what is not read."""
         for kind, (name, count) in self.beyond.items():
-            logger.info("note: %s%s has %s", name, _more(count), BEYOND[kind])
+            logger.info("note: %s%s has %s", name, more(count), BEYOND[kind])
 
 
-def _more(count: int) -> str:
+def more(count: int) -> str:
     """Behind the name of the first of so many."""
     return f" (and {count - 1} more)" if count > 1 else ""
 

@@ -5,6 +5,8 @@ Images are resized and cropped exactly as by torchvision's ``Resize`` and ``Cent
 
 import hashlib
 import math
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -192,7 +194,7 @@ def sample_by_sample(
 
 @dataclass(frozen=True)
 class LabelledFiles:
-    """Files below ``root``, a sample each, before any is decoded.
+    """Files below ``root``, or folders of slices, a sample each, before any is decoded.
 
     Attributes:
         labels: (S,) int64.
@@ -212,8 +214,10 @@ class LabelledFiles:
         digest = hashlib.sha256()
         for split, indices in self.splits.items():
             for i in indices:
-                path, label, status = self.paths[i].relative_to(self.root), self.label_names[self.labels[i]], self.paths[i].stat()
-                digest.update(f"{split}\0{path}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+                label = self.label_names[self.labels[i]]
+                for file, status in _parts(self.paths[i]):
+                    path = file.relative_to(self.root)
+                    digest.update(f"{split}\0{path}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
         return digest.hexdigest()
 
     def source(
@@ -227,3 +231,11 @@ class LabelledFiles:
 
         splits = {split: split_of(indices) for split, indices in self.splits.items()}
         return Source(fit.options.name, splits, tuple(class_names), self.fingerprint, fitted=True)
+
+
+def _parts(path: Path) -> list[tuple[Path, os.stat_result]]:
+    """The file of a sample, or the files in the folder that is one, with what the file system says of them."""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return [(path, status)]
+    return [(file, status) for file in sorted(path.iterdir()) for status in [file.stat()] if stat.S_ISREG(status.st_mode)]

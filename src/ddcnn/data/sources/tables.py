@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddcnn.data.sources.base import SPLITS
+from ddcnn.data.sources.folders import Walk
 from ddcnn.errors import InputError
 
 TABLE = "labels.csv"
@@ -35,18 +36,17 @@ def table_in(folder: Path, suffixes: tuple[str, ...]) -> Path | None:
     return next((table for table in others if any(suffix.encode() in table.read_bytes().lower() for suffix in suffixes)), None)
 
 
-def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_label: bool = True) -> list[Row]:
-    """The lines of the table of ``root``, checked. Rows of empty cells, as spreadsheets write them, are left out.
+def read_table(walk: Walk, every_label: bool = True) -> list[Row]:
+    """The lines of the table of a folder, checked. Rows of empty cells, as spreadsheets write them, are left out.
 
     Args:
-        suffixes: of the files, in lower case; theirs may be in any.
-        follow_links: whether files may be links that lead out of ``root``.
+        walk: knows the folder and what can be in it.
         every_label: whether every file must have a label.
 
     Raises:
-        InputError: no readable table, or a line that names no label, or no file in ``root``, or one that another line names.
+        InputError: no readable table, or a line that names no label, or no sample in the folder, or one that another line names.
     """
-    table = table_in(root, suffixes) or root / TABLE
+    table = table_in(walk.root, walk.suffixes) or walk.root / TABLE
     rows: list[Row] = []
     seen: dict[Path, str] = {}
     try:
@@ -60,7 +60,7 @@ def read_table(root: Path, suffixes: tuple[str, ...], follow_links: bool, every_
             values = {name: cells[k].strip() if k < len(cells) else "" for name, k in columns.items()}
             if every_label and values["file"] and not values["label"]:
                 raise InputError(f"{table} line {reader.line_num}: no label{_separated(cells)}")
-            row = _row(root, table, f"{table} line {reader.line_num}", values, suffixes, follow_links)
+            row = _row(walk, table, f"{table} line {reader.line_num}", values)
             if row.path in seen:
                 raise InputError(f"{row.where}: {row.path.name} is listed in {seen[row.path]} already")
             seen[row.path] = row.where.removeprefix(f"{table} ")
@@ -89,22 +89,21 @@ def _separated(cells: list[str]) -> str:
     return f"; it has {what} between its cells: save it with commas" if what else ""
 
 
-def _row(root: Path, table: Path, where: str, values: dict[str, str], suffixes: tuple[str, ...], follow_links: bool) -> Row:
-    name, label, split = values["file"], values["label"], values.get("split")
+def _row(walk: Walk, table: Path, where: str, values: dict[str, str]) -> Row:
+    root, name, label, split = walk.root, values["file"], values["label"], values.get("split")
     if not name:
         raise InputError(f"{where}: no file")
-    if not name.lower().endswith(suffixes):
-        raise InputError(
-            f"{where}: {name} does not end in {' or '.join(suffixes)}; if these are class folders of images, move {table.name} out of the "
-            "folder"
-        )
     path = _inside(root, name)
+    if not (name.lower().endswith(walk.suffixes) or (walk.folders and path and path.is_dir())):
+        raise InputError(
+            f"{where}: {name} does not end in {' or '.join(walk.suffixes)}{', and is no folder' if walk.folders else ''}; if these are "
+            f"class folders of images, move {table.name} out of the folder"
+        )
     if path is None:
         raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
-    if not follow_links and not path.resolve().is_relative_to(root.resolve()):
+    if not walk.follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
-    if not path.is_file():
-        raise InputError(f"{where}: {path} does not exist{'; write paths with /' if chr(92) in name else ''}")
+    path = walk.sample(path, where)
     if split is not None and split.casefold() not in SPLITS:
         raise InputError(f"{where}: split {split!r}; expected train or test")
     return Row(table, where, path, label, None if split is None else split.casefold())

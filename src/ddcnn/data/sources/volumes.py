@@ -1,30 +1,44 @@
-"""A folder of NIfTI volumes with a ``labels.csv``: columns file, label and, optionally, split."""
+"""Volumes: NIfTI files, DICOM series and stacks of images, in class folders or with a ``labels.csv``.
 
-import gzip
+A volume is a file (NIfTI, TIFF, a DICOM file of many frames) or a folder of slices. In class folders, NIfTI and DICOM are known by their
+files; stacks of images, which may be photos, are volumes with ``--volumes``.
+"""
+
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
+from ddcnn.data.sources import dicom, nifti, stacks
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
+from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
+from ddcnn.data.sources.folders import Walk, counted, labelled_folders
+from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.data.sources.tables import class_names_of, read_table
 from ddcnn.errors import InputError
+from ddcnn.parallel.heartbeat import beat
 
-SUFFIXES = (".nii", ".nii.gz")
-HEADER_BYTES = 540  # of NIfTI-2, the longer one
+SUFFIXES = (*nifti.SUFFIXES, *dicom.SUFFIXES, *stacks.TIFF)
+PACKAGES = {"NIfTI volumes": ("nibabel", "nibabel"), "DICOM series": ("pydicom", 'pydicom, or "ddcnn[scans]"')}  # and how to install them
+SOUGHT = "volume in it (NIfTI or TIFF files, folders of DICOM slices or of images)"
+logger = logging.getLogger(__name__)
 
 
 def labelled_volumes(options: SourceOptions) -> Source:
-    """Opens a folder of NIfTI volumes.
+    """Opens a folder of volumes with a table.
 
     Raises:
-        InputError: nibabel is not installed, a malformed table, missing files, different shapes without ``--volume-size``.
+        InputError: a package is not installed, a malformed table, missing files, different shapes without ``--volume-size``.
     """
     root = Path(options.name)
     fit = Fit(options, 3)
-    check_nibabel(root)
-    rows = read_table(root, SUFFIXES, options.follow_links)
+    rows = read_table(VolumeWalk.of(options))
     class_names = class_names_of(rows)
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
@@ -39,104 +53,167 @@ def labelled_volumes(options: SourceOptions) -> Source:
         for row in rows:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
-    files = LabelledFiles(root, [row.path for row in rows], labels, splits, class_names)
-    known = options.known(files.fingerprint, 3)
-    return files.source(class_names, known[0] if known else _shape(files.paths, fit), np.dtype(np.float32), fit, load_volume)
+    return _source(LabelledFiles(root, [row.path for row in rows], labels, splits, class_names), class_names, fit)
 
 
-def load_volume(path: Path) -> np.ndarray:
-    """A volume (depth, rows, columns, C) float32, scaled, in the closest canonical orientation; of colours, C are their components.
+def folders_of_volumes(options: SourceOptions) -> Source:
+    """Opens a folder of class folders of volumes. Raises as ``class_folders``, and InputError if a package is not installed."""
+    fit = Fit(options, 3)
+    return _source(*labelled_folders(VolumeWalk.of(options), options), fit)
 
-    Raises any exception if it is damaged, and InputError if its voxels are no numbers that float32 can hold.
+
+def hold_volumes(options: SourceOptions) -> bool:
+    """Whether class folders hold volumes: there are NIfTI or DICOM files and no others that may be photos, or ``--volumes`` says so."""
+    found = options.volumes
+    for path in () if found else Walk(Path(options.name), ("",), options.follow_links).files(Path(options.name)):
+        if path.name.lower().endswith(IMAGES):
+            return False
+        found = found or path.name.lower().endswith(nifti.SUFFIXES) or dicom.is_dicom(path)
+    return found
+
+
+@dataclass(frozen=True)
+class VolumeWalk(Walk):
+    """Finds volumes instead of images."""
+
+    suffixes: tuple[str, ...] = SUFFIXES
+    sought: str = SOUGHT
+    folders: bool = True
+
+    @classmethod
+    def of(cls, options: SourceOptions) -> "VolumeWalk":
+        return cls(Path(options.name), follow_links=options.follow_links)
+
+    def files(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+        """Volumes in a folder and its subfolders, files and folders; the folder itself if it holds slices."""
+        everything = sorted(Walk(self.root, ("",), self.follow_links).files(folder, above))
+        for place, files in groupby(sorted(everything, key=attrgetter("parent")), attrgetter("parent")):
+            yield from self._volumes(place, list(files))
+
+    def holds(self, folder: Path) -> bool:
+        """Whether volumes, or slices of one, lie directly in a folder."""
+        files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        return any(path.name.lower().endswith((*nifti.SUFFIXES, *stacks.TIFF)) or dicom.is_dicom(path) for path in files)
+
+    def sample(self, path: Path, where: str) -> Path:
+        if not path.is_dir():
+            return super().sample(path, where)
+        found = list(self.files(path))
+        if len(found) != 1:
+            which = f"{len(found)} volumes, such as {found[0]}: name one of them" if found else f"no {self.sought}"
+            raise InputError(f"{where}: {path} holds {which}")
+        return found[0]
+
+    def _volumes(self, folder: Path, files: list[Path]) -> list[Path]:
+        """The volumes among the files of a folder, or the folder as one, of one kind; others are told, and not read."""
+        beat("looking for volumes")
+        images = [path for path in files if path.name.lower().endswith(IMAGES)]
+        found = [path for path in files if path.name.lower().endswith(nifti.SUFFIXES)]
+        others = [path for path in files if path not in found]
+        if not found and (scan := next((path for path in files if dicom.is_dicom(path)), None)):
+            _check_package("DICOM series", scan)
+            found = [path for path in files if dicom.is_dicom(path)] if dicom.frames_of(scan) > 1 else [folder]
+            others = images
+        elif not found and images:
+            stack = [path for path in images if path.name.lower().endswith(stacks.TIFF)]
+            found = stack if stack and stacks.pages_of(stack[0]) > 1 else [folder]
+            others = [path for path in images if path not in stack] if found == stack else []
+        for path in others:
+            self.leave_out(path)
+        return found
+
+    def tell(self) -> None:
+        if self.left_out:
+            logger.info("note: %s: beside the volumes there are files that are not read: %s", self.root, counted(self.left_out))
+
+
+@dataclass(frozen=True)
+class Described:
+    """A volume by its headers: shape (depth, rows, columns, C), type, and a remark on it or nothing."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    remark: str = ""
+
+
+def describe(path: Path) -> Described:
+    """The headers of a volume; raises any exception if they are damaged, and InputError as ``load_volume``."""
+    match _kind(path):
+        case "NIfTI volumes":
+            return Described(nifti.shape_of(path), np.dtype(np.float32))
+        case "DICOM series":
+            shape, remark = dicom.shape_of(path)
+            return Described(shape, np.dtype(np.float32), remark)
+        case _:
+            return Described(*stacks.shape_of(path))
+
+
+def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
+    """A volume (depth, rows, columns, C), NIfTI and DICOM as float32 in the closest canonical orientation, stacks as they are.
+
+    Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``.
     """
-    import nibabel
+    loaders = {"NIfTI volumes": nifti.load, "DICOM series": dicom.load, "stacks": stacks.load}
+    volume = loaders[_kind(path)](path)
+    if dtype is not None and volume.dtype != dtype:
+        raise InputError(f"{path} has voxels of type {volume.dtype}, and others of type {np.dtype(dtype)}: convert all to one")
+    return volume
 
-    kind, _ = _header(path)
-    content = path.read_bytes()
-    if _is_packed(path):
-        content = gzip.decompress(content)  # all of it, since nibabel does not read as far as the checksum
-    image = kind.from_bytes(content)
-    if image.get_data_dtype().names:
-        colours = np.asanyarray(image.dataobj)
-        voxels = np.stack([colours[name] for name in colours.dtype.names], axis=-1).astype(np.float32)
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    if path.is_dir():
+        kind = "DICOM series" if any(file.is_file() and dicom.is_dicom(file) for file in path.iterdir()) else "stacks"
     else:
-        with np.errstate(over="ignore"):
-            voxels = image.get_fdata(dtype=np.float32)
-        if (infinite := np.isinf(voxels)).any() and (large := np.abs(image.get_fdata(dtype=np.float64)[infinite])).min() < np.inf:
-            raise InputError(f"{path} has a voxel of magnitude {large.min():.3g}, which float32 cannot hold: scale the values")
-    volume = nibabel.orientations.apply_orientation(voxels, _orientation(image.affine))
-    volume = volume[..., None] if volume.ndim == 3 else volume
-    return np.ascontiguousarray(volume.transpose(2, 1, 0, 3))  # x, y, z are columns, rows, depth
+        kind = "NIfTI volumes" if name.endswith(nifti.SUFFIXES) else "stacks" if name.endswith(stacks.TIFF) else "DICOM series"
+    if kind in PACKAGES:
+        _check_package(kind, path)
+    return kind
 
 
-def shape_of(path: Path) -> tuple[int, ...]:
-    """(depth, rows, columns, C) of a volume by its header; raises any exception if that is damaged."""
-    _, header = _header(path)
-    shape, colours = header.get_data_shape(), len(header.get_data_dtype().names or ())
-    if len(shape) not in ((3,) if colours else (3, 4)):
-        raise ValueError(f"its shape is {shape}; expected (x, y, z) or (x, y, z, channels)")
-    turned = [0, 0, 0]
-    for axis, canonical in enumerate(_orientation(header.get_best_affine())[:, 0].astype(int)):
-        turned[canonical] = shape[axis]
-    return (*turned[::-1], *(shape[3:] or (colours or 1,)))
-
-
-def _is_packed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _header(path: Path):
-    """Class and header of a file: NIfTI-1 or -2, which ``nibabel.load`` tells apart only with suffixes that it knows."""
-    import nibabel
-
-    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it reports headers that it repairs
-    with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
-        start = stream.read(HEADER_BYTES)
-    kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
-    kind = next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
-    if kind is None:
-        raise ValueError("not a NIfTI file")
-    header = kind.header_class(start[: kind.header_class.template_dtype.itemsize])
-    if header.get_data_dtype().kind == "c":
-        parts = "real and imaginary part as two channels"
-        raise InputError(f"{path} has complex voxels, which are not read: save their magnitude (numpy.abs), or {parts}")
-    return kind, header
-
-
-def _orientation(affine: np.ndarray) -> np.ndarray:
-    import nibabel
-
-    orientation = nibabel.orientations.io_orientation(affine)
-    if not np.isfinite(orientation).all():
-        raise ValueError("its affine matrix is singular")
-    return orientation
-
-
-def check_nibabel(path: Path) -> None:
-    """Checks that nibabel is installed, which reads ``path``."""
+def _check_package(kind: str, path: Path) -> None:
+    """Checks that the package is installed that reads a kind of volume, such as ``path``."""
+    package, install = PACKAGES[kind]
     try:
-        import nibabel  # noqa: F401
+        import_module(package)
     except ImportError as error:
-        raise InputError(f"--data {path}: NIfTI volumes need nibabel ({error}); pip install nibabel") from None
+        raise InputError(f"{path}: {kind} need {package} ({error}); pip install {install}") from None
 
 
-def _shape(paths: list[Path], fit: Fit) -> tuple[int, ...]:
-    """(*spatial, C) of all volumes after resizing; a volume with an unreadable header is refused or skipped when it is read."""
+def _source(files: LabelledFiles, class_names: list[str], fit: Fit) -> Source:
+    known = fit.options.known(files.fingerprint, 3)
+    shape, dtype = known or _shape(files.paths, fit)
+    return files.source(class_names, shape, np.dtype(dtype), fit, lambda path: load_volume(path, dtype))
+
+
+def _shape(paths: list[Path], fit: Fit) -> tuple[tuple[int, ...], np.dtype]:
+    """(*spatial, C) of all volumes after resizing, and their type; one with unreadable headers is refused or skipped when it is read."""
     shapes: dict[tuple[int, ...], Path] = {}
+    types: dict[np.dtype, Path] = {}
+    remarks: dict[str, list[Path]] = {}
     problem = ""
     for path in paths:
+        beat("reading headers")
         try:
-            shape = shape_of(path)
+            found = describe(path)
         except InputError:
             raise
-        except Exception as error:  # nibabel raises anything
+        except Exception as error:  # nibabel and pydicom raise anything
             problem = problem or str(DamagedSample.of(path, error))
             continue
-        shapes.setdefault((*(fit.size or shape[:-1]), shape[-1]), path)
+        shapes.setdefault((*(fit.size or found.shape[:-1]), found.shape[-1]), path)
+        types.setdefault(found.dtype, path)
+        if found.remark:
+            remarks.setdefault(found.remark, []).append(path)
     if not shapes:
         raise InputError(f"no volume can be read; the first: {problem}")
     if len(shapes) > 1:
         (first, one), (second, other) = list(shapes.items())[:2]
         advice = "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}"
         raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
-    return next(iter(shapes))
+    if len(types) > 1:
+        (kind, one), (second_kind, other) = list(types.items())[:2]
+        raise InputError(f"{one} has voxels of type {kind} and {other} of {second_kind}: convert all to one")
+    for remark, those in remarks.items():
+        logger.info("note: %s%s has %s", those[0], more(len(those)), remark)
+    return next(iter(shapes)), next(iter(types))

@@ -1,0 +1,293 @@
+"""DICOM series, a folder of slices each, and files of many frames, as volumes in the orientation of NIfTI's.
+
+DICOM's axes point to the left, the back and the head of a patient, NIfTI's to the right, the front and the head.
+"""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+
+from ddcnn.data.sources.decoding import MOST_BYTES
+from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
+from ddcnn.data.sources.nifti import canonical, canonical_shape
+from ddcnn.decomposition import times
+from ddcnn.errors import InputError
+from ddcnn.parallel.heartbeat import beat
+
+SUFFIXES = (".dcm", ".dicom", ".ima")  # of files that are DICOM whatever their first bytes are; most others have no suffix
+DIRECTORY = "DICOMDIR"  # an index of a disk, itself a DICOM file
+TAGS = [
+    "SeriesInstanceUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+UNEVEN = 0.25  # of the usual gap, by which others may differ: positions are rounded, a missing slice doubles a gap
+UNORDERED = "no positions (ImagePositionPatient): its slices stand in the order of their numbers, and are not turned"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a series by its header.
+
+    Attributes:
+        frame: its number in the file.
+        shape: rows and columns.
+        orientation: directions along the rows and along the columns, (6,); None if unknown.
+        position: of its first pixel, (3,), in mm; None if unknown.
+        spacing: of rows and of columns.
+        number: InstanceNumber, or the number of the frame.
+        scale: slope and intercept of its values.
+    """
+
+    path: Path
+    frame: int
+    series: str
+    shape: tuple[int, int]
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    spacing: tuple[float, ...]
+    number: int | None
+    scale: tuple[float, float]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its name or its first bytes."""
+    if path.name.upper() == DIRECTORY or path.name.lower().endswith(IMAGES):
+        return False
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def frames_of(path: Path) -> int:
+    """The number of frames of a file; 1 if it cannot be read."""
+    try:
+        with _quiet():
+            return int(_dataset(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1)
+    except Exception:  # pydicom raises anything; the damage is told when the volume is read
+        return 1
+
+
+def shape_of(path: Path) -> tuple[tuple[int, ...], str]:
+    """(depth, rows, columns, 1) of a folder of slices or a file of frames by the headers, and a remark on it; raises as ``load``."""
+    slices, affine = _series(path)
+    shape = len(slices), *slices[0].shape
+    return (*(shape if affine is None else canonical_shape(shape[::-1], affine)), 1), UNORDERED if affine is None else ""
+
+
+def load(path: Path) -> np.ndarray:
+    """A series (depth, rows, columns, 1) float32, rescaled, in the closest canonical orientation.
+
+    Raises any exception if slices are damaged, missing or not of one series, and InputError for what is not read at all: colour,
+    look-up tables, compression that needs another package.
+    """
+    slices, affine = _series(path)
+    volume = np.empty((len(slices), *slices[0].shape), np.float32)
+    if volume.nbytes > MOST_BYTES:
+        raise ValueError(f"{times(volume.shape)} voxels take over a quarter of this machine's memory")
+    order = {one: k for k, one in enumerate(slices)}
+    for file, members in groupby(sorted(slices, key=attrgetter("path", "frame")), attrgetter("path")):
+        beat()
+        frames = _pixels(file)
+        for one in members:
+            slope, intercept = one.scale
+            volume[order[one]] = frames[one.frame] if one.scale == (1, 0) else frames[one.frame] * slope + intercept
+    return volume[..., None] if affine is None else canonical(volume.transpose(2, 1, 0), affine)
+
+
+def _series(path: Path) -> tuple[list[Slice], np.ndarray | None]:
+    """The slices of a volume in their order, and a matrix (4, 4) as of NIfTI for (columns, rows, slices); None without positions."""
+    slices = [one for file in (_files(path) if path.is_dir() else [path]) for one in _slices(file)]
+    if len(slices) < 2:
+        raise ValueError(f"it has {'one slice' if slices else 'no image'}, and is no volume")
+    first = slices[0]
+    others = {one.series: one for one in slices}
+    if len(others) > 1:
+        names = " and ".join(one.path.name for one in list(others.values())[:2])
+        raise ValueError(f"it holds slices of {len(others)} series, such as {names}: give every series a folder of its own")
+    for what, alike in ALIKE.items():
+        if other := next((one for one in slices if not alike(first, one)), None):
+            raise ValueError(f"{_name(first)} and {_name(other)} differ in {what}: are they of one scan? Give each a folder of its own")
+    if first.position is None or first.orientation is None:
+        numbers = [one.number for one in slices]
+        if None in numbers:
+            raise ValueError(f"{_name(slices[numbers.index(None)])} has neither a position nor a number")
+        return _sorted(slices, np.array(numbers, float), "numbers"), None
+    along, down = np.reshape(first.orientation, (2, 3))
+    normal = np.cross(along, down)
+    if not 0.9 < np.linalg.norm(normal) < 1.1:
+        raise ValueError(f"the ImageOrientationPatient of {_name(first)} is no orientation")
+    ordered = _sorted(slices, np.array([one.position for one in slices]) @ normal, "mm")
+    start, end = (np.array(ordered[k].position) for k in (0, -1))
+    affine = np.eye(4)
+    affine[:3] = np.stack([along * first.spacing[1], down * first.spacing[0], (end - start) / (len(slices) - 1), start], axis=1)
+    affine[:2] *= -1  # left and back become right and front
+    return ordered, affine
+
+
+def _alike(name: str, relative: float, absolute: float) -> Callable[[Slice, Slice], bool]:
+    """Whether two slices have the same attribute, up to rounding; both may have none."""
+
+    def alike(one: Slice, other: Slice) -> bool:
+        first, second = getattr(one, name), getattr(other, name)
+        return first == second or (first is not None and second is not None and np.allclose(first, second, relative, absolute))
+
+    return alike
+
+
+ALIKE = {
+    "rows and columns": lambda one, other: one.shape == other.shape,
+    "orientation": _alike("orientation", 0, 0.01),
+    "pixel spacing": _alike("spacing", 0.01, 0),
+    "whether they have a position": lambda one, other: (one.position is None) == (other.position is None),
+}
+
+
+def _sorted(slices: list[Slice], places: np.ndarray, unit: str) -> list[Slice]:
+    """The slices in the order of their ``places`` (n,), which must be apart by the same, up to rounding."""
+    order = np.argsort(places, kind="stable")
+    gaps, ordered = np.diff(places[order]), [slices[k] for k in order]
+    usual = np.median(gaps[gaps > 1e-6]) if gaps.max() > 1e-6 else np.inf
+    for k, gap in enumerate(gaps):
+        pair = f"{_name(ordered[k])} and {_name(ordered[k + 1])}"
+        if gap <= 1e-6 or gap < 0.01 * usual:
+            raise ValueError(f"{pair} lie at the same place: copies, phases or echoes of a slice? Keep one of each in the folder")
+        if abs(gap - usual) > UNEVEN * usual:
+            raise ValueError(f"{pair} are {gap:.4g} {unit} apart, and others {usual:.4g}: is a slice missing between them?")
+    return ordered
+
+
+def _name(one: Slice) -> str:
+    return one.path.name + (f" frame {one.frame + 1}" if one.frame else "")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that are DICOM, or called like those that are, with a number: such a one is damaged, and must not be missed."""
+    with os.scandir(folder) as entries:
+        files = sorted(Path(entry.path) for entry in entries if entry.is_file() and not entry.name.startswith("."))
+    scans = {path for path in files if is_dicom(path)}
+    kinds = {_kind(path) for path in scans}
+    return [path for path in files if path in scans or (_kind(path) in kinds and re.search("[0-9]", path.name))]
+
+
+def _kind(path: Path) -> str:
+    """The suffix of a file, empty if it is only a part of a number, as in 1.2.840.10008."""
+    return path.suffix.lower() if path.suffix[1:].isalpha() else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings about values that are not as the standard says, of which real files are full."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _dataset(path: Path, **options):
+    """Reads a file with pydicom, also one that lacks the first bytes that DICOM files have today."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path, force=True, **options)
+    if not len(dataset) and "TransferSyntaxUID" not in dataset.file_meta:
+        raise ValueError("it is not a DICOM file")
+    return dataset
+
+
+def _slices(path: Path) -> list[Slice]:
+    """The slices of a file by its header, none if it is no image (a report, a plan)."""
+    with _quiet():
+        try:
+            dataset = _dataset(path, stop_before_pixels=True, specific_tags=TAGS)
+            if dataset.get("Rows") is None:
+                return []
+            _check(path, dataset)
+            frames = int(dataset.get("NumberOfFrames") or 1)
+            return [_slice(path, dataset, frame, frames) for frame in range(frames)]
+        except InputError:
+            raise
+        except Exception as error:  # pydicom raises anything
+            raise ValueError(f"{path.name}: {error or type(error).__name__}") from None
+
+
+def _slice(path: Path, dataset, frame: int, frames: int) -> Slice:
+    own, shared = (dataset.get(f"{name}FunctionalGroupsSequence") or [] for name in ("PerFrame", "Shared"))
+    groups = (*own[frame : frame + 1], *shared[:1])  # of an enhanced file
+
+    def value(sequence: str, name: str):
+        """An attribute of the slice; None if it is missing or empty."""
+        found = next((group.get(sequence)[0] for group in groups if group.get(sequence)), dataset).get(name)
+        return None if found is None or found == "" else found
+
+    def numbers(sequence: str, name: str, count: int) -> tuple[float, ...] | None:
+        values = value(sequence, name)
+        if values is not None and (len(values) != count or not np.isfinite(np.array(values, float)).all()):
+            raise ValueError(f"its {name} is {values}")
+        return None if values is None else tuple(map(float, values))
+
+    position = numbers("PlanePositionSequence", "ImagePositionPatient", 3)
+    number = frame + 1 if frames > 1 else value("", "InstanceNumber")
+    slope, intercept = (value("PixelValueTransformationSequence", f"Rescale{name}") for name in ("Slope", "Intercept"))
+    if slope == 0:
+        raise ValueError("its RescaleSlope is 0")
+    return Slice(
+        path, frame, str(dataset.get("SeriesInstanceUID") or ""), (int(dataset.Rows), int(dataset.Columns)),
+        numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6), None if frames > 1 and not groups else position,
+        numbers("PixelMeasuresSequence", "PixelSpacing", 2) or (1.0, 1.0), None if number is None else int(number),
+        (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
+    )  # fmt: skip
+
+
+def _check(path: Path, dataset) -> None:
+    """Refuses images of kinds that are not read, which all of a set may be."""
+    kind, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel") or 1
+    if samples != 1 or kind not in ("MONOCHROME1", "MONOCHROME2", None):
+        raise InputError(f"{path} is in colour ({kind}), which is not read as a volume: convert it to grey (MONOCHROME2)")
+    if kind == "MONOCHROME1":
+        raise InputError(
+            f"{path} is MONOCHROME1: its low values are meant to be white; convert the set to MONOCHROME2, so that all scans mean the same"
+        )
+    if dataset.get("ModalityLUTSequence"):
+        raise InputError(
+            f"{path} has a look-up table of values (ModalityLUTSequence), which is not read: save it with the values themselves"
+        )
+    if advice := _decoder(dataset):
+        raise InputError(f"{path} {advice}")
+
+
+def _decoder(dataset) -> str:
+    """What is missing to decompress a file, empty if nothing is."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_compressed:
+        return ""
+    what = f"is compressed ({syntax.name}), which"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return f"{what} pydicom does not read: decompress it (gdcmconv --raw, for example)"
+    if decoder.is_available:
+        return ""
+    packages = next((re.findall(r"[\w-]+(?=>=)", line) for line in decoder.missing_dependencies if line.startswith("pylibjpeg")), [])
+    return f"{what} needs a package that is missing: pip install {' '.join(packages)}"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """The stored values (frames, rows, columns) of a file."""
+    with _quiet():
+        try:
+            dataset = _dataset(path)
+            return dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+        except Exception as error:  # pydicom raises anything
+            raise ValueError(f"{path.name}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -1,0 +1,139 @@
+"""Stacks of images as volumes: the pages of a TIFF file, or the image files of a folder, one behind the other."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddcnn.data.sources.decoding import DEEP, MOST_BYTES, SAMPLE_FORMAT, SIGNED, SUFFIXES, PixelFormat, bits_of, format_of, opened, to_array
+from ddcnn.data.sources.image_headers import header_of
+from ddcnn.decomposition import times
+from ddcnn.errors import InputError
+from ddcnn.parallel.heartbeat import beat
+
+TIFF = (".tif", ".tiff")
+DESCRIPTION = 270  # TIFF tag, in which ImageJ and OME-TIFF say what the pages are
+
+
+def pages_of(path: Path) -> int:
+    """The number of pages of a TIFF file; 1 if it cannot be read."""
+    try:
+        with opened(path) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # Pillow raises anything; the damage is told when the volume is read
+        return 1
+
+
+def shape_of(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """(depth, rows, columns, C) and type of a TIFF file or a folder of slices, by the header of its first page; raises as ``load``."""
+    count, pages = _pages(path)
+    pixels, dtype, size = _format(path, next(pages))
+    return (count, *size, pixels.channels), dtype
+
+
+def load(path: Path) -> np.ndarray:
+    """A stack (depth, rows, columns, C) in the type of its pixels.
+
+    Raises any exception if it is damaged, is a single page, or has pages of different sizes, and InputError for what Pillow does not read.
+    """
+    count, pages = _pages(path)
+    for k, page in enumerate(pages):
+        beat()
+        if k == 0:
+            pixels, dtype, size = _format(path, page)
+            volume = np.empty((count, *size, pixels.channels), dtype)
+            if volume.nbytes > MOST_BYTES:
+                raise ValueError(f"{times(volume.shape)} voxels take over a quarter of this machine's memory")
+        if _type(page) != dtype or format_of(page.mode) != pixels:
+            raise ValueError(f"its slices 1 and {k + 1} have pixels of different types")
+        slice_ = to_array(page, pixels, path)
+        if slice_.shape[:2] != size:
+            raise ValueError(f"its slices 1 and {k + 1} have {times(size)} and {times(slice_.shape[:2])} pixels")
+        volume[k] = slice_
+    return volume
+
+
+def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
+    """The number of the slices of a stack, and the slices."""
+    if path.is_dir():
+        files = slices_in(path)
+        if len(files) < 2:
+            raise ValueError(f"it has {len(files)} slice, and is no volume")
+        return len(files), _of_files(files)
+    with opened(path) as image:
+        count = getattr(image, "n_frames", 1)
+        _check_description(path, str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")), count)
+    if count < 2:
+        raise ValueError("it has a single page, and is no volume; a folder of such slices may be one")
+    return count, _of_pages(path, count)
+
+
+def _of_files(files: list[Path]) -> Iterator[Image.Image]:
+    for file in files:
+        with opened(file) as image:
+            yield image
+
+
+def _of_pages(path: Path, count: int) -> Iterator[Image.Image]:
+    with opened(path) as image:
+        for page in range(count):
+            image.seek(page)
+            yield image
+
+
+def slices_in(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by the numbers in their names: slice 2 comes before slice 10.
+
+    Raises:
+        ValueError: files of different kinds.
+    """
+    files = [path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()]
+    if len(kinds := sorted({path.suffix.lower() for path in files})) > 1:
+        raise ValueError(f"it has slices that end in {' and '.join(kinds)}: keep those of one kind")
+    return sorted(files, key=lambda path: (natural(path.name), path.name))
+
+
+def natural(name: str) -> list[tuple[str, int]]:
+    """A key by which names are sorted as people count: texts, each with the number behind it."""
+    parts = [*re.split("([0-9]+)", name.casefold()), "0"]
+    return [(text, int(number)) for text, number in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def _format(path: Path, page: Image.Image) -> tuple[PixelFormat, np.dtype, tuple[int, int]]:
+    """Format, type, and rows and columns of the first page."""
+    header = header_of(page)
+    if {"transparency", "channels"} & set(header.beyond):
+        raise InputError(f"{path} has transparency or channels beyond colour, which are not read in volumes: save it in grey or RGB")
+    return header.pixels, _type(page), header.size
+
+
+def _type(page: Image.Image) -> np.dtype:
+    """The type of the pixels: what the file has, of integers with more than 16 bits float32."""
+    if format_of(page.mode) != DEEP:
+        return np.dtype(np.uint8)
+    if 8 < bits_of(page) <= 16:
+        signed = getattr(page, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == SIGNED
+        return np.dtype(np.int16 if signed else np.uint16)
+    return np.dtype(np.float32)
+
+
+def _check_description(path: Path, description: str, pages: int) -> None:
+    """Refuses files whose pages are not slices of one volume, or are not all pages that Pillow sees."""
+    if description.startswith("ImageJ="):
+        found = dict(re.findall(r"^(\w+)=(\d+)\s*$", description, re.MULTILINE))
+        sizes = [int(found.get(name, 1)) for name in ("slices", "channels", "frames")]
+        if int(found.get("images", 1)) > pages:
+            raise InputError(
+                f"{path} is of ImageJ, with {found['images']} slices in one block, of which Pillow reads {pages}: save it as an image "
+                "sequence, a folder of slices, or with tifffile.imwrite"
+            )
+    else:
+        found = dict(re.findall(r'\bSize([ZCT])="(\d+)"', description)) if "<OME" in description else {}
+        sizes = [int(found.get(name, 1)) for name in "ZCT"]
+    depth, channels, frames = sizes
+    if channels * frames > 1 and pages == depth * channels * frames:
+        raise InputError(
+            f"{path} has {channels} channels and {frames} times, so that its pages are no slices of one volume: save one of each a file"
+        )
