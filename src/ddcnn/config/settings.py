@@ -25,8 +25,8 @@ from ddcnn.config.types import (  # fmt: skip
 from ddcnn.networks.registry import NETWORKS, default_width
 
 SOURCES = (
-    "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 file of arrays; a folder of class folders, or of "
-    "NIfTI volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
+    "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 file of arrays; a folder of class folders of images "
+    "or volumes (NIfTI, DICOM series, TIFF stacks), or of volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
 )
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
@@ -75,7 +75,11 @@ class ImageSettings(Settings):
 class DataSettings(ImageSettings):
     """Which images, and how they are decomposed."""
 
-    volumes: bool = option(Group.DATA, False, "the arrays are volumes (n, depth, rows, columns)")
+    volumes: bool = option(
+        Group.DATA,
+        False,
+        "arrays are volumes (n, depth, rows, columns); in class folders, TIFF files and folders of slices are volumes, too",
+    )
     image_size: ImageSize | None = option(Group.DATA, None, "resize images to rows x columns (default: keep their size)", "P|HxW")
     image_transform: Literal["resize", "resize+center-crop", "center-crop"] = option(
         Group.DATA, "resize+center-crop", "how images get --image-size: resize both sides, or resize the shorter one and crop, or only crop"

@@ -19,7 +19,7 @@ from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import VolumeWalk, load_volume
+from ddcnn.data.sources.volumes import VolumeWalk, kind_of, load_volume
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading
@@ -162,6 +162,8 @@ def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[
         what = f"{shape[-1]} channels of {dtype}"
         raise InputError(f"{options.name}: the run was trained on {what}, which image files cannot give; name an .npz or .h5 of arrays")
 
+    for path in paths if options.volumes else ():
+        kind_of(path)  # a package that is missing is no damage
     headers = Headers()
 
     def load(i: int) -> np.ndarray:

@@ -198,10 +198,7 @@ def _dataset(path: Path, **options):
     """Reads a file with pydicom, also one that lacks the first bytes that DICOM files have today."""
     import pydicom
 
-    dataset = pydicom.dcmread(path, force=True, **options)
-    if not len(dataset) and "TransferSyntaxUID" not in dataset.file_meta:
-        raise ValueError("it is not a DICOM file")
-    return dataset
+    return pydicom.dcmread(path, force=True, **options)
 
 
 def _slices(path: Path) -> list[Slice]:
@@ -210,6 +207,8 @@ def _slices(path: Path) -> list[Slice]:
         try:
             dataset = _dataset(path, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.get("Rows") is None:
+                if dataset.preamble is None:
+                    raise ValueError("it is not a DICOM file")
                 return []
             _check(path, dataset)
             frames = int(dataset.get("NumberOfFrames") or 1)

@@ -156,7 +156,7 @@ class Walk:
             InputError: as ``subfolders``; a link to a file outside of ``root`` that is not followed, or one in a circle.
         """
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 beat("looking for images")
                 path = Path(entry.path)
                 if self._is_folder(entry):

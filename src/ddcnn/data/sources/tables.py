@@ -94,13 +94,13 @@ def _row(walk: Walk, table: Path, where: str, values: dict[str, str]) -> Row:
     if not name:
         raise InputError(f"{where}: no file")
     path = _inside(root, name)
-    if not (name.lower().endswith(walk.suffixes) or (walk.folders and path and path.is_dir())):
+    if path is None:
+        raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
+    if not (name.lower().endswith(walk.suffixes) or (walk.folders and path.is_dir())):
         raise InputError(
             f"{where}: {name} does not end in {' or '.join(walk.suffixes)}{', and is no folder' if walk.folders else ''}; if these are "
             f"class folders of images, move {table.name} out of the folder"
         )
-    if path is None:
-        raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
     if not walk.follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
     path = walk.sample(path, where)

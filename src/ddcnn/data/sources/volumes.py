@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.sources import dicom, nifti, stacks
+import ddcnn.data.sources.dicom as dicom
+import ddcnn.data.sources.nifti as nifti
+import ddcnn.data.sources.stacks as stacks
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
 from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
 from ddcnn.data.sources.folders import Walk, counted, labelled_folders
@@ -138,7 +140,7 @@ class Described:
 
 def describe(path: Path) -> Described:
     """The headers of a volume; raises any exception if they are damaged, and InputError as ``load_volume``."""
-    match _kind(path):
+    match kind_of(path):
         case "NIfTI volumes":
             return Described(nifti.shape_of(path), np.dtype(np.float32))
         case "DICOM series":
@@ -154,13 +156,14 @@ def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
     Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``.
     """
     loaders = {"NIfTI volumes": nifti.load, "DICOM series": dicom.load, "stacks": stacks.load}
-    volume = loaders[_kind(path)](path)
+    volume = loaders[kind_of(path)](path)
     if dtype is not None and volume.dtype != dtype:
         raise InputError(f"{path} has voxels of type {volume.dtype}, and others of type {np.dtype(dtype)}: convert all to one")
     return volume
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """ "NIfTI volumes", "DICOM series" or "stacks"; InputError if the package is missing that reads it."""
     name = path.name.lower()
     if path.is_dir():
         kind = "DICOM series" if any(file.is_file() and dicom.is_dicom(file) for file in path.iterdir()) else "stacks"
