@@ -46,7 +46,8 @@ def main() -> None:
     samples = random_subimages(asked.images, spatial, device)
     recipe = Recipe(EPOCHS, asked.batch_size, "adamw", 0.005, 0.01, "one-cycle")
     chosen = torch.arange(asked.images)
-    batches = [samples.batch(index.to(device)) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
+    full = [index.to(device) for index in chosen.split(asked.batch_size) if len(index) == asked.batch_size]
+    batches = [(samples.batch(index)[0], samples.labels[index]) for index in full]
     sides = {}
     for precision in asked.precisions.split(","):
         policy = DevicePolicy.choose(device, precision)

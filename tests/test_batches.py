@@ -1,5 +1,6 @@
 """Network input: normalisation, memory format, and augmentations that are the same for all subimages of an image."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddcnn.data.batches import Augmentation, RankShare, RankSubimages, Subimages
+from ddcnn.data.augmentation import Augmentation, Labels, MixedLabels
+from ddcnn.data.batches import RankShare, RankSubimages, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -15,6 +17,11 @@ from ddcnn.decomposition import Decomposition
 
 CPU = torch.device("cpu")
 SAMPLES = 40
+EVERYTHING = Augmentation(True, 2, (-1,), 0.4, 0.7, 1.0)
+ONE_BY_ONE = [
+    Augmentation(flip=True), Augmentation(shift=1), Augmentation(shift=2), Augmentation(True, 2), Augmentation(colour=0.4),
+    Augmentation(erase=1.0), Augmentation(mixup=0.4), EVERYTHING,
+]  # fmt: skip
 CASES = {  # shape, grid, overlap, type
     "2-D": ((6, 8, 3), (2, 2), 1, "uint8"),
     "2-D without overlap": ((7, 9, 1), (3, 3), 0, "float32"),
@@ -55,6 +62,10 @@ def batches(store: PartitionedSet, augmentation=Augmentation(), seed: int | None
     return found
 
 
+def main(labels: Labels) -> torch.Tensor:
+    return labels.main if isinstance(labels, MixedLabels) else labels
+
+
 def order() -> torch.Tensor:
     return torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(7))
 
@@ -78,7 +89,7 @@ def test_a_batch_is_the_normalised_subimages_channels_first(stores, case, margin
 
 
 @pytest.mark.parametrize("case", ["2-D", "3-D"])
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)])
+@pytest.mark.parametrize("augmentation", [Augmentation(), *ONE_BY_ONE])
 @pytest.mark.parametrize("seed", [None, 3])
 def test_batches_lie_in_memory_as_channels_last(stores, case, augmentation, seed):
     store, _ = stores(case)
@@ -95,14 +106,14 @@ def test_labels_are_those_of_the_set(stores):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 1)])
+@pytest.mark.parametrize("augmentation", ONE_BY_ONE)
 def test_without_a_draw_nothing_is_augmented(stores, case, augmentation):
     store, _ = stores(case)
     for plain, batch in zip(batches(store), batches(store, augmentation), strict=True):
         assert torch.equal(plain, batch)
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)])
+@pytest.mark.parametrize("augmentation", ONE_BY_ONE)
 def test_a_draw_decides_the_augmentation(stores, augmentation):
     store, _ = stores("2-D")
     first, again, other = (batches(store, augmentation, seed)[0] for seed in (3, 3, 4))
@@ -111,9 +122,13 @@ def test_a_draw_decides_the_augmentation(stores, augmentation):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("augmentation", [Augmentation(flip=True), Augmentation(shift=1), Augmentation(shift=2), Augmentation(True, 2)])
+@pytest.mark.parametrize("augmentation", [*ONE_BY_ONE, "all axes"])
 def test_all_subimages_of_an_image_are_augmented_alike(stores, case, augmentation):
+    """Those of all subdomains, put together, are the augmented image."""
     store, _ = stores(case)
+    if augmentation == "all axes":
+        axes = (-1,) if case == "big-endian" else tuple(range(-len(store.grid), 0))  # 5 rows in 2 parts have no mirror image
+        augmentation = replace(EVERYTHING, flip_axes=axes)
     whole = batches(stores(case, whole=True)[0], augmentation, seed=3)[0]
     for subdomain, batch in zip(store.decomposition.subdomains, batches(store, augmentation, seed=3), strict=True):
         assert torch.equal(batch, whole[(..., *subdomain.subimage.slices)])
@@ -147,7 +162,84 @@ def test_an_augmented_image_is_flipped_and_shifted_with_zeros_coming_in(stores, 
         assert len({offset for _, offset in found.values()}) > 2 * shift + 1
 
 
-AUGMENTATIONS = [Augmentation(), Augmentation(flip=True), Augmentation(shift=2), Augmentation(True, 2)]
+@pytest.mark.parametrize("case", ["2-D", "3-D"])
+def test_images_are_flipped_along_all_combinations_of_the_axes(stores, case):
+    store, images = stores(case, whole=True)
+    axes = tuple(range(-len(store.grid), 0))
+    batch = np.moveaxis(batches(store, Augmentation(flip=True, flip_axes=axes), seed=3)[0].numpy(), 1, -1)
+    images, found = normalised(images)[order().numpy()], {}
+    for flips in product((False, True), repeat=len(axes)):
+        expected = np.flip(images, [axis - 1 for axis, flip in zip(axes, flips, strict=True) if flip])
+        same = np.isclose(batch, expected, rtol=1e-4, atol=1e-4).reshape(SAMPLES, -1).all(axis=1)
+        found |= {sample: flips for sample in np.flatnonzero(same)}
+    assert len(found) == SAMPLES
+    assert len(set(found.values())) == 2 ** len(axes)
+
+
+@pytest.mark.parametrize("case", ["2-D", "3-D", "2-D without overlap"])
+def test_colours_change_about_the_mean_of_the_set(stores, case):
+    """Two pixels of an image determine what has been added, contrast and saturation: they hold for all of its pixels."""
+    store, images = stores(case, whole=True)
+    batch = np.moveaxis(batches(store, Augmentation(colour=0.4), seed=3)[0].numpy(), 1, -1).astype(np.float64)
+    changes = []
+    for before, after in zip(normalised(images)[order().numpy()], batch, strict=True):
+        before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
+        grey, grey_after = before.mean(axis=1), after.mean(axis=1)
+        contrast, added = np.polyfit(grey, grey_after, 1)
+        np.testing.assert_allclose(grey_after, contrast * grey + added, atol=1e-4)
+        changes.append([added, contrast])
+        if before.shape[1] > 1:
+            distance, distance_after = contrast * (before - grey[:, None]), after - grey_after[:, None]
+            saturation = (distance * distance_after).sum() / (distance**2).sum()
+            np.testing.assert_allclose(distance_after, saturation * distance, atol=1e-4)
+            changes[-1].append(saturation)
+    low, high = np.min(changes, axis=0), np.max(changes, axis=0)
+    centre = [0, 1, 1][: len(low)]
+    assert (low - centre >= -0.401).all()
+    assert (low - centre < -0.2).all()
+    assert (high - centre <= 0.401).all()
+    assert (high - centre > 0.2).all()
+
+
+@pytest.mark.parametrize("case", ["2-D", "3-D"])
+def test_a_box_anywhere_in_the_image_is_erased(stores, case):
+    store, images = stores(case, whole=True)
+    batch = np.moveaxis(batches(store, Augmentation(erase=0.5), seed=3)[0].numpy(), 1, -1)
+    images = normalised(images)[order().numpy()]
+    erased = (batch == 0).all(axis=-1)
+    np.testing.assert_allclose(batch[~erased], images[~erased], rtol=1e-4, atol=1e-5)
+    sides = []
+    for pixels in erased:
+        places = np.nonzero(pixels)
+        lengths = [int(np.ptp(place)) + 1 if place.size else 0 for place in places]
+        assert pixels.sum() == np.prod(lengths)  # a box
+        sides.append(lengths)
+    assert np.max(sides, axis=0).tolist() == [round(0.5 * n) for n in store.shape[:-1]]
+    for axis in range(1, erased.ndim):  # up to the borders
+        assert erased.any(axis=tuple(other for other in range(erased.ndim) if other != axis)).all()
+    assert not erased.any(axis=tuple(range(1, erased.ndim))).all()  # some images stay whole
+
+
+def test_mixed_images_are_pairs_of_the_batch_with_both_labels(stores):
+    store, images = stores("2-D", whole=True)
+    samples = Subimages.load(store, "train", 0, CPU, Augmentation(mixup=0.5))
+    batch, labels = samples.batch(order(), torch.Generator().manual_seed(3))
+    assert isinstance(labels, MixedLabels)
+    assert torch.equal(labels.main, samples.labels[order()])
+    assert labels.weight.min() >= 0.5
+    assert labels.weight.max() > 0.95
+    images = normalised(images)[order().numpy()]
+    partners = set()
+    for k, image in enumerate(np.moveaxis(batch.numpy(), 1, -1)):
+        weight = labels.weight[k].item()
+        mixed = weight * images[k] + (1 - weight) * images
+        fitting = np.flatnonzero(np.isclose(mixed, image, rtol=1e-3, atol=1e-3).reshape(SAMPLES, -1).all(axis=1))
+        assert labels.other[k].item() in samples.labels[order()][fitting]
+        partners |= set(fitting.tolist()) if len(fitting) == 1 else set()
+    assert len(partners) > SAMPLES // 2  # each image is mixed into one
+
+
+AUGMENTATIONS = [Augmentation(), *ONE_BY_ONE]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -161,7 +253,7 @@ def test_subdomains_of_one_rank_get_the_batches_that_they_would_get_alone(stores
     expected = batches(store, augmentation, 3)
     assert len(found) == len(owned)
     assert all(torch.equal(batch, expected[index]) for index, batch in zip(owned, found, strict=True))
-    assert torch.equal(labels, torch.from_numpy(store.labels("train"))[order()])
+    assert torch.equal(main(labels), torch.from_numpy(store.labels("train"))[order()])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -173,7 +265,7 @@ def test_the_whole_image_is_the_subimage_of_a_single_subdomain(stores, case, aug
     found, labels = whole.batch(order(), torch.Generator().manual_seed(5))
     expected, _ = Subimages.load(single, "train", 0, CPU, augmentation).batch(order(), torch.Generator().manual_seed(5))
     assert torch.equal(found, expected)
-    assert torch.equal(labels, torch.from_numpy(store.labels("train"))[order()])
+    assert torch.equal(main(labels), torch.from_numpy(store.labels("train"))[order()])
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
@@ -185,4 +277,7 @@ def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
     expected, labels = whole.batch(index, torch.Generator().manual_seed(5))
     shares = [RankShare(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
     assert torch.equal(torch.stack([images for images, _ in shares], 1).flatten(0, 1), expected)
-    assert torch.equal(torch.stack([part for _, part in shares], 1).flatten(), labels)
+    assert torch.equal(torch.stack([main(part) for _, part in shares], 1).flatten(), main(labels))
+    if isinstance(labels, MixedLabels):
+        for name in ("other", "weight"):
+            assert torch.equal(torch.stack([getattr(part, name) for _, part in shares], 1).flatten(), getattr(labels, name))

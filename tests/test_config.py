@@ -51,7 +51,8 @@ VALUES = {
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
-        "transfer_schedule": ("constant", "constant"),
+        "transfer_schedule": ("constant", "constant"), "flip_axes": ("depth+columns", "depth+columns"), "colour": (0.3, 0.3),
+        "erase": (0.25, 0.25), "mixup": (1.5, 1.5), "clip_norm": (1.5, 1.5), "ema": (0.99, 0.99), "warmup": (0.5, 0.5),
         "seeds": (3, 3), "class_weights": ("balanced", "balanced"), "resume": (True, True), "checkpoint_every": ("5", "5"),
         "keep_checkpoints": (3, 3), "time_limit": (2.5, 2.5), "stop_signals": ("SIGUSR2", ("SIGUSR2",)),
     },
@@ -114,6 +115,33 @@ def test_pixels_are_normalised_as_those_of_trained_weights_unless_it_is_given():
     assert load(RunSettings, {"weights": "w.pth", "normalise": "set"}).normalise == "set"
 
 
+def test_augmentations_are_joined_in_any_order():
+    found = load(RunSettings, {"augment": "mixup+ flip+flip", "flip_axes": "columns+depth"})
+    assert (found.augment, found.augmentations, found.margin) == ("flip+mixup", ["flip", "mixup"], 0)
+    assert (found.flip_axes, found.flipped_axes) == ("depth+columns", (-3, -1))
+    assert load(RunSettings, {"augment": "shift+flip", "shift": "3"}).identity()["augment"] == "flip+shift"
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"methods": "transfer"}, ""), ({"methods": "transfer", "warmup": "4"}, "transfer ends after 4 epochs"),
+        ({"methods": "transfer", "frozen_epochs": "1"}, "transfer ends after 1 epochs"),
+        ({"methods": "transfer", "transfer_schedule": "one-cycle"}, "--warmup: the schedule one-cycle has a rise of its own"),
+        ({"methods": "dnn"}, "--warmup: the schedule one-cycle has a rise of its own"), ({"methods": "dnn", "schedule": "cosine"}, ""),
+        ({"methods": "dnn", "schedule": "constant", "epochs": "1"}, "local training ends after 1 epochs"),
+        ({"methods": "global", "schedule": "cosine", "global_epochs": "1"}, "global ends after 1 epochs"),
+        ({"methods": "global", "schedule": "cosine", "epochs": "1"}, ""),
+    ],
+)  # fmt: skip
+def test_a_warmup_that_no_schedule_follows_to_its_end_is_refused(options, refused):
+    if not refused:
+        load(RunSettings, {"warmup": "1.5"} | options)
+        return
+    with pytest.raises(InputError, match=refused):
+        load(RunSettings, {"warmup": "1.5"} | options)
+
+
 @pytest.mark.parametrize(("key", "meant"), [("epoch", "epochs"), ("batch_sise", "batch-size"), ("learning", "")])
 def test_an_unknown_key_is_refused_with_what_is_allowed(toml, key, meant):
     with pytest.raises(InputError) as error:
@@ -136,7 +164,11 @@ BAD = [
     ("methods", "vote,mean", "average"),
     ("methods", "", "average"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
     ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
-    ("threads", "0", "greater than or equal to 1"),
+    ("threads", "0", "greater than or equal to 1"), ("ema", "1", "less than 1"), ("clip_norm", "0", "greater than 0"),
+    ("warmup", "-1", "greater than or equal to 0"), ("augment", "rotate", "none of none, flip, shift, colour, erase, mixup"),
+    ("augment", "none+flip", "none stands alone"), ("augment", "flip+", "an empty name is none of"),
+    ("augment", "flip,shift", "joined by +"), ("flip_axes", "height", "none of depth, rows, columns"),
+    ("colour", "1.5", "less than or equal to 1"), ("erase", "0", "greater than 0"), ("mixup", "0", "greater than 0"),
 ]  # fmt: skip
 
 
@@ -187,7 +219,8 @@ def store(world, write_arrays, random_arrays, tmp_path_factory):
     lr=st.floats(1e-300, 1e300),
 )
 def test_the_config_of_a_run_loads_as_the_settings_of_the_run(store, tmp_path, chosen, methods, lr):
-    given_options = {name: VALUES[RunSettings][name][0] for name in chosen} | {"methods": ",".join(methods), "dnn_lr": lr}
+    others = {"methods": ",".join(methods), "dnn_lr": lr, "schedule": "cosine"}
+    given_options = {name: VALUES[RunSettings][name][0] for name in chosen} | others
     run = load(RunSettings, given_options | {"grid": "2x3", "overlap": 1, "output": tmp_path / "a 'run' \"é\""})
     with ExitStack() as held:
         output = take_output(resolved(run, store), held)

@@ -119,16 +119,21 @@ def test_cuts_are_mirror_symmetric_wherever_symmetric_cuts_exist(size):
 
 @given(decompositions(), st.integers(0, 2**32 - 1))
 def test_the_mirror_subdomain_holds_the_pixels_of_the_flipped_image(decomposition, seed):
-    assume(symmetric(decomposition.shape[-1], decomposition.grid[-1]))
+    possible = [axis for axis in range(-len(decomposition.shape), 0) if symmetric(decomposition.shape[axis], decomposition.grid[axis])]
+    assume(possible)
     images = np.random.default_rng(seed).random((2, *decomposition.shape))
-    flipped = np.flip(images, axis=-1)
-    for subdomain in decomposition.subdomains:
-        other = decomposition.mirror(subdomain.index)
-        assert decomposition.mirror(other) == subdomain.index
-        seen = decomposition.restrict(flipped, subdomain.index)
-        assert np.array_equal(np.flip(decomposition.restrict(images, other), axis=-1), seen)
-        stored = decomposition.subdomains[other].stored
-        assert stored.mirrored(decomposition.shape[-1]) == subdomain.stored
+    for axes in [(axis,) for axis in possible] + [tuple(possible)]:
+        flipped = np.flip(images, axis=axes)
+        for subdomain in decomposition.subdomains:
+            other = decomposition.mirror(subdomain.index, axes)
+            assert decomposition.mirror(other, axes) == subdomain.index
+            assert axes != (-1,) or decomposition.mirror(subdomain.index) == other
+            seen = decomposition.restrict(flipped, subdomain.index)
+            assert np.array_equal(np.flip(decomposition.restrict(images, other), axis=axes), seen)
+            stored = decomposition.subdomains[other].stored
+            for axis in axes:
+                stored = stored.mirrored(decomposition.shape[axis], axis)
+            assert stored == subdomain.stored
 
 
 @pytest.mark.parametrize(("size", "parts"), [(5, 2), (5, 4), (9, 4), (9, 6)])
@@ -137,6 +142,13 @@ def test_a_subdomain_without_a_mirror_image_is_refused_with_size_and_parts(size,
     middle = parts // 2
     with pytest.raises(InputError, match=f"{size} columns in {parts} parts"):
         decomposition.mirror(middle)
+
+
+def test_flips_along_an_axis_that_is_not_there_or_not_cut_symmetrically_are_refused():
+    with pytest.raises(InputError, match="--flip-axes depth"):
+        Decomposition((4, 6), (2, 2)).mirror(0, (-3,))
+    with pytest.raises(InputError, match=r"5 rows in 2 parts .* other --flip-axes"):
+        Decomposition((5, 6), (2, 2)).mirror(0, (-1, -2))
 
 
 @pytest.mark.parametrize(("shape", "grid"), [((8, 8), (2,)), ((8, 8), (2, 2, 2)), ((8, 8, 8), (2, 2)), ((7, 8), (8, 2)), ((7, 8), (2, 9))])

@@ -1,13 +1,17 @@
 """The one training loop, seen from outside."""
 
+import math
+from itertools import product
+
 import pytest
 import torch
 from callbacks import Watch
 from torch import nn
 
+from ddcnn.data.augmentation import MixedLabels
 from ddcnn.data.batches import Rows
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer, build, classify, cross_entropy
+from ddcnn.training.loop import Callback, Recipe, Trainer, build, classify, cross_entropy
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
@@ -84,9 +88,8 @@ def test_every_optimizer_learns(optimizer):
     torch.testing.assert_close(found.sum(1), torch.ones(20))
 
 
-@pytest.mark.parametrize(("schedule", "ends"), [("one-cycle", 0.1), ("cosine", 0.05), ("constant", 1)])
-def test_schedules_end_where_they_should(schedule, ends):
-    """The parameters' last movement under a constant gradient is the last learning rate."""
+def movements(schedule: str, warmup: float | None = None) -> list[float]:
+    """The parameter's movement in each of 10 steps under a constant gradient, which is the learning rate."""
 
     class Slope(nn.Module):
         def __init__(self):
@@ -100,11 +103,116 @@ def test_schedules_end_where_they_should(schedule, ends):
 
     network = Slope()
     rows = Rows(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
-    recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule)
+    recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule, warmup=warmup)
     Trainer(recipe, POLICY, Seeds(0, "test")).train(network, rows, torch.arange(20))
-    steps = [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
+    return [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
+
+
+@pytest.mark.parametrize(("schedule", "ends"), [("one-cycle", 0.1), ("cosine", 0.05), ("constant", 1)])
+def test_schedules_end_where_they_should(schedule, ends):
+    steps = movements(schedule)
     assert max(steps) == pytest.approx(0.1, rel=0.3)  # momentum is cycled too
     assert steps[-1] <= 1.1 * ends * 0.1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_warmup_rises_to_where_the_schedule_begins(schedule):
+    steps = movements(schedule, warmup=4)
+    assert steps[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08], rel=0.1)
+    assert steps[4] == pytest.approx(0.1, rel=0.1)
+    rest = [0.1 * (1 + math.cos(math.pi * k / 6)) / 2 if schedule == "cosine" else 0.1 for k in range(6)]
+    assert steps[4:] == pytest.approx(rest, rel=0.2, abs=0.004)
+    assert movements("one-cycle", warmup=4) == movements("one-cycle")
+
+
+def test_the_gradient_of_every_part_is_cut_to_the_norm_by_itself():
+    """With plain SGD and one step, the parameters move by the learning rate times the gradient."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+            nn.init.constant_(self.b.weight, 0.0)
+            self.parts = {"a": self.a, "b": self.b}
+
+        def forward(self, inputs):
+            return 100 * self.a(inputs) + 1e-3 * self.b(inputs)
+
+    moved = {}
+    for norm in (None, 0.01, 1e6):
+        network = build(Two, Seeds(0, "test"), POLICY)
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        trained(network=network, batch_size=20, lr=1.0, clip_norm=norm)
+        moved[norm] = [after.detach() - then for after, then in zip(network.parameters(), before, strict=True)]
+    first = {norm: torch.cat([tensor.flatten() for tensor in tensors[:2]]) for norm, tensors in moved.items()}
+    assert first[None].norm() > 1
+    torch.testing.assert_close(first[0.01], 1.9 * 0.01 * first[None] / first[None].norm(), rtol=1e-3, atol=1e-6)  # Nesterov's first step
+    assert all(torch.equal(one, other) for one, other in zip(moved[None][2:], moved[0.01][2:], strict=True))  # below the norm
+    assert all(torch.equal(one, other) for one, other in zip(moved[None], moved[1e6], strict=True))
+
+
+def test_the_average_of_the_steps_is_evaluated_after_epochs_and_is_what_remains():
+    class Noted(nn.Sequential):
+        def forward(self, inputs):
+            if self.training:
+                history.append(state(self))
+            return super().forward(inputs)
+
+    class Evaluated(Callback):
+        def after_epoch(self, state_of_training, epoch):
+            plain.append(state(state_of_training.module))
+            with state_of_training.evaluated() as network:
+                evaluated.append(state(network))
+            assert all(torch.equal(*pair) for pair in zip(state(state_of_training.module), plain[-1], strict=True))
+
+    def state(network) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in network.state_dict().values()]
+
+    history: list[list] = []
+    plain: list[list] = []
+    evaluated: list[list] = []
+    network = build(lambda: Noted(nn.Linear(2, 2), nn.BatchNorm1d(2)), Seeds(0, "test"), POLICY)
+    recipe = Recipe(3, 8, "sgd", 0.1, 0.0, "constant", ema=0.6)
+    Trainer(recipe, POLICY, Seeds(0, "test"), Evaluated()).train(network, samples(), torch.arange(20))
+    after = [*history[1:], plain[-1]]  # each of the 6 steps
+    assert len(after) == 6
+    expected = []
+    for values in zip(history[0], *after, strict=True):
+        mean = values[0].double()
+        for step, now in enumerate(values[1:], start=1):
+            decay = min(0.6, (1 + step) / (10 + step))
+            mean = decay * mean + (1 - decay) * now.double()
+        expected.append(mean if values[0].is_floating_point() else values[-1])
+    for found, wanted, last in zip(state(network), expected, evaluated[-1], strict=True):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-7)
+        assert torch.equal(found, last)
+    assert not torch.equal(state(network)[0], plain[-1][0])
+    assert all(torch.equal(*pair) for pair in zip(plain[0], history[2], strict=True))  # the steps go on from the last one
+
+
+def test_the_loss_of_mixed_labels_is_the_mixture_of_the_losses():
+    logits, main, other = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0])
+    weight = torch.tensor([0.7, 0.5, 1.0])
+    for weights_of_classes, smoothing in product((None, torch.tensor([3.0, 0.5])), (0.0, 0.2)):
+        found = cross_entropy(logits, MixedLabels(main, other, weight), weights_of_classes, smoothing)
+        each = [
+            w * cross_entropy(row[None], a[None], weights_of_classes, smoothing)
+            + (1 - w) * cross_entropy(row[None], b[None], weights_of_classes, smoothing)
+            for row, a, b, w in zip(logits, main, other, weight, strict=True)
+        ]
+        assert found.item() == pytest.approx(sum(each).item() / 3)
+
+
+def test_the_accuracy_of_mixed_images_counts_the_main_label():
+    class MixedRows(Rows):
+        def batch(self, index, generator=None):
+            inputs, labels = super().batch(index, generator)
+            return inputs, MixedLabels(labels, 1 - labels, torch.full((len(index),), 0.6))
+
+    told = []
+    trained(epochs=30, kind=MixedRows, watch=told.append)
+    assert told[-1].accuracy == 1
+    assert told[-1].loss == pytest.approx(-(0.6 * math.log(0.6) + 0.4 * math.log(0.4)), abs=0.02)
 
 
 def test_label_smoothing_changes_the_loss_and_the_mode_is_training_after_an_evaluation():

@@ -48,9 +48,11 @@ class Box:
             tuple(min(b + width, n) for b, n in zip(self.stop, shape, strict=True)),
         )
 
-    def mirrored(self, size: int) -> "Box":
-        """This box after a flip of the image along its last axis, which has ``size`` pixels."""
-        return Box((*self.start[:-1], size - self.stop[-1]), (*self.stop[:-1], size - self.start[-1]))
+    def mirrored(self, size: int, axis: int = -1) -> "Box":
+        """This box after a flip of the image along an axis, which has ``size`` pixels."""
+        start, stop = list(self.start), list(self.stop)
+        start[axis], stop[axis] = size - stop[axis], size - start[axis]
+        return Box(tuple(start), tuple(stop))
 
 
 @dataclass(frozen=True)
@@ -159,17 +161,23 @@ class Decomposition:
         """R_iᵀ, the adjoint of R_i: adds subimages (S, *subimage, ...) in place to their pixels of ``images`` (S, *shape, ...)."""
         images[(slice(None),) * first_axis + self.subdomains[index].subimage.slices] += subimages
 
-    def mirror(self, index: int) -> int:
-        """The index of the subdomain that a flip of the last axis maps to subdomain ``index``.
+    def mirror(self, index: int, axes: Sequence[int] = (-1,)) -> int:
+        """The index of the subdomain that a flip of these axes, which count from the last, maps to subdomain ``index``.
 
         Raises:
-            InputError: the columns cannot be cut symmetrically (an odd number of pixels in an even number of parts).
+            InputError: an axis cannot be cut symmetrically (an odd number of pixels in an even number of parts), or there is none.
         """
-        size, ours = self.shape[-1], self.subdomains[index]
-        mirror = index + self.grid[-1] - 1 - 2 * ours.position[-1]
-        if self.subdomains[mirror].core == ours.core.mirrored(size):
-            return mirror
-        raise InputError(
-            f"flips need a decomposition that is symmetric from left to right: {size} columns in {self.grid[-1]} parts are "
-            "not; choose another --grid, or an --augment without flip"
-        )
+        for axis in axes:
+            if -axis > len(self.shape):
+                raise InputError("--flip-axes depth: images have only rows and columns; leave depth out, or give volumes")
+            size, parts, ours = self.shape[axis], self.grid[axis], self.subdomains[index]
+            stride = prod(self.grid[len(self.grid) + axis + 1 :])
+            mirror = index + (parts - 1 - 2 * ours.position[axis]) * stride
+            if self.subdomains[mirror].core != ours.core.mirrored(size, axis):
+                direction, pixels = (("left to right", "columns"), ("top to bottom", "rows"), ("front to back", "slices"))[-axis - 1]
+                raise InputError(
+                    f"flips need a decomposition that is symmetric from {direction}: {size} {pixels} in {parts} parts are "
+                    f"not; choose another --grid, or an --augment without flip{' or other --flip-axes' if axis < -1 else ''}"
+                )
+            index = mirror
+        return index

@@ -6,7 +6,8 @@ import torch
 from callbacks import Watch
 from torch import nn
 
-from ddcnn.data.batches import Augmentation, Subimages
+from ddcnn.data.augmentation import Augmentation
+from ddcnn.data.batches import Subimages
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
 from ddcnn.training.loop import Recipe, Trainer, build, classify
@@ -20,7 +21,7 @@ def images(augmentation: Augmentation = Augmentation()) -> Subimages:
     pixels = torch.randint(0, 255, (SAMPLES, 6, 6, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = (pixels[:, :3].float().mean((1, 2, 3)) > pixels[:, 3:].float().mean((1, 2, 3))).long()
     window = (slice(0, 6), slice(0, 6))
-    mirrored = pixels if augmentation.flip else None
+    mirrored = dict.fromkeys(augmentation.mirrors, pixels)
     return Subimages(pixels, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
 
 
@@ -33,20 +34,20 @@ def with_normalisation() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 
 
-def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, class_weights=None) -> nn.Module:
-    recipe = Recipe(epochs, global_batch_size(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", class_weights=class_weights)
+def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None, **changes) -> nn.Module:
+    recipe = Recipe(epochs, global_batch_size(BATCH, SAMPLES, world.size), "sgd", 0.05, 0.0, "one-cycle", **changes)
     network = build(make, Seeds(0, "global"), POLICY)
     train_data_parallel(world, Trainer(recipe, POLICY, Seeds(0, "global"), Watch(watch)), network, samples, np.arange(SAMPLES))
     return network
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1)])
-@pytest.mark.parametrize("class_weights", [None, (0.6, 1.9)])
-def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation, class_weights):
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1), Augmentation(True, 1, (-1, -2), 0.4, 0.5, 1.0)])
+@pytest.mark.parametrize("changes", [{}, {"class_weights": (0.6, 1.9)}, {"clip_norm": 0.1, "ema": 0.9, "label_smoothing": 0.1}])
+def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation, changes):
     epochs, alone = [], []
     samples = images(augmentation)
-    found = trained(world, without_normalisation, samples, watch=epochs.append, class_weights=class_weights)
-    expected = trained(world.alone(), without_normalisation, samples, watch=alone.append, class_weights=class_weights)
+    found = trained(world, without_normalisation, samples, watch=epochs.append, **changes)
+    expected = trained(world.alone(), without_normalisation, samples, watch=alone.append, **changes)
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for one, other in zip(epochs, alone, strict=True):
@@ -54,8 +55,9 @@ def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation, c
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
-def test_the_ranks_end_with_the_same_network(world):
-    network = trained(world, with_normalisation, images())
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_ranks_end_with_the_same_network(world, ema):
+    network = trained(world, with_normalisation, images(), ema=ema)
     state = torch.cat([tensor.double().flatten() for tensor in network.state_dict().values()])  # also of the batch normalisation
     gathered = world.gather(state.numpy())
     if gathered is not None:

@@ -6,7 +6,8 @@ import torch
 from callbacks import Watch
 from torch import nn
 
-from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
+from ddcnn.data.augmentation import Augmentation
+from ddcnn.data.batches import RankSubimages, Subimages
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
 from ddcnn.method.interface import evaluate_interface
@@ -19,7 +20,7 @@ from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 N, K, SAMPLES, BATCH = 2, 2, 48, 12
-RECIPE = Recipe(2, BATCH, "sgd", 0.05, 0.0, "one-cycle")
+RECIPE = Recipe(2, BATCH, "sgd", 0.05, 0.0, "one-cycle", clip_norm=0.5, ema=0.9)
 
 
 def images(seed: int, augmentation: Augmentation = Augmentation()) -> Subimages:
@@ -27,7 +28,7 @@ def images(seed: int, augmentation: Augmentation = Augmentation()) -> Subimages:
     pixels = torch.randint(0, 255, (SAMPLES, 6, 6, 1), generator=random, dtype=torch.uint8)
     labels = torch.arange(SAMPLES) % K
     window = (slice(0, 6), slice(0, 6))
-    mirrored = pixels if augmentation.flip else None
+    mirrored = dict.fromkeys(augmentation.mirrors, pixels)
     return Subimages(pixels, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
 
 
@@ -75,7 +76,7 @@ def test_with_as_many_ranks_or_fewer_every_rank_is_a_group_of_its_own(world):
     assert len(groups.owned(4 * world.size)) == 4
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1)])
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1, (-1, -2), 0.4, 0.5, 1.0)])
 def test_a_group_trains_a_local_cnn_as_one_process_does(world, subdomains, augmentation):
     groups = form_groups(world, subdomains)
     index, samples = groups.across_subdomains.rank, images(groups.across_subdomains.rank, augmentation)

@@ -49,10 +49,11 @@ def without_times(results: dict) -> dict:
     "options",
     [
         ("--interface", "features"),
-        ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift", "--shift", "1"),
+        ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift+colour+erase+mixup", "--shift", "1",
+         "--clip-norm", "0.5", "--ema", "0.95", "--schedule", "constant", "--warmup", "0.5"),
         ("--interface", "logits", "--precision", "bf16", "--frozen-epochs", "1", "--methods", "transfer"),
     ],
-)
+)  # fmt: skip
 def test_1_2_and_4_ranks_give_the_same_weights_bit_for_bit(tmp_path, options):
     found = {}
     for ranks in (1, 2, 4):

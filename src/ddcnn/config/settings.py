@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_val
 
 from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
+from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import (  # fmt: skip
+    Augment,
     Device,
     Every,
     Grid,
@@ -16,7 +18,6 @@ from ddcnn.config.types import (  # fmt: skip
     ImageSize,
     Interface,
     Methods,
-    Schedule,
     Signals,
     VolumeSize,
     Window,
@@ -103,7 +104,9 @@ class DataSettings(ImageSettings):
     )
     grid: Grid = option(Group.DECOMPOSITION, "2x2", "subdomains per axis; in width their product counts", "2x2", validate_default=True)
     overlap: int = option(Group.DECOMPOSITION, 0, "pixels by which a subimage extends into its neighbours", "PIXELS", ge=0)
-    augment: Literal["none", "flip", "shift", "flip+shift"] = option(Group.DATA, "none", "random augmentation of the training images")
+    augment: Augment = option(
+        Group.DATA, "none", "random augmentation of the training images: flip, shift, colour, erase, mixup, joined by +", "NAME+NAME"
+    )
     shift: int = option(Group.DATA, 4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
     train_samples: int | None = option(Group.DATA, None, "train on a class-balanced subset of S images (default: on all)", "S", ge=1)
     test_samples: int | None = option(Group.DATA, None, "test on a class-balanced subset of S images (default: on all)", "S", ge=1)
@@ -112,7 +115,12 @@ class DataSettings(ImageSettings):
     @property
     def margin(self) -> int:
         """Pixels around a subimage that are stored for shifts."""
-        return self.shift if "shift" in self.augment else 0
+        return self.shift if "shift" in self.augmentations else 0
+
+    @property
+    def augmentations(self) -> list[str]:
+        """The names in ``--augment``."""
+        return self.augment.split("+")
 
     @property
     def splitting(self) -> ImageSplitting:
@@ -137,7 +145,7 @@ class PartitionSettings(DataSettings):
     output: Path = option(Group.OUTPUT, ..., "the partitioned file to write", "FILE.h5")
 
 
-class RunSettings(DataSettings):
+class RunSettings(DataSettings, TrainingSettings):
     """Settings of ``ddcnn run``."""
 
     data: str = option(Group.DATA, "digits", f"data set: {SOURCES}; or a partitioned .h5 file", "SOURCE")
@@ -162,14 +170,6 @@ class RunSettings(DataSettings):
 
     epochs: int = option(Group.LOCAL, 10, "epochs of local training", "E", ge=1)
     batch_size: int = option(Group.LOCAL, 128, "samples per step, of all ranks together", "B", ge=2)
-    optimizer: Literal["adamw", "sgd"] = option(Group.LOCAL, "adamw", "optimizer of all CNNs")
-    lr: float = option(Group.LOCAL, 0.005, "largest learning rate of all CNNs (default: 0.005, with sgd 0.1)", "LR", gt=0)
-    weight_decay: float = option(Group.LOCAL, 0.01, "weight decay of all CNNs (default: 0.01, with sgd 0.0005)", "W", ge=0)
-    schedule: Schedule = option(Group.LOCAL, "one-cycle", "learning-rate schedule of all CNNs but those of transfer")
-    label_smoothing: float = option(Group.LOCAL, 0.0, "label smoothing of all CNNs", "E", ge=0, lt=1)
-    class_weights: Literal["none", "balanced"] = option(
-        Group.LOCAL, "none", "class weights of the loss; balanced: rare classes count as much as frequent ones"
-    )
     start_from: Path | None = option(
         Group.LOCAL, None, "take the local CNNs, and the DNN if it fits, from a finished run with the same --seed (default: train)", "RUN"
     )
@@ -181,21 +181,6 @@ class RunSettings(DataSettings):
     folds: int = option(Group.DNN, 5, "folds of --dnn-data out-of-fold; holdout uses one of them", "F", ge=2)
     dnn_epochs: int = option(Group.DNN, 10, "epochs of training the DNN", "E", ge=1)
     dnn_lr: float = option(Group.DNN, 0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
-
-    transfer_epochs: int = option(Group.JOINT, 4, "epochs of joint training from the trained local CNNs and DNN", "E", ge=1)
-    frozen_epochs: int = option(Group.JOINT, 0, "epochs of transfer before these, in which the local CNNs are frozen", "E", ge=0)
-    transfer_lr: float | None = option(Group.JOINT, None, "largest learning rate of transfer (default: --lr / 5)", "LR", gt=0)
-    transfer_schedule: Schedule = option(Group.JOINT, "cosine", "learning-rate schedule of transfer")
-    coherent_epochs: int | None = option(
-        Group.JOINT, None, "epochs of joint training from scratch (default: those of local training and transfer)", "E", ge=1
-    )
-    coherent_lr: float | None = option(Group.JOINT, None, "largest learning rate of coherent (default: --lr)", "LR", gt=0)
-
-    global_epochs: int | None = option(
-        Group.BASELINE, None, "epochs of the global CNN (default: those of local training and transfer)", "E", ge=1
-    )
-    global_lr: float | None = option(Group.BASELINE, None, "largest learning rate of the global CNN (default: --lr)", "LR", gt=0)
-    global_width: int | None = option(Group.BASELINE, None, "--width of the global CNN, if it differs (default: --width)", "CHANNELS", ge=4)
 
     seed: int = option(Group.RUN, 0, "random seed of everything but the subsets", "S", ge=0)
     seeds: int = option(Group.RUN, 1, "number of runs, with --seed, --seed + 1, ..., for mean and spread", "RUNS", ge=1)
@@ -244,6 +229,16 @@ class RunSettings(DataSettings):
         }
         return whole.get(method, self.epochs)
 
+    def _schedules(self) -> dict[str, tuple[str, int]]:
+        """The schedule and the epochs of each training of CNNs."""
+        joint = [method for method in (Method.COHERENT, Method.GLOBAL) if method in self.methods]
+        found: dict[str, tuple[str, int]] = {str(method): (self.schedule, self.epochs_of(method)) for method in joint}
+        if self.needs("local"):
+            found["local training"] = (self.schedule, self.epochs)
+        if Method.TRANSFER in self.methods:
+            found["transfer"] = (self.transfer_schedule, min(self.transfer_epochs, self.frozen_epochs or self.transfer_epochs))
+        return found
+
     def width_of(self, method: Method) -> int | None:
         """``--width`` of a method's network of whole images; None for the network's own."""
         return self.global_width or self.width if method == Method.GLOBAL else self.width
@@ -269,6 +264,7 @@ class RunSettings(DataSettings):
                 "--dnn-data out-of-fold does not work with --interface features: hidden neurons of different folds' networks do not "
                 "correspond; use another interface, or --dnn-data holdout"
             )
+        self.check_warmup(self._schedules())
         if self.resume and self.overwrite:
             raise ValueError("--overwrite deletes the run that --resume continues: give only one of them")
         return self

@@ -75,6 +75,21 @@ def _words(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _joined(*known: str) -> Callable[[str], str]:
+    """A validator of names joined by plus signs, which it puts into the order of those that are ``known``."""
+
+    def read(value: str) -> str:
+        given = [part.strip() for part in value.split("+")]
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{name or 'an empty name'} is none of {', '.join(known)}, joined by + such as {'+'.join(known[-2:])}")
+        if "none" in given and len(given) > 1:
+            raise ValueError("none stands alone")
+        return "+".join(name for name in known if name in given)
+
+    return read
+
+
 def _every(value: Any) -> Any:
     """A number of epochs, or of minutes such as 10min."""
     text = str(value).strip()
@@ -99,6 +114,9 @@ def _subdomains(value: Any) -> Any:
     return value
 
 
+AXES = ("depth", "rows", "columns")
+Augment = Annotated[str, AfterValidator(_joined("none", "flip", "shift", "colour", "erase", "mixup"))]
+FlipAxes = Annotated[str, AfterValidator(_joined(*AXES))]
 Device = Literal["auto", "cpu", "cuda"]
 Interface = Literal["probabilities", "logits", "features"]
 Schedule = Literal["one-cycle", "cosine", "constant"]

@@ -1,14 +1,16 @@
 """Batches: samples stay on the device in the source's pixel type, and each batch is converted to network input."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_, recolour_
 from ddcnn.data.partitioned_set import PartitionedSet
 
 
@@ -19,14 +21,14 @@ class Samples(Protocol):
     def pixels(self) -> int:
         """Pixels of the largest image that a network gets of a sample, the same on all ranks; 1 for rows."""
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
+    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
         """Network input and labels (B,) int64 of the samples ``index`` (B,); augmented if there is a ``generator`` to draw from."""
 
 
 class Images(Samples, Protocol):
     """Samples that can return part of a batch with the whole batch's augmentation."""
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)) -> tuple[Any, torch.Tensor]:
+    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)) -> tuple[Any, Labels]:
         """Network input and labels of ``index[part]``, augmented as in the batch ``index`` (B,)."""
 
 
@@ -42,33 +44,11 @@ class Rows:
         return self.inputs[index], self.labels[index]
 
 
-Drawn = tuple[torch.Tensor | None, torch.Tensor | None]  # flips (B,) bool; offsets (d, B) int64, pixels per axis; None for none
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Augmentation of training images: a flip from left to right with probability 1/2, a shift by up to ``shift`` pixels per axis."""
-
-    flip: bool = False
-    shift: int = 0
-
-    def draw(self, batch_size: int, axes: int, generator: torch.Generator | None, part: slice) -> Drawn:
-        """Draws for the images of a batch, and returns those of a part of it.
-
-        Drawn per image, not per subimage: all subimages of an image are flipped and shifted alike.
-        """
-        if generator is None:
-            return None, None
-        flips = (torch.rand(batch_size, generator=generator) < 0.5)[part] if self.flip else None
-        offsets = torch.randint(-self.shift, self.shift + 1, (axes, batch_size), generator=generator)[:, part] if self.shift else None
-        return flips, offsets
-
-
 @dataclass(frozen=True)
 class Subimages:
     """The stored subimages of one subdomain, channels last, which is torch's channels_last memory format without a copy.
 
-    A flip of the whole image moves the mirror subdomain's pixels here, so these are kept too and nothing is communicated. A shift
+    A flip of the whole image moves a mirror subdomain's pixels here, so these are kept too and nothing is communicated. A shift
     needs pixels from around the subimage: the margin of the stored box, with zeros (the mean) beyond the image border.
 
     Attributes:
@@ -77,7 +57,8 @@ class Subimages:
         mean, scale: (C,) float32; a pixel becomes (pixel - mean) · scale.
         window: slices of the subimage in the stored box.
         padding: per axis, zeros before and after the stored box, where the image border has clipped the margin.
-        mirrored: (S, *stored, C), images of the mirror subdomain, for flips.
+        mirrored: (S, *stored, C), images of the mirror subdomain for each set of axes that may be flipped at once.
+        start: (d,) of the subimage in the whole image, which has ``shape`` (d,); empty if it is the whole image.
     """
 
     images: torch.Tensor
@@ -87,7 +68,9 @@ class Subimages:
     window: tuple[slice, ...]
     padding: tuple[tuple[int, int], ...]
     augmentation: Augmentation = Augmentation()
-    mirrored: torch.Tensor | None = None
+    mirrored: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    start: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
 
     @classmethod
     def load(
@@ -104,7 +87,7 @@ class Subimages:
         images, labels = to_tensor(store.whole(split)).to(device), torch.from_numpy(store.labels(split)).to(device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)
-        mirrored = images if augmentation.flip else None
+        mirrored = dict.fromkeys(augmentation.mirrors, images)
         return cls(images, labels, *_normalisation(store, device), window, padding, augmentation, mirrored)
 
     @property
@@ -118,23 +101,43 @@ class Subimages:
 
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, Labels]:
         """(B,) -> (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
-        drawn = self.augmentation.draw(len(index), len(self.window), generator, part)
-        return self.augmented(index[part], *drawn), self.labels[index[part]]
+        drawn = self.draw(len(index), generator)
+        return self.augmented(index, drawn, part), drawn.labels(self.labels[index], part)
 
-    def augmented(self, index: torch.Tensor, flips: torch.Tensor | None, offsets: torch.Tensor | None) -> torch.Tensor:
-        """(B,) -> (B, C, *subimage) float32, flipped and shifted."""
+    def draw(self, batch_size: int, generator: torch.Generator | None) -> Drawn:
+        """Draws for a batch of whole images."""
+        shape = self.shape or tuple(side.stop - side.start for side in self.window)
+        return self.augmentation.draw(batch_size, shape, generator).to(self.images.device)
+
+    def augmented(self, index: torch.Tensor, drawn: Drawn, part: slice) -> torch.Tensor:
+        """(B,) -> (B, C, *subimage) float32, of a part of the batch."""
+        images = self._unmixed(index[part], drawn[part])
+        if drawn.partners is not None and drawn.weights is not None:
+            partners = drawn.partners[part]
+            mix_(images, self._unmixed(index[partners], drawn[partners]), drawn.weights[part])
+        return images.movedim(-1, 1)
+
+    def _unmixed(self, index: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """(B,) -> (B, *subimage, C) float32, flipped, shifted, recoloured and erased."""
         images = self.images.index_select(0, index)
-        if flips is not None and self.mirrored is not None:
-            flips = flips.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
-            images = torch.where(flips, self.mirrored.index_select(0, index).flip(-2), images)
+        if drawn.flips is not None:
+            flips = dict(zip(self.augmentation.flip_axes, drawn.flips, strict=True))
+            for axes, mirrored in self.mirrored.items():
+                flipped = torch.stack([flip if axis in axes else ~flip for axis, flip in flips.items()]).all(0)
+                flipped, dims = flipped.reshape(-1, *[1] * (images.ndim - 1)), [axis - 1 for axis in axes]
+                images = torch.where(flipped, mirrored.index_select(0, index).flip(dims), images)
         images = images.float().sub_(self._per_pixel[0]).mul_(self._per_pixel[1])
-        if offsets is not None:
-            images = self._shifted(images, offsets.to(images.device))
+        if drawn.offsets is not None:
+            images = self._shifted(images, drawn.offsets)
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):
             images = images[(slice(None), *self.window)].contiguous()
-        return images.movedim(-1, 1)
+        if drawn.colours is not None:
+            recolour_(images, drawn.colours)
+        if drawn.boxes is not None:
+            erase_(images, drawn.boxes, self.start or (0,) * len(self.window))
+        return images
 
     def _shifted(self, images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """(B, *stored, C) -> (B, *subimage, C), image b shifted by offsets[:, b]."""
@@ -161,25 +164,26 @@ class RankSubimages:
         cls, store: PartitionedSet, split: str, subdomains: Sequence[int], device: torch.device, augmentation: Augmentation = Augmentation()
     ) -> "RankSubimages":
         """Reads the subdomains, and for flips their mirror subdomains, each once."""
-        geometry = store.decomposition.subdomains
-        mirrors = [store.decomposition.mirror(i) if augmentation.flip else i for i in subdomains]
-        images = {i: to_tensor(store.read(split, i)).to(device) for i in dict.fromkeys((*subdomains, *mirrors))}
+        decomposition, shape = store.decomposition, store.shape[:-1]
+        mirrors = [{axes: decomposition.mirror(i, axes) for axes in augmentation.mirrors} for i in subdomains]
+        needed = dict.fromkeys((*subdomains, *chain.from_iterable(found.values() for found in mirrors)))
+        images = {i: to_tensor(store.read(split, i)).to(device) for i in needed}
         labels, normalisation = torch.from_numpy(store.labels(split)).to(device), _normalisation(store, device)
         parts = []
-        for i, mirror in zip(subdomains, mirrors, strict=True):
-            window, stored = geometry[i].subimage.within(geometry[i].stored), geometry[i].stored.shape
-            padding = tuple((store.margin - w.start, store.margin - (n - w.stop)) for w, n in zip(window, stored, strict=True))
-            mirrored = images[mirror] if augmentation.flip else None
-            parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored))
-        return cls(parts, store.decomposition.most_pixels)
+        for i, found in zip(subdomains, mirrors, strict=True):
+            subimage, stored = decomposition.subdomains[i].subimage, decomposition.subdomains[i].stored
+            window, mirrored = subimage.within(stored), {axes: images[mirror] for axes, mirror in found.items()}
+            padding = tuple((store.margin - w.start, store.margin - (n - w.stop)) for w, n in zip(window, stored.shape, strict=True))
+            parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored, subimage.start, shape))
+        return cls(parts, decomposition.most_pixels)
 
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], Labels]:
         """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
         first = self.parts[0]
-        drawn = first.augmentation.draw(len(index), len(first.window), generator, part)
-        return [subimages.augmented(index[part], *drawn) for subimages in self.parts], first.labels[index[part]]
+        drawn = first.draw(len(index), generator)
+        return [subimages.augmented(index, drawn, part) for subimages in self.parts], drawn.labels(first.labels[index], part)
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class RankShare:
     def pixels(self) -> int:
         return self.images.pixels
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, torch.Tensor]:
+    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
         return self.images.batch(index, generator, slice(self.rank, None, self.ranks))
 

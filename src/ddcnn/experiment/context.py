@@ -46,7 +46,8 @@ class RecordedEpochs(WrappedCallback):
 
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
         if self.record:
-            self.record(state.module, epoch)
+            with state.evaluated() as network:
+                self.record(network, epoch)
         self.progress.advance(f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
         super().after_epoch(state, epoch)
 

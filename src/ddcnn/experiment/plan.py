@@ -243,9 +243,9 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     check_networks(settings, decomposition, channels, classes)
-    if "flip" in settings.augment:
+    if "flip" in settings.augmentations:
         for subdomain in decomposition.subdomains:
-            decomposition.mirror(subdomain.index)
+            decomposition.mirror(subdomain.index, settings.flipped_axes)
     grid = f" (--grid {times(decomposition.grid)})" if settings.splitting.cuts_images else ""
     check_ranks(ranks, subdomains, f"{subdomains} {settings.splitting.parts}{grid}")
 

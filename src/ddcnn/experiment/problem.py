@@ -8,7 +8,8 @@ import torch
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.data.batches import Augmentation, RankSubimages, Subimages
+from ddcnn.data.augmentation import Augmentation
+from ddcnn.data.batches import RankSubimages, Subimages
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import InputError
@@ -81,7 +82,11 @@ class Problem:
         return Subimages.load_whole(self.store, split, self.policy.device, self._augmentation(split))
 
     def _augmentation(self, split: str) -> Augmentation:
-        return Augmentation("flip" in self.settings.augment, self.settings.margin) if split == "train" else Augmentation()
+        settings, names = self.settings, self.settings.augmentations
+        if split != "train":
+            return Augmentation()
+        strengths = {name: getattr(settings, name) for name in ("colour", "erase", "mixup") if name in names}
+        return Augmentation("flip" in names, settings.margin, settings.flipped_axes, **strengths)
 
     # Recipes
 
@@ -97,7 +102,7 @@ class Problem:
         batch_size = global_batch_size(settings.batch_size, samples or self.store.train_samples, ranks)
         return Recipe(
             epochs, batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, schedule or settings.schedule,
-            settings.label_smoothing, self._class_weights,
+            settings.label_smoothing, self._class_weights, settings.clip_norm, settings.ema, settings.warmup or None,
         )  # fmt: skip
 
     @property

@@ -82,6 +82,9 @@ class _Synced(WrappedCallback):
 
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
         self.network.sync_dnn()
+        if state.average:
+            with state.evaluated():
+                self.network.sync_dnn()
         self.inner.after_epoch(state, replace(epoch, epoch=self.before + epoch.epoch))
 
 

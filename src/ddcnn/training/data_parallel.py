@@ -80,6 +80,9 @@ class _AcrossRanks(WrappedCallback):
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
         world, buffers = self.world, sum(buffer.nbytes for buffer in state.network.buffers())
         broadcast_(world, state.network.buffers())  # running averages over a rank's own share have changed since the last step
+        if state.average:
+            with state.evaluated():
+                broadcast_(world, state.network.buffers())
         loss, accuracy = world.mean([epoch.loss, epoch.accuracy])
         # DistributedDataParallel broadcasts rank 0's buffers in every step
         world.timeline.count(0 if world.rank else (world.size - 1) * buffers * self.steps_per_epoch)

@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,39 +13,16 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from ddcnn.data.augmentation import Labels, MixedLabels
 from ddcnn.data.batches import Samples
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
+from ddcnn.training.averaging import Average
 from ddcnn.training.precision import DevicePolicy, Network
+from ddcnn.training.recipe import Recipe
 
 EVALUATION_SAMPLES = 512  # of a batch at most
 EVALUATION_PIXELS = 1 << 18  # of a batch of larger images; one image of 512x512, four of 256x256
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        batch_size: samples per step, of all ranks that train the network together.
-        optimizer: "adamw" or "sgd" (with Nesterov momentum 0.9).
-        lr: largest learning rate of the schedule.
-        schedule: "one-cycle" (30 % of the steps up, the rest down), "cosine" (down only) or "constant".
-        class_weights: (K,) weight of each class in the loss, with mean 1 over the samples; None for equal weights.
-    """
-
-    epochs: int
-    batch_size: int
-    optimizer: str
-    lr: float
-    weight_decay: float
-    schedule: str
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
-
-    def steps_per_epoch(self, samples: int) -> int:
-        """Number of full batches of an epoch; the samples left over (others in every epoch) are skipped, unless there is no full batch."""
-        return max(1, samples // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,7 @@ class TrainState:
 
     Attributes:
         augmentation: generator of this epoch's augmentation.
+        average: of the parameters over the steps, if there is one.
         loss_sum, correct, seen: sums over the steps of this epoch.
         epoch, step: the current epoch, from 1, and how many of its steps are done.
         seconds: time of this epoch before ``begin``, a value of ``time.perf_counter``.
@@ -77,6 +57,7 @@ class TrainState:
     loss_sum: torch.Tensor
     correct: torch.Tensor
     augmentation: torch.Generator
+    average: Average | None = None
     epoch: int = 1
     step: int = 0
     seen: int = 0
@@ -85,16 +66,30 @@ class TrainState:
 
     @classmethod
     def start(cls, network: nn.Module, recipe: Recipe, policy: DevicePolicy, steps: int) -> "TrainState":
-        optimizer, device = _optimizer(network, recipe), policy.device
-        schedule = _schedule(optimizer, recipe, recipe.epochs * steps)
+        optimizer, device = recipe.optimizer_of(network), policy.device
+        schedule = recipe.schedule_of(optimizer, steps)
         scaler = torch.amp.GradScaler(device.type, enabled=policy.precision == "fp16")
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-        return cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
+        state = cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
+        if recipe.ema is not None:
+            state.average = Average(parts_of(state.module), recipe.ema)
+        return state
 
     @property
     def module(self) -> nn.Module:
         """The network, without DistributedDataParallel around it."""
         return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """In here the network's parameters are those that are evaluated and kept: their average, if there is one. Also to change them."""
+        if self.average:
+            self.average.swap()
+        try:
+            yield self.module
+        finally:
+            if self.average:
+                self.average.swap()
 
     @property
     def seconds_so_far(self) -> float:
@@ -115,6 +110,11 @@ class TrainState:
         self.correct.zero_()
         self.epoch, self.step, self.seen, self.seconds = self.epoch + 1, 0, 0, 0.0
         return metrics
+
+
+def parts_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network by name, as they are saved: those called local belong to one rank each, others are the same on all ranks."""
+    return getattr(network, "parts", None) or {"network": network}
 
 
 def build(make: Callable[[], Network], seeds: Seeds, policy: DevicePolicy) -> Network:
@@ -188,27 +188,36 @@ class Trainer:
             network.train()
             state.begin = time.perf_counter()
             for index in batches[state.step :]:
-                take_step(state, *samples.batch(index, state.augmentation), policy, weights, recipe.label_smoothing)
+                take_step(state, *samples.batch(index, state.augmentation), recipe, policy, weights)
                 if state.step < steps:
                     self.callback.after_step(state)
             self.callback.after_epoch(state, state.end_epoch())
+        if state.average:
+            state.average.swap()
 
 
 def take_step(
-    state: TrainState, inputs: Any, labels: torch.Tensor, policy: DevicePolicy, weights: torch.Tensor | None, label_smoothing: float
-) -> None:
+    state: TrainState, inputs: Any, labels: Labels, recipe: Recipe, policy: DevicePolicy, weights: torch.Tensor | None
+) -> None:  # fmt: skip
     """One step of the optimizer on a batch with labels (B,); ``weights`` (K,) of the classes in the loss."""
     with policy.autocast():
         logits = at_least_single(state.network(inputs))
-    loss = cross_entropy(logits, labels, weights, label_smoothing)
+    loss = cross_entropy(logits, labels, weights, recipe.label_smoothing)
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
+    if recipe.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        for part in parts_of(state.module).values():
+            nn.utils.clip_grad_norm_(part.parameters(), recipe.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.schedule.step()
+    if state.average:
+        state.average.follow(state.schedule.last_epoch)
+    main = labels.main if isinstance(labels, MixedLabels) else labels
     state.loss_sum += loss.detach()
-    state.correct += (logits.detach().argmax(1) == labels).sum()
-    state.seen += len(labels)
+    state.correct += (logits.detach().argmax(1) == main).sum()
+    state.seen += len(main)
     state.step += 1
     beat(f"epoch {state.epoch}, step {state.step}")
 
@@ -248,11 +257,15 @@ def evaluate(
     return values
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, labels: Labels, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
     """Mean cross entropy of logits (B, K) against labels (B,), with weights (K,) of the classes.
 
     The weighted sum too is divided by B, not by the sum of the batch's weights: so the mean over ranks is the mean over their samples.
     """
+    if isinstance(labels, MixedLabels):
+        weights = None if weights is None else weights.to(logits.dtype)
+        each = partial(functional.cross_entropy, logits, weight=weights, reduction="none", label_smoothing=label_smoothing)
+        return torch.lerp(each(labels.other), each(labels.main), labels.weight.to(logits.dtype)).mean()
     if weights is None:
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return functional.cross_entropy(logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing).mean()
@@ -261,18 +274,3 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
 def at_least_single(values: torch.Tensor) -> torch.Tensor:
     """Half precision, from an autocast region, becomes float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(learning, recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.AdamW(learning, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1)
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -18,7 +18,7 @@ from ddcnn.errors import InputError, Stopped
 from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import dataset_name
-from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState
+from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState, parts_of
 
 CONTINUE, SAVE, STOP = range(3)
 SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whether to save or stop
@@ -79,7 +79,7 @@ class Checkpointer(Callback):
         rows, arrays = self.records.to_save()
         about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
         parts = {
-            name: _network_arrays(module) | ({} if ended else _optimizer_arrays(module, state.optimizer))
+            name: _network_arrays(module) | _average_arrays(state, name) | ({} if ended else _optimizer_arrays(module, state.optimizer))
             for name, module in parts_of(state.module).items()
             if self.world.rank == 0 or (self.checkpoints.leads and name.startswith("local"))
         }  # fmt: skip
@@ -121,6 +121,8 @@ class Checkpointer(Callback):
             raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
         for name, module in parts.items():
             _restore_network(module, checkpoint.parts[name])
+            for key, mean in state.average.means(name) if state.average else ():
+                mean.copy_(_like(mean, checkpoint.parts[name][f"average/{dataset_name(key)}"]))
             if not ended:
                 _restore_optimizer(module, state.optimizer, checkpoint.parts[name])
         state.epoch, state.step = about["epoch"], about["step"]
@@ -131,13 +133,13 @@ class Checkpointer(Callback):
         self._earlier, self._begin = about["seconds"], time.monotonic()
 
 
-def parts_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network by name, as they are saved: those called local belong to one rank each, others are the same on all ranks."""
-    return getattr(network, "parts", None) or {"network": network}
-
-
 def _network_arrays(module: nn.Module) -> Arrays:
     return {f"parameters/{dataset_name(name)}": tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+
+
+def _average_arrays(state: TrainState, part: str) -> Arrays:
+    means = state.average.means(part) if state.average else ()
+    return {f"average/{dataset_name(name)}": mean.cpu().numpy() for name, mean in means}
 
 
 @torch.no_grad()
