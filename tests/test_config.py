@@ -46,7 +46,7 @@ VALUES = {
         "weights": ("resnet50.pth", Path("resnet50.pth")), "normalise": ("imagenet", "imagenet"),
         "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
         "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
-        "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (0, 0),
+        "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (0, 0), "dry_run": (True, True),
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),

@@ -39,6 +39,12 @@ def run(world: World, settings: RunSettings) -> None:
     if world.on_root(lambda: resumes_finished(settings)):
         logger.info("%s: finished, nothing to resume", settings.output)
         return
+    if settings.dry_run:
+        from ddcnn.experiment.dry_run import dry_run
+
+        interrupt_on_sigterm()
+        dry_run(world, settings)
+        return
     stop_requests = StopRequests(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
     try:
         store = prepare_run(world, settings, lambda: bool(stop_requests.reason))

@@ -32,7 +32,7 @@ SOURCES = (
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
-    "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard",
+    "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard", "dry_run",
 )  # settings that may change when a run is resumed: --data to a path of the same images  # fmt: skip
 
 
@@ -196,6 +196,10 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.RUN, None, "save and stop, with exit code 75, after so many minutes (default: only before a SLURM job ends)", "MIN", gt=0
     )
     stop_signals: Signals = option(Group.RUN, "SIGUSR1,SIGTERM", "signals that make the run save and stop", "NAMES", validate_default=True)
+
+    dry_run: bool = option(
+        Group.RUN, False, "check everything and estimate time, memory and disk from a few timed steps; trains and writes nothing"
+    )
 
     output: Path | None = option(Group.OUTPUT, None, "folder of the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(Group.OUTPUT, False, "replace the run in --output")

@@ -25,7 +25,7 @@ from ddcnn.training.loop import Recipe, Trainer
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (
     "output", "overwrite", "resume", "start_from", "seeds", "methods", "checkpoint_every", "keep_checkpoints", "time_limit",
-    "stop_signals", "stall_timeout", "figures", "tensorboard", "evaluate_every",
+    "stop_signals", "stall_timeout", "figures", "tensorboard", "evaluate_every", "dry_run",
 )  # options of a run without a meaning here  # fmt: skip
 
 

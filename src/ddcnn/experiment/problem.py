@@ -71,17 +71,17 @@ class Problem:
 
     def subimages(self, split: str, index: int) -> Subimages:
         """Those of a subdomain; training images are augmented."""
-        return Subimages.load(self.store, split, self.networks.subimage(index), self.policy.device, self._augmentation(split))
+        return Subimages.load(self.store, split, self.networks.subimage(index), self.policy.device, self.augmentation(split))
 
     def owned_subimages(self, split: str) -> RankSubimages:
         """Those of all subdomains of this rank."""
         places = [self.networks.subimage(index) for index in self.owned]
-        return RankSubimages.load(self.store, split, places, self.policy.device, self._augmentation(split))
+        return RankSubimages.load(self.store, split, places, self.policy.device, self.augmentation(split))
 
     def whole_images(self, split: str) -> Subimages:
-        return Subimages.load_whole(self.store, split, self.policy.device, self._augmentation(split))
+        return Subimages.load_whole(self.store, split, self.policy.device, self.augmentation(split))
 
-    def _augmentation(self, split: str) -> Augmentation:
+    def augmentation(self, split: str) -> Augmentation:
         settings, names = self.settings, self.settings.augmentations
         if split != "train":
             return Augmentation()

@@ -32,20 +32,31 @@ from ddcnn.report.seeds_report import write_results, write_summary
 logger = logging.getLogger(__name__)
 
 
+def checked(world: World, settings: RunSettings, store: PartitionedSet) -> tuple[Problem, list[RunSettings]]:
+    """The problem, and the settings of every seed, after the last refusal; all ranks together.
+
+    Raises:
+        InputError: the device or the precision is not available, a run to start from does not fit, networks cannot be composed.
+    """
+    problem = prepare(world, settings, store)
+    settings, networks = problem.settings, problem.networks
+    with world.raise_on_all_ranks():
+        seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
+        if settings.start_from and settings.needs("local") and store.source_sha256:  # not of a set that is yet to be partitioned
+            seeds = [replace(networks, settings=seed).check_start(problem.owned) for seed in seeds]
+    if settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods:
+        world.on_root(lambda: check_composition(world.alone(), networks))
+    return problem, seeds
+
+
 def run(world: World, settings: RunSettings, store: PartitionedSet, stop_requests: StopRequests) -> None:
     """Everything after the partitioning; all ranks together.
 
     Raises:
         Stopped: on all ranks, with the reason and how to resume.
     """
-    problem = prepare(world, settings, store)
-    settings, networks = problem.settings, problem.networks
-    with world.raise_on_all_ranks():
-        seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
-        if settings.start_from and settings.needs("local"):
-            seeds = [replace(networks, settings=seed).check_start(problem.owned) for seed in seeds]
-    if settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods:
-        world.on_root(lambda: check_composition(world.alone(), networks))
+    problem, seeds = checked(world, settings, store)
+    settings = problem.settings
     with ExitStack() as held:
         folder = world.on_root(lambda: str(take_output(settings, held)))  # after the last refusal: this may delete an older run
         output = RunFolder(Path(folder))

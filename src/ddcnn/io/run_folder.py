@@ -21,7 +21,12 @@ from ddcnn.io.lock import locked
 from ddcnn.io.origin import PATHS, Origin, digest_of_file, relocated
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
-OF_AN_ATTEMPT = {"resume": False, "overwrite": False, "time_limit": None}  # settings of one attempt, not stored with the run
+OF_AN_ATTEMPT = {
+    "resume": False,
+    "overwrite": False,
+    "time_limit": None,
+    "dry_run": False,
+}  # of one attempt, not stored
 LEFT_BY_A_RUN = {
     "": (
         "results.json",

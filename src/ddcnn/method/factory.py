@@ -73,6 +73,9 @@ class Networks:
         weights, name = self.weights, self.settings.network
         return (lambda: weights.fill(make(), name)) if weights else make
 
+    def make_global(self, method: Method) -> Callable[[], nn.Module]:
+        return partial(self._make_global, self.settings.width_of(method))
+
     def _make_global(self, width: int | None) -> nn.Module:
         """The undecomposed CNN."""
         return registry.make(self.settings.network, self._shape(self.store.shape[:-1]), width)
@@ -93,7 +96,7 @@ class Networks:
 
     def new_global(self, method: Method) -> nn.Module:
         """The network of a method that sees the whole image."""
-        return build(self._started(lambda: self._make_global(self.settings.width_of(method))), self.seeds(method), self.policy)
+        return build(self._started(self.make_global(method)), self.seeds(method), self.policy)
 
     def new_dnn(self, role: str) -> DenseNetwork:
         values = values_per_subdomain(self.settings.interface, self.make_local(0)())

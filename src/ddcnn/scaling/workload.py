@@ -1,6 +1,6 @@
 """The workload of a scaling study on any number of ranks: sizes of subdomains and networks, by the rules of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -12,6 +12,7 @@ from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.networks import registry
+from ddcnn.networks.operations import layers, trained_operations
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.scaling.measurements import Kind
@@ -132,18 +133,3 @@ def dense(interface: str, subdomains: int, values: int, classes: int) -> Network
     with torch.device("meta"):
         network = DenseNetwork(interface, subdomains, values, classes)
         return Network(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
-
-
-def layers(network: Any) -> int:
-    return sum(not any(module.children()) for module in network.modules())
-
-
-def trained_operations(network: Callable[[Any], Any], sample: tuple[int, ...]) -> float:
-    """Multiplications and additions of convolutions and matrix products, forward and backward, as PyTorch counts them."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    batch = 2  # batch normalisation needs two
-    with FlopCounterMode(display=False) as counter:
-        network(torch.empty(batch, *sample)).sum().backward()
-    return counter.get_total_flops() / batch

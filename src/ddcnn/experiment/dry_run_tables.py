@@ -1,0 +1,149 @@
+"""What a dry run shows: subdomains, methods, phases with their time and memory, disk."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from ddcnn.config.methods import Method
+from ddcnn.decomposition import times
+from ddcnn.experiment.estimate import Estimate
+from ddcnn.experiment.problem import Problem
+from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.layers import count_parameters
+from ddcnn.networks.operations import multiply_adds
+from ddcnn.report.pages import human, number
+from ddcnn.report.terminal import fitted, width_of
+
+MOST_SUBDOMAINS = 16  # with a row each
+PHASES_HEADER = ("phase", "time", "memory a rank", "program", "data", "parameters", "optimizer", "activations")
+Cost = tuple[int | None, float | None]  # parameters, multiply-adds a sample; None where they cannot be counted
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of all ranks.
+
+    Attributes:
+        partitioning: seconds; None if that is done.
+        opening: bytes of the rank that needs most to open the images.
+        ranks: (ranks, phases, 7): seconds, bytes in all, and their parts as of ``Memory``.
+        seeds: number of runs.
+    """
+
+    partitioning: float | None
+    opening: float
+    ranks: np.ndarray
+    seeds: int
+
+
+def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
+    """On rank 0."""
+    store, world = problem.store, problem.world
+    images = ", ".join(f"{samples:,} {split}" for split, samples in store.samples.items())
+    logger.info("images     %s of %s, %d classes", images, times(store.shape), len(store.class_names))
+    how = f"{problem.policy.device}, {problem.policy.precision}, threads {torch.get_num_threads()}"
+    logger.info("ranks      %d, %d subdomains each, %s", world.size, len(problem.owned), how)
+    _tell(("subdomain", "pixels", "size", "parameters", "multiply-adds a sample"), _subdomain_rows(problem), left=("pixels", "size"))
+    _tell(("method", "parameters", "multiply-adds a sample", "epochs"), _method_rows(problem, estimate))
+    longest, fullest = expected.ranks[..., 0].max(axis=0), expected.ranks[..., 1].argmax(axis=0)
+    rows = [
+        [phase, duration(longest[k]), *map(human, expected.ranks[fullest[k], k, 1:])] for k, phase in enumerate(estimate.phases)
+    ]  # of the rank that has most
+    whole = expected.seeds * float(longest.sum()) + (expected.partitioning or 0.0)
+    dashes = ["–"] * (len(PHASES_HEADER) - 3)
+    most = human(max(expected.opening, expected.ranks[..., 1].max()))
+    first = ["partition", "done" if expected.partitioning is None else duration(expected.partitioning), human(expected.opening), *dashes]
+    last = [f"{expected.seeds} seeds" if expected.seeds > 1 else "in all", duration(whole), most, *dashes]
+    _tell(PHASES_HEADER, [first, *rows, last])
+    there = " (there already)" if expected.partitioning is None else ""
+    logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, human(estimate.checkpoint_bytes))
+    logger.info("Times are without the start of the processes and the report. Nothing was trained that is kept, and nothing written.")
+
+
+def _tell(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> None:
+    """A table; one that has no room is divided."""
+    logger.info("")
+    for line in fitted(header, rows, width_of(Console()), left):
+        logger.info("%s", line.plain.rstrip())
+
+
+def _subdomain_rows(problem: Problem) -> list[list[str]]:
+    """A row per subdomain; of many, one per size."""
+    networks, boxes = replace(problem.networks, weights=None), problem.store.decomposition.subdomains
+    places = {index: boxes[networks.subimage(index)].subimage for index in range(networks.subdomains)}
+    sizes = Counter(box.shape for box in places.values())
+    first = {shape: next(index for index, box in places.items() if box.shape == shape) for shape in sizes}
+    costs = {shape: _words(*_cost(networks.make_local(index), _sample(problem, shape))) for shape, index in first.items()}
+    if len(places) > MOST_SUBDOMAINS:
+        return [[f"{count} of {len(places)}", "", times(shape), *costs[shape]] for shape, count in sizes.items()]
+    return [
+        [str(index), " × ".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True)), times(box.shape), *costs[box.shape]]
+        for index, box in places.items()
+    ]
+
+
+def _method_rows(problem: Problem, estimate: Estimate) -> list[list[str]]:
+    settings, networks, store = problem.settings, replace(problem.networks, weights=None), problem.store
+    boxes = [store.decomposition.subdomains[networks.subimage(index)].subimage for index in range(networks.subdomains)]
+    sizes = Counter(box.shape for box in boxes)
+    local: list[tuple[int, Cost]] = []
+    if estimate.local_cnn:
+        local = [
+            (count, _cost(networks.make_local([box.shape for box in boxes].index(shape)), _sample(problem, shape)))
+            for shape, count in sizes.items()
+        ]
+    dense = partial(DenseNetwork, settings.interface, networks.subdomains, estimate.values, networks.classes)
+    rows = []
+    for method in map(Method, settings.methods):
+        if settings.sees_whole_image(method):
+            parts = [(1, _cost(networks.make_global(method), _sample(problem, store.shape[:-1])))]
+        else:
+            parts = [*local, *([(1, _cost(dense, (networks.subdomains * estimate.values,)))] if method.has_dnn else [])]
+        rows.append([method, *_words(*_sum(parts)), str(settings.epochs_of(method))])
+    return rows
+
+
+def _sample(problem: Problem, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    return (problem.store.shape[-1], *spatial)
+
+
+def _cost(make: Callable[[], nn.Module], sample: tuple[int, ...]) -> Cost:
+    try:
+        with torch.device("meta"):  # nothing is stored or computed
+            network = make()
+        return count_parameters(network), multiply_adds(network, sample)
+    except Exception:  # a user's network may compute while it is made, or what PyTorch cannot count
+        return None, None
+
+
+def _sum(parts: Sequence[tuple[int, Cost]]) -> Cost:
+    parameters, operations = 0, 0.0
+    for count, (its_parameters, its_operations) in parts:
+        if its_parameters is None or its_operations is None:
+            return None, None
+        parameters, operations = parameters + count * its_parameters, operations + count * its_operations
+    return parameters, operations
+
+
+def _words(parameters: int | None, operations: float | None) -> tuple[str, str]:
+    return number(parameters, "{:,}"), number(operations, "{:,.0f}")
+
+
+def duration(seconds: float) -> str:
+    """``0.42 s``, ``14 s``, ``7 min``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s" if seconds >= 0.005 else "0 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{seconds / 60:.1f} min" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,240 @@
+"""What a run will take, from the pace of its trainings and the sizes of what it holds: seconds, memory of a rank, disk."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from ddcnn.config.methods import Method
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.stand_in import stored_bytes
+from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.trial import Pace, pixels_of
+from ddcnn.method.interface import values_per_subdomain
+from ddcnn.networks.layers import count_parameters
+from ddcnn.training.loop import Recipe
+
+FLOAT = 4  # bytes
+STATE = {"adamw": 2, "sgd": 1}  # numbers that an optimizer keeps for a parameter
+FROZEN = 1 / 3  # of a step, without a gradient of the local CNNs
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of this rank at the peak of a phase.
+
+    Attributes:
+        program: what Python and its libraries hold before.
+        data: images, and interface values.
+        parameters: with their gradients.
+        optimizer: its state.
+        activations: what a step or an evaluation needs beyond these, as measured.
+    """
+
+    program: float = 0.0
+    data: float = 0.0
+    parameters: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.program + self.data + self.parameters + self.optimizer + self.activations
+
+
+class Estimate:
+    """Of this rank's share of a problem.
+
+    Args:
+        paces: as of ``Trial.paces``.
+    """
+
+    def __init__(self, problem: Problem, paces: dict[str, Pace]):
+        self.problem, self.paces, self.settings = problem, paces, problem.settings
+        self.store, self.networks = problem.store, problem.networks
+        self.samples = problem.store.samples
+        self.local_cnn = self.networks.make_local(0)() if self.settings.needs("local") or self._joint else None
+        self.values = values_per_subdomain(self.settings.interface, self.local_cnn) if self.local_cnn else 0  # C
+        self.own = len(problem.owned)
+
+    @property
+    def _joint(self) -> list[Method]:
+        return [m for m in map(Method, self.settings.methods) if m.joint and not self.settings.splitting.composes(m)]
+
+    @property
+    def phases(self) -> list[str]:
+        """Those that will take place, in their order, without the partitioning."""
+        settings, phases = self.settings, []
+        if settings.needs("local"):
+            phases += ["local", *(["folds"] if self.problem.dnn_samples.kind == "out-of-fold" else []), "gather"]
+        phases += ["dnn"] if settings.needs("dnn") else []
+        return phases + [method for method in (Method.COHERENT, Method.TRANSFER, Method.GLOBAL) if method in settings.methods]
+
+    # Seconds
+
+    def seconds(self, phase: str) -> float:
+        """Of this rank in a phase."""
+        find = {"local": self._local, "folds": self._folds, "gather": self._gather, "dnn": self._dnn}
+        return find[phase]() if phase in find else self._together(Method(phase))
+
+    def _evaluated(self, epochs: int) -> float:
+        """Samples that are classified after the epochs of a training."""
+        every = self.settings.evaluate_every
+        return self.samples.get("validation", self.samples["test"]) * (epochs // every if every else 0)
+
+    @property
+    def _at_the_end(self) -> int:
+        """Samples that are classified with a network that has been trained."""
+        return self.samples["test"] + self.samples.get("validation", 0)
+
+    @property
+    def _scale(self) -> float:
+        """Of all local CNNs of this rank, by pixels: how many of the largest one they are."""
+        pixels = [pixels_of(self.problem, index) for index in self.problem.owned]
+        return sum(pixels) / max(pixels)
+
+    def _local(self) -> float:
+        pace, settings, chosen = self.paces["local"], self.settings, self.problem.dnn_samples
+        share = self.problem.groups.data_parallel.size
+        classified = 0.0 if chosen.kind == "out-of-fold" else self._at_the_end + len(chosen.for_dnn)
+        training = 0.0
+        if not settings.start_from:
+            steps = settings.epochs * self.problem.local_recipe.steps_per_epoch(len(chosen.for_cnn))
+            training = pace.first + steps * pace.step
+            classified += self._evaluated(settings.epochs)
+        return self._scale * (training + classified / share * pace.sample)
+
+    def _folds(self) -> float:
+        pace, folds, samples = self.paces["local"], self.settings.folds, self.samples["train"]
+        steps = self.settings.epochs * self.problem.local_recipe.steps_per_epoch(samples - samples // folds)
+        classified = (self._at_the_end + samples) / self.problem.groups.data_parallel.size
+        return self._scale * (folds * (pace.first + steps * pace.step) + classified * pace.sample)
+
+    def _gather(self) -> float:
+        return self._gathered * self.paces["gather"].step
+
+    @property
+    def _gathered(self) -> float:
+        """Bytes that this rank hands over: p_i, and what the DNN gets where that is something else or is of other samples."""
+        learnt = len(self.problem.dnn_samples.for_dnn)
+        again = self._at_the_end if self.settings.needs("dnn") and self.settings.interface != "probabilities" else 0
+        return FLOAT * self.own * (self.networks.classes * self._at_the_end + self.values * (learnt + again))
+
+    def _dnn(self) -> float:
+        if "dnn" not in self.paces:  # of rank 0 alone
+            return 0.0
+        pace, recipe = self.paces["dnn"], self.problem.dnn_recipe
+        steps = recipe.epochs * recipe.steps_per_epoch(len(self.problem.dnn_samples.for_dnn))
+        return pace.first + steps * pace.step + self._at_the_end * pace.sample
+
+    def recipe(self, method: Method) -> tuple[Recipe, int]:
+        """Of a network of all subdomains, and the ranks that share a batch."""
+        whole = self.settings.sees_whole_image(method)
+        ranks = self.problem.world.size if whole else self.problem.groups.data_parallel.size
+        return self.problem.joint_recipe(method, ranks), ranks
+
+    def _together(self, method: Method) -> float:
+        pace = self.paces["global" if self.settings.sees_whole_image(method) else "joint"]
+        recipe, ranks = self.recipe(method)
+        frozen = self.settings.frozen_epochs if method == Method.TRANSFER else 0
+        steps = (recipe.epochs + FROZEN * frozen) * recipe.steps_per_epoch(self.samples["train"])
+        classified = self._evaluated(recipe.epochs + frozen) + self._at_the_end
+        return pace.first + steps * pace.step + classified / ranks * pace.sample
+
+    # Memory
+
+    def memory(self, phase: str, program: float, peak: float, few: PartitionedSet) -> Memory:
+        """Of this rank in a phase.
+
+        Args:
+            program: bytes before the timed steps.
+            peak: bytes in the timed steps of the phase.
+            few: their images.
+        """
+        tried = self._parameters(phase, 1 if phase in ("local", "folds") else self.own)
+        data = self._images(phase, self.store) + self._interface(phase)
+        rest = peak - program - sum(tried) - self._images(phase, few)
+        return Memory(program, data, *self._parameters(phase, self.own), max(0.0, rest))
+
+    def _images(self, phase: str, store: PartitionedSet) -> float:
+        """Bytes of the images in a phase; of the local CNNs' those of one at a time."""
+        mirrors = self.problem.augmentation("train").mirrors
+        places = sorted({self.networks.subimage(index) for index in self.problem.owned})
+
+        def held(chosen: list[int]) -> float:
+            mirrored = {store.decomposition.mirror(place, axes) for place in chosen for axes in mirrors}
+            return sum(
+                stored_bytes(store, split, place) * self._widening
+                for split in store.samples
+                for place in ({*chosen, *mirrored} if split == "train" else chosen)
+            )
+
+        if phase in ("gather", "dnn"):
+            return 0.0
+        if phase in ("local", "folds"):
+            return max(held([place]) for place in places)
+        if not self.settings.sees_whole_image(phase):
+            return held(places)
+        image = prod(store.shape) * np.dtype(store.dtype).itemsize
+        arriving = stored_bytes(store, "train", 0)  # beside the whole images
+        return image * sum(store.samples.values()) * self._widening + arriving
+
+    @property
+    def _widening(self) -> float:
+        """Bytes of a pixel in a tensor, over those in the set: torch computes with no large unsigned integers."""
+        dtype = np.dtype(self.store.dtype)
+        return 2.0 if dtype.kind == "u" and dtype.itemsize in (2, 4) else 1.0
+
+    def _interface(self, phase: str) -> float:
+        """Bytes of interface values and classifications."""
+        evaluated = self.samples.get("validation", self.samples["test"])
+        own = self._gathered
+        curve = min(1 << 28, 2 * self.own * self.settings.epochs * evaluated * self.networks.classes) if self.settings.evaluate_every else 0
+        if phase in ("local", "folds"):
+            return own + curve
+        if phase in ("gather", "dnn"):
+            everything = own * self.networks.subdomains / self.own
+            return 2 * own + curve + (3 * everything if self.problem.world.rank == 0 else 0)  # as parts, joined, as rows
+        return curve
+
+    def _parameters(self, phase: str, own: int) -> tuple[float, float]:
+        """Bytes of parameters and gradients of so many local CNNs or of another network, and of the optimizer's state."""
+        state, local = STATE[self.settings.optimizer], count_parameters(self.local_cnn) if self.local_cnn else 0
+        if phase in ("local", "folds"):
+            return 2.0 * FLOAT * local * own, float(state * FLOAT * local)
+        if phase == "gather":
+            return 2.0 * FLOAT * local * own, 0.0
+        if phase == "dnn":
+            return 2.0 * FLOAT * local * own + 2.0 * FLOAT * self.dnn_parameters, 2.0 * FLOAT * self.dnn_parameters
+        if self.settings.sees_whole_image(phase):
+            whole = self.networks.global_parameters or 0
+            return 2.0 * FLOAT * whole, float(state * FLOAT * whole)
+        both = local * own + self.dnn_parameters
+        return 2.0 * FLOAT * both, float(state * FLOAT * both)
+
+    @property
+    def dnn_parameters(self) -> int:
+        from ddcnn.networks.dense import DenseNetwork
+
+        return count_parameters(DenseNetwork(self.settings.interface, self.networks.subdomains, self.values, self.networks.classes))
+
+    # Disk, of all ranks together
+
+    @property
+    def set_bytes(self) -> int:
+        """Of the partitioned set."""
+        places = range(len(self.store.decomposition))
+        return sum(stored_bytes(self.store, split, place) for split in self.store.samples for place in places)
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of the networks that stay, and of the states of the longest training that are kept while it goes on."""
+        local = count_parameters(self.local_cnn) if self.local_cnn else 0
+        decomposed = local * self.networks.subdomains
+        sizes = [decomposed] if self.settings.needs("local") else []
+        sizes += [decomposed + self.dnn_parameters for _ in self._joint]
+        sizes += [self.dnn_parameters] if self.settings.needs("dnn") else []
+        whole = [method for method in map(Method, self.settings.methods) if self.settings.sees_whole_image(method)]
+        sizes += [self.networks.global_parameters or 0 for _ in whole]
+        state = STATE[self.settings.optimizer]
+        return FLOAT * (2 * sum(sizes) + self.settings.keep_checkpoints * (1 + state) * max(sizes, default=0))

@@ -1,0 +1,236 @@
+"""Timed steps of the trainings of a run, on random images: what they take on this machine as it is now, and the memory that they need.
+
+All ranks time their steps at once, as they will train at once. Nothing that is trained here is kept.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ddcnn.config.methods import Method
+from ddcnn.data.batches import Samples
+from ddcnn.data.stand_in import StandIn
+from ddcnn.experiment.problem import Problem
+from ddcnn.method.aggregate import classify_by_dnn, train_dnn
+from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.interface import values_per_subdomain
+from ddcnn.method.local import train_local
+from ddcnn.parallel.world import World
+from ddcnn.training.data_parallel import train_data_parallel
+from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState, classify, evaluation_batch
+from ddcnn.training.precision import DevicePolicy
+
+SECONDS = 0.8  # of timed steps of a training, if that are more than two
+MOST_STEPS = 60
+MADE_UP = 1 << 22  # bytes of images of a split
+GATHERED = 1 << 20  # bytes of a rank in a timed gather
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of one training on this rank, in seconds.
+
+    Attributes:
+        first: by which the first step takes longer than the others.
+        step: of the training; of a gather, for a byte of every rank.
+        sample: to classify one.
+    """
+
+    first: float
+    step: float
+    sample: float
+
+
+class Stopwatch(Callback):
+    """The moments between the steps of a training of one epoch."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.moments = device, list[float]()
+
+    def restore(self, state: TrainState) -> None:
+        self._stamp()
+
+    def after_step(self, state: TrainState) -> None:
+        self._stamp()
+
+    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
+        self._stamp()
+
+    def _stamp(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.moments.append(time.perf_counter())
+
+    @property
+    def step(self) -> float:
+        """Mean seconds of a step but the first."""
+        return (self.moments[-1] - self.moments[1]) / (len(self.moments) - 2)
+
+    @property
+    def first(self) -> float:
+        return self.moments[1] - self.moments[0]
+
+
+class Trial:
+    """The trainings of a problem, each with a few steps.
+
+    Attributes:
+        few: the problem with a few random images in place of its own.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.few = replace(problem, store=StandIn.of(problem.store, MADE_UP))
+        self.policy = problem.policy
+
+    def paces(self) -> dict[str, Pace]:
+        """Of what the methods need: "local", "gather", "dnn" (on rank 0), "joint" (of coherent and transfer), "global"; all ranks."""
+        problem, settings, timeline = self.problem, self.problem.settings, self.problem.world.timeline
+        composed = settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods
+        joint = [method for method in settings.methods if Method(method).joint and not settings.splitting.composes(method)]
+        found: dict[str, Pace] = {}
+        local: nn.Module | None = None
+        if settings.needs("local"):
+            with timeline.phase("local"):
+                found["local"], local = self.local()
+            with timeline.phase("gather"):
+                found["gather"] = self.gather()
+        if settings.needs("dnn"):
+            with timeline.phase("dnn"):
+                if problem.world.rank == 0:
+                    found["dnn"] = self.dnn()
+                problem.world.barrier()
+        if joint:
+            with timeline.phase(Method.COHERENT):
+                found["joint"] = self.joint(joint[0])
+        if composed or Method.GLOBAL in settings.methods:
+            with timeline.phase(Method.GLOBAL):
+                found["global"] = self.whole(Method.GLOBAL if Method.GLOBAL in settings.methods else Method.TRANSFER)
+        del local  # held until here, as a run holds its local CNNs
+        return found
+
+    def local(self) -> tuple[Pace, nn.Module]:
+        """The largest local CNN of this rank."""
+        problem, networks, group = self.problem, self.problem.networks, self.problem.groups.data_parallel
+        index = largest(problem)
+        images, test = self.few.subimages("train", index), self.few.subimages("test", index)
+        make, recipe = networks.make_local(index), problem.local_recipe
+
+        def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
+            return train_local(group, trainer, make, images, chosen)
+
+        if problem.settings.start_from:
+            network = networks.new_local(index, "local")
+            return Pace(0.0, 0.0, self._sample(network, test, self.policy)), network
+        first, step, network = self._train(problem.world, recipe, len(problem.dnn_samples.for_cnn), train, self.policy)
+        return Pace(first, step, self._sample(network, test, self.policy)), network
+
+    def gather(self) -> Pace:
+        part, across = np.zeros(GATHERED, np.uint8), self.problem.groups.across_subdomains
+        self.problem.world.barrier()
+        begin = time.perf_counter()
+        across.gather(part)
+        return Pace(0.0, (time.perf_counter() - begin) / GATHERED, 0.0)
+
+    def joint(self, method: str) -> Pace:
+        problem, networks, group = self.problem, self.problem.networks, self.problem.groups.data_parallel
+        images, test = self.few.owned_subimages("train"), self.few.owned_subimages("test")
+        parts = [networks.new_local(index, "coherent") for index in problem.owned]
+        dnn = networks.new_dnn("coherent dnn")
+        network = CoherentNetwork(problem.groups.across_subdomains, problem.settings.interface, parts, dnn)
+
+        def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
+            train_coherent(group, trainer, network, images, chosen)
+            return network
+
+        recipe = problem.joint_recipe(Method(method), group.size)
+        first, step, _ = self._train(problem.world, recipe, problem.store.train_samples, train, self.policy)
+        return Pace(first, step, self._sample(network, test, self.policy))
+
+    def whole(self, method: Method) -> Pace:
+        """The undecomposed CNN."""
+        problem, world = self.problem, self.problem.world
+        images, test, network = self.few.whole_images("train"), self.few.whole_images("test"), problem.networks.new_global(method)
+
+        def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
+            train_data_parallel(world, trainer, network, images, chosen)
+            return network
+
+        recipe = problem.joint_recipe(method, world.size)
+        first, step, _ = self._train(world, recipe, problem.store.train_samples, train, self.policy)
+        return Pace(first, step, self._sample(network, test, self.policy))
+
+    def dnn(self) -> Pace:
+        """On rank 0, while the others wait."""
+        problem, networks, policy = self.problem, self.problem.networks, self.problem.networks.fp32_policy
+        interface, alone = problem.settings.interface, problem.world.alone()
+        values = values_per_subdomain(interface, networks.make_local(0)())
+
+        def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
+            labels = self.few.labels["train"][chosen]
+            return train_dnn(trainer, self._values(len(labels), values), labels, interface, networks.classes)
+
+        first, step, network = self._train(alone, problem.dnn_recipe, len(problem.dnn_samples.for_dnn), train, policy)
+        samples = self._values(problem.store.test_samples, values)
+        begin = time.perf_counter()
+        classify_by_dnn(network, samples, policy)
+        return Pace(first, step, (time.perf_counter() - begin) / len(samples))
+
+    def _values(self, samples: int, values: int) -> np.ndarray:
+        """Interface values (S, N, C) of no images."""
+        shape = (samples, self.problem.networks.subdomains, values)
+        return np.full(shape, 1 / self.problem.networks.classes, np.float32)
+
+    def _train(
+        self, world: World, recipe: Recipe, samples: int, train: Callable[[Trainer, np.ndarray], nn.Module], policy: DevicePolicy
+    ) -> tuple[float, float, nn.Module]:
+        """Seconds by which the first step takes longer, those of a step, and the network; all ranks of ``world``.
+
+        Args:
+            samples: that there will be.
+            train: a network with these samples of the training split, and returns it.
+        """
+        batch, available = min(recipe.batch_size, samples), self.few.store.train_samples
+
+        def timed(steps: int) -> tuple[Stopwatch, nn.Module]:
+            watch = Stopwatch(policy.device)
+            few = replace(recipe, epochs=1, batch_size=batch, lr=1e-4, schedule="constant", warmup=None)
+            trainer = Trainer(few, policy, self.problem.networks.seeds("dry run"), watch)
+            world.barrier()
+            return watch, train(trainer, np.arange(batch * steps) % available)
+
+        watch, network = timed(2)
+        first, steps = watch.first, int(SECONDS / max(1e-6, world.largest(int(1e6 * watch.step)) / 1e6))
+        if steps > 1:
+            watch, network = timed(1 + min(steps, MOST_STEPS))
+        return max(0.0, first - watch.step), watch.step, network
+
+    def _sample(self, network: nn.Module, images: Samples, policy: DevicePolicy) -> float:
+        """Seconds to classify a sample, all ranks at once."""
+        world, batch = self.problem.world, min(self.problem.store.test_samples, evaluation_batch(images.pixels))
+
+        def timed(batches: int) -> float:
+            chosen = torch.arange(batch * batches) % self.few.store.test_samples
+            world.barrier()
+            begin = time.perf_counter()
+            classify(network, images, chosen, policy)
+            return (time.perf_counter() - begin) / (batch * batches)
+
+        timed(1)
+        seconds = timed(1)
+        batches = int(SECONDS / 3 / max(1e-6, world.largest(int(1e6 * seconds * batch)) / 1e6))
+        return timed(min(batches, MOST_STEPS)) if batches > 1 else seconds
+
+
+def largest(problem: Problem) -> int:
+    """The subdomain of this rank whose subimage has the most pixels."""
+    return max(problem.owned, key=lambda index: pixels_of(problem, index))
+
+
+def pixels_of(problem: Problem, index: int) -> int:
+    """Pixels of the subimage of a subdomain."""
+    return int(np.prod(problem.store.decomposition.subdomains[problem.networks.subimage(index)].subimage.shape))
