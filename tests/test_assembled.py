@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 
 import ddcnn
 from ddcnn.__main__ import execute
+from ddcnn.data.image_spec import value_range
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.errors import InputError
 from ddcnn.method.aggregate import fill_missing
@@ -178,6 +180,50 @@ def test_a_state_dict_loads_without_pickles(digits_run, digits, tmp_path):
         torch.nn.init.zeros_(parameter)
     network.load_state_dict(torch.load(path, weights_only=True))
     torch.testing.assert_close(network(digits[0]), expected)
+
+
+EXPECTED = {
+    "class_names": list("0123456789"), "input_layout": "BCHW", "input_shape": ["B", 1, 8, 8], "input_dtype": "float32",
+    "input_range": [0, 255], "normalisation": "inside: pixels go in as they are in the source", "method": "average", "run": "run",
+    "output": "logits, whose softmax are probabilities", "ddcnn_version": ddcnn.__version__,
+}  # fmt: skip
+
+
+def test_a_file_says_what_it_is_and_its_suffix_what_it_becomes(digits_run, tmp_path, caplog):
+    onnx = pytest.importorskip("onnx")
+    safetensors = pytest.importorskip("safetensors.torch")
+    caplog.set_level("INFO", "ddcnn")
+    for name in ("n.onnx", "n.pt2", "n.pt", "n.PTH", "n.safetensors"):
+        execute(["export", str(digits_run), "--method", "average", "--output", str(tmp_path / name)], None)
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in EXPECTED.items()}
+    found = {prop.key: prop.value for prop in onnx.load(tmp_path / "n.onnx").metadata_props}
+    assert found["input_range"] == "[0.0, 255.0]"
+    assert {name: json.loads(value) if isinstance(EXPECTED[name], list) else value for name, value in found.items()} == EXPECTED
+    torch.export.load(tmp_path / "n.pt2", extra_files=(extra := {"ddcnn.json": ""}))
+    assert json.loads(extra["ddcnn.json"]) == EXPECTED
+    state, network = ddcnn.load(digits_run, "average").state_dict(), ddcnn.load(digits_run, "average")
+    with safetensors.safe_open(tmp_path / "n.safetensors", "pt") as file:
+        assert file.metadata() == text | {"input_range": "[0.0, 255.0]"}
+    for loaded in (safetensors.load_file(tmp_path / "n.safetensors"), torch.load(tmp_path / "n.PTH", weights_only=True)):
+        network.load_state_dict(loaded)
+        assert all(torch.equal(values, state[name]) for name, values in loaded.items())
+    assert "note: " not in caplog.text
+    execute(["export", str(digits_run), "--format", "state-dict", "--output", str(tmp_path / "m.onnx")], None)
+    assert "m.onnx will be state-dict, as --format says, though .onnx is for onnx" in caplog.text
+    torch.load(tmp_path / "m.onnx", weights_only=True)
+
+
+def test_a_loaded_network_says_what_it_is(digits_run, volumes_run, tmp_path):
+    network, volumes = ddcnn.load(digits_run, "vote"), ddcnn.load(volumes_run)
+    assert (network.layout, network.shape, network.input_range) == ("BCHW", (1, 8, 8), (0, 255))
+    assert (network.method, network.run, network.version) == ("vote", "run", ddcnn.__version__)
+    assert network.metadata["output"].startswith("scores")
+    assert (volumes.layout, volumes.shape, volumes.input_range) == ("BCDHW", (1, 8, 8, 8), (0, 255))
+    (tmp_path / "study").mkdir()
+    shutil.copytree(digits_run, tmp_path / "study" / "seed-3")
+    assert ddcnn.load(tmp_path / "study" / "seed-3").run == "study/seed-3"
+    assert value_range("<i2", "{}") is value_range("<f4", "{}") is None
+    assert value_range("<i2", '{"window": [-160, 240]}') == (-160, 240)
 
 
 def test_a_file_that_is_there_stays(digits_run, tmp_path):

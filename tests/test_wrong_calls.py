@@ -22,7 +22,11 @@ CALLS = [
     ("predict digits RUN --output TMP/p.csv", "digits: no such folder; give the folder of a finished run"),
     ("predict --output TMP/p.csv RUN -- --help", "--help"),
     ("predict RUN digits digits --output TMP/p.csv", "digits belongs to no option; see python -m ddcnn predict --help"),
-    ("export RUN", "--format is required: torch-export"),
+    ("export RUN", "--output FILE is required: the file to write"),
+    (
+        "export RUN --output TMP/network",
+        r"--format is required: torch-export, onnx or state-dict; or an --output that ends in \.pt2, \.onnx",
+    ),
     *(
         (f"export RUN --format onnx --output TMP/network.onnx {option}", "unknown option --")
         for option in ("--data-root TMP", "--download", "--skip-damaged", "--progress none", "--stall-timeout 5")

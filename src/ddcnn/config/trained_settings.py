@@ -1,7 +1,9 @@
 """Settings of the commands that take a finished run: ``predict`` and ``export``."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from ddcnn.config.methods import PREFERRED, Method
 from ddcnn.config.settings import SOURCES, THREADS, ImageSettings, Settings
@@ -45,10 +47,22 @@ class PredictSettings(TrainedSettings, ImageSettings):
     threads: int | None = option(Group.RUN, None, THREADS, "T", ge=1)
 
 
+FORMAT_OF = {".pt2": "torch-export", ".onnx": "onnx", ".pt": "state-dict", ".pth": "state-dict", ".safetensors": "state-dict"}
+
+
 class ExportSettings(TrainedSettings):
     """Settings of ``ddcnn export``."""
 
-    format: Literal["torch-export", "onnx", "state-dict"] = option(
-        Group.OUTPUT, ..., "torch-export: for torch.export.load; onnx; state-dict: parameters for torch.load(…, weights_only=True)"
-    )
+    format: Literal["torch-export", "onnx", "state-dict"] | None = option(
+        Group.OUTPUT, None,
+        "torch-export: for torch.export.load; onnx; state-dict: parameters, in .safetensors or for torch.load(…, weights_only=True) "
+        f"(default: by the suffix of --output, {', '.join(FORMAT_OF)})", "torch-export|onnx|state-dict",
+    )  # fmt: skip
     output: Path = option(Group.OUTPUT, ..., "the file to write", "FILE")
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Self:
+        if self.format is None and self.output.suffix.lower() not in FORMAT_OF:
+            *formats, last = dict.fromkeys(FORMAT_OF.values())
+            raise ValueError(f"--format is required: {', '.join(formats)} or {last}; or an --output that ends in {', '.join(FORMAT_OF)}")
+        return self

@@ -1,14 +1,16 @@
 """The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.data.image_spec import TrainedOn
+from ddcnn.data.image_spec import value_range
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.io import parameters
@@ -32,6 +34,12 @@ class Assembled(nn.Module):
 
     Attributes:
         shape: (C, *spatial) of an image.
+        layout: of a batch of images, "BCHW" or "BCDHW".
+        input_range: what black and white are in images; None where nobody knows (floats and signed integers without ``--window``).
+        class_names: K names.
+        method: one of the run's.
+        run: name of the run's folder, of a run with several seeds with that of the seed.
+        version: of ddcnn, that of the run.
         subdomains: indices of the subdomains of ``local_cnns``.
         present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
         batch_size: images that pass through the local CNNs at a time where no gradient is asked for; this bounds the memory.
@@ -41,12 +49,16 @@ class Assembled(nn.Module):
     scale: torch.Tensor
 
     def __init__(
-        self, images: TrainedOn, method: Method, interface: str, local_cnns: Mapping[int, nn.Module], restrict: Restriction,
+        self, run: TrainedRun, method: Method, interface: str, local_cnns: Mapping[int, nn.Module], restrict: Restriction,
         present: Sequence[int] = (0,), dnn: DenseNetwork | None = None,
     ):  # fmt: skip
         super().__init__()
+        images, folder = run.images, run.folder.path.resolve()
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
+        self.layout, self.input_range = "BCDHW" if len(self.shape) > 3 else "BCHW", value_range(images.dtype, images.preprocessing)
+        self.run = "/".join(folder.parts[-2:] if re.fullmatch(r"seed-\d+", folder.name) else folder.parts[-1:])
+        self.version = run.results.environment.ddcnn
         self.restrict, self.subdomains, self.present = restrict, tuple(local_cnns), tuple(present)
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns.values()), dnn
         none = torch.empty(0, *self.shape)
@@ -54,6 +66,16 @@ class Assembled(nn.Module):
         per_channel = (-1, *[1] * (len(images.shape) - 1))
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
         self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What an exported file says of itself, JSON values by name."""
+        return {
+            "class_names": self.class_names, "input_layout": self.layout, "input_shape": ("B", *self.shape), "input_dtype": "float32",
+            "input_range": self.input_range, "normalisation": "inside: pixels go in as they are in the source",
+            "output": "scores, the largest decides" if self.method == Method.VOTE else "logits, whose softmax are probabilities",
+            "method": self.method, "run": self.run, "ddcnn_version": self.version,
+        }  # fmt: skip
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
@@ -95,8 +117,8 @@ def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()
     """The network of a finished run as one ordinary ``torch.nn.Module`` on the CPU, in evaluation mode.
 
     It takes whole images (B, C, *spatial), channels first, in the source's own range of values (0 ... 255 for most), of any type, and
-    returns logits (B, K); its ``shape`` is (C, *spatial), its ``class_names`` tell the classes. It computes in float32 whatever the run's
-    ``--precision`` was, and equals the distributed network up to rounding.
+    returns logits (B, K). It computes in float32 whatever the run's ``--precision`` was, and equals the distributed network up to rounding.
+    Its attributes ``shape``, ``layout``, ``input_range``, ``class_names``, ``method``, ``run`` and ``version`` tell what it is.
 
     Args:
         run: folder of the run; of a run with several seeds, the folder of one of them.
@@ -144,11 +166,11 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
         return decomposition.restrict(images, networks.subimage(i), first_axis=2)
 
-    return Assembled(run.images, chosen, run.settings.interface, local_cnns, restrict, present, dnn)
+    return Assembled(run, chosen, run.settings.interface, local_cnns, restrict, present, dnn)
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:
     """A network that sees the whole image: the undecomposed CNN, or the one that is composed of thin networks."""
     network = networks.new_global(method)
     parameters.load(run.checkpoint(method), network, networks.about_global(method))
-    return Assembled(run.images, method, "logits", {0: network}, lambda images, i: images)
+    return Assembled(run, method, "logits", {0: network}, lambda images, i: images)

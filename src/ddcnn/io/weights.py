@@ -117,7 +117,7 @@ class Weights:
 def _content(path: Path) -> Any:
     """What is in the file; InputError if it cannot be read, or holds more than tensors, numbers and text."""
     try:
-        if path.suffix == SAFE:
+        if path.suffix.lower() == SAFE:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about files that it then refuses
@@ -125,7 +125,9 @@ def _content(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file makes the libraries raise; torch's words advise to execute the file
-        reason = f"cannot be read as one of {SAFE} ({error})" if path.suffix == SAFE else "is no state dict that torch.save has written"
+        reason = (
+            f"cannot be read as one of {SAFE} ({error})" if path.suffix.lower() == SAFE else "is no state dict that torch.save has written"
+        )
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"holds {found[1]}, and so more than tensors"
         raise InputError(f"--weights {path}: it {reason}; nothing in it was executed: {WAY_OUT}") from None
