@@ -168,26 +168,32 @@ def test_the_average_of_the_steps_is_evaluated_after_epochs_and_is_what_remains(
     def state(network) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in network.state_dict().values()]
 
-    history: list[list] = []
+    history: list[list] = []  # before each step
     plain: list[list] = []
     evaluated: list[list] = []
-    network = build(lambda: Noted(nn.Linear(2, 2), nn.BatchNorm1d(2)), Seeds(0, "test"), POLICY)
-    recipe = Recipe(3, 8, "sgd", 0.1, 0.0, "constant", ema=0.6)
-    Trainer(recipe, POLICY, Seeds(0, "test"), Evaluated()).train(network, samples(), torch.arange(20))
-    after = [*history[1:], plain[-1]]  # each of the 6 steps
-    assert len(after) == 6
-    expected = []
-    for values in zip(history[0], *after, strict=True):
-        mean = values[0].double()
-        for step, now in enumerate(values[1:], start=1):
-            decay = min(0.6, (1 + step) / (10 + step))
-            mean = decay * mean + (1 - decay) * now.double()
-        expected.append(mean if values[0].is_floating_point() else values[-1])
-    for found, wanted, last in zip(state(network), expected, evaluated[-1], strict=True):
-        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-7)
-        assert torch.equal(found, last)
-    assert not torch.equal(state(network)[0], plain[-1][0])
-    assert all(torch.equal(*pair) for pair in zip(plain[0], history[2], strict=True))  # the steps go on from the last one
+
+    def run(epochs: int) -> list[torch.Tensor]:
+        network = build(lambda: Noted(nn.Linear(2, 2), nn.BatchNorm1d(2)), Seeds(0, "test"), POLICY)
+        recipe = Recipe(epochs, 8, "sgd", 0.1, 0.0, "constant", ema=0.6)
+        Trainer(recipe, POLICY, Seeds(0, "test"), Evaluated()).train(network, samples(), torch.arange(20))
+        return state(network)
+
+    remaining = run(3)
+    assert all(torch.equal(*pair) for pair in zip(remaining, evaluated[2], strict=True))
+    for noted in (history, plain, evaluated):
+        noted.clear()
+    run(4)  # which takes the same steps and one epoch more
+    assert all(torch.equal(*pair) for pair in zip(remaining, evaluated[2], strict=True))
+    assert len(history) == 8
+    for epoch in (1, 2, 3):
+        steps = history[: 2 * epoch + 1]
+        assert all(torch.equal(*pair) for pair in zip(plain[epoch - 1], steps[-1], strict=True))  # the steps go on from the last one
+        for found, values in zip(evaluated[epoch - 1], zip(*steps, strict=True), strict=True):
+            mean = values[0].double()
+            for step, now in enumerate(values[1:], start=1):
+                decay = min(0.6, (1 + step) / (10 + step))
+                mean = decay * mean + (1 - decay) * now.double()
+            torch.testing.assert_close(found.double(), mean if found.is_floating_point() else values[-1].double(), rtol=1e-5, atol=1e-7)
 
 
 def test_the_loss_of_mixed_labels_is_the_mixture_of_the_losses():

@@ -91,6 +91,12 @@ class TrainState:
             if self.average:
                 self.average.swap()
 
+    def finish(self) -> None:
+        """The network becomes the one that is evaluated and kept: at the end of the training, also where a callback ends it early."""
+        if self.average:
+            self.average.swap()
+            self.average = None
+
     @property
     def seconds_so_far(self) -> float:
         """Time of the current epoch so far."""
@@ -191,9 +197,10 @@ class Trainer:
                 take_step(state, *samples.batch(index, state.augmentation), recipe, policy, weights)
                 if state.step < steps:
                     self.callback.after_step(state)
-            self.callback.after_epoch(state, state.end_epoch())
-        if state.average:
-            state.average.swap()
+            epoch = state.end_epoch()
+            if state.epoch > recipe.epochs:
+                state.finish()
+            self.callback.after_epoch(state, epoch)
 
 
 def take_step(

@@ -119,6 +119,8 @@ class Checkpointer(Callback):
         ended = about["epoch"] > self.recipe["epochs"]
         if not 1 <= about["epoch"] <= self.recipe["epochs"] + 1 or not 0 <= about["step"] < self.steps_per_epoch:
             raise ValueError(f"epoch {about['epoch']}, step {about['step']}")
+        if ended:
+            state.average = None  # is what the network has been saved as
         for name, module in parts.items():
             _restore_network(module, checkpoint.parts[name])
             for key, mean in state.average.means(name) if state.average else ():
