@@ -36,7 +36,7 @@ class Header:
 
 DEPTH = "16 bits"
 BEYOND = {
-    "pages": "more than one page or frame, of which only the first is read; save one a file to read all",
+    "pages": "more than one page or frame, of which only the first is read; save one a file to read all, or read stacks with --volumes",
     "transparency": "transparency, which is left out",
     "channels": "channels beyond colour, which are left out",
     DEPTH: DEEP_COLOUR,

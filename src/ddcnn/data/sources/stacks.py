@@ -1,8 +1,10 @@
 """Stacks of images as volumes: the pages of a TIFF file, or the image files of a folder, one behind the other."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,7 @@ from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
 TIFF = (".tif", ".tiff")
+T = TypeVar("T")
 DESCRIPTION = 270  # TIFF tag, in which ImageJ and OME-TIFF say what the pages are
 
 
@@ -63,7 +66,7 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
             raise ValueError(f"it has {len(files)} slice, and is no volume")
         return len(files), _of_files(files)
     with opened(path) as image:
-        count = getattr(image, "n_frames", 1)
+        count = _on_page(2, lambda: getattr(image, "n_frames", 1))
         _check_description(path, str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")), count)
     if count < 2:
         raise ValueError("it has a single page, and is no volume; a folder of such slices may be one")
@@ -79,8 +82,16 @@ def _of_files(files: list[Path]) -> Iterator[Image.Image]:
 def _of_pages(path: Path, count: int) -> Iterator[Image.Image]:
     with opened(path) as image:
         for page in range(count):
-            image.seek(page)
+            _on_page(page + 1, partial(image.seek, page))
             yield image
+
+
+def _on_page(page: int, action: Callable[[], T]) -> T:
+    """Does what may fail on a page behind the first: that is damage, though Pillow may say that it does not know such an image."""
+    try:
+        return action()
+    except Exception as error:  # it raises anything
+        raise EOFError(f"from page {page} on: {error}") from None
 
 
 def slices_in(folder: Path) -> list[Path]:
