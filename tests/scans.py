@@ -1,9 +1,10 @@
-"""DICOM series that tests write, and the same voxels as NIfTI."""
+"""DICOM series that tests write, the same voxels as NIfTI, and TIFF stacks."""
 
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -77,4 +78,11 @@ def write_nifti(path: Path, volume: np.ndarray, orientation="axial") -> Path:
     affine[:3, 3] = -10, 20, 30
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(volume.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]) @ affine), path)
+    return path
+
+
+def write_stack(path: Path, pages, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = map(Image.fromarray, pages)
+    first.save(path, save_all=True, append_images=others, **options)
     return path

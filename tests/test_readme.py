@@ -15,12 +15,12 @@ from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from readme import ROOT, Command, blocks, commands, prose
+from scans import write_nifti, write_series, write_stack
 
 from ddcnn.__main__ import COMMANDS as OURS
 from ddcnn.__main__ import execute
@@ -71,9 +71,13 @@ def sandbox(tmp_path_factory) -> Path:
         }
         np.savez(folder / name, **arrays)
     (folder / "ct").mkdir()
+    for k in range(8):
+        write_nifti(folder / "ct" / f"{k}.nii.gz", pixels(9, 9, 9).astype(np.int16))
+        write_series(folder / "ct" / f"series{k}", pixels(4, 9, 9))
+    table = "".join(f"{k}.nii.gz,{k % 2}\nseries{k},{k % 2}\n" for k in range(8))
+    (folder / "ct" / "labels.csv").write_text(f"file,label\n{table}", "utf-8")
     for k in range(16):
-        nibabel.save(nibabel.Nifti1Image(pixels(9, 9, 9).astype(np.int16), np.eye(4)), folder / "ct" / f"{k}.nii.gz")
-    (folder / "ct" / "labels.csv").write_text("file,label\n" + "".join(f"{k}.nii.gz,{k % 2}\n" for k in range(16)), "utf-8")
+        write_stack(folder / "stacks" / f"class{k % 2}" / f"{k}.tif", pixels(5, 9, 9))
     torch.save(import_torchvision().models.resnet18().state_dict(), folder / "resnet18.pth")
     (folder / "scans.toml").write_text("batch-size = 8\n", "utf-8")
     np.savez(folder / "new.npz", x=pixels(5, 8, 8))

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from scans import ORIENTATIONS, hounsfield, write_nifti, write_series, write_slice
 from test_folders import everything, opened
+from test_tables import partitioned, to_classify
 from test_volumes import check_damage
 
 from ddcnn.data.sources import volumes
@@ -309,3 +310,22 @@ def test_a_set_that_is_known_reads_no_headers(tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "describe", None)
     known = (4, 6, 5, 1), np.dtype(np.float32)
     assert opened(root, known=lambda *_: known).shape == known[0]
+
+
+def test_a_run_on_scans_classifies_a_series_and_folders_of_them(tmp_path, world):
+    root = fill(tmp_path / "set")
+    store = partitioned(world, opened(root), tmp_path)
+    shutil.copytree(root / "ill" / "patient 1" / "ct", tmp_path / "new" / "1")
+    shutil.copytree(root / "ill" / "patient 2" / "ct", tmp_path / "new" / "2")
+    write_series(tmp_path / "called" / "ill", hounsfield(11))
+    enhanced(tmp_path / "IM7", hounsfield()[::-1])
+    for name, seeds, labels in (
+        ("set/ill/patient 1", [11], [-1]), ("set/ill/patient 1/ct", [11], [-1]), ("new", [11, 12], [-1, -1]), ("called", [11], [1]),
+        ("set", [*range(4), *range(10, 14)], [0] * 4 + [1] * 4),
+    ):  # fmt: skip
+        found = to_classify(tmp_path / name, store)
+        assert np.array_equal(everything(found), [as_read(hounsfield(seed)) for seed in seeds]), name
+        assert found.labels.tolist() == labels
+    assert everything(to_classify(tmp_path / "IM7", store)).shape == (1, *store.shape)  # a file of frames, without a suffix
+    with pytest.raises(InputError, match=r"no class patient 0.*--unlabelled"):
+        to_classify(root / "ill", store)

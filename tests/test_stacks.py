@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scans import write_stack
 from test_folders import everything, opened
 from test_scans import notes
 from test_tables import partitioned, to_classify
@@ -21,19 +22,6 @@ def stack(dtype="uint8", seed=0, shape=(3, 4, 5)) -> np.ndarray:
     if dtype.kind == "f":
         return random.normal(0, 1e4, shape).astype(dtype)
     return random.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-
-
-def image(page: np.ndarray) -> Image.Image:
-    if page.dtype == np.int16:  # which Pillow writes from 32 bits only
-        return Image.fromarray(page.astype(np.int32))
-    return Image.fromarray(page)
-
-
-def write_stack(path: Path, pages, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first, *others = map(image, pages)
-    first.save(path, save_all=True, append_images=others, **options)
-    return path
 
 
 def fill(root: Path, make=stack, **options) -> Path:
@@ -80,10 +68,10 @@ def test_signed_pages_and_pages_in_colour_and_of_one_bit_are_read(tmp_path):
 def test_slices_in_a_folder_are_sorted_by_their_numbers(tmp_path, suffix, dtype):
     pages = stack(dtype, shape=(12, 4, 5))
     for k, page in enumerate(pages):
-        image(page).save(tmp_path / f"slice{k}{suffix}")
+        Image.fromarray(page).save(tmp_path / f"slice{k}{suffix}")
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     assert np.array_equal(load_volume(tmp_path), pages[..., None])
-    image(pages[0]).save(tmp_path / "other.bmp" if dtype == "uint8" else tmp_path / "other.tiff")
+    Image.fromarray(pages[0]).save(tmp_path / "other.bmp" if dtype == "uint8" else tmp_path / "other.tiff")
     with pytest.raises(ValueError, match="slices that end in"):
         load_volume(tmp_path)
 
@@ -106,7 +94,7 @@ def test_what_is_no_stack_is_a_damaged_sample(tmp_path):
     for k in range(2):
         (folder / str(k)).mkdir(parents=True)
         for name in range(2):
-            image(stack(shape=(4 + name * k, 5))).save(folder / str(k) / f"{name}.png")
+            Image.fromarray(stack(shape=(4 + name * k, 5))).save(folder / str(k) / f"{name}.png")
     assert load_volume(folder / "0").shape == (2, 4, 5, 1)
     with pytest.raises(ValueError, match="slices 1 and 2 have 4x5 and 5x5 pixels"):
         load_volume(folder / "1")
@@ -160,7 +148,7 @@ def test_stacks_in_class_folders_need_the_option(tmp_path, caplog):
     write_stack(root / "tumour" / "9.tif", stack("uint8"))
     with pytest.raises(InputError, match=r"0\.tif has voxels of type uint16 and .*9\.tif of uint8"):
         opened(root, volumes=True)
-    with pytest.raises(InputError, match=r"9\.tif has voxels of type uint8, and others of type uint16"):
+    with pytest.raises(InputError, match=r"9\.tif has voxels of type uint8, and the others uint16"):
         everything(opened(root, volumes=True, known=lambda *_: (source.shape, source.splits["train"].dtype)).splits["train"])
 
 
@@ -168,7 +156,7 @@ def test_a_table_names_stacks_without_the_option(tmp_path):
     root = fill(tmp_path)
     for k in range(3):
         (root / "slices").mkdir(exist_ok=True)
-        image(stack()[k]).save(root / "slices" / f"{k}.png")
+        Image.fromarray(stack()[k]).save(root / "slices" / f"{k}.png")
     lines = ["benign/0.tif,0", "tumour/1.tif,1", "slices,1", "benign/1.tif,0"]
     (root / "labels.csv").write_text("\n".join(["file,label", *lines]), "utf-8")
     assert sum(map(len, opened(root).splits.values())) == 4
@@ -178,13 +166,13 @@ def test_a_run_on_stacks_classifies_a_stack_a_folder_of_slices_and_folders_of_th
     store = partitioned(world, opened(fill(tmp_path / "set"), volumes=True), tmp_path)
     (tmp_path / "new" / "slices").mkdir(parents=True)
     for k in range(3):
-        image(stack()[k]).save(tmp_path / "new" / "slices" / f"{k}.png")
+        Image.fromarray(stack()[k]).save(tmp_path / "new" / "slices" / f"{k}.png")
     write_stack(tmp_path / "new" / "b.tiff", stack(seed=1))
     for name, expected in (
         ("new/b.tiff", [1]), ("new/slices", [0]), ("new", [1, 0]), ("set", range(6)), ("set/tumour", range(3, 6)),
     ):  # fmt: skip
         assert np.array_equal(everything(to_classify(tmp_path / name, store)), [stack(seed=k)[..., None] for k in expected]), name
-    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and others of type uint8"):
+    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and the others uint8"):
         everything(to_classify(write_stack(tmp_path / "c.tif", stack("uint16")), store))
     with pytest.raises(InputError, match="is no volume file"):
         to_classify(tmp_path / "new" / "slices" / "0.png", store)

@@ -109,7 +109,7 @@ def _series(path: Path) -> tuple[list[Slice], np.ndarray | None]:
     """The slices of a volume in their order, and a matrix (4, 4) as of NIfTI for (columns, rows, slices); None without positions."""
     slices = [one for file in (_files(path) if path.is_dir() else [path]) for one in _slices(file)]
     if len(slices) < 2:
-        raise ValueError(f"it has {'one slice' if slices else 'no image'}, and is no volume")
+        raise ValueError(f"it has {'one slice' if slices else 'no image'}, and is no volume (a folder of slices is one)")
     first = slices[0]
     others = {one.series: one for one in slices}
     if len(others) > 1:
@@ -163,7 +163,7 @@ def _sorted(slices: list[Slice], places: np.ndarray, unit: str) -> list[Slice]:
         if gap <= 1e-6 or gap < 0.01 * usual:
             raise ValueError(f"{pair} lie at the same place: copies, phases or echoes of a slice? Keep one of each in the folder")
         if abs(gap - usual) > UNEVEN * usual:
-            raise ValueError(f"{pair} are {gap:.4g} {unit} apart, and others {usual:.4g}: is a slice missing between them?")
+            raise ValueError(f"{pair} are {gap:.4g} {unit} apart, and others {usual:.4g}: slices are missing, or of another scan")
     return ordered
 
 
@@ -208,7 +208,7 @@ def _slices(path: Path) -> list[Slice]:
             dataset = _dataset(path, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.get("Rows") is None:
                 if dataset.preamble is None:
-                    raise ValueError("it is not a DICOM file")
+                    raise ValueError("it is no DICOM image")
                 return []
             _check(path, dataset)
             frames = int(dataset.get("NumberOfFrames") or 1)

@@ -63,7 +63,7 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
     if path.is_dir():
         files = slices_in(path)
         if len(files) < 2:
-            raise ValueError(f"it has {len(files)} slice, and is no volume")
+            raise ValueError(f"it has {'one slice' if files else 'no slices'}, and is no volume")
         return len(files), _of_files(files)
     with opened(path) as image:
         count = _on_page(2, lambda: getattr(image, "n_frames", 1))

@@ -158,7 +158,7 @@ def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
     loaders = {"NIfTI volumes": nifti.load, "DICOM series": dicom.load, "stacks": stacks.load}
     volume = loaders[kind_of(path)](path)
     if dtype is not None and volume.dtype != dtype:
-        raise InputError(f"{path} has voxels of type {volume.dtype}, and others of type {np.dtype(dtype)}: convert all to one")
+        raise InputError(f"{path} has voxels of type {volume.dtype}, and the others {np.dtype(dtype)}: convert all to one type")
     return volume
 
 
