@@ -197,9 +197,14 @@ class Estimate:
             return 2 * own + curve + (3 * everything if self.problem.world.rank == 0 else 0)  # as parts, joined, as rows
         return curve
 
+    @property
+    def _state(self) -> int:
+        """Numbers that are kept of each parameter beside it and its gradient: the optimizer's, and the average."""
+        return STATE[self.settings.optimizer] + (self.settings.ema is not None)
+
     def _parameters(self, phase: str, own: int) -> tuple[float, float]:
-        """Bytes of parameters and gradients of so many local CNNs or of another network, and of the optimizer's state."""
-        state, local = STATE[self.settings.optimizer], count_parameters(self.local_cnn) if self.local_cnn else 0
+        """Bytes of parameters and gradients of so many local CNNs or of another network, and of optimizer and average."""
+        state, local = self._state, count_parameters(self.local_cnn) if self.local_cnn else 0
         if phase in ("local", "folds"):
             return 2.0 * FLOAT * local * own, float(state * FLOAT * local)
         if phase == "gather":
@@ -236,5 +241,4 @@ class Estimate:
         sizes += [self.dnn_parameters] if self.settings.needs("dnn") else []
         whole = [method for method in map(Method, self.settings.methods) if self.settings.sees_whole_image(method)]
         sizes += [self.networks.global_parameters or 0 for _ in whole]
-        state = STATE[self.settings.optimizer]
-        return FLOAT * (2 * sum(sizes) + self.settings.keep_checkpoints * (1 + state) * max(sizes, default=0))
+        return FLOAT * (2 * sum(sizes) + self.settings.keep_checkpoints * (1 + self._state) * max(sizes, default=0))

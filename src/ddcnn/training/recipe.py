@@ -55,7 +55,7 @@ class Recipe:
             def factor(step: int) -> float:
                 if step < rise:
                     return (step + 1) / (rise + 1)
-                return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2 if self.schedule == "cosine" else 1.0
+                return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2 if self.schedule == "cosine" else 1.0
 
             return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         if self.schedule == "cosine":
