@@ -151,6 +151,14 @@ def test_the_gradient_of_every_part_is_cut_to_the_norm_by_itself():
     assert all(torch.equal(one, other) for one, other in zip(moved[None], moved[1e6], strict=True))
 
 
+def test_a_gradient_in_half_precision_is_cut_after_the_loss_scale_is_taken_out():
+    network = build(lambda: nn.Linear(2, 2), Seeds(0, "test"), POLICY)
+    before = network.weight.detach().clone()
+    recipe = Recipe(1, 20, "sgd", 1.0, 0.0, "constant", clip_norm=0.01)
+    Trainer(recipe, DevicePolicy(torch.device("cpu"), "fp16"), Seeds(0, "test")).train(network, samples(), torch.arange(20))
+    assert 0.5 * 0.019 < (network.weight.detach() - before).norm().item() <= 1.01 * 0.019
+
+
 def test_the_average_of_the_steps_is_evaluated_after_epochs_and_is_what_remains():
     class Noted(nn.Sequential):
         def forward(self, inputs):
