@@ -14,7 +14,7 @@ from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.stand_in import StandIn, described, stored_bytes
 from ddcnn.decomposition import Decomposition
-from ddcnn.experiment.dry_run_tables import duration
+from ddcnn.io.progress import duration
 from ddcnn.networks.operations import multiply_adds
 
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import ddcnn
 from ddcnn import __main__ as program
 from ddcnn.errors import Stopped
-from ddcnn.io.progress import Progress
+from ddcnn.io import progress as module
+from ddcnn.io.progress import Overall, Progress
 from ddcnn.parallel.logs import set_up
 
 SOURCE = Path(ddcnn.__file__).parent
@@ -104,3 +106,62 @@ def test_progress_lines_are_logged(caplog):
         progress.seconds = 1000
         progress.advance("subdomain 2")
     assert [record.getMessage()[:28] for record in caplog.records] == ["local CNNs  2/3  subdomain 1"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def test_a_line_tells_the_time_left_of_the_phase_and_of_the_run_by_the_sizes_of_the_phases(caplog, clock):
+    caplog.set_level(logging.INFO, "ddcnn")
+    overall = Overall([("local CNNs", 1.0), ("DNN", 0.1), ("global", 4.0)])
+    assert overall.text(0.0, 0.0, None) == "phase 0 of 3"
+    with Progress("local CNNs", 2, "lines", overall=overall) as progress:
+        for now in (10, 20):
+            clock.now = now
+            progress.advance("a")
+    clock.now = 30  # evaluation: 30 s for a size of 1
+    with Progress("global", 4, "lines", overall=overall) as progress:  # the second phase is not shown after all
+        progress.skip(2)
+        clock.now = 50
+        progress.advance("b")
+        clock.now = 70
+        progress.advance("b")
+    assert [record.getMessage() for record in caplog.records] == [
+        "local CNNs  1/2  a  10 s left  (phase 1 of 3, 92 s left in all)",
+        "local CNNs  2/2  a  0 s left  (phase 1 of 3, 82 s left in all)",
+        "global  3/4  b  20 s left  (phase 3 of 3, 20 s left in all)",
+        "global  4/4  b  0 s left  (phase 3 of 3, 0 s left in all)",
+    ]
+
+
+def test_before_its_first_piece_a_phase_takes_as_long_as_its_size_says(clock):
+    overall = Overall([("DNN", 2.0), ("transfer", 3.0), ("global", 5.0)])
+    with Progress("DNN", 1, "none", overall=overall) as progress:
+        assert progress.in_all() == "phase 1 of 3"
+        clock.now = 4
+        progress.advance("")
+    with Progress("transfer", 9, "none", overall=overall) as progress:
+        assert progress.in_all() == "phase 2 of 3, 16 s left in all"
+
+
+def test_on_a_terminal_there_is_a_line_for_the_run_and_one_for_the_phase_which_stays(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    overall = Overall([("local CNNs", 1.0), ("global", 4.0)])
+    with Progress("local CNNs", 2, "bar", overall=overall) as progress:
+        progress.advance("subdomain 1")
+        progress.bar.refresh()
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+        progress.advance("subdomain 2")
+    left = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    lines = shown.splitlines()[-3:]
+    assert lines[0].startswith("run        phase 1 of 2, ") and lines[0].endswith(" left in all")
+    assert "1/2" in lines[1] and lines[2].strip() == "subdomain 1"
+    assert "2/2 in 0" in left and "run " not in left.splitlines()[-2] and "subdomain 2" in left

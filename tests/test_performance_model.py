@@ -17,12 +17,13 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
+from ddcnn.method.work import Counts, Network, Sizes, cnn, counts
 from ddcnn.networks.shape import Shape
 from ddcnn.scaling.extrapolation import fitted
 from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
 from ddcnn.scaling.measurements import TOTAL, Point
-from ddcnn.scaling.performance_model import COMMUNICATION, FITTED, Counts, Network, Observation, Sizes, counts, fit
-from ddcnn.scaling.workload import Workload, cnn
+from ddcnn.scaling.performance_model import COMMUNICATION, FITTED, Observation, fit
+from ddcnn.scaling.workload import Workload
 from ddcnn.training.data_parallel import global_batch_size
 
 SMALL = Sizes(

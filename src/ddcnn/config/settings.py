@@ -68,7 +68,7 @@ class ImageSettings(Settings):
     follow_links: bool = option(Group.DATA, False, "read what links in a folder lead to, also where that lies outside of the folder")
     skip_damaged: bool = option(Group.DATA, False, "leave out and count damaged files instead of refusing the data set")
     progress: Literal["auto", "bar", "lines", "none"] = option(
-        Group.OUTPUT, "auto", "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: nor tables"
+        Group.OUTPUT, "auto", "display of progress; auto: a bar if stderr is a terminal (not under mpirun), else lines; none: tables alone"
     )
     stall_timeout: float = option(Group.RUN, 1800, "abort the job if a rank shows no sign of life for so many seconds; 0: never", "S", ge=0)
 

@@ -15,7 +15,7 @@ from ddcnn.io import parameters
 from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
-from ddcnn.io.progress import Progress
+from ddcnn.io.progress import Overall, Progress
 from ddcnn.method.aggregate import classify_by_dnn
 from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
@@ -54,17 +54,18 @@ class RecordedEpochs(WrappedCallback):
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run with one seed: the problem, where its results are recorded, and what asks it to stop."""
+    """One run with one seed: the problem, where its results are recorded, what asks it to stop, and how far all seeds are, on rank 0."""
 
     problem: Problem
     results: Recorder
     stop_requests: StopRequests
+    overall: Overall | None = None
 
     def should_stop(self) -> bool:
         return bool(self.stop_requests.reason)
 
     def progress(self, title: str, epochs: int) -> Progress:
-        return Progress(title, epochs, self.problem.settings.progress if self.problem.world.rank == 0 else "none")
+        return Progress(title, epochs, self.problem.settings.progress if self.problem.world.rank == 0 else "none", overall=self.overall)
 
     def evaluates(self, epoch: Epoch) -> bool:
         """Whether the test images are classified after this epoch."""

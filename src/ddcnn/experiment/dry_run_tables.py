@@ -15,6 +15,7 @@ from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
 from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import Problem
+from ddcnn.io.progress import duration
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.networks.operations import multiply_adds
@@ -135,15 +136,3 @@ def _sum(parts: Sequence[tuple[int, Cost]]) -> Cost:
 
 def _words(parameters: int | None, operations: float | None) -> tuple[str, str]:
     return number(parameters, "{:,}"), number(operations, "{:,.0f}")
-
-
-def duration(seconds: float) -> str:
-    """``0.42 s``, ``14 s``, ``7 min``, ``2 h 05 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s" if seconds >= 0.005 else "0 s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{seconds / 60:.1f} min" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02} min"

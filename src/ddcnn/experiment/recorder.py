@@ -176,8 +176,7 @@ class Recorder:
                 lambda: self._details(gathered.spans).write(self.folder.details),
                 self._finish_board,
             )
-            console = Console() if self.settings.progress != "none" else None
-            try_report(self.folder, lambda: write_report(self.folder, console, self.settings.figures))
+            try_report(self.folder, lambda: write_report(self.folder, Console(), self.settings.figures))
 
         self.world.on_root(write)
 

@@ -19,10 +19,12 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import Stopped
 from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
+from ddcnn.experiment.phase_sizes import phase_sizes
 from ddcnn.experiment.problem import Problem, notes, prepare
 from ddcnn.experiment.recorder import Recorder, try_report
 from ddcnn.experiment.resumed import keep_origin
 from ddcnn.experiment.two_step import two_step
+from ddcnn.io.progress import Overall
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
 from ddcnn.parallel.stop_requests import StopRequests
@@ -78,31 +80,38 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:
     """One run per seed; several runs have a folder each."""
     world, weights = problem.world, problem.weights.sha256 if problem.weights else ""
+
+    def overall(number: int) -> Overall | None:
+        """How far so many runs together are, on rank 0."""
+        return Overall(number * phase_sizes(problem)) if world.rank == 0 and problem.settings.progress != "none" else None
+
     if len(seeds) == 1:
-        run_seed(problem, seeds[0], output, stop_requests)
+        run_seed(problem, seeds[0], output, stop_requests, overall(1))
         return
     folders = [output.seed(settings.seed) for settings in seeds]
+    seeds = [settings.model_copy(update={"output": folder.path}) for settings, folder in zip(seeds, folders, strict=True)]
+    together = overall(sum(not resumes_finished(settings) for settings in seeds))
     for settings, folder in zip(seeds, folders, strict=True):
         if folder != folders[0]:
             world.barrier()
             world.timeline.begin()
-        settings = settings.model_copy(update={"output": folder.path})
         if not world.on_root(lambda settings=settings: resumes_finished(settings)):
             world.on_root(lambda settings=settings, folder=folder: folder.prepare(settings))
             world.on_root(lambda settings=settings, folder=folder: keep_origin(settings, problem.store, folder, weights))
-            run_seed(problem, settings, folder, stop_requests)
-    console = Console() if seeds[0].progress != "none" else None
+            run_seed(problem, settings, folder, stop_requests, together)
     world.on_root(lambda: write_results(output, folders))
-    world.on_root(lambda: try_report(output, lambda: write_summary(output, folders, console, seeds[0].figures)))
+    world.on_root(lambda: try_report(output, lambda: write_summary(output, folders, Console(), seeds[0].figures)))
 
 
-def run_seed(problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests) -> None:
+def run_seed(
+    problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests, overall: Overall | None = None
+) -> None:  # fmt: skip
     """All methods with one seed."""
     world, networks = problem.world, replace(problem.networks, settings=settings)
     trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
     problem = replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
     with world.raise_on_all_ranks():
-        context = RunContext(problem, Recorder(problem, output), stop_requests)
+        context = RunContext(problem, Recorder(problem, output), stop_requests, overall)
 
     if settings.needs("local"):
         local_cnns, dnn = two_step(context)

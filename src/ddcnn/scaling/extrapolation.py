@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from ddcnn.errors import InputError
+from ddcnn.method.work import Counts, Sizes, counts
 from ddcnn.scaling.measurements import TOTAL, Point
-from ddcnn.scaling.performance_model import COMMUNICATION, Counts, Observation, Sizes, counts, fit
+from ddcnn.scaling.performance_model import COMMUNICATION, Observation, fit
 from ddcnn.scaling.workload import Workload
 
 SMALL = 0.01  # share of the whole time up to which a phase is not compared

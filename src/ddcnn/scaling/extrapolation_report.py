@@ -15,11 +15,12 @@ from ddcnn.io.atomic import disk_errors, write_text
 from ddcnn.io.hdf5 import DAMAGED, parsing, reading
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
+from ddcnn.method.work import Counts
 from ddcnn.report.pages import number, table
 from ddcnn.scaling.collect import csv_text, measured
 from ddcnn.scaling.extrapolation import Model, Predicted, fitted
 from ddcnn.scaling.measurements import TOTAL, Kind, Measured, points_of
-from ddcnn.scaling.performance_model import FITTED, Counts
+from ddcnn.scaling.performance_model import FITTED
 from ddcnn.scaling.study import execute, find_launcher
 from ddcnn.scaling.workload import Workload
 
@@ -132,7 +133,7 @@ Every number of ranks, with the model fitted to the others only ({conditions}; m
 ## The machine
 
 Fitted to all measured points, in relative least squares: R_l, R_g and t; the others are measured apart, or given. The equations
-are in the docstring of `ddcnn.scaling.performance_model`.
+are in the docstring of `ddcnn.method.work`.
 
 {rate_table(model)}
 {undetermined(model)}

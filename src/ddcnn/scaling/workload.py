@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
-from typing import Any
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
+from ddcnn.method.work import Sizes, cnn, dense
 from ddcnn.networks import registry
-from ddcnn.networks.operations import layers, trained_operations
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.scaling.measurements import Kind
-from ddcnn.scaling.performance_model import Network, Sizes
 
 
 @dataclass(frozen=True)
@@ -107,29 +104,3 @@ class Workload:
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
-
-
-@lru_cache
-def cnn(settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> Network:
-    """Cost of a local CNN or of the global one."""
-    import torch
-
-    from ddcnn.method.interface import values_per_subdomain
-
-    with torch.device("meta"):  # nothing is stored or computed
-        network: Any = registry.make(settings.network, shape, width, divisor, features)
-        operations = trained_operations(network, (shape.channels, *shape.spatial))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Network(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
-
-
-@lru_cache
-def dense(interface: str, subdomains: int, values: int, classes: int) -> Network:
-    """Cost of the DNN."""
-    import torch
-
-    from ddcnn.networks.dense import DenseNetwork
-
-    with torch.device("meta"):
-        network = DenseNetwork(interface, subdomains, values, classes)
-        return Network(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)

@@ -1,0 +1,244 @@
+"""The work of a run: what every phase costs the busiest rank, as counts of things that a machine does at some rate.
+
+Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_t test samples, K classes, C interface values a subdomain;
+batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
+on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w parameters of the global CNN. A machine has
+
+    R_l, R_g   operations per second of narrow local CNNs (and of the DNN), and of the global CNN
+    t          seconds that a layer takes in a step of training beyond its arithmetic, however small it is (starting what computes it)
+    ρ          bytes per second of reading a partitioned set (a rank alone)
+    α, β       seconds per message, bytes per second of MPI; α', β' those of DistributedDataParallel's all-reduce (gloo, NCCL)
+    o          seconds that a collective takes beyond its messages (ddcnn waits politely, and looks only now and then)
+
+and the phases last, with e evaluations on the test samples and b_l, b_g bytes of a subdomain's and of all images,
+
+    local      n [E s (B F_l / R_l + t L_l) + ((1 + e) S_t + S) F_l / (3 R_l) + b_l / ρ]
+    folds      the same for every fold, without a fold of the samples
+    gather     2 g (o + α ⌈log₂ P⌉) + 4 N (K S_t + C S + C S_t) (P-1)/P / β                (g gathers, each after a barrier)
+    dnn        E_d s (B F_d / R_l + t L_d)                                                    (serial: on rank 0)
+    coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
+    transfer   the same with its epochs
+    global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
+
+A rank's share of the global CNN's batch is b = B // P, at least 2 samples (its batch normalisation needs them): the global batch stays B
+up to B / 2 ranks and grows beyond, s' = S // (b P); on more than S / 2 ranks there is none. Of the gathers, C S is for the DNN
+alone, and C S_t for the DNN with another interface than the probabilities. The all-reduce is a ring whose messages do not overlap
+with the computing; the allgather doubles recursively. An operation count does not know how well a layer uses a core, hence two rates R.
+
+One t serves all networks: VGG3, VGG9 and ResNet20 on 4x4 pixels and two samples, and the DNN, of 5 to 60 layers, took 135 to 171 µs of
+processor time a layer and step on one core. What a training does once (its first step, keeping its network) is not told apart from R.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, log2
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddcnn.config.settings import RunSettings
+from ddcnn.networks import registry
+from ddcnn.networks.operations import layers, trained_operations
+from ddcnn.networks.shape import Shape
+
+FORWARD = 1 / 3  # of the operations of training
+FLOAT = 4  # bytes
+
+
+class Counts(NamedTuple):
+    """Counts of the work of the busiest rank; or, under the same names, seconds per count, to be multiplied with them."""
+
+    local_operations: float = 0.0  # 1 / R_l
+    global_operations: float = 0.0  # 1 / R_g
+    layer_steps: float = 0.0  # t
+    bytes_read: float = 0.0  # 1 / ρ
+    messages: float = 0.0  # α
+    bytes_sent: float = 0.0  # 1 / β
+    collectives: float = 0.0  # o
+    reduce_messages: float = 0.0  # α'
+    reduce_bytes: float = 0.0  # 1 / β'
+
+    def seconds(self, each: "Counts") -> float:
+        return float(np.dot(self, each))
+
+    def only(self, names: Collection[str]) -> "Counts":
+        return Counts(**{name: value for name, value in self._asdict().items() if name in names})
+
+
+class Network(NamedTuple):
+    """Cost of a network.
+
+    Attributes:
+        operations: floating-point operations to train on one sample, forward and backward.
+        layers: modules without modules in them.
+        values: at the interface.
+    """
+
+    operations: float
+    layers: int
+    parameters: int
+    values: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One problem on P ranks; symbols as above.
+
+    Attributes:
+        phases: that take place.
+        subimage: pixels per axis of the largest one.
+        local_bytes, global_bytes: of the images of a subdomain, and of whole ones, training and test.
+        evaluations: on the test samples, per epoch of training.
+        frozen_epochs: of transfer, in which only the DNN learns.
+    """
+
+    ranks: int
+    subdomains: int
+    phases: tuple[str, ...]
+    subimage: tuple[int, ...]
+    samples: int
+    test_samples: int
+    classes: int
+    interface: str
+    batch: int
+    epochs: dict[str, int]
+    frozen_epochs: int
+    folds: int
+    evaluations: float
+    local: Network
+    whole: Network
+    dnn: Network
+    local_bytes: int
+    global_bytes: int
+
+    @property
+    def own(self) -> int:
+        """n: subdomains of the busiest rank."""
+        return -(-self.subdomains // self.ranks)
+
+    @property
+    def global_share(self) -> int:
+        """b: a rank's share of the global CNN's batch."""
+        batch = min(self.batch, self.samples)
+        return max(2, batch // self.ranks) if self.ranks > 1 else batch
+
+    @property
+    def global_fits(self) -> bool:
+        """Whether there are two samples for every rank of the global CNN."""
+        return self.ranks == 1 or 2 * self.ranks <= self.samples
+
+    def steps(self, samples: int, batch: int | None = None) -> tuple[int, int]:
+        """s: steps of an epoch; and the samples of one."""
+        batch = min(batch or self.batch, samples)
+        return max(1, samples // batch), batch
+
+
+def counts(sizes: Sizes) -> dict[str, Counts]:
+    """Counts of every phase that takes place, without a global CNN that does not fit the ranks."""
+    of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global}
+    together = ("coherent", "transfer")
+    phases = [phase for phase in sizes.phases if phase != "global" or sizes.global_fits]
+    return {phase: _coherent(sizes, phase) if phase in together else of[phase](sizes) for phase in phases}
+
+
+def _evaluated(sizes: Sizes, phase: str) -> float:
+    """Test samples that are classified during the training and after it."""
+    return sizes.test_samples * (1 + sizes.evaluations * sizes.epochs[phase])
+
+
+def _local(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    training = sizes.epochs["local"] * steps
+    handed = sizes.samples if "dnn" in sizes.phases else 0
+    operations = training * batch + FORWARD * (_evaluated(sizes, "local") + handed)
+    return Counts(
+        local_operations=sizes.own * operations * sizes.local.operations,
+        layer_steps=sizes.own * training * sizes.local.layers,
+        bytes_read=sizes.own * sizes.local_bytes,
+    )
+
+
+def _folds(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples - sizes.samples // sizes.folds)
+    training = sizes.folds * sizes.epochs["local"] * steps
+    operations = training * batch + FORWARD * sizes.samples
+    return Counts(local_operations=sizes.own * operations * sizes.local.operations, layer_steps=sizes.own * training * sizes.local.layers)
+
+
+def _collectives(sizes: Sizes, number: float, bytes_arriving: float) -> Counts:
+    """Collectives, each a barrier and an exchange of ``bytes_arriving``, of which a rank has its own part already."""
+    if sizes.ranks == 1:
+        return Counts()
+    sent = number * bytes_arriving * (sizes.ranks - 1) / sizes.ranks
+    return Counts(messages=2 * number * ceil(log2(sizes.ranks)), bytes_sent=sent, collectives=2 * number)
+
+
+def _gather(sizes: Sizes) -> Counts:
+    arriving = [sizes.classes * sizes.test_samples]
+    if "dnn" in sizes.phases:
+        arriving.append(sizes.local.values * sizes.samples)
+        if sizes.interface != "probabilities":
+            arriving.append(sizes.local.values * sizes.test_samples)
+    return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
+
+
+def _dnn(sizes: Sizes) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    training = sizes.epochs["dnn"] * steps
+    return Counts(
+        local_operations=(training * batch + FORWARD * sizes.test_samples) * sizes.dnn.operations, layer_steps=training * sizes.dnn.layers
+    )
+
+
+def _coherent(sizes: Sizes, phase: str) -> Counts:
+    steps, batch = sizes.steps(sizes.samples)
+    frozen = sizes.frozen_epochs if phase == "transfer" else 0
+    training, all_steps = sizes.epochs[phase] * steps, (sizes.epochs[phase] + frozen) * steps
+    forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
+    communication = _collectives(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
+    return communication._replace(
+        local_operations=sizes.own * (training * batch + forward) * sizes.local.operations + all_steps * batch * sizes.dnn.operations,
+        layer_steps=all_steps * (sizes.own * sizes.local.layers + sizes.dnn.layers),
+        bytes_read=sizes.own * sizes.local_bytes,
+    )
+
+
+def _global(sizes: Sizes) -> Counts:
+    ranks, share = sizes.ranks, sizes.global_share
+    steps = sizes.epochs["global"] * sizes.steps(sizes.samples, share * ranks)[0]
+    operations = steps * share + FORWARD * _evaluated(sizes, "global") / ranks
+    messages = 2 * (ranks - 1) + ceil(log2(ranks))  # gradients around the ring; rank 0's buffers
+    return Counts(
+        global_operations=operations * sizes.whole.operations,
+        layer_steps=steps * sizes.whole.layers,
+        bytes_read=sizes.global_bytes,
+        reduce_messages=steps * messages,
+        reduce_bytes=steps * 2 * FLOAT * sizes.whole.parameters * (ranks - 1) / ranks,
+    )
+
+
+@lru_cache
+def cnn(settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> Network:
+    """Cost of a local CNN or of the global one."""
+    import torch
+
+    from ddcnn.method.interface import values_per_subdomain
+
+    with torch.device("meta"):  # nothing is stored or computed
+        network: Any = registry.make(settings.network, shape, width, divisor, features)
+        operations = trained_operations(network, (shape.channels, *shape.spatial))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Network(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
+
+
+@lru_cache
+def dense(interface: str, subdomains: int, values: int, classes: int) -> Network:
+    """Cost of the DNN."""
+    import torch
+
+    from ddcnn.networks.dense import DenseNetwork
+
+    with torch.device("meta"):
+        network = DenseNetwork(interface, subdomains, values, classes)
+        return Network(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)
