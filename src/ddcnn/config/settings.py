@@ -99,6 +99,10 @@ class DataSettings(ImageSettings):
     test_fraction: float = option(
         Group.DATA, 0.2, "fraction of each class for testing, if the source has no test images; drawn by --subset-seed", "F", gt=0, lt=1
     )
+    validation_fraction: float = option(
+        Group.DATA, 0.1, "fraction of each class's training images for validation, if the source has no validation images; 0: none",
+        "F", ge=0, lt=1,
+    )  # fmt: skip
     decomposition: Literal["image", "width"] = option(
         Group.DECOMPOSITION, "image", "decompose the image into subimages, or the network into thin networks that see the whole image"
     )
@@ -109,8 +113,15 @@ class DataSettings(ImageSettings):
     )
     shift: int = option(Group.DATA, 4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
     train_samples: int | None = option(Group.DATA, None, "train on a class-balanced subset of S images (default: on all)", "S", ge=1)
+    validation_samples: int | None = option(
+        Group.DATA,
+        None,
+        "validate on a class-balanced subset of S images (default: on all; drawn ones in proportion to --train-samples)",
+        "S",
+        ge=1,
+    )
     test_samples: int | None = option(Group.DATA, None, "test on a class-balanced subset of S images (default: on all)", "S", ge=1)
-    subset_seed: int = option(Group.DATA, 0, "random seed of the subsets and of --test-fraction; --seed does not change them", "S", ge=0)
+    subset_seed: int = option(Group.DATA, 0, "random seed of the subsets and fractions; --seed does not change them", "S", ge=0)
 
     @property
     def margin(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ddcnn.data.sources.folders import TEST, TRAIN, Walk
+from ddcnn.data.sources.folders import Walk, named_splits
 from ddcnn.data.sources.tables import read_table, table_in
 from ddcnn.errors import InputError, file_name
 
@@ -11,7 +11,7 @@ Files = list[tuple[Path, str]]  # and the name of the class, empty where it is u
 
 
 def files_in(walk: Walk, known: Sequence[str], unlabelled: bool) -> Iterator[tuple[str, Files]]:
-    """The splits of a folder, "train" and "test", or one of them, or "all", and their files, class by class and sorted by path.
+    """The splits of a folder, or "all", and their files, class by class and sorted by path.
 
     A folder has labels if a table gives them, or if there are folders and no images directly in it.
 
@@ -62,11 +62,10 @@ def _in_classes(walk: Walk, folder: Path, known: Sequence[str]) -> Files:
 def _splits(walk: Walk, known: Sequence[str]) -> dict[str, Path]:
     """The folders of the splits; "all" is the folder itself, or the only one in it, of training images."""
     folders = {file_name(name): path for name, path in walk.subfolders(walk.root)}
-    by_name = {} if set(folders) <= set(known) else {name.casefold(): path for name, path in folders.items()}
-    train = next((by_name[name] for name in TRAIN if name in by_name), None)
-    test = next((by_name[name] for name in TEST if name in by_name), None)
-    if train and test:
-        return {"train": train, "test": test}
-    if len(folders) > 1 or not (train or test):
+    by_name = {} if set(folders) <= set(known) else folders
+    found = named_splits(by_name)
+    if "train" in found and len(found) > 1:
+        return found
+    if len(folders) > 1 or not found:
         return {"all": walk.root}
-    return {"test": test} if test else {"all": train} if train else {}
+    return {"all" if split == "train" else split: folder for split, folder in found.items()}

@@ -20,7 +20,7 @@ import numpy as np
 
 from ddcnn.data.partitioned_set import LARGEST, PartitionedSet
 from ddcnn.data.set_writer import BlockWriter, SetFiles
-from ddcnn.data.sources import SPLITS, DamagedSample, Source, Split
+from ddcnn.data.sources import DamagedSample, Source, Split
 from ddcnn.data.statistics import BlockStatistics
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
@@ -84,7 +84,7 @@ def partition(
     skip_damaged, should_stop = options.skip_damaged, options.should_stop
     parallel_file = h5py.get_config().mpi and world.size > 1 and not skip_damaged
     files = SetFiles(world, path, world.on_root(lambda: os.urandom(4).hex()), parallel_file, options.reuse)
-    work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in SPLITS}
+    work = {name: rank_slice(blocks(source.splits[name], selections[name]), world) for name in source.splits}
     writer = BlockWriter(source, decomposition, resizable=skip_damaged)
     statistics = BlockStatistics(source.shape[-1])
     with files.held():
@@ -95,13 +95,14 @@ def partition(
             if parallel_file or any(work.values()):
                 display = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
                 with files.open() as file, display:  # with parallel h5py, opening, creating and closing are collective
-                    rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in SPLITS}
-                    for name in SPLITS:
+                    rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in source.splits}
+                    for name in source.splits:
                         writer.create_datasets(file, name, rows[name])
-                    for name in SPLITS:
+                    for name in source.splits:
                         for block in takewhile(lambda block: not (cancelled() or should_stop()), work[name]):
                             beat(f"{name} sample {block.samples[0]}")
-                            samples, images = read_block(source.name, source.splits[name], name, block.samples, skip_damaged)
+                            own = "train" if name in source.drawn else name
+                            samples, images = read_block(source.name, source.splits[name], own, block.samples, skip_damaged)
                             display.advance(f"{name} sample {block.samples[-1] + 1} of {len(source.splits[name])}")
                             if len(samples):
                                 statistics.add(name, block.row, images)
@@ -109,26 +110,26 @@ def partition(
                         writer.shrink_datasets(file, name, rows[name])
                 if cancelled() or should_stop():
                     raise Stopped
-        kept = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in SPLITS}
-        written = {name: [part[:, 0].astype(np.int64) for part in kept[name]] for name in SPLITS}
-        world.on_root(lambda: check_kept(source, selections, {name: np.concatenate(written[name]) for name in SPLITS}))
+        kept = {name: world.gather_rows(np.concatenate(writer.samples[name]).reshape(-1, 1)) or [] for name in source.splits}
+        written = {name: [part[:, 0].astype(np.int64) for part in kept[name]] for name in source.splits}
+        world.on_root(lambda: check_kept(source, selections, {name: np.concatenate(written[name]) for name in source.splits}))
         mean, std, digest = statistics.combine(world)
-        runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in SPLITS}
+        runs = {name: world.gather_rows(np.array(writer.runs[name]).reshape(-1, 1 + len(decomposition))) or [] for name in source.splits}
 
         def finish() -> None:
             content = hashlib.sha256(bytes.fromhex(digest))
-            for name in SPLITS:
+            for name in source.splits:
                 content.update(source.splits[name].labels[np.concatenate(written[name])].astype("<i8").data)
             if any(0 < value < SMALLEST_STD for value in std):
                 raise InputError(f"{source.name}: its values differ by {min(std):.3g} only, which cannot be computed with: scale them")
-            train, test = (sum(map(len, written[name])) for name in SPLITS)
-            skipped = sum(map(len, selections.values())) - train - test
+            samples = {name: sum(map(len, parts)) for name, parts in written.items()}
+            skipped = sum(map(len, selections.values())) - sum(samples.values())
             described = PartitionedSet(
                 str(path), source.name, content.hexdigest(), source.shape, source.splits["train"].dtype.str, decomposition.grid,
-                decomposition.overlap, decomposition.margin, source.class_names, mean, std, train, test, skipped,
-                source.preprocessing, "" if files.one_file else files.parts.name,
+                decomposition.overlap, decomposition.margin, source.class_names, mean, std, samples["train"], samples["test"], skipped,
+                source.preprocessing, "" if files.one_file else files.parts.name, validation_samples=samples.get("validation", 0),
             )  # fmt: skip
-            files.finish(described, source, written, {name: np.concatenate(runs[name]) for name in SPLITS})
+            files.finish(described, source, written, {name: np.concatenate(runs[name]) for name in source.splits})
 
         world.on_root(finish)
     with world.raise_on_all_ranks():
@@ -144,10 +145,10 @@ def check_kept(source: Source, selections: dict[str, np.ndarray], kept: dict[str
     Raises:
         InputError: a split, or a class of the training split, has lost all of its samples.
     """
-    for split in SPLITS:
+    for split in selections:
         if not len(kept[split]):
             raise InputError(f"{source.name}: all of its {len(selections[split])} {split} samples are damaged; mend some")
-    for split, kind in zip(SPLITS, ("training", "test"), strict=True):
+    for split, kind in (("train", "training"), ("test", "test")):
         counts, left = (
             np.bincount(source.splits[split].labels[samples], minlength=len(source.class_names))
             for samples in (selections[split], kept[split])
@@ -172,8 +173,9 @@ def _rows(work: list[Block]) -> slice:
 
 
 def _named(source: str, split: Split, name: str, i: int) -> object:
-    """A sample in messages: its file if it has one."""
-    return path if isinstance(path := split.name(i), Path) else f"{source}: {name} sample {i}"
+    """A sample in messages: its file if it has one; else its number in the split of the source."""
+    own = split.name(i)
+    return f"{source}: {name} sample {own}" if str(own).isdigit() else own
 
 
 def check_values(name: Callable[[int], object], images: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The partitioned HDF5 set: one dataset per subdomain and split, so that a rank reads only its own subdomains.
 
     /                                  attributes: everything in ``PartitionedSet``, ``schema_version``, ``digest``
-    /train, /test
+    /train, /validation (may be absent), /test
         labels                         (S,) int64
         indices                        (S,) int64, of the samples in the source
         runs                           (R + 1,) int64, bounds of the runs of rows that have a checksum
@@ -31,7 +31,8 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, escaped
 from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+OLDER_VERSIONS = (3,)  # without validation images, and else the same
 LARGEST = 1e18  # magnitude of a pixel: networks compute in float32, in which squares overflow at 1.8e19
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
 NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
@@ -72,7 +73,7 @@ class PartitionedSet:
         grid, overlap, margin: of the decomposition; subdomains per axis, pixels, pixels.
         class_names: K names.
         mean, std: per channel over the selected training images, in the source's units.
-        train_samples, test_samples: S of each split.
+        train_samples, test_samples, validation_samples: S of each split.
         skipped: number of damaged samples that were left out.
         preprocessing: of the source's images (see ``SourceOptions``), as JSON.
         parts: name of the folder of the parts beside the file (see ``ddcnn.data.set_parts``); empty if the images lie in the file.
@@ -96,6 +97,7 @@ class PartitionedSet:
     skipped: int = 0
     preprocessing: str = ""
     parts: str = ""
+    validation_samples: int = 0
     digest: str = ""
     tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
@@ -107,6 +109,8 @@ class PartitionedSet:
     def attributes(self) -> dict[str, Any]:
         """The attributes of the file by name, with the digest over them and the tables."""
         values = {name: getattr(self, name) for name in self.__annotations__ if name not in (*NOT_WRITTEN, "digest")}
+        if not self.validation_samples:
+            del values["validation_samples"]  # as in older versions
         digest = hashlib.sha256(json.dumps(values).encode())
         for table in self.tables.values():
             digest.update(np.ascontiguousarray(table).data)
@@ -128,7 +132,7 @@ class PartitionedSet:
         """
         described = _opened(path)
         by_file: dict[Path, list[tuple[str, Part]]] = {}
-        for split in SPLITS:
+        for split in described.samples:
             for part in parts_of(path, described.parts, described.tables[f"{split}/parts"]):
                 by_file.setdefault(part.file, []).append((split, part))
         for parts in by_file.values():  # each file is opened once
@@ -141,11 +145,12 @@ class PartitionedSet:
 
     @property
     def samples(self) -> dict[str, int]:
-        """S per split."""
-        return {"train": self.train_samples, "test": self.test_samples}
+        """S per split that there is."""
+        counts = {split: int(getattr(self, f"{split}_samples")) for split in SPLITS}
+        return {split: samples for split, samples in counts.items() if samples or split != "validation"}
 
     def labels(self, split: str) -> np.ndarray:
-        """Class numbers (S,) int64 of "train" or "test"."""
+        """Class numbers (S,) int64 of a split."""
         return self.tables[f"{split}/labels"].astype(np.int64)
 
     def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
@@ -203,7 +208,7 @@ def _opened(path: Path) -> PartitionedSet:
     with opened(path, *REFUSAL) as file:
         with parsing():
             version = attribute(file, "schema_version") if "schema_version" in file.attrs else None
-        if version != SCHEMA_VERSION:
+        if version not in (SCHEMA_VERSION, *OLDER_VERSIONS):
             raise InputError(f"{path}: schema version {str(version)[:20]}, this program reads {SCHEMA_VERSION}; partition the source again")
         described = _described(path, file)
         described = replace(described, tables=_tables(described, file))
@@ -224,7 +229,7 @@ def _described(path: Path, file: h5py.File) -> PartitionedSet:
     """Reads the attributes; Damaged if they are invalid."""
     values: dict[str, Any] = {"path": str(path)}
     for name, kind in PartitionedSet.__annotations__.items():
-        if name not in NOT_WRITTEN:
+        if name not in NOT_WRITTEN and (name != "validation_samples" or name in file.attrs):
             value = attribute(file, name)
             with parsing():
                 value = json.loads(value) if name == "class_names" else value
@@ -243,6 +248,7 @@ def _described(path: Path, file: h5py.File) -> PartitionedSet:
         or not 0 <= described.overlap <= LARGEST_OVERLAP
         or not 0 <= described.margin <= LARGEST_OVERLAP
         or min(described.train_samples, described.test_samples) < 1
+        or described.validation_samples < 0
         or dtype.kind not in NUMBERS
         or not 1 <= len(described.mean) == len(described.std) == described.shape[-1]
         or not all(map(math.isfinite, described.mean + described.std))

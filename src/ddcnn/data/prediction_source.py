@@ -12,12 +12,13 @@ from ddcnn.data.image_spec import TrainedOn
 from ddcnn.data.partitioned_set import PartitionedSet, is_partitioned
 from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, named_without_option, open_source
 from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
-from ddcnn.data.sources.base import SPLITS, Split, same_type, split_by_fraction
+from ddcnn.data.sources.base import Split, same_type
 from ddcnn.data.sources.decoding import SUFFIXES, format_like, opened, to_array
 from ddcnn.data.sources.dicom import is_dicom
 from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
+from ddcnn.data.sources.splits import completed, joined
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
 from ddcnn.data.sources.volumes import VolumeWalk, kind_of, load_volume
 from ddcnn.decomposition import times
@@ -34,7 +35,7 @@ class Wanted:
     """Which images of a source are to be classified.
 
     Attributes:
-        split: "train", "test" or "all"; None: of a source with test images, or of the run's own, the test images, else all.
+        split: "train", "validation", "test" or "all"; None: of a source with test images, or of the run's own, the test images, else all.
         samples: of a balanced subset; None for all.
         unlabelled: ignore all labels.
         is_own: whether images are those that the run was tested on, by these and the number of all images of their source.
@@ -53,7 +54,7 @@ class Selection:
     Attributes:
         images: of a split, or of all.
         chosen: (S,) ascending indices of those selected.
-        split: "train", "test" or "all".
+        split: "train", "validation", "test" or "all".
         others: number of the source's images that are not of the split.
     """
 
@@ -77,7 +78,7 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
     before = options.as_before(trained_on.preprocessing)
     options = replace(before, volumes=len(spatial) == 3, pixels=pixels, nan=options.nan or before.nan)
     with named_without_option():
-        name, split, others = _select(_open(options, trained_on, wanted), wanted)
+        name, split, others = _select(options.name, _open(options, trained_on, wanted), wanted)
     if split.shape[1:] != trained_on.shape or not same_type(split.dtype, np.dtype(trained_on.dtype)):
         raise InputError(
             f"{options.name}: images of {times(split.shape[1:])} {split.dtype}, but the run was trained on {times(trained_on.shape)} "
@@ -93,12 +94,12 @@ def open_images(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -
     if samples is not None and samples > len(split):
         raise InputError(f"--samples {samples}: {options.name} has only {len(split)} images")
     if samples is not None and wanted.split == "all":
-        raise InputError("--samples is of one split: give --split test or train")
+        raise InputError("--samples is of one split: give --split test, validation or train")
     return Selection(split, balanced_subset(split.labels, samples, options.seed, "test" if name == "all" else name), name, others)
 
 
 def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict[str, Split]:
-    """The splits of a source: "train" and "test", or one of them, or "all"."""
+    """The splits of a source, or "all"."""
     path = Path(options.name)
     kind, suffixes = ("volume", VOLUMES) if options.volumes else ("image", SUFFIXES)
     if path.suffix.lower() == ".h5" and is_partitioned(path):
@@ -114,42 +115,45 @@ def _open(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> dict
     if path.is_dir() and is_path(options.name):
         walk = VolumeWalk.of(options) if options.volumes else Walk(path, follow_links=options.follow_links)
         found = {split: _files(options, trained_on, files) for split, files in files_in(walk, trained_on.class_names, wanted.unlabelled)}
-        return found if len(found) > 1 else _divided(options, *next(iter(found.items())), wanted)
+        return _completed(options, found, wanted)
     source = open_source(options)
     splits = _renumbered(source.name, source.splits, source.class_names, trained_on, wanted)
-    if source.drawn and wanted.split is None and not wanted.is_own(splits["test"], sum(map(len, splits.values()))):
-        return {"all": _joined(splits["train"], splits["test"])}
+    if "test" in source.drawn and wanted.split is None and not wanted.is_own(splits["test"], sum(map(len, splits.values()))):
+        return {"all": joined(list(splits.values()))}
     return splits
 
 
-def _divided(options: SourceOptions, name: str, whole: Split, wanted: Wanted) -> dict[str, Split]:
-    """Files without a training and a test split: as they are, or divided by the fraction of the run, as it has divided its own.
+def _completed(options: SourceOptions, found: dict[str, Split], wanted: Wanted) -> dict[str, Split]:
+    """The splits of files, with those that the run would draw from training images, as it has drawn its own.
 
-    They are divided if they are the run's, or if that split is asked for; without two files of a class all are test images.
+    They are drawn if the files are the run's, or if one of them is asked for; without two files of a class all are test images.
     """
-    if wanted.split in ("all", name) or wanted.unlabelled:
-        return {name: whole}
-    if name == "all" and np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:
-        parts = {split: _part(whole, indices) for split, indices in split_by_fraction(options, whole.labels).items()}
-        if wanted.split or wanted.is_own(parts["test"], len(whole)):
+    if wanted.unlabelled or wanted.split in ("all", "test", "validation") and wanted.split in (*found, "all"):
+        return found
+    whole = found.get("all", found.get("train") if len(found) > 1 else None)
+    if whole is not None and np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:
+        own = {name: split for name, split in found.items() if name != "all"}
+        parts, _ = completed(own | {"train": whole}, options)
+        is_own = "test" not in found and wanted.split is None and wanted.is_own(parts["test"], sum(map(len, found.values())))
+        if is_own or wanted.split in parts:
             return parts
-    elif wanted.split == "train" or (wanted.split == "test" and name == "train"):
-        none = f"{options.name} has no images to {wanted.split} on"
-        raise InputError(f"--split {wanted.split}: {none}; leave --split out, which takes all of them")
-    return {name: whole}
+    return found
 
 
-def _select(splits: dict[str, Split], wanted: Wanted) -> tuple[str, Split, int]:
-    """Name and images of one of the splits, or of all of them, one after the other; and the number of other images."""
+def _select(name: str, splits: dict[str, Split], wanted: Wanted) -> tuple[str, Split, int]:
+    """Name and images of one of the splits of a source, or of all of them, one after the other; and the number of other images."""
     if wanted.unlabelled:
-        splits = {name: replace(split, labels=np.full(len(split), -1, np.int64)) for name, split in splits.items()}
-    if len(splits) == 1:
-        name, split = next(iter(splits.items()))
-        return wanted.split or name, split, 0
-    name = wanted.split or "test"
-    if name == "all":
-        return name, _joined(splits["train"], splits["test"]), 0
-    return name, splits[name], sum(map(len, splits.values())) - len(splits[name])
+        splits = {split: replace(images, labels=np.full(len(images), -1, np.int64)) for split, images in splits.items()}
+    chosen = wanted.split or ("test" if "test" in splits else next(iter(splits)) if len(splits) == 1 else "all")
+    if len(splits) == 1 and (wanted.unlabelled or chosen in splits or chosen == "all" or ("all" in splits and chosen == "test")):
+        return chosen, next(iter(splits.values())), 0
+    if chosen == "all":
+        return chosen, joined(list(splits.values())), 0
+    if chosen not in splits:
+        none = "validation images" if chosen == "validation" else f"images to {chosen} on"
+        others = "its test images" if "test" in splits else "all of them"
+        raise InputError(f"--split {chosen}: {name} has no {none}; leave --split out, which takes {others}")
+    return chosen, splits[chosen], sum(map(len, splits.values())) - len(splits[chosen])
 
 
 def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[Path, str]]) -> Split:
@@ -197,11 +201,14 @@ def _arrays(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> di
     single = next((pair for pair in UNSPLIT if pair[0] in arrays), (next(iter(arrays)), "") if len(arrays) == 1 else None)
     if single and not pairs:
         return {"all": split_of(*single)}
-    if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs):
+    drawn = "train" in pairs and ("validation" in pairs or wanted.split == "validation")
+    if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs and not drawn):
         known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"])
         other = f"--split {next(iter(pairs))} takes the others" if pairs else "arrays of one split may be called x and y"
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); {other}")
-    return {split: split_of(*pair) for split, pair in pairs.items() if wanted.split in (None, "all", split)}
+    if wanted.split in ("test", "validation") and wanted.split in pairs:
+        return {wanted.split: split_of(*pairs[wanted.split])}
+    return _completed(options, {split: split_of(*pair) for split, pair in pairs.items()}, wanted)
 
 
 def _labels(what: str, array: Array, source: str, known: tuple[str, ...]) -> np.ndarray:
@@ -231,7 +238,7 @@ def _partitioned(store: PartitionedSet, options: SourceOptions, trained_on: Trai
             )
     splits = {
         name: Split((store.samples[name], *store.shape), np.dtype(store.dtype), store.labels(name), partial(store.whole, name))
-        for name in SPLITS
+        for name in store.samples
     }
     return _renumbered(store.path, splits, store.class_names, trained_on, wanted)
 
@@ -257,30 +264,6 @@ def _numbers(source: str, names: set[str], known: tuple[str, ...]) -> dict[str, 
         hint = did_you_mean(name, known)
         raise InputError(f"{source}: the run has no class {name}{hint}; its classes are {shown}; {WITHOUT_LABELS}")
     return {"": -1} | {name: known.index(name) for name in names if name}
-
-
-def _part(split: Split, indices: np.ndarray) -> Split:
-    """The images of a split with ascending ``indices``."""
-    shape, labels = (len(indices), *split.shape[1:]), split.labels[indices]
-    return Split(shape, split.dtype, labels, lambda rows: split.read(indices[rows]), lambda i: split.name(int(indices[i])))
-
-
-def _joined(first: Split, second: Split) -> Split:
-    """The images of two splits, one after the other."""
-    if first.shape[1:] != second.shape[1:] or not same_type(first.dtype, second.dtype):
-        raise InputError("--split all: training and test images differ in size or type: name one split with --split")
-    border = len(first)
-
-    def read(indices: np.ndarray) -> np.ndarray:
-        before = indices < border
-        halves = ((first, indices[before]), (second, indices[~before] - border))
-        return np.concatenate([split.read(chosen) for split, chosen in halves if len(chosen)])
-
-    def name(i: int) -> object:
-        return first.name(i) if i < border else second.name(i - border)
-
-    labels = np.concatenate([first.labels, second.labels])
-    return Split((len(labels), *first.shape[1:]), first.dtype, labels, read, name)
 
 
 def _setting(value: object) -> str:

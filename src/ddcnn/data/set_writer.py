@@ -19,7 +19,7 @@ import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
 from ddcnn.data.set_parts import part_name, written_parts
-from ddcnn.data.sources import SPLITS, Source
+from ddcnn.data.sources import Source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.atomic import NAME_LETTERS, disk_errors, not_written, output, put_in_place, sync_folder
@@ -41,8 +41,8 @@ class BlockWriter:
 
     def __init__(self, source: Source, decomposition: Decomposition, resizable: bool):
         self.source, self.decomposition, self.resizable = source, decomposition, resizable
-        self.samples: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in SPLITS}
-        self.runs: dict[str, list[list[float]]] = {name: [] for name in SPLITS}
+        self.samples: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in source.splits}
+        self.runs: dict[str, list[list[float]]] = {name: [] for name in source.splits}
 
     def create_datasets(self, file: h5py.File, name: str, rows: slice) -> None:
         """Creates the datasets of a split for the ``rows`` of the set that this file holds."""
@@ -171,7 +171,7 @@ class SetFiles:
         """
         exists = self.joint.exists()
         with output(self.joint, named=self.path, exists=exists) as raw, WrittenFile(raw, "r+" if exists else "w") as file:
-            for name in SPLITS:
+            for name in source.splits:
                 group, samples = file.require_group(name), np.concatenate(written[name])
                 bounds = np.array([0, len(samples)] if self.one_file else np.cumsum([0, *map(len, written[name])]))
                 group["labels"] = source.splits[name].labels[samples].astype("<i8")

@@ -17,7 +17,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
-from ddcnn.data.sources import SPLITS, Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source
+from ddcnn.data.sources import Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.fitting import check_networks, check_trained
@@ -29,8 +29,8 @@ from ddcnn.parallel.world import World
 
 logger = logging.getLogger(__name__)
 OF_A_SOURCE = (
-    "train_samples", "test_samples", "image_size", "image_transform", "interpolation", "volume_size", "window", "test_fraction",
-    "skip_damaged", "mode", "nan", "follow_links",
+    "train_samples", "validation_samples", "test_samples", "validation_fraction", "image_size", "image_transform", "interpolation",
+    "volume_size", "window", "test_fraction", "skip_damaged", "mode", "nan", "follow_links",
 )  # settings that a partitioned set has followed already  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def partition_command(world: World, settings: PartitionSettings) -> None:
     if world.rank == 0:
         logger.info(
             "%s",
-            f"{settings.output}: {store.train_samples} + {store.test_samples} images of {times(store.shape)}, "
+            f"{settings.output}: {' + '.join(map(str, store.samples.values()))} images of {times(store.shape)}, "
             f"{len(store.decomposition)} subdomains{f'; {store.skipped} damaged ones skipped' if store.skipped else ''}",
         )
 
@@ -127,7 +127,7 @@ def _place(settings: RunSettings, options: SourceOptions, fingerprint: str, axes
     """Where the partitioned set of a source lies, or is to lie."""
     grid = settings.splitting.image_grid(settings.grid, axes)
     content = (replace(options, name="", data_root=Path(), download=False), grid, settings.overlap, settings.margin)
-    chosen = (settings.train_samples, settings.test_samples, settings.skip_damaged)
+    chosen = (settings.train_samples, settings.validation_samples, settings.test_samples, settings.skip_damaged)
     key = sha256(repr((fingerprint, content, chosen, SCHEMA_VERSION)).encode()).hexdigest()[:16]
     return settings.partitions / f"{short_name(settings.data)}-{times(grid)}-{key}.h5"
 
@@ -151,7 +151,7 @@ def source_options(settings: DataSettings, name: str) -> SourceOptions:
     return SourceOptions(
         name, settings.data_root, settings.download, settings.volumes, settings.image_size, settings.image_transform,
         settings.interpolation, settings.volume_size, settings.window, settings.test_fraction, settings.subset_seed,
-        mode=settings.mode, nan=settings.nan, follow_links=settings.follow_links,
+        mode=settings.mode, nan=settings.nan, follow_links=settings.follow_links, validation_fraction=settings.validation_fraction,
     )  # fmt: skip
 
 
@@ -163,8 +163,21 @@ def decompose(settings: DataSettings, source: Source) -> Decomposition:
 
 def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
     """The samples of each split that are used, (S,) int64."""
-    wanted = {"train": settings.train_samples, "test": settings.test_samples}
-    return {split: balanced_subset(source.splits[split].labels, wanted[split], settings.subset_seed, split) for split in SPLITS}
+    wanted = {"train": settings.train_samples, "validation": settings.validation_samples, "test": settings.test_samples}
+    if settings.train_samples and not settings.validation_samples and "validation" in source.drawn:
+        share = settings.validation_fraction / (1 - settings.validation_fraction)
+        proportional = max(len(source.class_names), round(share * settings.train_samples))
+        wanted["validation"] = min(len(source.splits["validation"]), proportional)
+    if settings.validation_samples and "validation" not in source.splits:
+        raise InputError(f"--validation-samples {settings.validation_samples}: with --validation-fraction 0 there are no validation images")
+    chosen = {}
+    for split, images in source.splits.items():
+        try:
+            chosen[split] = balanced_subset(images.labels, wanted[split], settings.subset_seed, split)
+        except InputError as error:
+            others = len(source.splits["validation"]) if split == "train" and "validation" in source.drawn else 0
+            raise InputError(f"{error}{f'; {others} others are for validation (--validation-fraction)' if others else ''}") from None
+    return chosen
 
 
 def partition_source(

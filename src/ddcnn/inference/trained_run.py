@@ -86,8 +86,13 @@ class TrainedRun:
             located = relocated(self.settings, self.folder.path, Origin.read(self.folder.origin))
             return os.path.realpath(located.data) == os.path.realpath(source)
         rows, examples, data = *self._examples, self.results.data
-        some = self.settings.train_samples or self.settings.test_samples or self.settings.data.lower().endswith(".h5")  # maybe
-        if not some and of != data.train_samples + data.test_samples:
+        some = (
+            self.settings.train_samples
+            or self.settings.validation_samples
+            or self.settings.test_samples
+            or self.settings.data.lower().endswith(".h5")
+        )  # maybe
+        if not some and of != data.train_samples + data.validation_samples + data.test_samples:
             return False
         seed = SourceOptions("", Path()).as_before(self.images.preprocessing).seed
         try:

@@ -32,10 +32,11 @@ class Images(BaseModel):
     class_names: tuple[str, ...]
     train_samples: int
     test_samples: int
+    validation_samples: int = 0
 
     @property
     def samples(self) -> str:
-        return f"{self.train_samples} + {self.test_samples}"
+        return " + ".join(str(samples) for samples in (self.train_samples, self.validation_samples, self.test_samples) if samples)
 
     def difference(self, now: "Images") -> str:
         """What is different ``now``; empty if the images are the same."""

@@ -124,7 +124,8 @@ class RunFolder:
         if self.config.is_file():
             settings = load(RunSettings, OF_AN_ATTEMPT, self.config)
             if "seed" in settings.model_fields_set:  # not an empty file, nor the beginning of one
-                return settings
+                older = "validation_fraction" not in settings.model_fields_set  # stored before there were validation images
+                return settings.model_copy(update={"validation_fraction": 0.0}) if older else settings
         raise InputError(f"{self}: {self.config.name} is missing, damaged or foreign; bring it back, or run again")
 
     def check_has_results(self) -> None:

@@ -1,4 +1,4 @@
-"""Sources: named sets, files and folders, each opened as two splits of labelled images that are read block by block.
+"""Sources: named sets, files and folders, each opened as splits of labelled images that are read block by block.
 
 To add a source, write a module with a function ``(SourceOptions) -> Source`` and enter it in one of the three tables below.
 """
@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.data.sources.array_files import array_file
-from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, balanced_subset, check, in_byte_order
+from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, Split, check, in_byte_order
 from ddcnn.data.sources.decoding import format_like
 from ddcnn.data.sources.digits import digits
 from ddcnn.data.sources.folders import class_folders
 from ddcnn.data.sources.resizing import fit_split
+from ddcnn.data.sources.splits import balanced_subset, complete
 from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.tables import TABLE, table_in
@@ -66,8 +67,8 @@ def open_source(options: SourceOptions) -> Source:
     if options.mode != "auto" and not source.fitted:
         raise InputError(f"--mode {options.mode} applies to image files, and {options.name} holds arrays: leave it out")
     splits = source.splits if source.fitted else {name: fit_split(split, options) for name, split in source.splits.items()}
-    splits["test"] = in_byte_order(splits["test"], splits["train"].dtype)
-    return replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing)
+    splits = {name: in_byte_order(split, splits["train"].dtype) for name, split in splits.items()}
+    return complete(replace(source, splits=splits, fitted=True, preprocessing=options.preprocessing), options)
 
 
 def is_path(name: str) -> bool:

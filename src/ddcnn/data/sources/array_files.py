@@ -1,6 +1,7 @@
 """Files of arrays, read a few samples at a time so that a file may be larger than memory.
 
-``.npz`` and ``.h5`` with x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels.
+``.npz`` and ``.h5`` with x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels; and, for validation,
+x_val, y_val or the like.
 """
 
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.sources.base import READ_BYTES, SPLITS, Source, SourceOptions, Split
+from ddcnn.data.sources.base import READ_BYTES, SPLIT_NAMES, Source, SourceOptions, Split
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import Damaged, parsing, reading
 
@@ -23,7 +24,10 @@ FILTERS = {
     307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard", 32017: "SZ", 32018: "FCIDECOMP",
     32024: "SZ3", 32026: "Blosc2", 32028: "SPERR", 32033: "HTJ2K",
 }  # of that package, by their numbers  # fmt: skip
-NAMES = {split: ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")) for split in SPLITS}  # images, labels
+NAMES = {
+    split: tuple(pair for name in names for pair in ((f"x_{name}", f"y_{name}"), (f"{name}_images", f"{name}_labels")))
+    for split, names in SPLIT_NAMES.items()
+}  # images, labels
 
 
 class NpyMember:
@@ -146,10 +150,11 @@ def array_file(options: SourceOptions) -> Source:
     splits = {}
     for split, pairs in NAMES.items():
         pair = next(((x, y) for x, y in pairs if x in arrays and y in arrays), None)
-        if pair is None:
-            wanted, other = (" and ".join(names) for names in pairs)
+        if pair:
+            splits[split] = array_split(options, arrays, *pair)
+        elif split == "train" or (split == "test" and "validation" not in splits):
+            wanted, other = (" and ".join(names) for names in pairs[:2])
             raise InputError(f"{options.name}: no {wanted} (or {other}) among its arrays: {', '.join(arrays)}")
-        splits[split] = array_split(options, arrays, *pair)
     labels = splits["train"].labels
     if labels.size and labels.min() > 0:
         raise InputError(f"{options.name}: the training labels begin with {labels.min()}; classes are 0, 1, 2 …: subtract {labels.min()}")

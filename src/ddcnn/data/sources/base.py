@@ -1,4 +1,4 @@
-"""Options, splits and sources, and the checks that every source must pass."""
+"""Options, splits and sources, and the checks that every source must pass. Module ``splits`` draws the splits that a source lacks."""
 
 import hashlib
 import json
@@ -11,12 +11,18 @@ import numpy as np
 
 from ddcnn.data.sources.decoding import MOST_BYTES, PixelFormat
 from ddcnn.errors import InputError
-from ddcnn.parallel.seeding import numpy_generator
 
 PIXEL_KINDS = "uif"  # NumPy's kinds: unsigned and signed integers, floats
-SPLITS = ("train", "test")
+SPLIT_NAMES = {
+    "train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test", "testing"),
+}  # what folders and cells of tables are called, in lower case  # fmt: skip
+SPLITS = tuple(SPLIT_NAMES)
 NOT_STORED = ("name", "data_root", "download", "follow_links", "pixels", "known")  # of SourceOptions: not part of ``preprocessing``
-UNLESS_DEFAULT = {"mode": "auto", "nan": "refuse"}  # stored only if they differ, so that digests of sets are what they were
+UNLESS_DEFAULT = {
+    "mode": "auto",
+    "nan": "refuse",
+    "validation_fraction": 0,
+}  # stored only if they differ, so that digests of sets are what they were
 READ_BYTES = 1 << 24  # of samples in memory at a time before they are resized; they may be much larger than afterwards
 
 
@@ -53,7 +59,8 @@ class SourceOptions:
         volume_size: depth, rows, columns after resampling; None: no resampling.
         window: lowest and highest intensity, to which values are clipped before the resizing.
         test_fraction: share of test samples, for sources without a test split.
-        seed: of the choice of test samples.
+        validation_fraction: share of the training samples, for sources without a validation split; 0: no validation split at all.
+        seed: of the choice of test and validation samples.
         pixels: format that image files are converted to; None: the one that they share.
         known: gives (*spatial, C) and the type of all images of files with a fingerprint and a number of spatial axes, if they are known,
             so that headers need not be read.
@@ -78,6 +85,7 @@ class SourceOptions:
     mode: str = "auto"
     nan: str = "refuse"
     follow_links: bool = False
+    validation_fraction: float = 0.0
 
     @property
     def preprocessing(self) -> str:
@@ -101,7 +109,7 @@ class Split:
         labels: (S,) int64, in 0 ... K-1; -1 for unknown labels of images to be classified.
         read: returns the images (n, *spatial, C) in ``dtype`` of ascending indices (n,) int64; fastest if successive calls ascend, too.
             Raises DamagedSample for a sample that cannot be read, InputError for a file of arrays.
-        name: of sample i, for messages.
+        name: of sample i, for messages: its file, or its number in the source.
     """
 
     shape: tuple[int, ...]
@@ -119,13 +127,14 @@ class Source:
     """A data set.
 
     Attributes:
-        splits: "train" and "test".
+        splits: "train", "test" and, if there are such images, "validation"; an opener gives those that the source itself has, and
+            ``open_source`` the others.
         class_names: K names; of those that occur twice, as in ImageNet, the later ones get their number.
         fingerprint: changes when the content does.
         in_memory: whether the set's library loads it whole; then one rank loads and partitions it alone.
         fitted: whether images are clipped and resized already; if not, ``open_source`` adds that.
         preprocessing: see ``SourceOptions``.
-        drawn: whether the splits were drawn by ``--test-fraction``.
+        drawn: the splits that were drawn from the training images.
     """
 
     name: str
@@ -135,7 +144,7 @@ class Source:
     in_memory: bool = False
     fitted: bool = False
     preprocessing: str = ""
-    drawn: bool = False
+    drawn: frozenset[str] = frozenset()
 
     def __post_init__(self):
         first = {name: k for k, name in reversed(list(enumerate(self.class_names)))}
@@ -148,48 +157,8 @@ class Source:
         return self.splits["train"].shape[1:]
 
 
-def balanced_subset(labels: np.ndarray, samples: int | None, seed: int, split: str) -> np.ndarray:
-    """Ascending indices of a seeded subset with numbers per class as equal as possible; all indices for None.
-
-    Raises:
-        InputError: the split has fewer samples.
-    """
-    if samples is None:
-        return np.arange(len(labels))
-    if samples > len(labels):
-        raise InputError(f"--{split}-samples {samples}: the {split} split has only {len(labels)} samples")
-    classes = _shuffled_classes(labels, seed, f"subset {split}")
-    rank_in_class = np.concatenate([np.arange(len(indices)) for indices in classes])
-    return np.sort(np.concatenate(classes)[np.argsort(rank_in_class, kind="stable")[:samples]])  # the first of each class, the second …
-
-
-def split_by_fraction(options: SourceOptions, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Ascending indices of a seeded training and test split of (S,) labels, with the same fraction of every class.
-
-    A class of two or more samples has at least one in each split; the sample of a class of one is for training.
-
-    Raises:
-        InputError: a fraction outside of (0, 1), or no class with two samples.
-    """
-    fraction = options.test_fraction
-    if not 0 < fraction < 1:
-        raise InputError(f"--test-fraction {fraction}: must lie between 0 and 1")
-    classes = _shuffled_classes(labels, options.seed, "test fraction")
-    test = np.sort(np.concatenate([indices[: min(len(indices) - 1, max(1, round(fraction * len(indices))))] for indices in classes]))
-    if not test.size:
-        raise InputError(f"{options.name}: no class has two samples, one to train and one to test on; give every class two or more")
-    return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
-
-
-def _shuffled_classes(labels: np.ndarray, seed: int, purpose: str) -> list[np.ndarray]:
-    """The indices of each class that occurs, shuffled."""
-    order = numpy_generator(seed, purpose).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    return np.split(order, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
-
-
 def in_memory(name: str, arrays: dict[str, tuple[np.ndarray, np.ndarray]], class_names) -> Source:
-    """A source of loaded arrays, {"train": (images (S, rows, columns[, C]), labels (S,)), "test": ...}."""
+    """A source of loaded arrays by split, {"train": (images (S, rows, columns[, C]), labels (S,)), …}."""
     splits, digest = {}, hashlib.sha256()
     for split, (images, labels) in arrays.items():
         images = np.ascontiguousarray(images)
@@ -218,12 +187,13 @@ def check(source: Source) -> None:
     Raises:
         InputError: splits of different images, no pixels or pixels that are not numbers, labels out of range, a single class.
     """
-    train, test = source.splits["train"], source.splits["test"]
-    if train.shape[1:] != test.shape[1:] or not same_type(train.dtype, test.dtype):
-        raise InputError(
-            f"{source.name}: training images are {train.shape[1:]} {train.dtype}, test images {test.shape[1:]} {test.dtype}; "
-            "they must be alike: convert them to one size and type"
-        )
+    train = source.splits["train"]
+    for name, split in source.splits.items():
+        if train.shape[1:] != split.shape[1:] or not same_type(train.dtype, split.dtype):
+            raise InputError(
+                f"{source.name}: training images are {train.shape[1:]} {train.dtype}, {name} images {split.shape[1:]} {split.dtype}; "
+                "they must be alike: convert them to one size and type"
+            )
     if train.dtype.kind not in PIXEL_KINDS or train.dtype.itemsize > 8:
         ways_out = {"c": "; give the magnitude (numpy.abs), or real and imaginary parts as two channels", "b": ": convert them to uint8"}
         way_out = ways_out.get(train.dtype.kind, "")

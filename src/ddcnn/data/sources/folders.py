@@ -1,4 +1,4 @@
-"""Folders of class folders: ROOT/train/CLASS/… with ROOT/test/CLASS/…, or ROOT/CLASS/… split by a fraction."""
+"""Folders of class folders: ROOT/train/CLASS/… with ROOT/validation/CLASS/… and ROOT/test/CLASS/…, or ROOT/CLASS/… alone."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddcnn.data.sources.base import Source, SourceOptions, split_by_fraction
+from ddcnn.data.sources.base import SPLIT_NAMES, SPLITS, Source, SourceOptions
 from ddcnn.data.sources.decoding import SUFFIXES, PixelFormat, decode, format_like
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
@@ -21,9 +21,7 @@ OTHER_SUFFIXES = (
     ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".nii", ".nii.gz", ".pbm", ".pnm",
     ".svg", ".tga",
 )  # fmt: skip
-TRAIN = ("train", "training")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN")  # of unpackers and disks
-TEST = ("test", "testing", "val", "validation", "valid")  # the first that exists is the test split
 logger = logging.getLogger(__name__)
 
 
@@ -60,9 +58,8 @@ def labelled_folders(walk: "Walk", options: SourceOptions) -> tuple[LabelledFile
     by_split = {split: list(_class_files(walk, folder, class_names)) for split, folder in split_folders.items()}
     paths = [path for files in by_split.values() for path, _ in files]
     labels = np.array([label for files in by_split.values() for _, label in files], np.int64)
-    border = len(by_split["train"])
-    splits = {"train": np.arange(border), "test": np.arange(border, len(paths))}
-    splits = splits if "test" in by_split else split_by_fraction(options, labels)
+    borders = np.cumsum([0, *map(len, by_split.values())])
+    splits = {split: np.arange(a, b) for split, a, b in zip(by_split, borders, borders[1:], strict=False)}
     walk.tell()
     return LabelledFiles(root, paths, labels, splits, range(len(class_names))), list(map(file_name, class_names))
 
@@ -77,23 +74,27 @@ def _format_and_shape(files: LabelledFiles, fit: Fit) -> tuple[PixelFormat, tupl
 
 
 def _split_folders(walk: "Walk") -> dict[str, Path]:
-    """The folders of the splits; only "train" if the test split is to be a fraction of it."""
+    """The folders of the splits that there are; of a folder without splits, and of the only folder in it, "train"."""
     root = walk.root
     folders = dict(walk.subfolders(root))
-    by_name = {name.casefold(): path for name, path in folders.items()}
-    train = next((by_name[name] for name in TRAIN if name in by_name), None)
-    test = next((by_name[name] for name in TEST if name in by_name), None)
-    if train and test:
-        return {"train": train, "test": test}
-    split = train or test
-    if split and len(folders) > 1 and not walk.subfolders(split):
-        return {"train": root}  # a class that happens to be called so: it holds images, as the others beside it do
-    if split and len(folders) > 1:
+    found = named_splits(folders)
+    if "train" in found and len(found) > 1:
+        return found
+    for split in found.values() if len(folders) > 1 else ():
+        if not walk.subfolders(split):
+            return {"train": root}  # a class that happens to be called so: it holds images, as the others beside it do
         raise InputError(
-            f"{split} looks like a split, but {root} has no other: give train and test, or class folders alone; "
-            f"if it is a class, put all class folders into {root / TRAIN[0]}"
+            f"{split} looks like a split, but {root} has no {'other' if len(found) == 1 else 'train'}: give train and test, or class "
+            f"folders alone; if it is a class, put all class folders into {root / 'train'}"
         )
-    return {"train": split or root}
+    return {"train": next(iter(found.values()), root)}
+
+
+def named_splits(folders: dict[str, Path]) -> dict[str, Path]:
+    """Those of the folders, by name, that are called like splits, by split."""
+    by_name = {name.casefold(): path for name, path in folders.items()}
+    called = {split: [name for name in names if name in by_name] for split, names in SPLIT_NAMES.items()}
+    return {split: by_name[called[split][0]] for split in SPLITS if called[split]}
 
 
 def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator[tuple[Path, int]]:

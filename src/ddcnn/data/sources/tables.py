@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddcnn.data.sources.base import SPLITS
+from ddcnn.data.sources.base import SPLIT_NAMES, SPLITS
 from ddcnn.data.sources.folders import Walk
 from ddcnn.errors import InputError
 
@@ -104,9 +104,11 @@ def _row(walk: Walk, table: Path, where: str, values: dict[str, str]) -> Row:
     if not walk.follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
     path = walk.sample(path, where)
-    if split is not None and split.casefold() not in SPLITS:
-        raise InputError(f"{where}: split {split!r}; expected train or test")
-    return Row(table, where, path, label, None if split is None else split.casefold())
+    if split is not None:
+        split = next((name for name in SPLITS if split.casefold() in SPLIT_NAMES[name]), split)
+        if split not in SPLITS:
+            raise InputError(f"{where}: split {split!r}; expected train, validation or test")
+    return Row(table, where, path, label, split)
 
 
 def _inside(root: Path, name: str) -> Path | None:

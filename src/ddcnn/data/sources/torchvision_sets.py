@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory, split_by_fraction
+from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, in_memory
 from ddcnn.data.sources.decoding import format_of, to_array
 from ddcnn.data.sources.image_headers import Header, Headers
 from ddcnn.data.sources.resizing import Fit, sample_by_sample
@@ -21,8 +21,11 @@ from ddcnn.errors import InputError
 from ddcnn.networks.torchvision_compat import import_torchvision
 from ddcnn.parallel.heartbeat import beat, unjudged
 
-TRAIN_NAMES = ("train", "trainval")  # names of splits; the first that the set has is taken
-TEST_NAMES = ("test", "val", "valid")
+NAMES = {
+    "train": ("train", "trainval"),
+    "validation": ("val", "valid"),
+    "test": ("test",),
+}  # of splits; the first that the set has is taken
 PROBES = 256  # samples whose mode and size are looked at: torchvision decodes them; another mode is refused when it is read
 LABELS = ("targets", "labels", "_labels", "y")
 PAIRS = ("_samples", "samples", "imgs")  # lists of (file, label)
@@ -35,6 +38,10 @@ OTHER_TASKS = (
 
 class NoLabels(InputError):
     """A split without a class number per sample."""
+
+
+class NoSplit(InputError):
+    """A set without a split."""
 
 
 @cache
@@ -99,27 +106,36 @@ def torchvision_set(options: SourceOptions, class_name: str) -> Source:
 
     if "train" in parameters and "split" not in wanted:
         sets = {"train": make(train=True), "test": make(train=False)}
-        labels = {split: _labels(options, split, sets[split]) for split in SPLITS}
+        labels = {split: _labels(options, split, dataset) for split, dataset in sets.items()}
     elif "split" in parameters:
-        sets, labels = {}, {}
-        for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES)):
-            sets[split], labels[split] = _first_usable(options, split, names, make)
+        found = {"train": _first_usable(options, "train", make)}
+        try:
+            found["test"] = _first_usable(options, "test", make)
+        except NoSplit as none:
+            with suppress(NoSplit):
+                found["validation"] = _first_usable(options, "validation", make)
+            if len(found) == 1:
+                raise none from None
+        if options.validation_fraction and "test" in found:
+            with suppress(NoSplit):
+                found["validation"] = _first_usable(options, "validation", make)
+        sets, labels = ({split: found[split][k] for split in SPLITS if split in found} for k in (0, 1))
     else:
-        sets = {"all": make()}
-        labels = {"all": _labels(options, "all", sets["all"])}
-    return replace(_source(options, sets, labels), drawn="all" in sets)
+        sets = {"train": make()}
+        labels = {"train": _labels(options, "all", sets["train"])}
+    return _source(options, sets, labels)
 
 
-def _first_usable(options: SourceOptions, split: str, names: tuple[str, ...], make: Callable):
-    """The set and the labels of the first of a split's ``names`` that exists and has labels."""
+def _first_usable(options: SourceOptions, split: str, make: Callable):
+    """The set and the labels of the first of a split's names that exists and has labels; NoSplit if there is none."""
     problem: Exception | None = None
-    for name in names:
+    for name in NAMES[split]:
         try:
             dataset = make(split=name)
             return dataset, _labels(options, name, dataset)
         except (ValueError, NoLabels) as error:  # torchvision raises ValueError for a split that the set does not have
             problem = problem or error
-    raise InputError(f"--data {options.name}: no usable {split} split ({problem})")
+    raise NoSplit(f"--data {options.name}: no usable {split} split ({problem})")
 
 
 def _labels(options: SourceOptions, split: str, dataset) -> np.ndarray:
@@ -138,43 +154,33 @@ def _labels(options: SourceOptions, split: str, dataset) -> np.ndarray:
 
 
 def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -> Source:
-    """A source out of torchvision's sets "train" and "test", or of the set "all", which is split by ``--test-fraction``."""
-    first = next(iter(sets.values()))
+    """A source out of torchvision's sets, by split."""
+    first = sets["train"]
     known = max(int(values.max(initial=0)) for values in labels.values()) + 1
     names = getattr(first, "classes", None) or ()
     names = tuple(map(str, names if len(names) >= known else range(known)))
-    chosen = split_by_fraction(options, labels["all"]) if "all" in sets else None
-    arrays = {name: images for name, dataset in sets.items() if (images := _array(dataset)) is not None}
+    arrays = {split: images for split, dataset in sets.items() if (images := _array(dataset)) is not None}
     if len(arrays) == len(sets):
-        if chosen:
-            return in_memory(options.name, {split: (arrays["all"][i], labels["all"][i]) for split, i in chosen.items()}, names)
         return in_memory(options.name, {split: (images, labels[split]) for split, images in arrays.items()}, names)
     headers, fit = Headers(), Fit(options, 2)
-    parts = {}  # of each split, the set that its images are in, and their labels and indices there
-    for split in SPLITS:
-        name = "all" if chosen else split
-        indices = chosen[split] if chosen else np.arange(len(sets[name]))
-        parts[split] = sets[name], labels[name][indices], indices
     for dataset in sets.values():
         probes = np.unique(np.linspace(0, len(dataset) - 1, min(PROBES, len(dataset))).astype(int)).tolist()
         headers.read(probes, partial(_header, options, dataset), lambda i: f"{options.name} sample {i}")
     pixels, shape = headers.common(options.pixels, options.mode, fit.size, fit.option)
     digest = hashlib.sha256(repr((type(first).__name__, names, _files(options.data_root))).encode())
-    for _, numbers, indices in parts.values():
-        digest.update(indices.data)
+    for numbers in labels.values():
         digest.update(numbers.data)
 
-    def split_of(dataset, numbers: np.ndarray, indices: np.ndarray) -> Split:
+    def split_of(split: str) -> Split:
         def name(i: int) -> str:
-            return f"{options.name} sample {indices[i]}"
+            return f"{options.name} {split} sample {i}"
 
         def load(i: int) -> np.ndarray:
-            return to_array(dataset[int(indices[i])][0], pixels, name(i), options.mode, "give --mode grey or rgb")
+            return to_array(sets[split][i][0], pixels, name(i), options.mode, "give --mode grey or rgb")
 
-        return sample_by_sample(numbers, shape, pixels.dtype, fit, load, name)
+        return sample_by_sample(labels[split], shape, pixels.dtype, fit, load, name)
 
-    splits = {split: split_of(*part) for split, part in parts.items()}
-    return Source(options.name, splits, names, digest.hexdigest(), fitted=True)
+    return Source(options.name, {split: split_of(split) for split in sets}, names, digest.hexdigest(), fitted=True)
 
 
 def _header(options: SourceOptions, dataset, i: int) -> Header:

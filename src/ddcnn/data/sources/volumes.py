@@ -17,7 +17,7 @@ import numpy as np
 import ddcnn.data.sources.dicom as dicom
 import ddcnn.data.sources.nifti as nifti
 import ddcnn.data.sources.stacks as stacks
-from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions, split_by_fraction
+from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions
 from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
 from ddcnn.data.sources.folders import Walk, counted, labelled_folders
 from ddcnn.data.sources.image_headers import more
@@ -44,13 +44,11 @@ def labelled_volumes(options: SourceOptions) -> Source:
     class_names = class_names_of(rows)
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
-    if rows[0].split is None:
-        splits = split_by_fraction(options, labels)
-    else:
-        splits = {split: np.flatnonzero([row.split == split for row in rows]) for split in SPLITS}
-        for split, indices in splits.items():
-            if not indices.size:
-                raise InputError(f"{rows[0].table}: no line has the split {split}; leave the column out to split by --test-fraction")
+    splits = {"train": np.arange(len(rows))}
+    if rows[0].split is not None:
+        splits = {split: indices for split in SPLITS if (indices := np.flatnonzero([row.split == split for row in rows])).size}
+        if missing := "train" if "train" not in splits else "test" if len(splits) == 1 else "":
+            raise InputError(f"{rows[0].table}: no line has the split {missing}; leave the column out to split by --test-fraction")
         trained = set(labels[splits["train"]].tolist())
         for row in rows:
             if number[row.label] not in trained:
