@@ -214,7 +214,7 @@ class RunSettings(DataSettings, TrainingSettings):
 
     output: Path | None = option(Group.OUTPUT, None, "folder of the results (default: runs/DATA-GRID-DATE)", "DIR")
     overwrite: bool = option(Group.OUTPUT, False, "replace the run in --output")
-    evaluate_every: int = option(Group.OUTPUT, 1, "epochs between evaluations on the test images; 0: none while training", "E", ge=0)
+    evaluate_every: int = option(Group.OUTPUT, 1, "epochs between evaluations on the validation images; 0: none while training", "E", ge=0)
     figures: bool = option(Group.OUTPUT, True, "draw figures at the end of the run; ddcnn report RUN draws them later")
     tensorboard: bool = option(Group.OUTPUT, False, "also write metrics for TensorBoard, into tensorboard/ in --output")
 
@@ -229,6 +229,16 @@ class RunSettings(DataSettings, TrainingSettings):
     def needs(self, phase: str) -> bool:
         """Whether one of the methods needs this phase."""
         return any(phase in self.phases_of(name) for name in self.methods)
+
+    @property
+    def keeps(self) -> str:
+        """Which epoch's parameters are kept, "best" or "last"."""
+        return self.keep or ("last" if self.early_stopping is None else "best")
+
+    @property
+    def selects(self) -> str:
+        """The option by which validation images decide something; empty if they do not."""
+        return "--early-stopping" if self.early_stopping is not None else "--keep best" if self.keep == "best" else ""
 
     def divisor(self, subdomains: int) -> float:
         """The factor by which the local CNNs of N subdomains are narrower than the global CNN."""
@@ -280,6 +290,8 @@ class RunSettings(DataSettings, TrainingSettings):
                 "correspond; use another interface, or --dnn-data holdout"
             )
         self.check_warmup(self._schedules())
+        if self.selects and not self.evaluate_every:
+            raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")
         if self.resume and self.overwrite:
             raise ValueError("--overwrite deletes the run that --resume continues: give only one of them")
         return self

@@ -32,6 +32,13 @@ class TrainingSettings(BaseModel):
         Group.LOCAL, 0.0, "epochs in which the learning rate rises to the schedules cosine and constant; one-cycle has a rise of its own",
         "EPOCHS", ge=0,
     )  # fmt: skip
+    early_stopping: int | None = option(
+        Group.LOCAL, None, "end a training after E epochs without a better validation accuracy (default: never)", "E", ge=1
+    )
+    keep: Literal["best", "last"] | None = option(
+        Group.LOCAL, None, "which epoch's parameters are kept, the best on the validation images or the last (default: last, with "
+        "--early-stopping best)", "best|last",
+    )  # fmt: skip
 
     transfer_epochs: int = option(Group.JOINT, 4, "epochs of joint training from the trained local CNNs and DNN", "E", ge=1)
     frozen_epochs: int = option(Group.JOINT, 0, "epochs of transfer before these, in which the local CNNs are frozen", "E", ge=0)

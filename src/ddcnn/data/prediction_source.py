@@ -128,7 +128,7 @@ def _completed(options: SourceOptions, found: dict[str, Split], wanted: Wanted) 
 
     They are drawn if the files are the run's, or if one of them is asked for; without two files of a class all are test images.
     """
-    if wanted.unlabelled or wanted.split in ("all", "test", "validation") and wanted.split in (*found, "all"):
+    if wanted.unlabelled or (wanted.split in ("all", "test", "validation") and wanted.split in (*found, "all")):
         return found
     whole = found.get("all", found.get("train") if len(found) > 1 else None)
     if whole is not None and np.bincount(whole.labels + 1)[1:].max(initial=0) > 1:

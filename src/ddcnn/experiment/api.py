@@ -4,6 +4,7 @@ The steps are those of ``ddcnn run``, with its options and its seeds, so that th
 folder, no checkpoints, no watch over the ranks; under mpirun, start a script with ``python -m mpi4py``, which ends all ranks if one fails.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -20,7 +21,8 @@ from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.interface import evaluate_interface, gather_interface
 from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.data_parallel import classify_together
+from ddcnn.training.loop import Callback, Recipe, Trainer
 
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (
@@ -56,15 +58,21 @@ class DecomposedProblem:
     Attributes:
         owned: the subdomains that this rank trains, in its order.
         store: the images, a ``PartitionedSet``; its ``decomposition`` is the geometry, a ``Decomposition``.
-        labels: (S,) int64 per split, "train" and "test".
+        labels: (S,) int64 per split, "train", "test" and, if there are validation images, "validation".
     """
 
     def __init__(self, problem: Problem):
         self._problem = problem
         self.owned, self.store, self.labels = problem.owned, problem.store, problem.labels
 
-    def _trainer(self, recipe: Recipe, role: str, subdomain: int = 0) -> Trainer:
-        return Trainer(recipe, self._problem.policy, self._problem.networks.seeds(role, subdomain))
+    def _trainer(
+        self, recipe: Recipe, ranks: World, classify: Callable[[nn.Module], np.ndarray | None], role: str, subdomain: int = 0
+    ) -> Trainer:
+        """What trains a network; ``classify`` its validation images if these decide something (``early_stopping``, ``keep``)."""
+        problem, callback = self._problem, Callback()
+        if problem.settings.selects:
+            callback = problem.validated(callback, classify, ranks, recipe.epochs)
+        return Trainer(recipe, problem.policy, problem.networks.seeds(role, subdomain), callback)
 
     def train_local(self, index: int) -> nn.Module:
         """Trains the local CNN f_i of a subdomain of this rank, without communication (the ranks of its group together).
@@ -78,16 +86,21 @@ class DecomposedProblem:
         problem = self._problem
         if index not in self.owned:
             raise ValueError(f"subdomain {index} is not one of this rank's, {list(self.owned)}")
-        trainer, make = self._trainer(problem.local_recipe, "local", index), problem.networks.make_local(index)
+        group, validation = problem.groups.data_parallel, problem.subimages("validation", index) if problem.settings.selects else None
+
+        def classify(network: nn.Module) -> np.ndarray | None:
+            return classify_together(group, network, validation, problem.store.validation_samples, problem.policy) if validation else None
+
+        trainer, make = self._trainer(problem.local_recipe, group, classify, "local", index), problem.networks.make_local(index)
         images, chosen = problem.subimages("train", index), problem.dnn_samples.for_cnn
-        return train_local(problem.groups.data_parallel, trainer, make, images, chosen)
+        return train_local(group, trainer, make, images, chosen)
 
     def gather(self, local_cnns: list[nn.Module], split: str, interface: str | None = None) -> np.ndarray | None:
         """What all local CNNs say of the images: (S, N, C) float32 on rank 0, None on the others; all ranks together.
 
         Args:
             local_cnns: of this rank's subdomains, in the order of ``owned``.
-            split: "test", or "train": the images that the DNN learns from (all, but with ``dnn_data="holdout"``).
+            split: "test", "validation", or "train": the images that the DNN learns from (all, but with ``dnn_data="holdout"``).
             interface: "probabilities" for the p_i, C = K, "logits" or "features"; None for that of the options, the only one that
                 ``train_dnn`` and ``decide`` understand.
 
@@ -99,7 +112,7 @@ class DecomposedProblem:
         for name, value, allowed in (("interface", interface, get_args(Interface)), ("split", split, tuple(self.labels))):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r}: known are {', '.join(allowed)}")
-        chosen = problem.dnn_samples.for_dnn if split == "train" else np.arange(self.store.test_samples)
+        chosen = problem.dnn_samples.for_dnn if split == "train" else np.arange(self.store.samples[split])
         group, values = problem.groups.data_parallel, []
         for index, network in zip(self.owned, local_cnns, strict=True):
             images = problem.subimages(split, index)
@@ -108,10 +121,24 @@ class DecomposedProblem:
                 values.append(part)
         return gather_interface(problem.groups.across_subdomains, np.stack(values)) if values else None
 
-    def train_dnn(self, values: np.ndarray) -> nn.Module:
-        """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K)."""
+    def train_dnn(self, values: np.ndarray, validation: np.ndarray | None = None) -> nn.Module:
+        """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K).
+
+        Args:
+            validation: those of "validation", which ``early_stopping`` and ``keep="best"`` need.
+
+        Raises:
+            ValueError: they are needed, and missing.
+        """
         problem = self._problem
-        trainer = replace(self._trainer(problem.dnn_recipe, "dnn"), policy=problem.networks.fp32_policy)
+        if problem.settings.selects and validation is None:
+            raise ValueError(f"{problem.settings.selects} needs the interface values of the validation images")
+
+        def classify(network: nn.Module) -> np.ndarray | None:
+            return None if validation is None else self.decide(network, validation)
+
+        trainer = self._trainer(problem.dnn_recipe, problem.world.alone(), classify, "dnn")
+        trainer = replace(trainer, policy=problem.networks.fp32_policy)
         labels = self.labels["train"][problem.dnn_samples.for_dnn]
         return train_dnn(trainer, values, labels, problem.settings.interface, problem.networks.classes)
 

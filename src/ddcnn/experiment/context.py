@@ -31,13 +31,13 @@ class RecordedEpochs(WrappedCallback):
 
     Attributes:
         epochs: number of epochs that is shown.
-        record: records an epoch of the network; None does not.
+        record: records an epoch; None does not.
         title: what a line begins with.
     """
 
     progress: Progress
     epochs: int
-    record: Callable[[nn.Module, Epoch], None] | None = None
+    record: Callable[[Epoch], None] | None = None
     title: str = ""
 
     def restore(self, state: TrainState) -> None:
@@ -46,9 +46,14 @@ class RecordedEpochs(WrappedCallback):
 
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
         if self.record:
-            with state.evaluated() as network:
-                self.record(network, epoch)
-        self.progress.advance(f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+            self.record(epoch)
+        text = f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
+        if epoch.validation:
+            text += f"  validation {epoch.validation.accuracy:.3f}"
+        if epoch.stops_early and state.kept:
+            text += f"; stops early, no better one since epoch {state.kept.epoch}"
+            self.progress.skip(self.epochs - epoch.epoch)
+        self.progress.advance(text)
         super().after_epoch(state, epoch)
 
 
@@ -66,15 +71,6 @@ class RunContext:
 
     def progress(self, title: str, epochs: int) -> Progress:
         return Progress(title, epochs, self.problem.settings.progress if self.problem.world.rank == 0 else "none", overall=self.overall)
-
-    def evaluates(self, epoch: Epoch) -> bool:
-        """Whether the test images are classified after this epoch."""
-        every = self.problem.settings.evaluate_every
-        return bool(every) and epoch.epoch % every == 0
-
-    def test_accuracy(self, probabilities: np.ndarray | None) -> float | None:
-        """Accuracy of probabilities (S_test, K); None where there are none."""
-        return None if probabilities is None else float((probabilities.argmax(1) == self.problem.labels["test"]).mean())
 
     def checkpointer(
         self, name: str, recipe: Recipe, samples: int, records: Records, ranks: World, others_stop: Callable[[], bool] = lambda: False
@@ -97,28 +93,29 @@ class RunContext:
 
     @contextmanager
     def joint_training(
-        self, method: str, name: str, epochs: int, classify: Callable[[], np.ndarray | None]
+        self, method: str, name: str, epochs: int, classify: Callable[[nn.Module], np.ndarray | None]
     ) -> Iterator[Callable[[Recipe, str], Trainer]]:
         """Context of training the network ``name`` of all subdomains, with all ranks.
 
         Args:
-            classify: the test probabilities on rank 0. The accuracy after the last epoch is recorded as the method's.
+            classify: the validation probabilities on rank 0. The score after the last epoch is recorded as the method's.
 
         Yields:
             what makes the trainer of a recipe, and of a stage of the training if it has several.
         """
         problem, timeline = self.problem, self.problem.world.timeline
 
-        def record(_: nn.Module, epoch: Epoch) -> None:
-            probabilities = classify() if self.evaluates(epoch) and epoch.epoch < epochs else None
+        def record(epoch: Epoch) -> None:
             with problem.world.raise_on_all_ranks():
-                self.results.epoch(method, None, epoch, self.test_accuracy(probabilities))
+                self.results.epoch(method, None, epoch)
 
         def trainer(recipe: Recipe, stage: str) -> Trainer:
             samples, records = problem.store.train_samples, self.results.records(method, None)
             role = f"{method} {stage}".strip()
             checkpointer = self.checkpointer(role.replace(" ", "-"), recipe, samples, records, problem.world)
-            return Trainer(recipe, problem.policy, problem.networks.seeds(role), RecordedEpochs(checkpointer, progress, epochs, record))
+            recorded = RecordedEpochs(checkpointer, progress, epochs, record)
+            callback = problem.validated(recorded, classify, problem.world, recipe.epochs, decides=not stage)
+            return Trainer(recipe, problem.policy, problem.networks.seeds(role), callback)
 
         with (
             failing_in(name, f"--{method}-lr"),

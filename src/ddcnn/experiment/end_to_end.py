@@ -25,16 +25,18 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     epochs = frozen_epochs + recipe.epochs
     network = CoherentNetwork(problem.groups.across_subdomains, settings.interface, local_cnns, dnn)
 
-    def classify() -> np.ndarray | None:
-        return classify_together(group, network, test, problem.store.test_samples, policy)
+    def classify(split: str = "validation") -> np.ndarray | None:
+        return classify_together(group, network, images[split], problem.store.samples[split], policy)
 
-    with context.joint_training(method, method, epochs, classify) as trainer:
-        training, test = problem.owned_subimages("train"), problem.owned_subimages("test")
+    with context.joint_training(method, method, epochs, lambda _: classify()) as trainer:
+        images = {split: problem.owned_subimages(split) for split in problem.store.samples if split != "test"}
         frozen = trainer(replace(recipe, epochs=frozen_epochs), "frozen") if frozen_epochs else None
-        train_coherent(group, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples), frozen)
+        train_coherent(group, trainer(recipe, ""), network, images["train"], np.arange(problem.store.train_samples), frozen)
+        score = problem.score_of(classify()) if problem.validates else None
+        images["test"] = problem.owned_subimages("test")
         captured: list[np.ndarray] = []  # inputs of the DNN, (B, N·C) per batch, of rank 0's share of the samples
         with dnn.register_forward_pre_hook(lambda _, inputs: None if world.rank else captured.append(inputs[0].cpu().numpy())):
-            probabilities = classify()
+            probabilities = classify("test")
         with world.raise_on_all_ranks():
             for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
                 context.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **networks.about_local(index))
@@ -47,7 +49,7 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
             values = values.reshape(len(values), networks.subdomains, -1)
             decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
             classes, parameters = probabilities.argmax(axis=1), count_parameters(dnn)
-            results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters, decision))
+            results.method(method, Decided(classes, recipe.batch_size, score, probabilities, parameters, decision))
 
 
 def run_transfer(context: RunContext, local_cnns: list[nn.Module], dnn: nn.Module | None) -> None:
@@ -67,22 +69,24 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
     problem, results = context.problem, context.results
     world, networks, policy, recipe = problem.world, problem.networks, problem.policy, problem.joint_recipe(method, problem.world.size)
 
-    def classify() -> np.ndarray | None:
-        return classify_together(world, network, test, problem.store.test_samples, policy)
+    def classify(split: str = "validation") -> np.ndarray | None:
+        return classify_together(world, network, images[split], problem.store.samples[split], policy)
 
-    with context.joint_training(method, f"{method} CNN", recipe.epochs, classify) as trainer:
-        training, test = problem.whole_images("train"), problem.whole_images("test")
+    with context.joint_training(method, f"{method} CNN", recipe.epochs, lambda _: classify()) as trainer:
+        images = {split: problem.whole_images(split) for split in problem.store.samples if split != "test"}
         network = networks.new_global(method)
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
-            accuracy = context.test_accuracy(classify())
+            start = replace(START, validation=problem.score_of(classify()) if problem.validates else None)
             with world.raise_on_all_ranks():
-                results.epoch(method, None, START, accuracy)
-        train_data_parallel(world, trainer(recipe, ""), network, training, np.arange(problem.store.train_samples))
-        probabilities = classify()
+                results.epoch(method, None, start)
+        train_data_parallel(world, trainer(recipe, ""), network, images["train"], np.arange(problem.store.train_samples))
+        score = problem.score_of(classify()) if problem.validates else None
+        images["test"] = problem.whole_images("test")
+        probabilities = classify("test")
         if probabilities is not None:
             classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
-            results.method(method, Decided(classes, recipe.batch_size, probabilities, parameters))
+            results.method(method, Decided(classes, recipe.batch_size, score, probabilities, parameters))
         with world.raise_on_all_ranks():
             if world.rank == 0:
                 context.save(method, network, **networks.about_global(method))

@@ -117,8 +117,9 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
         check_store(ranks, settings, store)
         check_trained(settings, store.decomposition, store, store.dtype, resumed)
         return None, given
-    decomposition = decompose(settings, source)
-    check_fits(ranks, settings, decomposition, len(select(settings, source)["train"]), source.shape[-1], len(source.class_names))
+    decomposition, selected = decompose(settings, source), select(settings, source)
+    check_validates(settings, "validation" in selected)
+    check_fits(ranks, settings, decomposition, len(selected["train"]), source.shape[-1], len(source.class_names))
     check_trained(settings, decomposition, source, source.splits["train"].dtype.str, resumed)
     return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
 
@@ -243,8 +244,15 @@ def check_given(settings: RunSettings, store: PartitionedSet, of_a_source: Seque
 
 
 def check_store(ranks: int, settings: RunSettings, store: PartitionedSet) -> None:
-    """``check_fits`` of a set that has been partitioned."""
+    """``check_validates`` and ``check_fits`` of a set that has been partitioned."""
+    check_validates(settings, "validation" in store.samples)
     check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
+
+
+def check_validates(settings: RunSettings, has_images: bool) -> None:
+    """Refuses decisions by validation images that there are not."""
+    if settings.selects and not has_images:
+        raise InputError(f"{settings.selects}: {settings.data} has no validation images, by which to decide: give a --validation-fraction")
 
 
 def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:

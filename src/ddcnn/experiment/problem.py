@@ -1,10 +1,12 @@
 """The problem that a run or a script solves: decomposed images, which rank has which subdomain, the networks and their recipes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
@@ -20,9 +22,12 @@ from ddcnn.method.factory import Networks
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.world import World
+from ddcnn.report.metrics import cross_entropy
 from ddcnn.training.data_parallel import global_batch_size
-from ddcnn.training.loop import Recipe
+from ddcnn.training.kept import Score
+from ddcnn.training.loop import Callback, Recipe
 from ddcnn.training.precision import DevicePolicy, choose_device
+from ddcnn.training.validation import Selection, Validation
 
 FEW_STEPS = 10  # of an epoch: with fewer, the learning-rate schedule has no room
 
@@ -61,6 +66,34 @@ class Problem:
     def labels(self) -> dict[str, np.ndarray]:
         """(S,) int64 per split."""
         return {split: self.store.labels(split) for split in self.store.samples}
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation images."""
+        return "validation" in self.store.samples
+
+    def validated(
+        self, inner: Callback, classify: Callable[[nn.Module], np.ndarray | None], ranks: World, epochs: int, decides: bool = True
+    ) -> Callback:
+        """``inner`` with the validation of a network that ``ranks`` train in so many epochs, if there are validation images.
+
+        Args:
+            classify: probabilities (S_validation, K) on the first rank.
+            decides: whether the training may stop early and keep its best epoch.
+        """
+        settings = self.settings
+        if not self.validates:
+            return inner
+        patience, keep_best = (settings.early_stopping, settings.keeps == "best") if decides else (None, False)
+        selection = Selection(settings.evaluate_every, patience, keep_best)
+        return Validation(inner, lambda network: self.score_of(classify(network)), selection, ranks, epochs)
+
+    def score_of(self, probabilities: np.ndarray | None) -> Score | None:
+        """The score of probabilities (S_validation, K); None where there are none."""
+        if probabilities is None:
+            return None
+        labels = self.labels["validation"]
+        return Score(float((probabilities.argmax(1) == labels).mean()), cross_entropy(labels, probabilities))
 
     @cached_property
     def dnn_samples(self) -> DnnSamples:

@@ -56,34 +56,34 @@ class Recorder:
 
     Attributes:
         folder: of the run.
-        local_classes: (S_test, N) arg max p_i, on rank 0, if local CNNs have been trained.
+        local_classes: (S, N) arg max p_i of the validation and test images, on rank 0, if local CNNs have been trained.
     """
 
-    local_classes: np.ndarray | None = None
-
     def __init__(self, problem: Problem, folder: RunFolder):
+        self.local_classes: dict[str, np.ndarray] = {}
         self.problem, self.folder = problem, folder
         self.world, self.groups, self.settings, self.store = problem.world, problem.groups, problem.settings, problem.store
         self._recorded = Recorded()
         self._subdomains: list[tuple[float, ...]] = []  # (index, parameters, those before the DNN, seconds)
         self._decided: dict[Method, Decided] = {}
         self._labels = problem.labels["test"]
-        everything = 2 * problem.networks.subdomains * self.settings.epochs * len(self._labels) * problem.networks.classes
-        self._stride = 1 + everything // KEPT_BYTES  # of a very large test set, the curve of the average shows a part
+        everything = 2 * problem.networks.subdomains * self.settings.epochs * self.store.validation_samples * problem.networks.classes
+        self._stride = 1 + everything // KEPT_BYTES  # of a very large validation set, the curve of the average shows a part
         self._board = Board(folder, self.world.timeline.now) if self.settings.tensorboard and self.world.rank == 0 else None
         self.rewrite_metrics()
 
     # Recording
 
-    def epoch(self, phase: str, subdomain: int | None, epoch: Epoch, test_accuracy: float | None) -> None:
+    def epoch(self, phase: str, subdomain: int | None, epoch: Epoch) -> None:
         """Records an epoch of a subdomain on the first rank of its group, of a network of all subdomains on rank 0.
 
         Rank 0 writes its lines at once, for ``report --follow``; those of other ranks are added at the end.
         """
         if not self._records_for(subdomain):
             return
-        now = self.world.timeline.now()
-        values = (PHASES.index(phase), subdomain, epoch.epoch, epoch.loss, epoch.accuracy, test_accuracy, epoch.seconds, now)
+        now, score = self.world.timeline.now(), epoch.validation
+        validation = (score.accuracy, score.loss) if score else (None, None)
+        values = (PHASES.index(phase), subdomain, epoch.epoch, epoch.loss, epoch.accuracy, *validation, epoch.seconds, now)
         row = tuple(np.nan if value is None else value for value in values)
         self._recorded.epochs.append(row)
         if self.world.rank == 0:
@@ -97,7 +97,7 @@ class Recorder:
         return Records(self._recorded, phase, subdomain, self._records_for(subdomain), self.world.timeline, self.rewrite_metrics)
 
     def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
-        """p_i (S_test, K) after an epoch of local training, for the curve of the average."""
+        """p_i (S_validation, K) after an epoch of local training, for the curve of the average."""
         if probabilities is not None:
             self._recorded.moments.append((index, self.world.timeline.now()))
             self._recorded.classifications.append(probabilities[:: self._stride].astype(np.float16))
@@ -198,5 +198,5 @@ class Recorder:
             timeline=np.concatenate([np.insert(part, 0, rank, axis=1) for rank, part in enumerate(spans)]),
             phases=PHASES,
             kinds=KINDS,
-            local_classes=self.local_classes,
+            local_classes=self.local_classes.get("test"),
         )

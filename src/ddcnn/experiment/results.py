@@ -8,13 +8,14 @@ from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.io import results_schema as schema
-from ddcnn.io.metrics_log import curve
+from ddcnn.io.metrics_log import COLUMNS, curve, rows_of
 from ddcnn.parallel.timeline import KINDS, PHASES, largest_peaks, phase_seconds, seconds_of, wall, windows
 from ddcnn.report.analysis import Decision, analyse
 from ddcnn.report.metrics import scores
+from ddcnn.training.kept import Score
 
 POINTS = 200  # of the curve of the average
-Curve = list[tuple[float, float]]  # (seconds, test accuracy)
+Curve = list[tuple[float, float]]  # (seconds, accuracy)
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Gathered:
         epochs: (rows, columns) as of ``metrics_log``, by phase, subdomain and epoch.
         subdomains: (n, 4) index, parameters, parameters that the DNN uses, seconds; of the local CNNs that were trained.
         classifications: (events, 2) index and time, and (events, S', K) p_i after epochs of local training, if any were recorded.
-        stride: of the test samples in these.
-        local_classes: (S_test, N) arg max p_i, if local CNNs have been trained.
+        stride: of the validation samples in these.
+        local_classes: (S, N) arg max p_i of the validation and test samples, if local CNNs have been trained.
         global_parameters: of the undecomposed CNN of the same width, if there can be one.
         peaks: (ranks, phases, 3) bytes, as of ``timeline``.
     """
@@ -39,7 +40,7 @@ class Gathered:
     subdomains: np.ndarray
     classifications: tuple[np.ndarray, np.ndarray] | None
     stride: int
-    local_classes: np.ndarray | None
+    local_classes: dict[str, np.ndarray]
     global_parameters: int | None
     peaks: np.ndarray
 
@@ -51,6 +52,7 @@ class Decided:
     Attributes:
         classes: (S_test,)
         batch_size: samples per step of the last training that it needs.
+        score: on the validation images, if there are any; NaN for the loss of decisions without probabilities.
         probabilities: (S_test, K) if it has any.
         parameters: of its own network, beside the local CNNs.
         decision: how it decides on interface values, if it does.
@@ -59,6 +61,7 @@ class Decided:
 
     classes: np.ndarray
     batch_size: int
+    score: Score | None = None
     probabilities: np.ndarray | None = None
     parameters: int = 0
     decision: Decision | None = None
@@ -69,11 +72,11 @@ def results_of(
     gathered: Gathered, decided: dict[Method, Decided], settings: RunSettings, store: PartitionedSet, environment: schema.Environment
 ) -> schema.RunResults:
     """The results of a run."""
-    labels = store.labels("test")
+    labels = {split: store.labels(split) for split in store.samples}
     methods = {name: method_result(name, decided[name], gathered, labels, settings, len(store.class_names)) for name in settings.methods}
     if Method.TRANSFER in methods and Method.DNN in methods and "dnn" in settings.phases_of(Method.TRANSFER):
         start, transfer = methods[Method.DNN].curve or [], methods[Method.TRANSFER]
-        methods[Method.TRANSFER] = transfer.model_copy(update={"curve": [start[-1], *(transfer.curve or [])]})
+        methods[Method.TRANSFER] = transfer.model_copy(update={"curve": [*start[-1:], *(transfer.curve or [])]})
     networks = len(store.decomposition) * settings.networks_per_subimage
     classes: dict[str, np.ndarray] = {name: one.classes for name, one in decided.items()}
     probabilities: dict[str, np.ndarray | None] = {name: one.probabilities for name, one in decided.items()}
@@ -82,15 +85,16 @@ def results_of(
         schema_version=schema.SCHEMA_VERSION,
         data=schema.DataSummary(
             source=store.source, shape=store.shape, classes=len(store.class_names), train_samples=store.train_samples,
-            test_samples=store.test_samples, skipped=store.skipped, class_names=list(store.class_names),
+            validation_samples=store.validation_samples, test_samples=store.test_samples, skipped=store.skipped,
+            class_names=list(store.class_names),
         ),
         decomposition=schema.DecompositionSummary(
             kind=settings.decomposition, grid=store.grid if settings.splitting.cuts_images else settings.grid, overlap=store.overlap,
             width_divisor=settings.divisor(networks), parameters=int(gathered.subdomains[:, 1].sum()),
-            global_parameters=gathered.global_parameters, subdomains=subdomain_results(gathered, networks, store, labels),
+            global_parameters=gathered.global_parameters, subdomains=subdomain_results(gathered, networks, store, labels, settings),
         ),
         methods=methods,
-        analysis=analyse(decisions, labels, classes, probabilities, settings.seed),
+        analysis=analyse(decisions, labels["test"], classes, probabilities, settings.seed),
         phases={name: phase_result(name, seconds, gathered.peaks) for name, seconds in phase_seconds(gathered.spans).items()},
         environment=environment,
     )  # fmt: skip
@@ -104,15 +108,17 @@ def phase_result(name: str, seconds: dict[str, float], peaks: np.ndarray) -> sch
 
 
 def method_result(
-    name: Method, decided: Decided, gathered: Gathered, labels: np.ndarray, settings: RunSettings, classes: int
+    name: Method, decided: Decided, gathered: Gathered, labels: dict[str, np.ndarray], settings: RunSettings, classes: int
 ) -> schema.MethodResult:
-    """Scores and cost of a method; its curve ends with its test accuracy after all its seconds."""
+    """Scores and cost of a method; its curve ends with its validation accuracy after all its seconds."""
     phases, spans = settings.phases_of(name), gathered.spans
     intervals = windows(spans, phases)
-    measures = scores(labels, decided.classes, decided.probabilities, classes)
-    points = curve(gathered.epochs, phases[-1])
+    score, end = decided.score, wall(intervals)
+    measures = scores(labels["test"], decided.classes, decided.probabilities, classes)
+    points = curve(gathered.epochs, phases[-1], "validation_accuracy" if score else "accuracy")
     if name == Method.AVERAGE and gathered.classifications:
-        points = average_curve(*gathered.classifications, labels[:: gathered.stride])
+        points = average_curve(*gathered.classifications, labels["validation"][:: gathered.stride])
+    own = "" if name.combines_probabilities else phases[-1]  # the training of its own network
     parameters = decided.parameters
     if not settings.sees_whole_image(name):  # such a network is all that the method needs
         parameters += int(gathered.subdomains[:, 1 if name.combines_probabilities else 2].sum())
@@ -123,15 +129,44 @@ def method_result(
     means = {kind: float(np.mean(seconds_of(spans, phases, kind))) for kind in KINDS}
     return schema.MethodResult(
         **measures,
+        validation_accuracy=score and score.accuracy,
+        validation_loss=None if score is None or np.isnan(score.loss) else score.loss,
+        kept_epoch=kept_epoch(gathered.epochs, own, settings) if own else None,
         parameters=parameters,
-        epochs=settings.epochs_of(name),
+        epochs=epochs_made(gathered.epochs, name, settings),
         batch_size=decided.batch_size,
-        seconds=schema.MethodSeconds(**means, total=wall(intervals)),
+        seconds=schema.MethodSeconds(**means, total=end),
         bytes_communicated=sum(sent.values()),
         peak_memory_bytes=resident,
         peak_gpu_memory_bytes=reserved,
-        curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), (wall(intervals), measures["test_accuracy"])],
+        curve=[*((wall(intervals, time), accuracy) for time, accuracy in points), *([(end, score.accuracy)] if score else [])],
     )
+
+
+def kept_epoch(rows: np.ndarray, phase: str, settings: RunSettings, subdomain: float = np.nan) -> int | None:
+    """The epoch whose parameters a training has kept; None if there was no training."""
+    own = rows_of(rows, phase, subdomain)
+    if not len(own):
+        return None
+    accuracies, losses = own[:, COLUMNS.index("validation_accuracy")], own[:, COLUMNS.index("validation_loss")]
+    epoch = own[:, COLUMNS.index("epoch")].astype(int)
+    if settings.keeps == "last" or np.isnan(accuracies).all():
+        return int(epoch[-1])
+    best = np.nanmax(accuracies)
+    return int(epoch[np.nanargmin(np.where(accuracies == best, losses, np.nan))])
+
+
+def epochs_made(rows: np.ndarray, name: Method, settings: RunSettings) -> int:
+    """Epochs of training that a method has taken, early stopping included; of local CNNs those of the longest training."""
+    local = rows[rows[:, 0] == PHASES.index("local"), COLUMNS.index("epoch")]
+    parts = int(local.max()) if len(local) else settings.epochs
+    if not name.joint and not name.whole_image:
+        return parts
+    own = rows_of(rows, settings.phases_of(name)[-1])
+    if not len(own):
+        return settings.epochs_of(name)
+    made = int(own[-1, COLUMNS.index("epoch")])
+    return parts + made if name == Method.TRANSFER else made
 
 
 def average_curve(moments: np.ndarray, classifications: np.ndarray, labels: np.ndarray) -> Curve:
@@ -154,8 +189,13 @@ def average_curve(moments: np.ndarray, classifications: np.ndarray, labels: np.n
     return points
 
 
-def subdomain_results(gathered: Gathered, networks: int, store: PartitionedSet, labels: np.ndarray) -> list[schema.SubdomainResult]:
-    local_classes = gathered.local_classes
+def subdomain_results(
+    gathered: Gathered, networks: int, store: PartitionedSet, labels: dict[str, np.ndarray], settings: RunSettings
+) -> list[schema.SubdomainResult]:  # fmt: skip
+    def accuracy(split: str, index: int) -> float | None:
+        classes = gathered.local_classes.get(split)
+        return None if classes is None else float((classes[:, index] == labels[split]).mean())
+
     trained = {int(index): (int(parameters), seconds) for index, parameters, _, seconds in gathered.subdomains.tolist()}
     results = []
     boxes = store.decomposition.subdomains
@@ -164,8 +204,8 @@ def subdomain_results(gathered: Gathered, networks: int, store: PartitionedSet, 
         parameters, seconds = trained.get(index, (None, np.nan))
         results.append(schema.SubdomainResult(
             index=index, start=box.subimage.start, stop=box.subimage.stop, core_start=box.core.start, core_stop=box.core.stop,
-            parameters=parameters,
-            test_accuracy=None if local_classes is None else float((local_classes[:, index] == labels).mean()),
+            parameters=parameters, validation_accuracy=accuracy("validation", index), test_accuracy=accuracy("test", index),
+            kept_epoch=kept_epoch(gathered.epochs, "local", settings, index),
             seconds=None if np.isnan(seconds) else seconds,
         ))  # fmt: skip
     return results

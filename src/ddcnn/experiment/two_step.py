@@ -1,6 +1,7 @@
 """The first way of the papers: every local CNN on its own, one gather, one decision (arXiv 2302.06564)."""
 
 from collections.abc import Callable
+from math import nan
 
 import numpy as np
 from torch import nn
@@ -17,7 +18,8 @@ from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.world import Tag
 from ddcnn.report.analysis import Decision
 from ddcnn.training.data_parallel import classify_together
-from ddcnn.training.loop import Epoch, Trainer
+from ddcnn.training.kept import Score
+from ddcnn.training.loop import Callback, Epoch, Trainer
 
 OthersStop = Callable[[], bool]  # whether another rank stops
 
@@ -50,11 +52,9 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
     dnn = None
     with world.timeline.phase("dnn"), world.raise_on_all_ranks(), world.cancel_together(Tag.DNN, context.should_stop) as others_stop:
         if gathered:
-            probabilities = gathered["test"]
-            sent = probabilities.nbytes - probabilities.nbytes // problem.groups.across_subdomains.size
-            vote_and_average(context, probabilities, sent)
+            vote_and_average(context, gathered)
             if settings.needs("dnn"):
-                dnn = decide_by_dnn(context, gathered["dnn"], gathered.get("interface", probabilities), others_stop)
+                dnn = decide_by_dnn(context, gathered, others_stop)
     return networks, dnn
 
 
@@ -63,26 +63,28 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
     problem, results = context.problem, context.results
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
 
-    def record(network: nn.Module, epoch: Epoch) -> None:
-        accuracy = None
-        if context.evaluates(epoch):
-            probabilities = classify_together(group, network, test, problem.store.test_samples, policy)
-            accuracy = context.test_accuracy(probabilities)
-            results.local_classification(index, probabilities)
+    def classify(network: nn.Module) -> np.ndarray | None:
+        probabilities = classify_together(group, network, validation, problem.store.validation_samples, policy)
+        results.local_classification(index, probabilities)
+        return probabilities
+
+    def record(epoch: Epoch) -> None:
         with group.raise_on_all_ranks():
-            results.epoch("local", index, epoch, accuracy)
+            results.epoch("local", index, epoch)
 
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
         seconds, epochs = float("nan"), settings.epochs
         if settings.start_from:
             network, epochs = networks.earlier_local(index)
         else:
-            training, test = problem.subimages("train", index), problem.subimages("test", index)
+            training = problem.subimages("train", index)
+            if problem.validates:
+                validation = problem.subimages("validation", index)
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
             history = results.records("local", index)
             checkpointer = context.checkpointer(f"local-{index:04}", recipe, len(chosen), history, group, others_stop)
-            callback = RecordedEpochs(checkpointer, progress, epochs, record, f"subdomain {index}  ")
-            trainer = Trainer(recipe, policy, networks.seeds("local", index), callback)
+            recorded = RecordedEpochs(checkpointer, progress, epochs, record, f"subdomain {index}  ")
+            trainer = Trainer(recipe, policy, networks.seeds("local", index), problem.validated(recorded, classify, group, epochs))
             network = train_local(group, trainer, networks.make_local(index), training, chosen)
             seconds = checkpointer.seconds
         results.subdomain(index, network, seconds)
@@ -97,9 +99,9 @@ def classify_local(
     """What a trained local CNN f_i says, on the first rank of a group.
 
     Returns:
-        "test": p_i of the test samples, (S_test, K). If there is a DNN, "dnn": the interface values that it learns from, (S_dnn, C), out
-        of fold from local CNNs that are trained here without one fold each; and "interface": those of the test samples, (S_test, C),
-        unless they are p_i. Nothing on the other ranks of the group.
+        "test" and, if there are such images, "validation": p_i of their samples, (S, K). If there is a DNN, "dnn": the interface values
+        that it learns from, (S_dnn, C), out of fold from local CNNs that are trained here without one fold each; and "interface test",
+        "interface validation": those of the samples, (S, C), unless they are p_i. Nothing on the other ranks of the group.
     """
     problem = context.problem
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
@@ -108,60 +110,84 @@ def classify_local(
     def trainer_of(fold: int, samples: int) -> Trainer:
         name, history = f"local-{index:04}-without-fold-{fold}", context.results.records("folds", index)
         checkpointer = context.checkpointer(name, problem.local_recipe, samples, history, group, others_stop)
-        callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
+        callback: Callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
+        if settings.selects:
+            callback = problem.validated(callback, classify, group, settings.epochs)
         return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), callback)
 
+    def classify(network: nn.Module) -> np.ndarray | None:
+        return classify_together(group, network, judged["validation"], problem.store.validation_samples, policy)
+
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
-        test, every_sample = problem.subimages("test", index), np.arange(problem.store.test_samples)
-        interface_test = evaluate_interface(group, settings.interface, network, test, every_sample, policy)
-        interface_dnn = None if interface_test is None else interface_test[:0]
-        training = problem.subimages("train", index) if dnn_samples.kind != "none" else None
-        if training and dnn_samples.kind == "out-of-fold":
-            make = networks.make_local(index)
-            interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
-        elif training:
-            interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.for_dnn, policy)
-        if interface_test is None or interface_dnn is None:
+        judged = {split: problem.subimages(split, index) for split in problem.store.samples if split != "train"}
+        interface = {
+            split: evaluate_interface(group, settings.interface, network, images, np.arange(problem.store.samples[split]), policy)
+            for split, images in judged.items()
+        }
+        interface_dnn = None
+        if dnn_samples.kind != "none":
+            training = problem.subimages("train", index)
+            if dnn_samples.kind == "out-of-fold":
+                make = networks.make_local(index)
+                interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
+            else:
+                interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.for_dnn, policy)
+        present = {split: values for split, values in interface.items() if values is not None}
+        if not present:
             return {}
-        values = {"test": probabilities_of(settings.interface, network, interface_test, policy)}
+        values = {split: probabilities_of(settings.interface, network, one, policy) for split, one in present.items()}
         if settings.needs("dnn"):
-            values["dnn"] = interface_dnn
+            values["dnn"] = present["test"][:0] if interface_dnn is None else interface_dnn
             if settings.interface != "probabilities":
-                values["interface"] = interface_test
+                values |= {f"interface {split}": one for split, one in present.items()}
         return values
 
 
-def vote_and_average(context: RunContext, probabilities: np.ndarray, sent: int) -> None:
-    """On rank 0: vote and average of the local classifications (S_test, N, K), of which ``sent`` bytes came from other ranks."""
-    results, labels, methods = context.results, context.problem.labels["test"], context.problem.settings.methods
-    batch_size = context.problem.local_recipe.batch_size
-    results.local_classes = probabilities.argmax(axis=2)
+def vote_and_average(context: RunContext, gathered: dict[str, np.ndarray]) -> None:
+    """On rank 0: vote and average of the local classifications, p_i (S, N, K) of the validation and of the test images."""
+    problem, results = context.problem, context.results
+    labels, methods, batch_size = problem.labels, problem.settings.methods, problem.local_recipe.batch_size
+    probabilities = {split: gathered[split] for split in problem.labels if split in gathered}
+    results.local_classes = {split: values.argmax(axis=2) for split, values in probabilities.items()}
+    ranks = problem.groups.across_subdomains.size
+    sent = sum(values.nbytes - values.nbytes // ranks for values in probabilities.values())
     if Method.VOTE in methods:
-        decision = Decision(probabilities, labels, lambda p, present: vote(p))
-        results.method(Method.VOTE, Decided(vote(probabilities), batch_size, decision=decision, gathered_bytes=sent))
+        classes = {split: vote(values) for split, values in probabilities.items()}
+        score = Score(float((classes["validation"] == labels["validation"]).mean()), nan) if problem.validates else None
+        decision = Decision(probabilities["test"], labels["test"], lambda p, present: vote(p))
+        results.method(Method.VOTE, Decided(classes["test"], batch_size, score, decision=decision, gathered_bytes=sent))
     if Method.AVERAGE in methods:
-        mean = average(probabilities)
-        decision = Decision(probabilities, labels, lambda p, present: average(p).argmax(axis=1))
-        results.method(Method.AVERAGE, Decided(mean.argmax(axis=1), batch_size, mean, decision=decision, gathered_bytes=sent))
+        mean = {split: average(values) for split, values in probabilities.items()}
+        decision = Decision(probabilities["test"], labels["test"], lambda p, present: average(p).argmax(axis=1))
+        score = problem.score_of(mean.get("validation"))
+        decided = Decided(mean["test"].argmax(axis=1), batch_size, score, mean["test"], decision=decision, gathered_bytes=sent)
+        results.method(Method.AVERAGE, decided)
 
 
-def decide_by_dnn(context: RunContext, values: np.ndarray, test: np.ndarray, others_stop: OthersStop) -> nn.Module:
-    """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S_test, N, C)."""
+def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_stop: OthersStop) -> nn.Module:
+    """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S, N, C)."""
     problem, results = context.problem, context.results
     settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.fp32_policy, problem.dnn_recipe
+    values = {split: gathered.get(f"interface {split}", gathered[split]) for split in problem.labels if split in gathered}
+
+    def classify(network: nn.Module) -> np.ndarray:
+        return classify_by_dnn(network, values["validation"], policy)
+
     with problem.world.timeline.span("compute"), failing_in("DNN", "--dnn-lr"), context.progress("DNN", recipe.epochs) as progress:
         network = networks.earlier_dnn() if settings.start_from else None
         if network is None:
             labels = problem.labels["train"][problem.dnn_samples.for_dnn]
             alone, history = problem.world.alone(), results.records("dnn", None)
             checkpointer = context.checkpointer("dnn", recipe, len(labels), history, alone, others_stop)
-            callback = RecordedEpochs(checkpointer, progress, recipe.epochs, lambda _, epoch: results.epoch("dnn", None, epoch, None))
+            recorded = RecordedEpochs(checkpointer, progress, recipe.epochs, lambda epoch: results.epoch("dnn", None, epoch))
+            callback = problem.validated(recorded, classify, alone, recipe.epochs)
             trainer = Trainer(recipe, policy, networks.seeds("dnn"), callback)
-            network = train_dnn(trainer, values, labels, settings.interface, networks.classes)
+            network = train_dnn(trainer, gathered["dnn"], labels, settings.interface, networks.classes)
         context.save("dnn", network, **networks.about_dnn())
         if Method.DNN in settings.methods:
-            probabilities = classify_by_dnn(network, test, policy)
-            decision = context.decision(network, test, problem.labels["test"])
+            score = problem.score_of(classify(network)) if problem.validates else None
+            probabilities = classify_by_dnn(network, values["test"], policy)
+            decision = context.decision(network, values["test"], problem.labels["test"])
             classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
-            results.method(Method.DNN, Decided(classes, recipe.batch_size, probabilities, parameters, decision))
+            results.method(Method.DNN, Decided(classes, recipe.batch_size, score, probabilities, parameters, decision))
         return network

@@ -113,7 +113,8 @@ def _summary(
     settings: PredictSettings, run: TrainedRun, method: Method, selection: Selection, samples: int, labelled: int, correct: int
 ) -> str:  # fmt: skip
     without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
-    text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}"
+    why = "" if settings.method else f" ({run.why(method)})"
+    text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}{why}"
     if labelled:
         some = f" on the {labelled} with a label" if labelled < samples else ""
         in_run = f"in the run {run.results.methods[method].test_accuracy:.6g} on {run.results.data.test_samples} test images"

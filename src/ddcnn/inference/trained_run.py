@@ -1,6 +1,7 @@
 """A finished run to classify with: its settings, its checkpoints, and the images that it was trained on."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,13 +58,25 @@ class TrainedRun:
             )
         chosen = None if method is None else Method(method)
         if not without:
-            return chosen or next(name for name in PREFERRED if name in methods)
+            return chosen or self._best(PREFERRED)
         able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
             raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(methods)})")
         if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
-        return chosen or able[0]
+        return chosen or self._best(able)
+
+    def _best(self, order: Sequence[Method]) -> Method:
+        """The method with the best validation accuracy; without validation images, and of equal ones, the first in the order."""
+        able = [name for name in order if name in self.results.methods]
+        return max(able, key=lambda name: self.results.methods[name].validation_accuracy or 0)
+
+    def why(self, method: Method) -> str:
+        """Why a method was taken that had not been asked for."""
+        accuracy = self.results.methods[method].validation_accuracy
+        if accuracy is None:
+            return "the first of the usual order, since the run had no validation images"
+        return f"the best of the run's on its validation images, accuracy {accuracy:.6g}"
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""

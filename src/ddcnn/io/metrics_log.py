@@ -10,7 +10,8 @@ import numpy as np
 from ddcnn.io.results_schema import EpochLine
 from ddcnn.parallel.timeline import PHASES, Timeline
 
-COLUMNS = tuple(EpochLine.model_fields)  # of a row
+OLDER = {"test_accuracy"}  # of lines of earlier versions
+COLUMNS = tuple(name for name in EpochLine.model_fields if name not in OLDER)  # of a row
 
 
 @dataclass
@@ -72,11 +73,17 @@ def line(row: Sequence[float]) -> EpochLine:
 
 
 def text(row: Sequence[float]) -> str:
-    return json.dumps(line(row).model_dump()) + "\n"
+    return json.dumps(line(row).model_dump(exclude=OLDER)) + "\n"
 
 
-def curve(rows: np.ndarray, phase: str) -> list[tuple[float, float]]:
-    """(time, test accuracy) after the epochs of the network of all subdomains in a phase."""
-    test, time = rows[:, COLUMNS.index("test_accuracy")], rows[:, COLUMNS.index("time")]
-    chosen = (rows[:, 0] == PHASES.index(phase)) & ~np.isnan(test) & np.isnan(rows[:, COLUMNS.index("subdomain")])
-    return list(zip(time[chosen].tolist(), test[chosen].tolist(), strict=True))
+def rows_of(rows: np.ndarray, phase: str, subdomain: float = np.nan) -> np.ndarray:
+    """The rows of a training, of a subdomain or, for NaN, of the network of all subdomains."""
+    subdomains = rows[:, COLUMNS.index("subdomain")]
+    return rows[(rows[:, 0] == PHASES.index(phase)) & (np.isnan(subdomains) if np.isnan(subdomain) else subdomains == subdomain)]
+
+
+def curve(rows: np.ndarray, phase: str, accuracy: str) -> list[tuple[float, float]]:
+    """(time, accuracy) after the epochs of the network of all subdomains in a phase, where there is one in the column ``accuracy``."""
+    time, values = (rows_of(rows, phase)[:, COLUMNS.index(name)] for name in ("time", accuracy))
+    there = ~np.isnan(values)
+    return list(zip(time[there].tolist(), values[there].tolist(), strict=True))

@@ -14,7 +14,7 @@ from ddcnn.config.methods import Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
 from ddcnn.io.hdf5 import Damaged
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Number = int | float  # the mean over several seeds is a float
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,8 +36,12 @@ class EpochLine(Part):
     loss: float | None
     accuracy: float | None
     """On the training samples, during the epoch."""
-    test_accuracy: float | None
-    """Null if the test samples were not classified after this epoch."""
+    validation_accuracy: float | None = None
+    """Null if the validation samples were not classified after this epoch."""
+    validation_loss: float | None = None
+    """Mean cross entropy."""
+    test_accuracy: float | None = None
+    """In runs of schema version 1 only."""
     seconds: float
     """Of this epoch."""
     time: float
@@ -48,6 +52,11 @@ class EpochLine(Part):
         """``local-0003``, ``dnn``, ``transfer``: as checkpoints are named."""
         return self.phase if self.subdomain is None else f"{self.phase}-{self.subdomain:04}"
 
+    @property
+    def evaluated_accuracy(self) -> float | None:
+        """On the validation samples; of a run of schema version 1 on the test samples."""
+        return self.test_accuracy if self.validation_accuracy is None else self.validation_accuracy
+
 
 class DataSummary(Part):
     source: str
@@ -55,6 +64,7 @@ class DataSummary(Part):
     """(*spatial, C)"""
     classes: int
     train_samples: int
+    validation_samples: int = 0
     test_samples: int
     skipped: int
     """Damaged samples that were left out."""
@@ -71,8 +81,11 @@ class SubdomainResult(Part):
     core_stop: tuple[int, ...]
     parameters: int | None
     """Of the local CNN; null if none was trained."""
+    validation_accuracy: float | None = None
     test_accuracy: float | None
     """Of the local CNN alone."""
+    kept_epoch: Number | None = None
+    """The epoch of its training whose parameters it has."""
     seconds: float | None
     """Of training the local CNN."""
 
@@ -105,6 +118,8 @@ class MethodSeconds(Part):
 class Spread(Part):
     """Standard deviations over the seeds."""
 
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
     test_accuracy: float | None
     balanced_accuracy: float | None
     auc: float | None
@@ -112,6 +127,12 @@ class Spread(Part):
 
 
 class MethodResult(Part):
+    validation_accuracy: float | None = None
+    """Null without validation samples."""
+    validation_loss: float | None = None
+    """Mean cross entropy; null without probabilities."""
+    kept_epoch: Number | None = None
+    """The epoch of the training of its own network whose parameters are kept; null for vote and average."""
     test_accuracy: float
     test_loss: float | None
     """Mean cross entropy; null without probabilities."""
@@ -122,8 +143,8 @@ class MethodResult(Part):
     confusion: list[list[Number]] | None
     """(K, K) counts, true classes in rows; null with many classes."""
     parameters: int
-    epochs: int
-    """Passes over the training samples."""
+    epochs: Number
+    """Passes over the training samples; with early stopping those that were made."""
     batch_size: int
     """Samples per step, of all ranks together."""
     seconds: MethodSeconds
@@ -135,7 +156,8 @@ class MethodResult(Part):
     peak_gpu_memory_bytes: Number | None = None
     """The same of what PyTorch has reserved on its GPU; null on CPUs."""
     curve: list[tuple[float, float]] | None = None
-    """(seconds, test accuracy); absent with several seeds."""
+    """(seconds, accuracy on the validation samples, or without such on the training samples; in schema version 1 on the test
+    samples); absent with several seeds."""
     spread: Spread | None = None
     """With several seeds only."""
 
@@ -194,7 +216,7 @@ class Environment(Part):
 class RunResults(Part):
     """results.json: of a run with one seed, or means over several seeds."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     data: DataSummary
     decomposition: DecompositionSummary
     methods: dict[Method, MethodResult] = Field(min_length=1)
@@ -206,8 +228,18 @@ class RunResults(Part):
 
     @property
     def best(self) -> Method:
-        """The most accurate method."""
-        return max(self.methods, key=lambda name: self.methods[name].test_accuracy)
+        """The most accurate method, by the validation samples if there are any; of equal ones the first."""
+        return max(self.methods, key=lambda name: self.accuracy_of(name))
+
+    def accuracy_of(self, name: Method) -> float:
+        """The accuracy by which methods are compared: on the validation samples, on the test samples where there are no others."""
+        method = self.methods[name]
+        return method.test_accuracy if method.validation_accuracy is None else method.validation_accuracy
+
+    @property
+    def curves_on(self) -> str:
+        """The split whose accuracy curves show, "validation", "training" or, in schema version 1, "test"."""
+        return "test" if self.schema_version == 1 else "validation" if self.data.validation_samples else "training"
 
     @model_validator(mode="after")
     def _check_subdomains(self) -> Self:

@@ -26,6 +26,12 @@ class FinishedRun:
         return {name: method.test_accuracy for name, method in self.results.methods.items()}
 
     @property
+    def curve_ends(self) -> dict[str, float]:
+        """The accuracy of the methods on the split that their curves show, if that is not the training split."""
+        methods = self.results.methods if self.results.curves_on != "training" else ()
+        return {name: self.results.accuracy_of(name) for name in methods}
+
+    @property
     def cores(self) -> np.ndarray:
         """(N, 2, d) start and stop of the cores of the subdomains."""
         return np.array([[box.core_start, box.core_stop] for box in self.results.decomposition.subdomains])
@@ -54,7 +60,7 @@ class FinishedRun:
 
 
 def curves_of(results: RunResults) -> dict[str, np.ndarray]:
-    """Per method (points, 2): seconds, test accuracy."""
+    """Per method (points, 2): seconds, accuracy."""
     return {name: np.array(method.curve or (), dtype=float).reshape(-1, 2) for name, method in results.methods.items()}
 
 

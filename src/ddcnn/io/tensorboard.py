@@ -14,7 +14,7 @@ from ddcnn.io.results_schema import EpochLine
 from ddcnn.io.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
+SCALARS = ("loss", "accuracy", "validation_accuracy", "validation_loss", "seconds")
 
 
 def check_board() -> None:

@@ -1,6 +1,7 @@
 """The work of a run: what every phase costs the busiest rank, as counts of things that a machine does at some rate.
 
-Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_t test samples, K classes, C interface values a subdomain;
+Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_v validation samples, S_t validation and test samples, K classes, C interface
+values a subdomain;
 batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
 on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w parameters of the global CNN. A machine has
 
@@ -10,9 +11,9 @@ on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d th
     α, β       seconds per message, bytes per second of MPI; α', β' those of DistributedDataParallel's all-reduce (gloo, NCCL)
     o          seconds that a collective takes beyond its messages (ddcnn waits politely, and looks only now and then)
 
-and the phases last, with e evaluations on the test samples and b_l, b_g bytes of a subdomain's and of all images,
+and the phases last, with e evaluations on the validation samples and b_l, b_g bytes of a subdomain's and of all images,
 
-    local      n [E s (B F_l / R_l + t L_l) + ((1 + e) S_t + S) F_l / (3 R_l) + b_l / ρ]
+    local      n [E s (B F_l / R_l + t L_l) + (S_t + e E S_v + S) F_l / (3 R_l) + b_l / ρ]
     folds      the same for every fold, without a fold of the samples
     gather     2 g (o + α ⌈log₂ P⌉) + 4 N (K S_t + C S + C S_t) (P-1)/P / β                (g gathers, each after a barrier)
     dnn        E_d s (B F_d / R_l + t L_d)                                                    (serial: on rank 0)
@@ -89,7 +90,7 @@ class Sizes:
         phases: that take place.
         subimage: pixels per axis of the largest one.
         local_bytes, global_bytes: of the images of a subdomain, and of whole ones, training and test.
-        evaluations: on the test samples, per epoch of training.
+        evaluations: on the validation samples, per epoch of training.
         frozen_epochs: of transfer, in which only the DNN learns.
     """
 
@@ -99,6 +100,7 @@ class Sizes:
     subimage: tuple[int, ...]
     samples: int
     test_samples: int
+    validation_samples: int
     classes: int
     interface: str
     batch: int
@@ -116,6 +118,11 @@ class Sizes:
     def own(self) -> int:
         """n: subdomains of the busiest rank."""
         return -(-self.subdomains // self.ranks)
+
+    @property
+    def judged_samples(self) -> int:
+        """Those that are classified after a training."""
+        return self.validation_samples + self.test_samples
 
     @property
     def global_share(self) -> int:
@@ -143,8 +150,8 @@ def counts(sizes: Sizes) -> dict[str, Counts]:
 
 
 def _evaluated(sizes: Sizes, phase: str) -> float:
-    """Test samples that are classified during the training and after it."""
-    return sizes.test_samples * (1 + sizes.evaluations * sizes.epochs[phase])
+    """Samples that are classified during the training and after it."""
+    return sizes.judged_samples + sizes.validation_samples * sizes.evaluations * sizes.epochs[phase]
 
 
 def _local(sizes: Sizes) -> Counts:
@@ -175,11 +182,12 @@ def _collectives(sizes: Sizes, number: float, bytes_arriving: float) -> Counts:
 
 
 def _gather(sizes: Sizes) -> Counts:
-    arriving = [sizes.classes * sizes.test_samples]
+    judged = [samples for samples in (sizes.validation_samples, sizes.test_samples) if samples]
+    arriving = [sizes.classes * samples for samples in judged]
     if "dnn" in sizes.phases:
         arriving.append(sizes.local.values * sizes.samples)
         if sizes.interface != "probabilities":
-            arriving.append(sizes.local.values * sizes.test_samples)
+            arriving += [sizes.local.values * samples for samples in judged]
     return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
@@ -187,7 +195,8 @@ def _dnn(sizes: Sizes) -> Counts:
     steps, batch = sizes.steps(sizes.samples)
     training = sizes.epochs["dnn"] * steps
     return Counts(
-        local_operations=(training * batch + FORWARD * sizes.test_samples) * sizes.dnn.operations, layer_steps=training * sizes.dnn.layers
+        local_operations=(training * batch + FORWARD * _evaluated(sizes, "dnn")) * sizes.dnn.operations,
+        layer_steps=training * sizes.dnn.layers,
     )
 
 

@@ -29,7 +29,7 @@ MOST = 20  # trainings that are shown, the latest
 AROUND = 6  # lines of a terminal for what stands above and below them
 SHADES = "▁▂▃▄▅▆▇█"
 POINTS = 24  # of a curve
-HEADER = ("training", "epoch", "loss", "", "accuracy", "test accuracy", "at s")
+HEADER = ("training", "epoch", "loss", "", "accuracy", "validation", "at s")
 logger = logging.getLogger(__name__)
 Lines = list[tuple[str, EpochLine]]  # each with its training in words
 
@@ -60,7 +60,7 @@ def follow(run: RunFolder, console: Console) -> int:
                 name = f"{training}  epoch {line.epoch}"
                 if name not in shown:
                     shown.add(name)
-                    values = ((words, getattr(line, words.replace(" ", "_"))) for words in ("loss", "accuracy", "test accuracy"))
+                    values = (("loss", line.loss), ("accuracy", line.accuracy), ("validation", line.evaluated_accuracy))
                     said = (f"{words} {value:.3f}" for words, value in values if value is not None)
                     console.out("  ".join((name, *said, f"{line.time:.1f} s")), highlight=False)
     if run.has_results:
@@ -176,7 +176,7 @@ def view(run: RunFolder, lines: Lines, console: Console) -> RenderableType:
         (
             name, f"{epochs[-1].epoch}/{epochs_of(settings, epochs[-1].phase)}", number(epochs[-1].loss, "{:.3f}", ""),
             curve([line.loss for line in epochs if line.loss is not None]), number(epochs[-1].accuracy, "{:.3f}", ""),
-            number(epochs[-1].test_accuracy, "{:.3f}", ""), f"{epochs[-1].time:.1f}",
+            number(epochs[-1].evaluated_accuracy, "{:.3f}", ""), f"{epochs[-1].time:.1f}",
         )
         for name, epochs in list(trainings.items())[-MOST:]
     ]  # fmt: skip

@@ -20,17 +20,19 @@ def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | 
     from sklearn.metrics import recall_score
 
     present = np.unique(labels)
-    loss = None
-    if probabilities is not None:
-        of_label = probabilities[np.arange(len(labels)), labels]
-        loss = float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
     return {
         "test_accuracy": float((classes == labels).mean()),
-        "test_loss": loss,
+        "test_loss": None if probabilities is None else cross_entropy(labels, probabilities),
         "balanced_accuracy": float(recall_score(labels, classes, labels=present, average="macro", zero_division=0)),
         "auc": None if probabilities is None else auc(labels, probabilities),
         "confusion": confusion(labels, classes, number_of_classes).tolist() if number_of_classes <= MANY_CLASSES else None,
     }
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean cross entropy of probabilities (S, K)."""
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:

@@ -1,6 +1,5 @@
 """The report of a finished run: tables and figures, made from the files in its folder alone."""
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,23 @@ from rich.console import Console
 from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
 from ddcnn.io.atomic import write_text
-from ddcnn.io.results_schema import DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
+from ddcnn.io.results_schema import DataSummary, DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
+from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, memory, method_rows, show_methods
 from ddcnn.report.metrics import confusion
-from ddcnn.report.pages import human, number, page, plain, table
-from ddcnn.report.terminal import fitted, show, width_of
+from ddcnn.report.pages import number, page, plain, table
 
 MANY_SUBDOMAINS = 64
 LONGEST_TITLE, LONGEST_TICK = 22, 16  # characters of the names of classes in figures
-METHOD_COLUMNS = ("method", "test accuracy in %", "balanced in %", "AUC", "test loss", "parameters", "epochs")
-SHOWN = ("method", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
-TIME_COLUMNS = ("compute", "communicate", "wait", "total")
-METHODS_NOTE = (
-    "`balanced` is the mean per-class recall, AUC the area under the ROC curve (of more than two classes: the mean of each against the "
-    "rest). Epochs are passes over the training images. `compute`, `communicate` and `wait` are means over the "
-    "ranks; `total` is the wall time of the phases that a method needs, `memory a rank` the largest resident set of a rank in them (and "
-    "what PyTorch has reserved on its GPU); the last column says after how many of these seconds its curve reaches the final accuracy of "
-    "`global`."
-)
-METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "memory a rank", "communicated", "reaches global at s")
 CURVES_CAPTION = (
-    "Test accuracy against the wall time of a method's own phases (evaluation on the test images included); that of `average` "
+    "Accuracy on the {} images against the wall time of a method's own phases (evaluation included); that of `average` "
     "averages the local CNNs as they are then, those whose training has begun; a dot without a line is a method without a curve, and the "
     "dotted line is the final accuracy of `global`."
 )
+TRAINING_CURVES = "There are no validation images: accuracies over epochs and time are those on the training images, during the epoch.\n\n"
 
 
 def write_report(folder: RunFolder, console: Console | None = None, draw: bool = True) -> None:
@@ -87,12 +76,13 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     figures: dict[str, Callable[[], Any]] = {
         "decomposition": decomposition,
-        "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)]),
+        "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)], run.results.curves_on),
         "confusion": lambda: maps.confusion(shares, names(LONGEST_TICK), run.results.best),
         "timeline": lambda: charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
-        figures["learning_curves"] = lambda: charts.learning_curves([line.model_dump() for line in run.epochs], run.test_accuracy)
+        lines = [line.model_dump() | {"evaluated": line.evaluated_accuracy} for line in run.epochs]
+        figures["learning_curves"] = lambda: charts.learning_curves(lines, run.curve_ends, run.results.curves_on)
     if (local := run.local_accuracy) is not None:
         figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy)
     drawn = draw_figures(run.folder, figures | analysis_figures(run), details.class_names)
@@ -118,14 +108,15 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
     often = f"; most often, {names[true]} is taken for {names[decided]} ({wrong.max():.0%})" if wrong.any() else ""
     slices = "; of a volume, the middle slice along each axis is shown" if run.details.examples.ndim == 5 else ""
     splitting = run.results.decomposition.splitting
+    best = f"the most accurate method{' on the validation images' if run.results.data.validation_samples else ''}"
     return {
         "decomposition": f"{splitting.caption}{slices}.",
         "local_accuracy": f"On the left, each cell is {splitting.cell}: the brighter, the more test samples its local CNN classifies "
         "correctly alone; on the right, what the methods make of them all.",
-        "accuracy_over_time": CURVES_CAPTION,
+        "accuracy_over_time": CURVES_CAPTION.format(run.results.curves_on),
         "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
-        "accuracy far above test accuracy means overfitting.",
-        "confusion": f"Of the samples of a true class (row), the percentage that `{run.results.best}`, the most accurate method, puts into "
+        "accuracy far above validation accuracy means overfitting.",
+        "confusion": f"Of the samples of a true class (row), the percentage that `{run.results.best}`, {best}, puts into "
         f"each class (column): the diagonal is right{often}.",
         "timeline": "What every rank does when, with a line at the beginning of each phase: the more blue, the better the ranks are used "
         "(white: not recorded).",
@@ -149,7 +140,7 @@ def report_text(run: FinishedRun) -> str:
     phases = [phase_row(name, phase) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}
 
-{data.train_samples} training and {data.test_samples} test images of {times(data.shape)}, {data.classes} classes\
+{samples_text(data)} images of {times(data.shape)}, {data.classes} classes\
 {f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}, \
 {f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
@@ -161,7 +152,7 @@ def report_text(run: FinishedRun) -> str:
 
 {METHODS_NOTE}
 
-{one_class_note(run)}## Subdomains
+{TRAINING_CURVES if results.curves_on == "training" else ""}{one_class_note(run)}## Subdomains
 
 {parameters_note(decomposition)}
 
@@ -177,6 +168,12 @@ A rank is busy while it computes.
 
 {table(("what", "value"), environment)}
 """
+
+
+def samples_text(data: DataSummary) -> str:
+    """How many images there are to train, validate and test."""
+    validation = f", {data.validation_samples} validation" if data.validation_samples else ""
+    return f"{data.train_samples} training{validation} and {data.test_samples} test"
 
 
 def sources_note(run: RunFolder) -> str:
@@ -214,47 +211,9 @@ def start_note(start: Path | None) -> str:
     return f"{taken}: seconds and bytes are without their training. "
 
 
-def method_rows(runs: Sequence[RunResults]) -> list[list[str]]:
-    """A row per method: values of one run, or mean ± standard deviation of several seeds."""
-    rows, pattern = [], "{:.1f}" if len(runs) > 1 else "{:.2f}"
-    for name, first in runs[0].methods.items():
-        methods = [run.methods[name] for run in runs]
-        reaching = [reached(run, name) for run in runs]
-        rows.append([
-            name, cell([100 * method.test_accuracy for method in methods], "{:.2f}"),
-            cell([100 * method.balanced_accuracy for method in methods], "{:.2f}"), cell([method.auc for method in methods], "{:.4f}"),
-            cell([method.test_loss for method in methods], "{:.4f}"), f"{first.parameters:,}", str(first.epochs),
-            *(cell([getattr(method.seconds, kind) for method in methods], pattern) for kind in TIME_COLUMNS),
-            memory(first.peak_memory_bytes, first.peak_gpu_memory_bytes), human(first.bytes_communicated),
-            reaching[0] if len(set(reaching)) == 1 else " / ".join(reaching),
-        ])  # fmt: skip
-    return rows
-
-
 def phase_row(name: str, phase: PhaseSeconds) -> list[str]:
     seconds = (phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds)
     return [name, *(f"{value:.2f}" for value in seconds), memory(phase.max_rank_memory_bytes, phase.max_rank_gpu_reserved_bytes)]
-
-
-def memory(resident: float | None, on_gpu: float | None) -> str:
-    """Bytes in a table; a dash where an older version has not recorded them."""
-    return " + ".join([human(resident), *([f"{human(on_gpu)} on its GPU"] if on_gpu else [])]) if resident else "–"
-
-
-def cell(values: Sequence[float | None], pattern: str) -> str:
-    """A value, or mean ± standard deviation of several; a dash for none."""
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < 2:
-        return number(numbers[0] if numbers else None, pattern)
-    return f"{pattern} ± {pattern}".format(statistics.mean(numbers), statistics.stdev(numbers))
-
-
-def reached(results: RunResults, name: Method) -> str:
-    """Seconds after which the curve of a method reaches the accuracy of ``global``."""
-    if Method.GLOBAL not in results.methods:
-        return "–"
-    target, curve = results.methods[Method.GLOBAL].test_accuracy, results.methods[name].curve or []
-    return next((f"{seconds:.1f}" for seconds, accuracy in curve if accuracy >= target), "not reached")
 
 
 def subdomain_table(subdomains: list[SubdomainResult]) -> str:
@@ -262,20 +221,14 @@ def subdomain_table(subdomains: list[SubdomainResult]) -> str:
     note = ""
     if len(subdomains) > MANY_SUBDOMAINS:
         note = f"The 8 most and the 8 least accurate of {len(subdomains)} subdomains.\n\n"
-        ordered = sorted(subdomains, key=lambda box: -(box.test_accuracy or 0))
+        ordered = sorted(subdomains, key=lambda box: -(box.validation_accuracy or box.test_accuracy or 0))
         subdomains = ordered[:8] + ordered[-8:]
     rows = (
         (
             box.index, " × ".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True)),
-            number(box.parameters, "{:,}"), number(box.test_accuracy, "{:.2%}").rstrip("%"), number(box.seconds, "{:.2f}"),
+            number(box.parameters, "{:,}"), number(box.validation_accuracy, "{:.2%}").rstrip("%"),
+            number(box.test_accuracy, "{:.2%}").rstrip("%"), number(box.kept_epoch, "{}"), number(box.seconds, "{:.2f}"),
         )
         for box in subdomains
     )  # fmt: skip
-    return note + table(("subdomain", "pixels", "parameters", "test accuracy in %", "seconds"), rows)
-
-
-def show_methods(runs: Sequence[RunResults], console: Console) -> None:
-    """Shows the most important columns of the table of methods; the most accurate method of one run in bold."""
-    rows = [[row[METHODS_HEADER.index(name)] for name in SHOWN] for row in method_rows(runs)]
-    bold = [number for number, row in enumerate(rows) if len(runs) == 1 and row[0] == runs[0].best]
-    show(fitted(SHOWN, rows, width_of(console), bold=bold), console)
+    return note + table(("subdomain", "pixels", "parameters", "validation in %", "test accuracy in %", "kept epoch", "seconds"), rows)

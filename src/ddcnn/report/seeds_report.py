@@ -10,6 +10,7 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import curves_of, load_results
 from ddcnn.report import run_report
+from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, method_rows
 from ddcnn.report.pages import table
 
 
@@ -42,10 +43,11 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
     def figure() -> Any:
         from ddcnn.report.figures import charts
 
-        return charts.accuracy_over_time([curves_of(run) for run in runs])
+        return charts.accuracy_over_time([curves_of(run) for run in runs], runs[0].curves_on)
 
     if draw and run_report.draw_figures(output, {"accuracy_over_time": figure}):
-        report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', f'{run_report.CURVES_CAPTION} A curve a seed.')}"
+        caption = f"{run_report.CURVES_CAPTION.format(runs[0].curves_on)} A curve a seed."
+        report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', caption)}"
     run_report.publish(output, report, runs, console)
 
 
@@ -55,7 +57,7 @@ def summary(results: list[RunResults]) -> RunResults:
     mean["seeds"] = [one.environment.seed for one in results]
     mean["environment"]["seed"] = mean["seeds"][0]
     for name, method in mean["methods"].items():
-        del method["curve"]
+        method.pop("curve", None)
         each = [one.methods[name] for one in results]
         method["spread"] = {measure: spread([getattr(one, measure) for one in each]) for measure in Spread.model_fields}
     return RunResults.model_validate(mean)
@@ -92,7 +94,7 @@ Seeds {seeds}; {environment.ranks} ranks, {environment.threads_per_rank} threads
 
 ## Methods
 
-{table(run_report.METHODS_HEADER, run_report.method_rows(runs))}
+{table(METHODS_HEADER, method_rows(runs))}
 
-{run_report.METHODS_NOTE}
+{METHODS_NOTE}
 """

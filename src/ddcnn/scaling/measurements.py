@@ -107,7 +107,12 @@ def conditions(run: FinishedRun, kind: Kind) -> dict[str, Any]:
     data, boxes, environment = run.results.data, run.results.decomposition, run.results.environment
     ranks, subdomains = environment.ranks, boxes.subdomains
     pixels = sum(prod(b - a for a, b in zip(box.core_start, box.core_stop, strict=True)) for box in subdomains)
-    conditions: dict[str, Any] = {"train samples": data.train_samples, "test samples": data.test_samples, "classes": data.classes}
+    conditions: dict[str, Any] = {
+        "train samples": data.train_samples,
+        "validation samples": data.validation_samples,
+        "test samples": data.test_samples,
+        "classes": data.classes,
+    }
     if kind == "strong":
         conditions |= {"--data": data.source, "image": data.shape, "width divisor": boxes.width_divisor}
     else:

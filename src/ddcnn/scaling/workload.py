@@ -32,6 +32,7 @@ class Workload:
     grid: tuple[int, ...]
     ranks: int
     samples: int
+    validation_samples: int
     test_samples: int
     classes: int
     phases: tuple[str, ...]
@@ -51,7 +52,8 @@ class Workload:
         shape, grid = data.shape, run.results.decomposition.grid
         ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
         return cls(
-            kind, settings, shape, grid, run.results.environment.ranks, data.train_samples, data.test_samples,
+            kind, settings, shape, grid, run.results.environment.ranks, data.train_samples, data.validation_samples,
+            data.test_samples,
             data.classes, ordered, run.details.examples.dtype.itemsize,
         )  # fmt: skip
 
@@ -94,12 +96,13 @@ class Workload:
         local = cnn(settings, Shape(subimage, channels, self.classes), settings.width, divisor, settings.features)
         whole = cnn(settings, Shape(tuple(spatial), channels, self.classes), settings.width_of(Method.GLOBAL), 1, None)
         dnn = dense(settings.interface, subdomains, local.values, self.classes)
-        images = self.bytes_a_value * channels * (self.samples + self.test_samples)
+        images = self.bytes_a_value * channels * (self.samples + self.validation_samples + self.test_samples)
         epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
         epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
         return Sizes(
-            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples, test_samples=self.test_samples,
-            classes=self.classes, interface=settings.interface, batch=settings.batch_size, epochs=epochs,
+            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
+            validation_samples=self.validation_samples, test_samples=self.test_samples, classes=self.classes,
+            interface=settings.interface, batch=settings.batch_size, epochs=epochs,
             frozen_epochs=settings.frozen_epochs, folds=settings.folds,
             evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),

@@ -18,6 +18,7 @@ from ddcnn.data.batches import Samples
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.averaging import Average
+from ddcnn.training.kept import KeptEpoch, Score
 from ddcnn.training.precision import DevicePolicy, Network
 from ddcnn.training.recipe import Recipe
 
@@ -27,12 +28,19 @@ EVALUATION_PIXELS = 1 << 18  # of a batch of larger images; one image of 512x512
 
 @dataclass(frozen=True)
 class Epoch:
-    """Metrics of an epoch: mean loss, accuracy on the (augmented) training batches, seconds."""
+    """Metrics of an epoch: mean loss, accuracy on the (augmented) training batches, seconds.
+
+    Attributes:
+        validation: its score, if it has been validated.
+        stops_early: whether the training ends with it, before the last epoch of its recipe.
+    """
 
     epoch: int
     loss: float
     accuracy: float
     seconds: float
+    validation: Score | None = None
+    stops_early: bool = False
 
 
 START = Epoch(0, math.nan, math.nan, 0.0)  # before the first epoch of a network whose parts are trained already
@@ -48,6 +56,7 @@ class TrainState:
         loss_sum, correct, seen: sums over the steps of this epoch.
         epoch, step: the current epoch, from 1, and how many of its steps are done.
         seconds: time of this epoch before ``begin``, a value of ``time.perf_counter``.
+        kept: the best epoch so far, if it matters.
     """
 
     network: nn.Module
@@ -63,6 +72,7 @@ class TrainState:
     seen: int = 0
     seconds: float = 0.0
     begin: float = 0.0
+    kept: KeptEpoch | None = None
 
     @classmethod
     def start(cls, network: nn.Module, recipe: Recipe, policy: DevicePolicy, steps: int) -> "TrainState":
@@ -140,7 +150,7 @@ class Callback:
         """Between two steps of an epoch; may raise ``Stopped``."""
 
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        """After an epoch; ``state`` is at the begin of the next one. May raise ``Stopped``."""
+        """After an epoch; ``state`` is at the begin of the next one, or of the one after the last. May raise ``Stopped``."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ddcnn.errors import InputError, Stopped
 from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import dataset_name
+from ddcnn.training.kept import KeptEpoch, Score
 from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState, parts_of
 
 CONTINUE, SAVE, STOP = range(3)
@@ -77,9 +78,11 @@ class Checkpointer(Callback):
     def _save(self, state: TrainState) -> None:
         ended = state.epoch > self.recipe["epochs"]
         rows, arrays = self.records.to_save()
-        about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows}
+        kept = state.kept and [state.kept.epoch, state.kept.score.accuracy, state.kept.score.loss]
+        about = {"recipe": self.recipe, "epoch": state.epoch, "step": state.step, "seconds": self.seconds, "rows": rows, "kept": kept}
         parts = {
-            name: _network_arrays(module) | _average_arrays(state, name) | ({} if ended else _optimizer_arrays(module, state.optimizer))
+            name: _network_arrays(module) | _average_arrays(state, name)
+            | ({} if ended else _optimizer_arrays(module, state.optimizer) | _kept_arrays(state, name))
             for name, module in parts_of(state.module).items()
             if self.world.rank == 0 or (self.checkpoints.leads and name.startswith("local"))
         }  # fmt: skip
@@ -131,6 +134,9 @@ class Checkpointer(Callback):
         if not ended:
             _restore_numbers(state, about)
             _restore_running(state, checkpoint.of_rank)
+            if about.get("kept") is not None:
+                epoch, accuracy, loss = about["kept"]
+                state.kept = KeptEpoch(epoch, Score(accuracy, loss), _kept_parameters(parts, checkpoint.parts))
         self.records.restore(about["rows"], checkpoint.of_rank)
         self._earlier, self._begin = about["seconds"], time.monotonic()
 
@@ -148,6 +154,23 @@ def _average_arrays(state: TrainState, part: str) -> Arrays:
 def _restore_network(module: nn.Module, arrays: Arrays) -> None:
     for name, tensor in module.state_dict().items():
         tensor.copy_(_like(tensor, arrays[f"parameters/{dataset_name(name)}"]))
+
+
+def _kept_arrays(state: TrainState, name: str) -> Arrays:
+    """The parameters of the best epoch so far, if they are not those of the last."""
+    kept = state.kept.parameters.get(name, {}) if state.kept else {}
+    return {f"kept/{dataset_name(key)}": tensor.cpu().numpy() for key, tensor in kept.items()}
+
+
+def _kept_parameters(parts: dict[str, nn.Module], saved: dict[str, Arrays]) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        name: {
+            key: torch.empty_like(tensor).copy_(_like(tensor, saved[name][f"kept/{dataset_name(key)}"]))
+            for key, tensor in module.state_dict().items()
+        }
+        for name, module in parts.items()
+        if any(array.startswith("kept/") for array in saved[name])
+    }  # fmt: skip
 
 
 def _optimizer_arrays(module: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:

@@ -20,8 +20,9 @@ MANY_RANKS = 64  # ranks with a row each
 TIME_STEPS = 1500  # columns of the timeline, about as many as the picture has pixels
 
 
-def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
-    """Test accuracy over the wall time of each method: curves (points, 2) of seconds and accuracy, of one run or of several seeds."""
+def accuracy_over_time(runs: list[dict[str, np.ndarray]], split: str) -> Figure:
+    """Accuracy on a split over the wall time of each method: curves (points, 2) of seconds and accuracy, of one run or of several seeds."""
+    runs = [{name: curve for name, curve in curves.items() if len(curve)} for curves in runs]
     figure = Figure((9, 5), layout="constrained")
     axes = figure.subplots()
     for name in runs[0]:
@@ -35,8 +36,9 @@ def accuracy_over_time(runs: list[dict[str, np.ndarray]]) -> Figure:
     if "global" in runs[0]:
         target = np.mean([100 * curves["global"][-1, 1] for curves in runs])
         axes.axhline(target, color=METHOD_COLOURS["global"], ls=":", lw=1, label="where global ends")
-    axes.set(xlabel="seconds of wall time", ylabel="test accuracy in percent", xlim=(0, None))
-    axes.set_ylim(_floor([100 * curve[:, 1] for curves in runs for curve in curves.values()]), min(axes.get_ylim()[1], 101))
+    axes.set(xlabel="seconds of wall time", ylabel=f"{split} accuracy in percent", xlim=(0, None))
+    all_curves = [100 * curve[:, 1] for curves in runs for curve in curves.values()]
+    axes.set_ylim(_floor(all_curves) if all_curves else 0, min(axes.get_ylim()[1], 101))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
@@ -49,8 +51,13 @@ def _floor(curves: list[np.ndarray]) -> float:
     return min(floor, *(curve[np.argmax(curve >= floor) :].min() for curve in curves))
 
 
-def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float]) -> Figure:
-    """Loss and accuracy over the epochs (lines of metrics.jsonl), a row of panels per phase; its method's test accuracy at the end."""
+def learning_curves(epochs: list[dict[str, Any]], ends: dict[str, float], split: str) -> Figure:
+    """Loss and accuracy over the epochs, a row of panels per phase.
+
+    Args:
+        epochs: lines of metrics.jsonl, with the accuracy on the other ``split`` as "evaluated".
+        ends: that of the methods at their ends.
+    """
     phases = list(dict.fromkeys(epoch["phase"] for epoch in epochs))
     figure = Figure((10, 0.5 + 2.8 * len(phases)))
     figure.set_layout_engine("constrained", h_pad=0.1)
@@ -60,10 +67,11 @@ def learning_curves(epochs: list[dict[str, Any]], test_accuracy: dict[str, float
         _curves(loss, rows, "loss", 1, BLUE, "training")
         loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, None))
         _curves(accuracy, rows, "accuracy", 100, BLUE, "training")
-        if phase in test_accuracy:  # the last epoch is judged by the method's own decisions
+        if phase in ends:  # the last epoch is judged by the method's own decisions
             last = max(row["epoch"] for row in rows)
-            rows = [row if row["epoch"] < last else row | {"test_accuracy": test_accuracy[phase]} for row in rows]
-        _curves(accuracy, rows, "test_accuracy", 100, ORANGE, "test")
+            judged = [row["evaluated"] is None and row["epoch"] == last for row in rows]
+            rows = [row | {"evaluated": ends[phase]} if end else row for row, end in zip(rows, judged, strict=True)]
+        _curves(accuracy, rows, "evaluated", 100, ORANGE, split)
         accuracy.set(title=f"{name}: accuracy in percent", xlabel="epoch", ylim=(0, None))
         for axes in (loss, accuracy):
             axes.set(ylim=(0, 1.06 * axes.get_ylim()[1]), xlim=(min(0.5, axes.get_xlim()[0]), max(1.5, axes.get_xlim()[1])))
