@@ -28,12 +28,12 @@ from ddcnn.training.data_parallel import global_batch_size
 
 SMALL = Sizes(
     ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
-    test_samples=300, classes=10, interface="probabilities", batch=100,
+    test_samples=300, validation_samples=100, classes=10, interface="probabilities", batch=100,
     epochs={"local": 3, "dnn": 5, "coherent": 4, "transfer": 2, "global": 4},
     frozen_epochs=0, folds=5, evaluations=0.0, local=Network(2e6, 25, 0, 10), whole=Network(3e7, 27, 500_000, 10),
     dnn=Network(1e5, 5, 0, 10), local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
-PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 300, 10, ("local", "gather", "dnn", "global"), 1)
+PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 100, 300, 10, ("local", "gather", "dnn", "global"), 1)
 positive = st.floats(1e-3, 1e3)
 
 
@@ -44,19 +44,19 @@ def at(ranks: int, **changes) -> Sizes:
 def test_counts_are_those_of_the_equations():
     """By hand: 4 subdomains on 2 ranks, 10 steps an epoch."""
     found = counts(at(2))
-    assert found["local"].local_operations == pytest.approx(2 * (3 * 1000 + (300 + 1000) / 3) * 2e6)
+    assert found["local"].local_operations == pytest.approx(2 * (3 * 1000 + (400 + 1000) / 3) * 2e6)
     assert found["local"].layer_steps == 2 * 3 * 10 * 25
     assert found["local"].bytes_read == 2 * 1_000_000
     assert found["folds"].layer_steps == 2 * 5 * 3 * 8 * 25
     assert found["folds"].local_operations == pytest.approx(2 * (5 * 3 * 800 + 1000 / 3) * 2e6)
-    assert found["gather"].bytes_sent == pytest.approx(4 * 4 * (10 * 1000 + 10 * 300) / 2)
-    assert (found["gather"].collectives, found["gather"].messages) == (4, 4)
+    assert found["gather"].bytes_sent == pytest.approx(4 * 4 * (10 * 1000 + 10 * 400) / 2)
+    assert (found["gather"].collectives, found["gather"].messages) == (6, 6)
     assert found["dnn"].layer_steps == 5 * 10 * 5
-    assert found["dnn"].local_operations == pytest.approx((5 * 1000 + 100) * 1e5)
+    assert found["dnn"].local_operations == pytest.approx((5 * 1000 + 400 / 3) * 1e5)
     assert found["coherent"].bytes_sent == pytest.approx(40 * 4 * 4 * 10 * 100 / 2)  # in 40 steps
     assert (found["coherent"].collectives, found["coherent"].layer_steps) == (80, 40 * (2 * 25 + 5))
     assert found["transfer"].collectives == 40
-    assert found["global"].global_operations == pytest.approx((40 * 50 + 300 / 2 / 3) * 3e7)
+    assert found["global"].global_operations == pytest.approx((40 * 50 + 400 / 2 / 3) * 3e7)
     assert found["global"].reduce_bytes == pytest.approx(40 * 8 * 500_000 / 2)
     assert found["global"].reduce_messages == 40 * (2 + 1)
     assert found["global"].bytes_read == 4_000_000
@@ -65,7 +65,7 @@ def test_counts_are_those_of_the_equations():
 def test_evaluations_and_frozen_epochs_are_forward_only():
     evaluated, plain = counts(at(1, evaluations=1.0)), counts(at(1))
     more = evaluated["local"].local_operations - plain["local"].local_operations
-    assert more == pytest.approx(4 * 3 * 300 / 3 * 2e6)
+    assert more == pytest.approx(4 * 3 * 100 / 3 * 2e6)
     frozen = counts(at(1, frozen_epochs=3))["transfer"]
     assert frozen.local_operations - plain["transfer"].local_operations == pytest.approx(3 * 1000 * (4 * 2e6 / 3 + 1e5))
     assert frozen.layer_steps - plain["transfer"].layer_steps == 30 * (4 * 25 + 5)

@@ -143,16 +143,31 @@ class Recorder:
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._recorded.epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))
-        moments = classifications = None
-        if self._recorded.classifications:  # on the first rank of every group
-            moments = self.groups.across_subdomains.gather(np.array(self._recorded.moments).reshape(-1, 2))
-            classifications = self.groups.across_subdomains.gather(np.stack(self._recorded.classifications))
+        latest = self._gather_classifications() if self.groups.leads else None
         if sent is None or peaks is None or spans is None or epochs is None or subdomains is None:
             return None
         rows = np.concatenate(epochs)
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]  # by phase, subdomain, epoch
-        latest = None if moments is None or classifications is None else (np.concatenate(moments), np.concatenate(classifications))
         return Gathered(sent, spans, rows, np.concatenate(subdomains), latest, self._stride, self.local_classes, whole, peaks)
+
+    def _gather_classifications(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The first ranks of all groups: moments (events, 2) and p_i (events, S', K) on rank 0, if there are any.
+
+        Trainings that end early have fewer events, which are filled up with NaN on the way.
+        """
+        ranks, recorded = self.groups.across_subdomains, self._recorded
+        events = ranks.largest(len(recorded.moments))
+        if not events:
+            return None
+        shape = (-(-self.store.validation_samples // self._stride), self.problem.networks.classes)
+        moments, classifications = np.full((events, 2), np.nan), np.full((events, *shape), np.nan, np.float16)
+        moments[: len(recorded.moments)] = np.array(recorded.moments).reshape(-1, 2)
+        classifications[: len(recorded.moments)] = np.array(recorded.classifications, np.float16).reshape(-1, *shape)
+        all_moments, all_classifications = ranks.gather(moments), ranks.gather(classifications)
+        if all_moments is None or all_classifications is None:
+            return None
+        there = ~np.isnan(all_moments[..., 0])
+        return all_moments[there], all_classifications[there]
 
     # Writing
 

@@ -1,8 +1,7 @@
 """The work of a run: what every phase costs the busiest rank, as counts of things that a machine does at some rate.
 
-Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_v validation samples, S_t validation and test samples, K classes, C interface
-values a subdomain;
-batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
+Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_v validation samples, S_t validation and test samples, K classes, C
+interface values a subdomain; batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
 on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w parameters of the global CNN. A machine has
 
     R_l, R_g   operations per second of narrow local CNNs (and of the DNN), and of the global CNN
@@ -16,7 +15,7 @@ and the phases last, with e evaluations on the validation samples and b_l, b_g b
     local      n [E s (B F_l / R_l + t L_l) + (S_t + e E S_v + S) F_l / (3 R_l) + b_l / ρ]
     folds      the same for every fold, without a fold of the samples
     gather     2 g (o + α ⌈log₂ P⌉) + 4 N (K S_t + C S + C S_t) (P-1)/P / β                (g gathers, each after a barrier)
-    dnn        E_d s (B F_d / R_l + t L_d)                                                    (serial: on rank 0)
+    dnn        E_d s (B F_d / R_l + t L_d) + (S_t + e E_d S_v) F_d / (3 R_l)                  (serial: on rank 0)
     coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
     transfer   the same with its epochs
     global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
