@@ -33,7 +33,7 @@ DATA_VALUES = {
     "overlap": (3, 3), "augment": ("flip+shift", "flip+shift"), "shift": (2, 2), "train_samples": (100, 100),
     "test_samples": (50, 50), "subset_seed": (9, 9), "image_size": ("64x48", (64, 48)), "image_transform": ("resize", "resize"),
     "interpolation": ("bicubic", "bicubic"), "volume_size": ("8x9x10", (8, 9, 10)), "window": ([-160, 240], (-160, 240)),
-    "test_fraction": (0.25, 0.25), "skip_damaged": (True, True), "follow_links": (True, True), "mode": ("grey", "grey"),
+    "test_fraction": (0.25, 0.25), "validation_fraction": (0.3, 0.3), "validation_samples": (20, 20), "skip_damaged": (True, True), "follow_links": (True, True), "mode": ("grey", "grey"),
     "nan": ("zero", "zero"), "progress": ("none", "none"),
     "decomposition": ("width", "width"), "stall_timeout": (60.5, 60.5),
 }  # fmt: skip
@@ -46,7 +46,8 @@ VALUES = {
         "weights": ("resnet50.pth", Path("resnet50.pth")), "normalise": ("imagenet", "imagenet"),
         "lr": (0.25, 0.25), "weight_decay": (0.125, 0.125), "schedule": ("cosine", "cosine"), "label_smoothing": (0.1, 0.1),
         "dnn_data": ("holdout", "holdout"), "folds": (3, 3), "dnn_epochs": (7, 7), "dnn_lr": (0.5, 0.5), "seed": (4, 4),
-        "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (0, 0), "dry_run": (True, True),
+        "early_stopping": (3, 3), "keep": ("best", "best"),
+        "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (2, 2), "dry_run": (True, True),
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),

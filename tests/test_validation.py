@@ -52,7 +52,7 @@ def test_what_is_drawn_is_a_balanced_part_of_the_training_images(labels, test_fr
     assert list(parts) == ["train", "validation", "test"]
     assert drawn == {"validation"} | ({"test"} if not has_test else set())
     of_train = [part for name, part in parts.items() if name in ("train", *drawn)]
-    assert sorted(sum(map(numbers, of_train), [])) == list(range(len(labels)))  # nothing twice, nothing lost
+    assert sorted(number for part in of_train for number in numbers(part)) == list(range(len(labels)))  # nothing twice, nothing lost
     for part in of_train:
         assert numbers(part) == sorted(numbers(part))
         assert part.labels.tolist() == labels[numbers(part)].tolist()

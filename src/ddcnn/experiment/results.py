@@ -144,8 +144,9 @@ def method_result(
 
 
 def kept_epoch(rows: np.ndarray, phase: str, settings: RunSettings, subdomain: float = np.nan) -> int | None:
-    """The epoch whose parameters a training has kept; None if there was no training."""
+    """The epoch whose parameters a training has kept, after its frozen epochs; None if there was no training."""
     own = rows_of(rows, phase, subdomain)
+    own = own[own[:, COLUMNS.index("epoch")] > (settings.frozen_epochs if phase == Method.TRANSFER else 0)]
     if not len(own):
         return None
     accuracies, losses = own[:, COLUMNS.index("validation_accuracy")], own[:, COLUMNS.index("validation_loss")]
