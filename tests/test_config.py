@@ -33,7 +33,8 @@ DATA_VALUES = {
     "overlap": (3, 3), "augment": ("flip+shift", "flip+shift"), "shift": (2, 2), "train_samples": (100, 100),
     "test_samples": (50, 50), "subset_seed": (9, 9), "image_size": ("64x48", (64, 48)), "image_transform": ("resize", "resize"),
     "interpolation": ("bicubic", "bicubic"), "volume_size": ("8x9x10", (8, 9, 10)), "window": ([-160, 240], (-160, 240)),
-    "test_fraction": (0.25, 0.25), "validation_fraction": (0.3, 0.3), "validation_samples": (20, 20), "skip_damaged": (True, True), "follow_links": (True, True), "mode": ("grey", "grey"),
+    "test_fraction": (0.25, 0.25), "validation_fraction": (0.3, 0.3), "validation_samples": (20, 20),
+    "skip_damaged": (True, True), "follow_links": (True, True), "mode": ("grey", "grey"),
     "nan": ("zero", "zero"), "progress": ("none", "none"),
     "decomposition": ("width", "width"), "stall_timeout": (60.5, 60.5),
 }  # fmt: skip

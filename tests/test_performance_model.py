@@ -136,7 +136,7 @@ def test_strong_subdomains_are_those_of_the_study_up_to_n_and_finer_beyond():
     assert found[16].local.operations < found[4].local.operations / 8  # a quarter of the pixels, half the width
     assert {sizes.whole.operations for sizes in found.values()} == {found[1].whole.operations}
     assert found[64].dnn.operations > 2 * found[4].dnn.operations
-    assert found[1].local_bytes == 1300 * 16 * 16 * 3
+    assert found[1].local_bytes == 1400 * 16 * 16 * 3
 
 
 @pytest.mark.parametrize(("ranks", "words"), [(3, "do not fit"), (256, "at least 4 pixels"), (4096, "finer than the images")])
@@ -268,11 +268,11 @@ def test_groups_of_ranks_are_not_modelled(study, tmp_path):
 
 def test_the_gather_of_other_interfaces_has_one_more_and_that_without_a_dnn_one_less():
     handed = counts(at(2, interface="features", local=SMALL.local._replace(values=16)))["gather"]
-    assert handed.bytes_sent == pytest.approx(4 * 4 * (10 * 300 + 16 * 1000 + 16 * 300) / 2)
-    assert (handed.collectives, handed.messages) == (6, 6)
+    assert handed.bytes_sent == pytest.approx(4 * 4 * (10 * 400 + 16 * 1000 + 16 * 400) / 2)
+    assert (handed.collectives, handed.messages) == (10, 10)  # of validation and test samples each
     alone = counts(at(2, phases=("local", "gather")))["gather"]
-    assert alone.bytes_sent == pytest.approx(4 * 4 * 10 * 300 / 2)
-    assert alone.collectives == 2
+    assert alone.bytes_sent == pytest.approx(4 * 4 * 10 * 400 / 2)
+    assert alone.collectives == 4
 
 
 def test_a_global_cnn_needs_two_samples_a_rank():

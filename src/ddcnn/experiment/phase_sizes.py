@@ -53,7 +53,8 @@ def _sizes(problem: Problem) -> Sizes:
     epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
     return Sizes(
         ranks=problem.world.size, subdomains=networks.subdomains, phases=(*phases, "global"), subimage=subimage,
-        samples=store.train_samples, validation_samples=store.validation_samples, test_samples=store.test_samples, classes=networks.classes, interface=settings.interface,
+        samples=store.train_samples, validation_samples=store.validation_samples, test_samples=store.test_samples,
+        classes=networks.classes, interface=settings.interface,
         batch=settings.batch_size, epochs=epochs | {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs},
         frozen_epochs=settings.frozen_epochs, folds=settings.folds,
         evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,

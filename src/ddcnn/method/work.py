@@ -1,8 +1,9 @@
 """The work of a run: what every phase costs the busiest rank, as counts of things that a machine does at some rate.
 
-Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_v validation samples, S_t validation and test samples, K classes, C
-interface values a subdomain; batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN, the global CNN and the DNN need to train
-on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w parameters of the global CNN. A machine has
+Symbols: P ranks, N subdomains, n = N / P of them a rank; S training and S_v validation samples, S_t validation and test samples, K
+classes, C interface values a subdomain; batch B, E epochs of s = S // B steps; F_l, F_g, F_d floating-point operations that a local CNN,
+the global CNN and the DNN need to train on one sample (forward and backward; forward alone is a third), L_l, L_g, L_d their layers; w
+parameters of the global CNN. A machine has
 
     R_l, R_g   operations per second of narrow local CNNs (and of the DNN), and of the global CNN
     t          seconds that a layer takes in a step of training beyond its arithmetic, however small it is (starting what computes it)
