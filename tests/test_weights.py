@@ -200,6 +200,7 @@ def test_a_state_dict_goes_in_and_comes_out(run, tmp_path):
     assert "--weights w.pth: not the file that the run in run began with" in line
     finished = on_ranks(2, "run", "--resume", "--output", "run", "--weights", "moved.pth", cwd=run)
     assert finished.returncode == 0, finished.stderr
+    assert f"network {SMALL} from the trained weights moved.pth, " in (run / "run" / "report.md").read_text("utf-8")
     for method, parts in (("dnn", 2), ("coherent", 2), ("global", 1)):
         path = tmp_path / f"{method}.pt"
         execute(["export", str(run / "run"), "--method", method, "--format", "state-dict", "--output", str(path)], None)
@@ -226,6 +227,31 @@ def test_what_does_not_fit_is_refused_before_any_rank_trains(run):
     ):  # fmt: skip
         assert words in refusal(on_ranks(2, "run", *quick(**OPTIONS | {"output": "no", "weights": "kept.pth"} | changes), cwd=run))
     assert not (run / "no").exists()
+
+
+ON_ONE_RANK = """
+import os, ddcnn
+world, home = ddcnn.World(), os.getcwd()
+for folder, words in (("nothing", "no such file"), ("another", "not the same file on all ranks")):
+    os.chdir(folder if world.rank else home)
+    try:
+        ddcnn.decompose(world, OPTIONS)
+    except ddcnn.InputError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(folder)
+    os.chdir(home)
+"""
+
+
+def test_a_file_that_is_missing_or_another_on_one_rank_is_refused_on_all(run):
+    for folder in ("nothing", "another"):
+        (run / folder).mkdir()
+    torch.save(trained(SMALL).state_dict() | {"fc.bias": torch.zeros(1)}, run / "another" / "kept.pth")
+    options = OPTIONS | {"weights": "kept.pth", "partitions": str(run / "sets"), "threads": 1}
+    (run / "script.py").write_text(ON_ONE_RANK.replace("OPTIONS", f"**{options}"), "utf-8")
+    finished = on_ranks(2, cwd=run, script="script.py")
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_script_starts_from_trained_weights_too(run, world):

@@ -40,10 +40,13 @@ def run(world: World, settings: RunSettings) -> None:
         logger.info("%s: finished, nothing to resume", settings.output)
         return
     if settings.dry_run:
-        from ddcnn.experiment.dry_run import dry_run
+        from ddcnn.experiment.unpartitioned import described_set
 
         interrupt_on_sigterm()
-        dry_run(world, settings)
+        described = described_set(world, settings)
+        from ddcnn.experiment.dry_run import dry_run
+
+        dry_run(world, settings, *described)
         return
     stop_requests = StopRequests(settings.stop_signals, settings.time_limit, world.on_root(slurm_job))
     try:

@@ -1,29 +1,19 @@
 """``ddcnn run --dry-run``: refuses what the run would refuse, and says what the run would take. It keeps nothing and writes nothing."""
 
 import logging
-import os
-import time
-from dataclasses import astuple, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import astuple
 
 import numpy as np
 import torch
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.data.partition_trial import partition_seconds
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.stand_in import described
-from ddcnn.errors import InputError
-from ddcnn.experiment import plan
 from ddcnn.experiment.dry_run_tables import Expected, show
 from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import notes
-from ddcnn.experiment.resumed import Resumed, images_of
 from ddcnn.experiment.run import checked
 from ddcnn.experiment.trial import Trial
-from ddcnn.networks.user_code import look_in
 from ddcnn.parallel import memory
 from ddcnn.parallel.timeline import PHASES
 from ddcnn.parallel.world import World
@@ -31,16 +21,15 @@ from ddcnn.parallel.world import World
 logger = logging.getLogger(__name__)
 
 
-def dry_run(world: World, settings: RunSettings) -> None:
+def dry_run(world: World, settings: RunSettings, store: PartitionedSet, partitioning: float | None) -> None:
     """All ranks together; rank 0 tells.
+
+    Args:
+        store, partitioning: as of ``unpartitioned.described_set``.
 
     Raises:
         InputError: the run would refuse the settings, or the images as far as they are looked at.
     """
-    world.barrier()
-    world.timeline.begin()
-    with world.timeline.phase("partition"):
-        store, partitioning = described_set(world, settings)
     problem, seeds = checked(world, settings, store)
     if world.rank == 0:
         for text in notes(problem):
@@ -66,42 +55,3 @@ def in_use(device: torch.device) -> float:
         return float(torch.cuda.memory_reserved(device))
     memory.take_peaks()
     return float(memory.take_peaks()[0])
-
-
-def described_set(world: World, settings: RunSettings) -> tuple[PartitionedSet, float | None]:
-    """The partitioned set of a run: as it is, or as it would be, without its images; and seconds of partitioning, None if that is done."""
-    resumed = Resumed.of(settings) if world.rank == 0 else None
-    look_in(settings.network, world.on_root(lambda: resumed.module_places if resumed else []))
-    options, begin = replace(plan.source_options(settings, settings.data), download=False), time.perf_counter()
-    source, target = None, None
-    with world.raise_on_all_ranks():
-        if world.rank == 0:
-            try:
-                source, target = plan.plan_set(world.size, settings, options, resumed)
-            except InputError as error:
-                raise InputError(f"{error}; --dry-run itself downloads nothing" if settings.download else str(error)) from None
-    opening, path = time.perf_counter() - begin, Path(world.broadcast(str(target)))
-    if world.on_root(path.is_file):
-        with world.raise_on_all_ranks():
-            store = PartitionedSet.open(path)
-        world.on_root(lambda: resumed.check(settings, images_of(store)) if resumed else None)
-        return store, None
-
-    def describe() -> dict[str, Any]:
-        assert source
-        chosen, decomposition = plan.select(settings, source), plan.decompose(settings, source)
-        at_once = 1 if source.in_memory else min(world.size, len(os.sched_getaffinity(0)) * world.size // world.local_size)
-        alone = partition_seconds(source, chosen, decomposition, settings.skip_damaged)
-        return {
-            "source": source.name, "shape": source.shape, "dtype": source.splits["train"].dtype.str, "class_names": source.class_names,
-            "labels": {split: source.splits[split].labels[rows].tolist() for split, rows in chosen.items()},
-            "grid": decomposition.grid, "preprocessing": source.preprocessing, "seconds": opening + alone / at_once,
-        }  # fmt: skip
-
-    found = world.on_root(describe)
-    store = described(
-        found["source"], tuple(found["shape"]), found["dtype"], tuple(found["class_names"]),
-        {split: np.array(labels, np.int64) for split, labels in found["labels"].items()}, tuple(found["grid"]), settings.overlap,
-        settings.margin, found["preprocessing"],
-    )  # fmt: skip
-    return store, found["seconds"]

@@ -141,7 +141,8 @@ def report_text(run: FinishedRun) -> str:
     return f"""# {title(results)}
 
 {samples_text(data)} images of {times(data.shape)}, {data.classes} classes\
-{f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}, \
+{f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}\
+{f" from the trained weights {settings.weights.name}" if settings.weights else ""}, \
 {f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
 {sources_note(run.folder)}
