@@ -44,9 +44,9 @@ def write_arrays() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def random_arrays() -> Callable[..., dict[str, np.ndarray]]:
-    """x_train, y_train, x_test, y_test with random pixels and classes that go round."""
+    """x_train, y_train, x_test, y_test, and those for validation, with random pixels and classes that go round."""
 
-    def make(shape: tuple[int, ...], dtype="uint8", train: int = 10, test: int = 5, classes: int = 2, seed: int = 0):
+    def make(shape: tuple[int, ...], dtype="uint8", train: int = 10, test: int = 5, validation: int = 0, classes: int = 2, seed: int = 0):
         random, dtype = np.random.default_rng(seed), np.dtype(dtype)
 
         def images(samples: int) -> np.ndarray:
@@ -55,10 +55,11 @@ def random_arrays() -> Callable[..., dict[str, np.ndarray]]:
             bounds = np.iinfo(dtype)
             return random.integers(bounds.min, bounds.max, (samples, *shape), dtype.newbyteorder("="), endpoint=True).astype(dtype)
 
-        return {
-            "x_train": images(train), "y_train": np.arange(train) % classes,
-            "x_test": images(test), "y_test": np.arange(test) % classes,
-        }  # fmt: skip
+        arrays = {}
+        for split, samples in (("train", train), ("test", test), ("validation", validation)):
+            if samples:
+                arrays |= {f"x_{split}": images(samples), f"y_{split}": np.arange(samples) % classes}
+        return arrays
 
     return make
 

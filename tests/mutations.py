@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.sources import SPLITS
 from ddcnn.errors import InputError
 
 MEMORY, SECONDS = 1 << 30, 30  # that reading a set of a few kilobytes may take, Python and its libraries included
@@ -27,9 +26,9 @@ def make(folder: Path) -> None:
     from ddcnn.decomposition import Decomposition
     from ddcnn.parallel.world import World
 
-    images = np.random.default_rng(5).integers(0, 255, (22, 6, 5, 3), dtype=np.uint8)
+    images = np.random.default_rng(5).integers(0, 255, (26, 6, 5, 3), dtype=np.uint8)
     splits = {}
-    for name, pixels in (("train", images[:14]), ("test", images[14:])):
+    for name, pixels in (("train", images[:14]), ("validation", images[14:18]), ("test", images[18:])):
         splits[name] = Split(pixels.shape, pixels.dtype, np.arange(len(pixels)) % 3, lambda samples, pixels=pixels: pixels[samples])
     partitioning.BLOCK_BYTES = 300  # three samples, so that every rank has some
     selections = {name: np.arange(len(split)) for name, split in splits.items()}
@@ -41,8 +40,8 @@ def make(folder: Path) -> None:
 def content(path: Path) -> list[object]:
     """All that a run may read of a set."""
     store = PartitionedSet.open(path)
-    labels = [store.labels(split).tolist() for split in SPLITS]
-    images = [store.read(split, place.index).tobytes() for split in SPLITS for place in store.decomposition.subdomains]
+    labels = [store.labels(split).tolist() for split in store.samples]
+    images = [store.read(split, place.index).tobytes() for split in store.samples for place in store.decomposition.subdomains]
     return [repr(replace(store, path="")), *labels, *images]
 
 

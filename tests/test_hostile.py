@@ -160,7 +160,7 @@ def test_attributes_that_cannot_be_are_refused(in_one_file, words, values):
 def test_a_grid_of_more_subdomains_than_a_file_can_hold_is_refused(in_one_file):
     """Even if the checksums are as many: a million subdomains would take a gigabyte before the first is found to be missing."""
     arrays = {f"{split}/checks": np.zeros((1, 1_000_000), "u4") for split in SPLITS}
-    arrays |= {"train/runs": np.array([0, 14]), "test/runs": np.array([0, 8])}
+    arrays |= {"train/runs": np.array([0, 14]), "validation/runs": np.array([0, 4]), "test/runs": np.array([0, 8])}
     changed(in_one_file, arrays, grid=(1000, 1000), shape=(1000, 1000, 3))
     refused(in_one_file, "out of range")
 
@@ -432,7 +432,7 @@ def test_a_set_that_was_replaced_after_it_was_opened_is_noticed(path):
 def test_a_set_of_an_older_version_is_refused_by_its_version(path):
     with h5py.File(path, "a") as file:
         file.attrs["schema_version"] = 1
-    refused(path, "schema version 1, this program reads 3")
+    refused(path, "schema version 1, this program reads 4")
 
 
 def test_the_program_says_so_in_one_line(path):

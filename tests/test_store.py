@@ -18,7 +18,7 @@ from launching import on_ranks
 from ddcnn.data import partition as partitioning
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, images_name, is_partitioned
-from ddcnn.data.sources import SPLITS, SourceOptions, open_source
+from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 
@@ -32,8 +32,10 @@ def make(world, write_arrays):
 
     def make(folder, arrays, grid, overlap=0, margin=0, selections=None, suffix=".npz", name="set.h5", **how) -> PartitionedSet:
         path = write_arrays(Path(folder) / f"source{suffix}", **how, **arrays)
-        source = open_source(SourceOptions(str(path), Path(), volumes=len(grid) == 3))
-        selections = selections or {split: np.arange(len(source.splits[split])) for split in SPLITS}
+        source = open_source(
+            SourceOptions(str(path), Path(), volumes=len(grid) == 3, validation_fraction=0.1 if "x_validation" in arrays else 0)
+        )
+        selections = selections or {split: np.arange(len(images)) for split, images in source.splits.items()}
         decomposition = Decomposition(source.shape[:-1], grid, overlap, margin)
         return partition(world, source, selections, decomposition, Path(folder) / name)
 
@@ -51,13 +53,15 @@ def test_every_subdomain_holds_exactly_the_pixels_of_the_source(make, random_arr
     grid = tuple(data.draw(st.integers(1, min(n, 3))) for n in spatial)
     channels = data.draw(st.sampled_from([(), (1,), (3,)]), label="channels")
     dtype, suffix = data.draw(st.sampled_from(TYPES)), data.draw(st.sampled_from([".npz", ".h5"]))
-    arrays = random_arrays((*spatial, *channels), dtype, train=data.draw(st.integers(2, 7)), test=data.draw(st.integers(1, 4)))
+    counts = {"train": data.draw(st.integers(2, 7)), "test": data.draw(st.integers(1, 4)), "validation": data.draw(st.integers(0, 3))}
+    arrays = random_arrays((*spatial, *channels), dtype, **counts)
     overlap, margin = data.draw(st.integers(0, 3), label="overlap"), data.draw(st.integers(0, 2), label="margin")
     block_bytes = data.draw(st.sampled_from([1, 300, 1 << 24]), label="block bytes")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(partitioning, "BLOCK_BYTES", block_bytes)
         store = make(folder, arrays, grid, overlap, margin, suffix=suffix, compressed=data.draw(st.booleans()))
-        for split in SPLITS:
+        assert store.samples == {split: count for split, count in counts.items() if count}
+        for split in store.samples:
             images = with_channels(arrays[f"x_{split}"], len(grid))
             for subdomain in store.decomposition.subdomains:
                 found = store.read(split, subdomain.index)
@@ -146,9 +150,10 @@ def test_digest_depends_on_the_pixels_and_not_on_the_decomposition(make, random_
 @settings(max_examples=15)
 @given(data=st.data())
 def test_a_subset_holds_the_selected_samples_in_their_order(make, random_arrays, data):
-    arrays = random_arrays((4, 5), "float32", train=17, test=6)
-    indices = {"train": st.sets(st.integers(0, 16), min_size=1), "test": st.sets(st.integers(0, 5), min_size=1)}
-    selections = {split: np.array(sorted(data.draw(indices[split], label=split))) for split in SPLITS}
+    counts = {"train": 17, "validation": 4, "test": 6}
+    arrays = random_arrays((4, 5), "float32", **counts)
+    indices = {split: st.sets(st.integers(0, count - 1), min_size=1) for split, count in counts.items()}
+    selections = {split: np.array(sorted(data.draw(indices[split], label=split))) for split in counts}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(partitioning, "BLOCK_BYTES", data.draw(st.sampled_from([1, 200, 1 << 24]), label="block bytes"))
         store = make(folder, arrays, (2, 1), selections=selections)
@@ -221,7 +226,7 @@ def test_the_parts_of_two_ranks_read_as_one_set(of_two_ranks):
     folder, arrays = of_two_ranks
     assert len(list(folder.glob("*.parts/*"))) == 2
     store = PartitionedSet.open(folder / "F.h5")
-    for split in SPLITS:
+    for split in store.samples:
         assert np.array_equal(store.whole(split)[..., 0], arrays[f"x_{split}"])
 
 
@@ -384,7 +389,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from ddcnn.data.partition import partition
-from ddcnn.data.sources import SPLITS, SourceOptions, open_source
+from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.parallel.world import World
 

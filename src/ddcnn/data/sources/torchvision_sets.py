@@ -173,7 +173,7 @@ def _source(options: SourceOptions, sets: dict, labels: dict[str, np.ndarray]) -
 
     def split_of(split: str) -> Split:
         def name(i: int) -> str:
-            return f"{options.name} {split} sample {i}"
+            return f"{options.name} {f'{split} ' if len(sets) > 1 else ''}sample {i}"
 
         def load(i: int) -> np.ndarray:
             return to_array(sets[split][i][0], pixels, name(i), options.mode, "give --mode grey or rgb")
