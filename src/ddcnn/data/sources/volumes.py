@@ -26,7 +26,8 @@ from ddcnn.data.sources.tables import class_names_of, read_table
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
-SUFFIXES = (*nifti.SUFFIXES, *dicom.SUFFIXES, *stacks.TIFF)
+SCANS = (*nifti.SUFFIXES, *dicom.SUFFIXES)
+SUFFIXES = (*SCANS, *stacks.TIFF)
 PACKAGES = {"NIfTI volumes": ("nibabel", "nibabel"), "DICOM series": ("pydicom", 'pydicom, or "ddcnn[scans]"')}  # and how to install them
 SOUGHT = "volume in it (NIfTI or TIFF files, folders of DICOM slices or of images)"
 logger = logging.getLogger(__name__)
