@@ -119,7 +119,9 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
         for k in range(3):
             enhanced(tmp_path / "set" / name / f"{k}.dcm", hounsfield(3 * c + k))
     assert sum(map(len, opened(tmp_path / "set").splits.values())) == 6
-    plain = write_slice(tmp_path / "cine.dcm", hounsfield(), NumberOfFrames=4)
+    plain = write_slice(
+        tmp_path / "cine.dcm", hounsfield(), NumberOfFrames=4, ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=ORIENTATIONS["axial"]
+    )
     assert np.array_equal(load_volume(plain), hounsfield()[..., None])
     assert "no positions" in describe(plain).remark
 
@@ -254,8 +256,9 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
     (root / "empty").rmdir()
     outside = write_slice(tmp_path / "outside", hounsfield()[0])
     (root / "ill" / "patient 0" / "ct" / "IM9").symlink_to(outside)
-    with pytest.raises(InputError, match="IM9 is a link to a file outside"):
-        opened(root)
+    for said in (False, True):
+        with pytest.raises(InputError, match="IM9 is a link to a file outside"):
+            opened(root, volumes=said)
     (root / "ill" / "patient 0" / "ct" / "IM9").unlink()
     write_series(root / "flat", hounsfield())
     with pytest.raises(InputError, match=r"flat: holds slices itself.*CLASS/VOLUME"):
