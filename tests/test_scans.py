@@ -120,7 +120,11 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
             enhanced(tmp_path / "set" / name / f"{k}.dcm", hounsfield(3 * c + k))
     assert sum(map(len, opened(tmp_path / "set").splits.values())) == 6
     plain = write_slice(
-        tmp_path / "cine.dcm", hounsfield(), NumberOfFrames=4, ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=ORIENTATIONS["axial"]
+        tmp_path / "cine.dcm",
+        hounsfield(),
+        NumberOfFrames=4,
+        ImagePositionPatient=[0, 0, 0],
+        ImageOrientationPatient=list(ORIENTATIONS["axial"]),
     )
     assert np.array_equal(load_volume(plain), hounsfield()[..., None])
     assert "no positions" in describe(plain).remark
@@ -232,8 +236,10 @@ def test_class_folders_hold_volumes(tmp_path, caplog):
     for k in range(4):  # beside them, the same scan as NIfTI, and what is no volume
         write_nifti(root / "ill" / f"patient {k}" / "nifti" / "ct.nii.gz", hounsfield(50 + k))
     (root / "ill" / "patient 0" / "ct" / "preview.png").write_bytes(b"")
+    assert "several volumes" not in notes(caplog)
     assert sum(map(len, opened(root, volumes=True).splits.values())) == 12
     assert "not read: 1 that end in .png" in notes(caplog)
+    assert "patient 0 (and 3 more) has several volumes; if they are of one patient" in notes(caplog)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII"])

@@ -5,6 +5,7 @@ files; stacks of images, which may be photos, are volumes with ``--volumes``.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +23,7 @@ from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
 from ddcnn.data.sources.folders import Walk, counted, labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
-from ddcnn.data.sources.tables import class_names_of, read_table
+from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
@@ -60,7 +61,26 @@ def labelled_volumes(options: SourceOptions) -> Source:
 def folders_of_volumes(options: SourceOptions) -> Source:
     """Opens a folder of class folders of volumes. Raises as ``class_folders``, and InputError if a package is not installed."""
     fit = Fit(options, 3)
-    return _source(*labelled_folders(VolumeWalk.of(options), options), fit)
+    files, class_names = labelled_folders(VolumeWalk.of(options))
+    if "test" not in files.splits or ("validation" not in files.splits and options.validation_fraction):
+        _tell_of_patients(files)
+    return _source(files, class_names, fit)
+
+
+def _tell_of_patients(files: LabelledFiles) -> None:
+    """Notes folders in class folders that hold several training volumes, of which some will be drawn for another split."""
+    counts: Counter[Path] = Counter()
+    for path in (files.paths[i] for i in files.splits["train"]):
+        above = list(reversed(path.relative_to(files.root).parents))  # of the folder itself, a split or a class, …
+        depth = 2 if len(files.splits) == 1 else 3
+        counts.update([files.root / above[depth]] if len(above) > depth else [])
+    several = [folder for folder, count in counts.items() if count > 1]
+    if several:
+        logger.info(
+            "note: %s%s has several volumes; if they are of one patient, keep patients apart by folders train, validation, test, or by the "
+            "column split of a %s: what is missing of these is drawn from the training volumes one by one",
+            several[0], more(len(several)), TABLE,
+        )  # fmt: skip
 
 
 def hold_volumes(options: SourceOptions) -> bool:
