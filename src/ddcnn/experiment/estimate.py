@@ -12,6 +12,7 @@ from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks.layers import count_parameters
+from ddcnn.parallel.allocator import LARGE
 from ddcnn.training.loop import Recipe
 
 FLOAT = 4  # bytes
@@ -161,16 +162,18 @@ class Estimate:
         mirrors = self.problem.augmentation("train").mirrors
         places = sorted({self.networks.subimage(index) for index in self.problem.owned})
 
-        def held(chosen: list[int]) -> float:
+        def held(chosen: list[int], most: float = float("inf")) -> float:
+            """Those of arrays of so many bytes at most."""
             mirrored = {store.decomposition.mirror(place, axes) for place in chosen for axes in mirrors}
-            return sum(
+            sizes = [
                 stored_bytes(store, split, place) * self._widening
                 for split in store.samples
                 for place in ({*chosen, *mirrored} if split == "train" else chosen)
-            )
+            ]
+            return sum(size for size in sizes if size <= most)
 
-        if phase in ("gather", "dnn"):
-            return 0.0
+        if phase in ("gather", "dnn"):  # what the allocator keeps
+            return max(held([place], LARGE) for place in places) if self.problem.policy.device.type == "cpu" else 0.0
         if phase in ("local", "folds"):
             return max(held([place]) for place in places)
         if not self.settings.sees_whole_image(phase):
