@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-SECONDS = {"s": 1, "min": 60, "h": 3600}
-BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def main() -> None:

@@ -67,6 +67,8 @@ def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     _tell([kind if name == "memory a rank" else name for name in PHASES_HEADER], [first, *rows, last])
     there = " (there already)" if expected.partitioning is None else ""
     logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, human(estimate.checkpoint_bytes))
+    if problem.settings.early_stopping is not None:
+        logger.info("A training that stops early takes less time.")
     logger.info("Times are without the start of the processes and the report. Nothing was trained that is kept, and nothing written.")
 
 
