@@ -177,7 +177,10 @@ def test_a_slice_that_is_damaged_is_not_missed(tmp_path, content):
 @pytest.mark.parametrize(
     ("elements", "words"),
     [
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "IM000. is MONOCHROME1.*MONOCHROME2"),
+        (
+            {"PhotometricInterpretation": "MONOCHROME1"},
+            "no volume can be read; the first: .*healthy/patient 0/ct.*IM000.: is MONOCHROME1.*MONOCHROME2",
+        ),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, r"is in colour \(RGB\)"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour"),
         ({"ModalityLUTSequence": [Dataset()]}, "look-up table"),
@@ -239,7 +242,19 @@ def test_class_folders_hold_volumes(tmp_path, caplog):
     assert "several volumes" not in notes(caplog)
     assert sum(map(len, opened(root, volumes=True).splits.values())) == 12
     assert "not read: 1 that end in .png" in notes(caplog)
-    assert "patient 0 (and 3 more) has several volumes; if they are of one patient" in notes(caplog)
+    assert "ill/patient 0 (and 3 more) has several volumes; if they are of one patient" in notes(caplog)
+    caplog.clear()
+    (root / "train").mkdir()
+    for name in source.class_names:
+        (root / name).rename(root / "train" / name)
+    opened(root, volumes=True)
+    assert "ill/patient 0 (and 3 more) has several volumes" in notes(caplog)
+    shutil.copytree(root / "train", root / "test")
+    caplog.clear()
+    opened(root, volumes=True)
+    assert "several volumes" not in notes(caplog)
+    opened(root, volumes=True, validation_fraction=0.2)
+    assert "ill/patient 0 (and 3 more) has several volumes" in notes(caplog)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII"])

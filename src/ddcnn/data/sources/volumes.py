@@ -24,7 +24,7 @@ from ddcnn.data.sources.folders import Walk, counted, labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
-from ddcnn.errors import InputError
+from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
 SCANS = (*nifti.SUFFIXES, *dicom.SUFFIXES)
@@ -63,17 +63,15 @@ def folders_of_volumes(options: SourceOptions) -> Source:
     fit = Fit(options, 3)
     files, class_names = labelled_folders(VolumeWalk.of(options))
     if "test" not in files.splits or ("validation" not in files.splits and options.validation_fraction):
-        _tell_of_patients(files)
+        _tell_of_patients(files, class_names)
     return _source(files, class_names, fit)
 
 
-def _tell_of_patients(files: LabelledFiles) -> None:
+def _tell_of_patients(files: LabelledFiles, class_names: list[str]) -> None:
     """Notes folders in class folders that hold several training volumes, of which some will be drawn for another split."""
-    counts: Counter[Path] = Counter()
-    for path in (files.paths[i] for i in files.splits["train"]):
-        above = list(reversed(path.relative_to(files.root).parents))  # of the folder itself, a split or a class, …
-        depth = 2 if len(files.splits) == 1 else 3
-        counts.update([files.root / above[depth]] if len(above) > depth else [])
+    parts = [files.paths[i].relative_to(files.root).parts for i in files.splits["train"]]
+    depth = 2 if {file_name(first) for first, *_ in parts} <= set(class_names) else 3  # CLASS/PATIENT or train/CLASS/PATIENT
+    counts = Counter(files.root.joinpath(*names[:depth]) for names in parts if len(names) > depth)
     several = [folder for folder, count in counts.items() if count > 1]
     if several:
         logger.info(
