@@ -119,7 +119,13 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
         for k in range(3):
             enhanced(tmp_path / "set" / name / f"{k}.dcm", hounsfield(3 * c + k))
     assert sum(map(len, opened(tmp_path / "set").splits.values())) == 6
-    plain = write_slice(tmp_path / "cine.dcm", hounsfield(), NumberOfFrames=4)
+    plain = write_slice(
+        tmp_path / "cine.dcm",
+        hounsfield(),
+        NumberOfFrames=4,
+        ImagePositionPatient=[0, 0, 0],
+        ImageOrientationPatient=list(ORIENTATIONS["axial"]),
+    )
     assert np.array_equal(load_volume(plain), hounsfield()[..., None])
     assert "no positions" in describe(plain).remark
 
@@ -171,7 +177,10 @@ def test_a_slice_that_is_damaged_is_not_missed(tmp_path, content):
 @pytest.mark.parametrize(
     ("elements", "words"),
     [
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "IM000. is MONOCHROME1.*MONOCHROME2"),
+        (
+            {"PhotometricInterpretation": "MONOCHROME1"},
+            "no volume can be read; the first: .*healthy/patient 0/ct.*IM000.: is MONOCHROME1.*MONOCHROME2",
+        ),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, r"is in colour \(RGB\)"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour"),
         ({"ModalityLUTSequence": [Dataset()]}, "look-up table"),
@@ -230,8 +239,22 @@ def test_class_folders_hold_volumes(tmp_path, caplog):
     for k in range(4):  # beside them, the same scan as NIfTI, and what is no volume
         write_nifti(root / "ill" / f"patient {k}" / "nifti" / "ct.nii.gz", hounsfield(50 + k))
     (root / "ill" / "patient 0" / "ct" / "preview.png").write_bytes(b"")
+    assert "several volumes" not in notes(caplog)
     assert sum(map(len, opened(root, volumes=True).splits.values())) == 12
     assert "not read: 1 that end in .png" in notes(caplog)
+    assert "ill/patient 0 (and 3 more) has several volumes; if they are of one patient" in notes(caplog)
+    caplog.clear()
+    (root / "train").mkdir()
+    for name in source.class_names:
+        (root / name).rename(root / "train" / name)
+    opened(root, volumes=True)
+    assert "ill/patient 0 (and 3 more) has several volumes" in notes(caplog)
+    shutil.copytree(root / "train", root / "test")
+    caplog.clear()
+    opened(root, volumes=True)
+    assert "several volumes" not in notes(caplog)
+    opened(root, volumes=True, validation_fraction=0.2)
+    assert "ill/patient 0 (and 3 more) has several volumes" in notes(caplog)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII"])
@@ -254,8 +277,9 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
     (root / "empty").rmdir()
     outside = write_slice(tmp_path / "outside", hounsfield()[0])
     (root / "ill" / "patient 0" / "ct" / "IM9").symlink_to(outside)
-    with pytest.raises(InputError, match="IM9 is a link to a file outside"):
-        opened(root)
+    for said in (False, True):
+        with pytest.raises(InputError, match="IM9 is a link to a file outside"):
+            opened(root, volumes=said)
     (root / "ill" / "patient 0" / "ct" / "IM9").unlink()
     write_series(root / "flat", hounsfield())
     with pytest.raises(InputError, match=r"flat: holds slices itself.*CLASS/VOLUME"):

@@ -106,10 +106,10 @@ def test_what_is_no_stack_is_a_damaged_sample(tmp_path):
 @pytest.mark.parametrize(
     ("description", "words"),
     [
-        ("ImageJ=1.53t\nimages=6\nchannels=2\nslices=3\nhyperstack=true\n", "has 2 channels and 1 time"),
-        ("ImageJ=1.53t\nimages=6\nframes=6\n", "has 1 channels and 6 time"),
+        ("ImageJ=1.53t\nimages=6\nchannels=2\nslices=3\nhyperstack=true\n", "has 3 slices, 2 channels and 1 time"),
+        ("ImageJ=1.53t\nimages=6\nframes=6\n", ""),  # a stack that was imported as a film
         ("ImageJ=1.53t\nimages=9000\nslices=9000\n", "9000 slices in one block, of which Pillow reads 6"),
-        ('<?xml version="1.0"?><OME><Pixels SizeC="2" SizeT="1" SizeX="5" SizeY="4" SizeZ="3"/></OME>', "has 2 channels and 1 time"),
+        ('<?xml version="1.0"?><OME><Pixels SizeC="2" SizeT="1" SizeX="5" SizeY="4" SizeZ="3"/></OME>', "has 3 slices, 2 channels"),
         ("ImageJ=1.53t\nimages=6\nslices=6\nunit=\\u00B5m\n", ""),
         ('<OME><Pixels SizeC="3" SizeT="1" SizeZ="6"/></OME>', ""),
         ("a scan", ""),

@@ -183,12 +183,13 @@ POLICY = DevicePolicy(torch.device("cpu"), "fp32")
         ([0.1, 0.3, 0.2, 0.2, 0.2, 0.2], None, None, False, 6, 6),
     ],
 )
-def test_a_training_ends_early_and_keeps_its_best_epoch(world, accuracies, losses, patience, keep_best, made, kept):
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_training_ends_early_and_keeps_its_best_epoch(world, accuracies, losses, patience, keep_best, made, kept, ema):
     story = Story({k + 1: Score(accuracy, losses[k] if losses else 1.0) for k, accuracy in enumerate(accuracies)})
     validation = Validation(story, story.score, Selection(1, patience, keep_best), world.alone(), epochs=6)
     torch.manual_seed(0)
     rows = Rows(torch.randn(32, 5), torch.arange(32) % 3)
-    recipe = Recipe(6, 8, "sgd", 0.1, 0.0, "constant")
+    recipe = Recipe(6, 8, "sgd", 0.1, 0.0, "constant", ema=ema)
     trainer = Trainer(recipe, POLICY, Seeds(0, "test"), validation)
     network = trainer.build(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
     trainer.train(network, rows, torch.arange(32))

@@ -77,6 +77,26 @@ def test_of_grey_images_the_first_convolution_sums_over_the_colours(tmp_path, na
     assert next(iter(new)) in differing  # the first convolution is as it was made
 
 
+VOLUMES = """
+from torch import nn
+
+def volumes(shape, divisor=1):
+    layers = nn.Conv3d(shape.channels, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(2), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(32, shape.classes))
+"""
+
+
+def test_a_network_of_the_user_starts_from_its_own_state_dict(tmp_path, monkeypatch):
+    (tmp_path / "of_volumes.py").write_text(VOLUMES, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = registry.make("of_volumes:volumes", Shape((8, 8, 8), 1, 7)).backbone.state_dict()
+    head = {"5.weight": torch.zeros(7, 32), "5.bias": torch.zeros(7)}
+    network = filled(save(before | head, tmp_path / "w.pth"), "of_volumes:volumes", Shape((6, 6, 6), 1, 3))
+    assert all(torch.equal(values, before[name]) for name, values in network.backbone.state_dict().items())
+    with pytest.raises(InputError, match=r"its 6\.weight is not in --network of_volumes:volumes"):
+        filled(save(before | {"6.weight": torch.zeros(1)}, tmp_path / "w.pth"), "of_volumes:volumes", Shape((6, 6, 6), 1, 3))
+
+
 def test_checkpoints_as_they_are_usual(tmp_path):
     state = trained(SMALL).state_dict()
     expected = filled(save(state, tmp_path / "w.pth"), SMALL, Shape((64, 64), 3, 5)).state_dict()

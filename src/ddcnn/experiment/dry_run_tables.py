@@ -63,9 +63,12 @@ def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     most = human(max(expected.opening, expected.ranks[..., 1].max()))
     first = ["partition", "done" if expected.partitioning is None else duration(expected.partitioning), human(expected.opening), *dashes]
     last = [f"{expected.seeds} seeds" if expected.seeds > 1 else "in all", duration(whole), most, *dashes]
-    _tell(PHASES_HEADER, [first, *rows, last])
+    kind = "GPU memory of a rank" if problem.policy.device.type == "cuda" else "memory a rank"
+    _tell([kind if name == "memory a rank" else name for name in PHASES_HEADER], [first, *rows, last])
     there = " (there already)" if expected.partitioning is None else ""
     logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, human(estimate.checkpoint_bytes))
+    if problem.settings.early_stopping is not None:
+        logger.info("A training that stops early takes less time.")
     logger.info("Times are without the start of the processes and the report. Nothing was trained that is kept, and nothing written.")
 
 

@@ -12,6 +12,7 @@ from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks.layers import count_parameters
+from ddcnn.parallel.allocator import LARGE
 from ddcnn.training.loop import Recipe
 
 FLOAT = 4  # bytes
@@ -78,9 +79,9 @@ class Estimate:
         return find[phase]() if phase in find else self._together(Method(phase))
 
     def _evaluated(self, epochs: int) -> float:
-        """Samples that are classified after the epochs of a training."""
+        """Samples that are classified after the epochs of a training: those for validation."""
         every = self.settings.evaluate_every
-        return self.samples.get("validation", self.samples["test"]) * (epochs // every if every else 0)
+        return self.samples.get("validation", 0) * (epochs // every if every else 0)
 
     @property
     def _at_the_end(self) -> int:
@@ -125,7 +126,7 @@ class Estimate:
             return 0.0
         pace, recipe = self.paces["dnn"], self.problem.dnn_recipe
         steps = recipe.epochs * recipe.steps_per_epoch(len(self.problem.dnn_samples.for_dnn))
-        return pace.first + steps * pace.step + self._at_the_end * pace.sample
+        return pace.first + steps * pace.step + (self._evaluated(recipe.epochs) + self._at_the_end) * pace.sample
 
     def recipe(self, method: Method) -> tuple[Recipe, int]:
         """Of a network of all subdomains, and the ranks that share a batch."""
@@ -161,23 +162,28 @@ class Estimate:
         mirrors = self.problem.augmentation("train").mirrors
         places = sorted({self.networks.subimage(index) for index in self.problem.owned})
 
-        def held(chosen: list[int]) -> float:
+        def held(chosen: list[int], most: float = float("inf")) -> float:
+            """Those of arrays of so many bytes at most."""
             mirrored = {store.decomposition.mirror(place, axes) for place in chosen for axes in mirrors}
-            return sum(
+            sizes = [
                 stored_bytes(store, split, place) * self._widening
                 for split in store.samples
                 for place in ({*chosen, *mirrored} if split == "train" else chosen)
-            )
+            ]
+            return sum(size for size in sizes if size <= most)
 
+        on_cpu, before = self.problem.policy.device.type == "cpu", self.phases[0] != phase
         if phase in ("gather", "dnn"):
-            return 0.0
+            return max(held([place], LARGE) for place in places) if on_cpu else 0.0  # what the allocator keeps
         if phase in ("local", "folds"):
             return max(held([place]) for place in places)
         if not self.settings.sees_whole_image(phase):
             return held(places)
         image = prod(store.shape) * np.dtype(store.dtype).itemsize
-        arriving = stored_bytes(store, "train", 0)  # beside the whole images
-        return image * sum(store.samples.values()) * self._widening + arriving
+        beside = stored_bytes(store, "train", 0)  # as they arrive
+        if on_cpu and before:
+            beside += int(held(places, LARGE))  # kept from the phases before
+        return image * sum(store.samples.values()) * self._widening + beside
 
     @property
     def _widening(self) -> float:
@@ -187,9 +193,8 @@ class Estimate:
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""
-        evaluated = self.samples.get("validation", self.samples["test"])
         own = self._gathered
-        curve = min(1 << 28, 2 * self.own * self.settings.epochs * evaluated * self.networks.classes) if self.settings.evaluate_every else 0
+        curve = min(1 << 28, 2 * self.own * self.networks.classes * self._evaluated(self.settings.epochs))  # of the average
         if phase in ("local", "folds"):
             return own + curve
         if phase in ("gather", "dnn"):
@@ -199,8 +204,8 @@ class Estimate:
 
     @property
     def _state(self) -> int:
-        """Numbers that are kept of each parameter beside it and its gradient: the optimizer's, and the average."""
-        return STATE[self.settings.optimizer] + (self.settings.ema is not None)
+        """Numbers that are kept of each parameter beside it and its gradient: the optimizer's, the average, and of the best epoch."""
+        return STATE[self.settings.optimizer] + (self.settings.ema is not None) + (self.settings.keeps == "best")
 
     def _parameters(self, phase: str, own: int) -> tuple[float, float]:
         """Bytes of parameters and gradients of so many local CNNs or of another network, and of optimizer and average."""

@@ -6,6 +6,7 @@ All ranks time their steps at once, as they will train at once. Nothing that is 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState, cl
 from ddcnn.training.precision import DevicePolicy
 
 SECONDS = 0.8  # of timed steps of a training, if that are more than two
-MOST_STEPS = 60
+MOST_STEPS, LONG = 60, 60.0
 MADE_UP = 1 << 22  # bytes of images of a split
 GATHERED = 1 << 20  # bytes of a rank in a timed gather
 
@@ -125,9 +126,8 @@ class Trial:
 
         if problem.settings.start_from:
             network = networks.new_local(index, "local")
-            return Pace(0.0, 0.0, self._sample(network, test, self.policy)), network
-        first, step, network = self._train(problem.world, recipe, len(problem.dnn_samples.for_cnn), train, self.policy)
-        return Pace(first, step, self._sample(network, test, self.policy)), network
+            return Pace(0.0, 0.0, self._sample(test, network)), network
+        return self._pace(problem.world, recipe, len(problem.dnn_samples.for_cnn), train, partial(self._sample, test))
 
     def gather(self) -> Pace:
         part, across = np.zeros(GATHERED, np.uint8), self.problem.groups.across_subdomains
@@ -148,8 +148,7 @@ class Trial:
             return network
 
         recipe = problem.joint_recipe(Method(method), group.size)
-        first, step, _ = self._train(problem.world, recipe, problem.store.train_samples, train, self.policy)
-        return Pace(first, step, self._sample(network, test, self.policy))
+        return self._pace(problem.world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
 
     def whole(self, method: Method) -> Pace:
         """The undecomposed CNN."""
@@ -161,8 +160,7 @@ class Trial:
             return network
 
         recipe = problem.joint_recipe(method, world.size)
-        first, step, _ = self._train(world, recipe, problem.store.train_samples, train, self.policy)
-        return Pace(first, step, self._sample(network, test, self.policy))
+        return self._pace(world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
 
     def dnn(self) -> Pace:
         """On rank 0, while the others wait."""
@@ -174,26 +172,32 @@ class Trial:
             labels = self.few.labels["train"][chosen]
             return train_dnn(trainer, self._values(len(labels), values), labels, interface, networks.classes)
 
-        first, step, network = self._train(alone, problem.dnn_recipe, len(problem.dnn_samples.for_dnn), train, policy)
-        samples = self._values(problem.store.test_samples, values)
-        begin = time.perf_counter()
-        classify_by_dnn(network, samples, policy)
-        return Pace(first, step, (time.perf_counter() - begin) / len(samples))
+        def classified(network: nn.Module) -> float:
+            samples, begin = self._values(problem.store.test_samples, values), time.perf_counter()
+            classify_by_dnn(network, samples, policy)
+            return (time.perf_counter() - begin) / len(samples)
+
+        return self._pace(alone, problem.dnn_recipe, len(problem.dnn_samples.for_dnn), train, classified, policy)[0]
 
     def _values(self, samples: int, values: int) -> np.ndarray:
         """Interface values (S, N, C) of no images."""
         shape = (samples, self.problem.networks.subdomains, values)
         return np.full(shape, 1 / self.problem.networks.classes, np.float32)
 
-    def _train(
-        self, world: World, recipe: Recipe, samples: int, train: Callable[[Trainer, np.ndarray], nn.Module], policy: DevicePolicy
-    ) -> tuple[float, float, nn.Module]:
-        """Seconds by which the first step takes longer, those of a step, and the network; all ranks of ``world``.
+    def _pace(
+        self, world: World, recipe: Recipe, samples: int, train: Callable[[Trainer, np.ndarray], nn.Module],
+        classified: Callable[[nn.Module], float], policy: DevicePolicy | None = None,
+    ) -> tuple[Pace, nn.Module]:  # fmt: skip
+        """The pace of a training, and the network; all ranks of ``world``.
+
+        There are at least six steps, with an evaluation between them, as between epochs: only then the memory grows no more.
 
         Args:
             samples: that there will be.
-            train: a network with these samples of the training split, and returns it.
+            train: trains a network with these samples of the training split, and returns it.
+            classified: seconds to classify a sample with it.
         """
+        policy = policy or self.policy
         batch, available = min(recipe.batch_size, samples), self.few.store.train_samples
 
         def timed(steps: int) -> tuple[Stopwatch, nn.Module]:
@@ -204,12 +208,13 @@ class Trial:
             return watch, train(trainer, np.arange(batch * steps) % available)
 
         watch, network = timed(2)
-        first, steps = watch.first, int(SECONDS / max(1e-6, world.largest(int(1e6 * watch.step)) / 1e6))
-        if steps > 1:
-            watch, network = timed(1 + min(steps, MOST_STEPS))
-        return max(0.0, first - watch.step), watch.step, network
+        first, longest = watch.first, max(1e-6, world.largest(int(1e6 * watch.step)) / 1e6)
+        classified(network)
+        least = 4 if 4 * longest < LONG else 2
+        watch, network = timed(max(least, 1 + min(int(SECONDS / longest), MOST_STEPS)))
+        return Pace(max(0.0, first - watch.step), watch.step, classified(network)), network
 
-    def _sample(self, network: nn.Module, images: Samples, policy: DevicePolicy) -> float:
+    def _sample(self, images: Samples, network: nn.Module) -> float:
         """Seconds to classify a sample, all ranks at once."""
         world, batch = self.problem.world, min(self.problem.store.test_samples, evaluation_batch(images.pixels))
 
@@ -217,7 +222,7 @@ class Trial:
             chosen = torch.arange(batch * batches) % self.few.store.test_samples
             world.barrier()
             begin = time.perf_counter()
-            classify(network, images, chosen, policy)
+            classify(network, images, chosen, self.policy)
             return (time.perf_counter() - begin) / (batch * batches)
 
         timed(1)

@@ -24,8 +24,8 @@ from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.tables import TABLE, table_in
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
+from ddcnn.data.sources.volumes import SCANS, folders_of_volumes, hold_volumes, labelled_volumes
 from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import folders_of_volumes, hold_volumes, labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
 __all__ = [
@@ -93,7 +93,7 @@ def _opener(options: SourceOptions) -> Opener:
         return partial(torchvision_set, class_name=name)
     path = Path(name)
     if name and path.is_dir():
-        if table_in(path, VOLUMES):
+        if table_in(path, VOLUMES if options.volumes else SCANS):
             return labelled_volumes
         return folders_of_volumes if hold_volumes(options) else class_folders
     if path.suffix.lower() in FILES and path.is_file():

@@ -88,8 +88,8 @@ def shape_of(path: Path) -> tuple[tuple[int, ...], str]:
 def load(path: Path) -> np.ndarray:
     """A series (depth, rows, columns, 1) float32, rescaled, in the closest canonical orientation.
 
-    Raises any exception if slices are damaged, missing or not of one series, and InputError for what is not read at all: colour,
-    look-up tables, compression that needs another package.
+    Raises any exception if slices are damaged, missing, not of one series or of kinds that are not read, and InputError if a package is
+    missing that decompresses them.
     """
     slices, affine = _series(path)
     volume = np.empty((len(slices), *slices[0].shape), np.float32)
@@ -248,18 +248,14 @@ def _slice(path: Path, dataset, frame: int, frames: int) -> Slice:
 
 
 def _check(path: Path, dataset) -> None:
-    """Refuses images of kinds that are not read, which all of a set may be."""
+    """Refuses, as damage, kinds of images that are not read: a screenshot may lie beside scans. InputError if a package is missing."""
     kind, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel") or 1
     if samples != 1 or kind not in ("MONOCHROME1", "MONOCHROME2", None):
-        raise InputError(f"{path} is in colour ({kind}), which is not read as a volume: convert it to grey (MONOCHROME2)")
+        raise ValueError(f"is in colour ({kind}), which is not read as a volume: convert it to grey, MONOCHROME2")
     if kind == "MONOCHROME1":
-        raise InputError(
-            f"{path} is MONOCHROME1: its low values are meant to be white; convert the set to MONOCHROME2, so that all scans mean the same"
-        )
+        raise ValueError("is MONOCHROME1, with low values for white: convert all to MONOCHROME2, so that values mean the same")
     if dataset.get("ModalityLUTSequence"):
-        raise InputError(
-            f"{path} has a look-up table of values (ModalityLUTSequence), which is not read: save it with the values themselves"
-        )
+        raise ValueError("has a look-up table of values (ModalityLUTSequence), which is not read: save it with the values themselves")
     if advice := _decoder(dataset):
         raise InputError(f"{path} {advice}")
 

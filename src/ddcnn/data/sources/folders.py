@@ -39,12 +39,12 @@ def class_folders(options: SourceOptions) -> Source:
             "--volumes; without volumes, leave --volume-size out"
         )
     fit = Fit(options, 2)
-    files, class_names = labelled_folders(Walk(root, follow_links=options.follow_links), options)
+    files, class_names = labelled_folders(Walk(root, follow_links=options.follow_links))
     pixels, shape = _format_and_shape(files, fit)
     return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
 
 
-def labelled_folders(walk: "Walk", options: SourceOptions) -> tuple[LabelledFiles, list[str]]:
+def labelled_folders(walk: "Walk") -> tuple[LabelledFiles, list[str]]:
     """The samples of all splits in class folders, and the names of the classes. Raises as ``class_folders``."""
     root = walk.root
     split_folders = _split_folders(walk)

@@ -238,4 +238,5 @@ def _parts(path: Path) -> list[tuple[Path, os.stat_result]]:
     status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
         return [(path, status)]
-    return [(file, status) for file in sorted(path.iterdir()) for status in [file.stat()] if stat.S_ISREG(status.st_mode)]
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    return [(file, status) for file in files for status in [file.stat()] if stat.S_ISREG(status.st_mode)]

@@ -1,5 +1,6 @@
 """Stacks of images as volumes: the pages of a TIFF file, or the image files of a folder, one behind the other."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -69,7 +70,7 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
         count = _on_page(2, lambda: getattr(image, "n_frames", 1))
         _check_description(path, str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")), count)
     if count < 2:
-        raise ValueError("it has a single page, and is no volume; a folder of such slices may be one")
+        raise ValueError("it has a single page, and is no volume (a folder of slices is one); photos go without --volumes and labels.csv")
     return count, _of_pages(path, count)
 
 
@@ -143,8 +144,8 @@ def _check_description(path: Path, description: str, pages: int) -> None:
     else:
         found = dict(re.findall(r'\bSize([ZCT])="(\d+)"', description)) if "<OME" in description else {}
         sizes = [int(found.get(name, 1)) for name in "ZCT"]
-    depth, channels, frames = sizes
-    if channels * frames > 1 and pages == depth * channels * frames:
+    if sum(size > 1 for size in sizes) > 1 and pages == math.prod(sizes):
+        depth, channels, times_ = sizes
         raise InputError(
-            f"{path} has {channels} channels and {frames} times, so that its pages are no slices of one volume: save one of each a file"
+            f"{path} has {depth} slices, {channels} channels and {times_} times, one behind the other: save one channel and time a file"
         )

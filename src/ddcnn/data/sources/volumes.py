@@ -5,6 +5,7 @@ files; stacks of images, which may be photos, are volumes with ``--volumes``.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,11 +23,12 @@ from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
 from ddcnn.data.sources.folders import Walk, counted, labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
-from ddcnn.data.sources.tables import class_names_of, read_table
-from ddcnn.errors import InputError
+from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
+from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
-SUFFIXES = (*nifti.SUFFIXES, *dicom.SUFFIXES, *stacks.TIFF)
+SCANS = (*nifti.SUFFIXES, *dicom.SUFFIXES)
+SUFFIXES = (*SCANS, *stacks.TIFF)
 PACKAGES = {"NIfTI volumes": ("nibabel", "nibabel"), "DICOM series": ("pydicom", 'pydicom, or "ddcnn[scans]"')}  # and how to install them
 SOUGHT = "volume in it (NIfTI or TIFF files, folders of DICOM slices or of images)"
 logger = logging.getLogger(__name__)
@@ -59,7 +61,24 @@ def labelled_volumes(options: SourceOptions) -> Source:
 def folders_of_volumes(options: SourceOptions) -> Source:
     """Opens a folder of class folders of volumes. Raises as ``class_folders``, and InputError if a package is not installed."""
     fit = Fit(options, 3)
-    return _source(*labelled_folders(VolumeWalk.of(options), options), fit)
+    files, class_names = labelled_folders(VolumeWalk.of(options))
+    if "test" not in files.splits or ("validation" not in files.splits and options.validation_fraction):
+        _tell_of_patients(files, class_names)
+    return _source(files, class_names, fit)
+
+
+def _tell_of_patients(files: LabelledFiles, class_names: list[str]) -> None:
+    """Notes folders in class folders that hold several training volumes, of which some will be drawn for another split."""
+    parts = [files.paths[i].relative_to(files.root).parts for i in files.splits["train"]]
+    depth = 2 if {file_name(first) for first, *_ in parts} <= set(class_names) else 3  # CLASS/PATIENT or train/CLASS/PATIENT
+    counts = Counter(files.root.joinpath(*names[:depth]) for names in parts if len(names) > depth)
+    several = [folder for folder, count in counts.items() if count > 1]
+    if several:
+        logger.info(
+            "note: %s%s has several volumes; if they are of one patient, keep patients apart by folders train, validation, test, or by the "
+            "column split of a %s: what is missing of these is drawn from the training volumes one by one",
+            several[0], more(len(several)), TABLE,
+        )  # fmt: skip
 
 
 def hold_volumes(options: SourceOptions) -> bool:
