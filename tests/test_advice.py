@@ -148,7 +148,9 @@ def test_a_note_on_small_sets_names_a_batch_that_makes_ten_steps(
     caplog.set_level("INFO", "ddcnn")
     monkeypatch.chdir(tmp_path)
     write_arrays(Path("images.npz"), **random_arrays((8, 8), train=samples, test=8))
-    call = " ".join(("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", progress="lines"), "--data=images.npz"))
+    call = " ".join(
+        ("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", validation_fraction=0, progress="lines"), "--data=images.npz")
+    )
     obey(call, world)
     note = re.search(r"note: batches of 128 make (\d+) steps? an epoch of the (\d+) training images; (--batch-size \d+) makes (\d+)\n",
                      noted(caplog))  # fmt: skip
@@ -165,7 +167,9 @@ def test_a_note_on_images_that_are_left_over_names_a_batch_that_leaves_fewer(
     caplog.set_level("INFO", "ddcnn")
     monkeypatch.chdir(tmp_path)
     write_arrays(Path("images.npz"), **random_arrays((8, 8), train=samples, test=8))
-    call = " ".join(("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", progress="lines"), "--data=images.npz"))
+    call = " ".join(
+        ("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", validation_fraction=0, progress="lines"), "--data=images.npz")
+    )
     obey(f"{call} --batch-size {batch}", world)
     said = noted(caplog)
     assert f"batches of {batch} leave {samples % batch} of the {samples} training images out of every epoch" in said

@@ -31,8 +31,8 @@ def test_what_does_not_fit_the_problem_is_refused(world, tmp_path):
     problem = ddcnn.decompose(world, partitions=tmp_path, **SMALL)
     with pytest.raises(ValueError, match="subdomain 4 is not one of this rank's"):
         problem.train_local(4)
-    with pytest.raises(ValueError, match="split 'validation': known are train, test"):
-        problem.gather([], "validation")
+    with pytest.raises(ValueError, match="split 'all': known are train, validation, test"):
+        problem.gather([], "all")
     with pytest.raises(ValueError, match="interface 'logit': known are"):
         problem.gather([], "test", "logit")
 

@@ -117,7 +117,7 @@ def test_where_the_images_have_gone_their_partitioned_set_is_taken(began, projec
     ("change", "words"),
     [
         ({"seed": 1}, "as many images of the same classes, but other pixels or labels"), ({"classes": 4}, "new classes 3"),
-        ({"samples": 40}, "40 + 9 images to train and test, before 48 + 9"),
+        ({"samples": 46}, r"40 + 4 + 9 images to train, validate and test, before 48 + 5 + 9"),
     ],
 )  # fmt: skip
 def test_images_that_have_changed_are_told_with_a_way_out(project, change, words):

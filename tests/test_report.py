@@ -88,15 +88,18 @@ def test_tables_tell_the_numbers_of_the_results(finished):
     methods = {row[0]: row[1:] for row in rows(text, "Methods")}
     assert set(methods) == set(results["methods"])
     for name, method in results["methods"].items():
-        assert float(methods[name][0]) == pytest.approx(100 * method["test_accuracy"], abs=0.005)
-        assert float(methods[name][1]) == pytest.approx(100 * method["balanced_accuracy"], abs=0.005)
-        assert float(methods[name][9]) == pytest.approx(method["seconds"]["total"], abs=0.005)
-        assert methods[name][10] == human(method["peak_memory_bytes"])
-        for column, value in ((2, method["auc"]), (3, method["test_loss"])):
+        accuracies = [method[f"{kind}_accuracy"] for kind in ("validation", "test", "balanced")]
+        assert [float(value) for value in methods[name][:3]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
+        assert float(methods[name][11]) == pytest.approx(method["seconds"]["total"], abs=0.005)
+        assert methods[name][12] == human(method["peak_memory_bytes"])
+        assert methods[name][6:8] == [str(method["epochs"]), str(method["kept_epoch"] or "–")]
+        for column, value in ((3, method["auc"]), (4, method["test_loss"])):
             assert methods[name][column] == "–" if value is None else float(methods[name][column]) == pytest.approx(value, abs=1e-4)
     for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):
         assert int(row[0]) == subdomain["index"]
-        assert float(row[3]) == pytest.approx(100 * subdomain["test_accuracy"], abs=0.005)
+        accuracies = [subdomain[f"{kind}_accuracy"] for kind in ("validation", "test")]
+        assert [float(value) for value in row[3:5]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
+        assert int(row[5]) == subdomain["kept_epoch"]
     assert all(row[4] == human(results["phases"][row[0]]["max_rank_memory_bytes"]) for row in rows(text, "Phases"))
     assert [row[0] for row in rows(text, "Phases")] == [name for name, phase in results["phases"].items() if phase["seconds"]]
     assert dict(rows(text, "Environment"))["ranks"] == "2"
@@ -185,7 +188,7 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
     text = (bare / "report.md").read_text("utf-8")
     assert "Reliance" not in text
-    assert {row[11] for row in rows(text, "Methods")} == {row[4] for row in rows(text, "Phases")} == {"–"}
+    assert {row[13] for row in rows(text, "Methods")} == {row[4] for row in rows(text, "Phases")} == {"–"}
 
 
 @pytest.mark.parametrize(
@@ -332,11 +335,11 @@ def test_local_accuracies_stand_at_their_places():
 @pytest.mark.parametrize(("subdomains", "lines"), [(3, 8), (40, 2)])
 def test_learning_curves_of_many_subdomains_are_a_band(subdomains, lines):
     epochs = [
-        {"phase": "local", "subdomain": k, "epoch": e, "loss": 1 / e, "accuracy": 0.5, "test_accuracy": 0.4 if e % 2 else None}
+        {"phase": "local", "subdomain": k, "epoch": e, "loss": 1 / e, "accuracy": 0.5, "evaluated": 0.4 if e % 2 else None}
         for k in range(subdomains)
         for e in range(1, 6)
     ]
-    loss, accuracy = charts.learning_curves(epochs, {}).axes
+    loss, accuracy = charts.learning_curves(epochs, {}, "validation").axes
     assert len(accuracy.lines) == lines
     np.testing.assert_allclose(loss.lines[-1].get_ydata(), [1 / e for e in range(1, 6)])
     np.testing.assert_array_equal(accuracy.lines[-1].get_xdata(), [1, 3, 5])

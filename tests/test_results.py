@@ -14,6 +14,7 @@ from ddcnn.experiment.results import Decided, Gathered, average_curve, results_o
 from ddcnn.io.metrics_log import line, text
 from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
 from ddcnn.parallel.timeline import PHASES
+from ddcnn.training.kept import Score
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "results.schema.json"
 ENVIRONMENT = Environment(
@@ -34,7 +35,7 @@ def test_the_results_of_a_run_are_read_and_written_as_they_are(digits_run):
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [
-        (("schema_version",), 2, "schema_version: Input should be 1, not 2"),
+        (("schema_version",), 3, "schema_version: Input should be 1 or 2, not 3"),
         (("data", "shape"), [8, "8", 1], "data.shape.1"),
         (("methods",), {}, "methods"),
         (("methods", "votes"), {}, "methods.votes"),
@@ -59,20 +60,25 @@ def test_damaged_results_are_refused_with_their_place(digits_run, place, value, 
 
 
 def test_a_row_of_metrics_is_a_line():
-    row = (PHASES.index("local"), 3.0, 2.0, 0.5, 0.8, np.nan, 1.5, 9.0)
+    row = (PHASES.index("local"), 3.0, 2.0, 0.5, 0.8, np.nan, 0.75, 1.5, 9.0)
     assert parse(EpochLine, text(row)) == line(row)
     assert text(row) == (
-        '{"phase": "local", "subdomain": 3, "epoch": 2, "loss": 0.5, "accuracy": 0.8, "test_accuracy": null, "seconds": 1.5, "time": 9.0}\n'
+        '{"phase": "local", "subdomain": 3, "epoch": 2, "loss": 0.5, "accuracy": 0.8, "validation_accuracy": null, '
+        '"validation_loss": 0.75, "seconds": 1.5, "time": 9.0}\n'
     )
     assert line(row).training == "local-0003"
 
 
 def test_results_are_put_together_without_ranks(world, tmp_path):
-    source = open_source(SourceOptions("digits", ""))
-    chosen = {split: balanced_subset(source.splits[split].labels, 40, 0, split) for split in ("train", "test")}
+    source = open_source(SourceOptions("digits", "", validation_fraction=0.1))
+    chosen = {split: balanced_subset(images.labels, 40, 0, split) for split, images in source.splits.items()}
     store = partition(world, source, chosen, Decomposition((8, 8), (2, 2), 1), tmp_path / "set.h5")
     labels = store.labels("test")
-    local_classes = np.stack([labels, labels, (labels + 1) % 10, labels], axis=1)
+    validation = store.labels("validation")
+    local_classes = {
+        "validation": np.stack([validation, (validation + 1) % 10, validation, validation], axis=1),
+        "test": np.stack([labels, labels, (labels + 1) % 10, labels], axis=1),
+    }
     local, gather = PHASES.index("local"), PHASES.index("gather")
     spans = [np.array([[local, 0, 0.0, 4.0], [gather, 1, 4.0, 5.0]]), np.array([[local, 0, 0.0, 2.0], [gather, 2, 2.0, 5.0]])]
     sent = np.zeros((2, len(PHASES)))
@@ -80,20 +86,30 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     peaks = np.zeros((2, len(PHASES), 3))
     peaks[:, local, 0], peaks[1, gather, 0] = (700, 500), 800
     subdomains = np.array([[0, 100, 90, 1.0], [1, 100, 90, 1.0], [2, 100, 90, 1.0], [3, 100, 90, 1.0]])
-    settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0)
+    settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0, keep="best")
     decided = {
-        "vote": Decided(labels, 126, gathered_bytes=400),
-        "dnn": Decided((labels + 1) % 10, 128, np.eye(10, dtype=np.float32)[labels], 7),
+        "vote": Decided(labels, 126, Score(0.75, np.nan), gathered_bytes=400),
+        "dnn": Decided((labels + 1) % 10, 128, Score(0.5, 2.5), np.eye(10, dtype=np.float32)[labels], 7),
     }
-    gathered = Gathered(sent, spans, np.empty((0, 8)), subdomains, None, 1, local_classes, 555, peaks)
+    epochs = np.array([
+        (local, 0, 1, 1, 0, 0.3, 2.0, 1, 1), (local, 0, 2, 1, 0, 0.5, 3.0, 1, 2), (local, 0, 3, 1, 0, 0.5, 2.0, 1, 3),
+        (local, 0, 4, 1, 0, 0.5, 2.0, 1, 4), (local, 1, 1, 1, 0, np.nan, np.nan, 1, 1), (local, 1, 2, 1, 0, np.nan, np.nan, 1, 2),
+        (PHASES.index("dnn"), np.nan, 1, 1, 0, 0.25, 1.0, 1, 4.5),
+    ])  # fmt: skip
+    gathered = Gathered(sent, spans, epochs, subdomains, None, 1, local_classes, 555, peaks)
     results = results_of(gathered, decided, settings, store, ENVIRONMENT)
     assert [box.test_accuracy for box in results.decomposition.subdomains] == [1, 1, 0, 1]
+    assert [box.validation_accuracy for box in results.decomposition.subdomains] == [1, 0, 1, 1]
+    assert [box.kept_epoch for box in results.decomposition.subdomains] == [3, 2, None, None]
     assert (results.decomposition.parameters, results.decomposition.global_parameters) == (400, 555)
     vote, dnn = results.methods["vote"], results.methods["dnn"]
     assert (vote.test_accuracy, vote.parameters, vote.batch_size, vote.bytes_communicated) == (1, 400, 126, 410)
     assert (dnn.test_accuracy, dnn.parameters, dnn.batch_size, dnn.bytes_communicated) == (0, 360 + 7, 128, 1010)
     assert vote.seconds.model_dump() == {"compute": 3.0, "communicate": 0.5, "wait": 1.5, "total": 5.0}
-    assert vote.curve == [(5.0, 1.0)]
+    assert (vote.curve, dnn.curve) == ([(5.0, 0.75)], [(4.5, 0.25), (5.0, 0.5)])
+    assert (vote.validation_accuracy, vote.validation_loss, vote.kept_epoch, vote.epochs) == (0.75, None, None, 4)
+    assert (dnn.validation_accuracy, dnn.validation_loss, dnn.kept_epoch, dnn.epochs) == (0.5, 2.5, 1, 4)
+    assert (results.best, results.curves_on, results.data.validation_samples) == ("vote", "validation", 40)
     assert (vote.peak_memory_bytes, vote.peak_gpu_memory_bytes) == (800, None)
     assert [phase.max_rank_memory_bytes for phase in results.phases.values()] == [700, 800]
     assert set(results.phases) == {"local", "gather"}

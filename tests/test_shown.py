@@ -26,7 +26,7 @@ from ddcnn.experiment import recorder
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
 from ddcnn.parallel.launcher import launched_rank
-from ddcnn.report import figures, run_report
+from ddcnn.report import figures, methods_table, run_report
 from ddcnn.report.figures import fonts
 from ddcnn.report.pages import plain, table
 from ddcnn.report.terminal import fitted
@@ -207,11 +207,11 @@ def test_a_rank_counts_only_below_a_launcher(monkeypatch, tmp_path):
 def test_names_and_numbers_are_never_cut(odd_run, width):
     results = load_results(RunFolder(odd_run))
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
-    run_report.show_methods([results], console)
+    methods_table.show_methods([results], console)
     shown = console.file.getvalue()
-    for row in run_report.method_rows([results]):
-        for name in run_report.SHOWN:
-            value = row[run_report.METHODS_HEADER.index(name)]
+    for row in methods_table.method_rows([results]):
+        for name in methods_table.SHOWN:
+            value = row[methods_table.METHODS_HEADER.index(name)]
             assert name in shown and re.search(rf"(?<!\S){re.escape(value)} ", shown)
     if width >= 40:
         assert max(map(len, shown.splitlines())) <= width

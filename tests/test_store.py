@@ -204,7 +204,7 @@ def test_partitioning_again_replaces_the_older_set(make, random_arrays, tmp_path
 def of_two_ranks(write_arrays, random_arrays, tmp_path_factory):
     """A folder with the set F.h5 written by two ranks, of which every one has written a part, and its arrays."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    arrays = random_arrays((512, 512), train=80, test=6)  # train is more than one block
+    arrays = random_arrays((512, 512), train=80, test=6, validation=4)  # train is more than one block
     source = write_arrays(folder / "source.npz", **arrays)
     done = on_ranks(2, "partition", source, "--grid", "2x2", "--output", "F.h5", cwd=folder)
     assert done.returncode == 0, done.stderr

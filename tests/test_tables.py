@@ -292,7 +292,9 @@ def test_a_run_checks_again_what_is_left(tmp_path):
             path = save(picture(8, 8, k), tmp_path / "set" / split / name / f"{k}.png")
             if k and split == "train":
                 path.write_bytes(path.read_bytes()[:60])
-    options = quick(data="set", train_samples=None, skip_damaged=True, methods="vote,dnn", dnn_data="holdout", folds=3, validation_fraction=0)
+    options = quick(
+        data="set", train_samples=None, skip_damaged=True, methods="vote,dnn", dnn_data="holdout", folds=3, validation_fraction=0
+    )
     done = on_ranks(2, "run", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("ddcnn: error: 2 training samples are fewer than --folds 3: give more")

@@ -48,7 +48,7 @@ class Images(BaseModel):
         if (self.shape, self.dtype) != (now.shape, now.dtype):
             return f"images of {times(now.shape)} {np.dtype(now.dtype)}, before {times(self.shape)} {np.dtype(self.dtype)}"
         if self.samples != now.samples:
-            return f"{now.samples} images to train and test, before {self.samples}"
+            return f"{now.samples} images to train, validate and test, before {self.samples}"
         return "" if self.source_sha256 == now.source_sha256 else "as many images of the same classes, but other pixels or labels"
 
 
