@@ -133,7 +133,10 @@ def test_every_phase_has_its_own_peak_of_memory_which_a_later_attempt_keeps():
     assert resident["local"] > max(resident["start"], resident["gather"]) + (48 << 20)
     assert resident["gather"] > 0 == resident["dnn"]
     second = Timeline()
+    with second.phase("gather"):
+        assert np.ones(1 << 24).sum()  # more than what the first one had there
     second.restore(kept)
+    assert second.peaks[PHASES.index("gather"), 0] > resident["gather"] + (96 << 20)
     with second.phase("gather"):
         assert np.ones(1 << 23).sum()
     again = dict(zip(PHASES, second.peaks[:, 0].tolist(), strict=True))
