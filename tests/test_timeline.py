@@ -125,8 +125,10 @@ def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to
 
 def test_every_phase_has_its_own_peak_of_memory_which_a_later_attempt_keeps():
     first = Timeline()
+    first.begin()
     with first.phase("local"):
         assert np.ones(1 << 23).sum()  # 64 MiB, given back at once
+        Timeline()  # as of a rank that works alone
     with first.phase("gather"):
         kept = first.to_save()
     resident = dict(zip(PHASES, first.peaks[:, 0].tolist(), strict=True))
