@@ -274,7 +274,10 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
     (root / "empty").mkdir()
     with pytest.raises(InputError, match="empty: the class has no volume in it"):
         opened(root)
-    (root / "empty").rmdir()
+    (root / "empty" / "1.nrrd").touch()
+    with pytest.raises(InputError, match=r"empty: the class has no volume.*convert its 1 that end in \.nrrd"):
+        opened(root)
+    shutil.rmtree(root / "empty")
     outside = write_slice(tmp_path / "outside", hounsfield()[0])
     (root / "ill" / "patient 0" / "ct" / "IM9").symlink_to(outside)
     for said in (False, True):
