@@ -128,6 +128,8 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
     )
     assert np.array_equal(load_volume(plain), hounsfield()[..., None])
     assert "no positions" in describe(plain).remark
+    with pytest.raises(ValueError, match="take over a quarter of this machine's memory"):
+        describe(write_slice(tmp_path / "bomb.dcm", hounsfield(), NumberOfFrames=2_000_000_000))
 
 
 @pytest.mark.parametrize(
