@@ -150,6 +150,10 @@ def test_before_its_first_piece_a_phase_takes_as_long_as_its_size_says(clock):
         progress.advance("")
     with Progress("transfer", 9, "none", overall=overall) as progress:
         assert progress.in_all() == "phase 2 of 3, 16 s left in all"
+        progress.skip(6)
+        clock.now = 6  # without a piece of its own
+    with Progress("global", 1, "none", overall=overall) as progress:
+        assert progress.in_all() == "phase 3 of 3, 15 s left in all"
 
 
 def test_on_a_terminal_there_is_a_line_for_the_run_and_one_for_the_phase_which_stays(capsys, monkeypatch):
@@ -160,8 +164,10 @@ def test_on_a_terminal_there_is_a_line_for_the_run_and_one_for_the_phase_which_s
         progress.bar.refresh()
         shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
         progress.advance("subdomain 2")
-    left = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    last = capsys.readouterr().err.rsplit("\x1b[2K", 1)[1]  # what is written after the lines before have been erased
+    left = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last).splitlines()
     lines = shown.splitlines()[-3:]
     assert lines[0].startswith("run        phase 1 of 2, ") and lines[0].endswith(" left in all")
     assert "1/2" in lines[1] and lines[2].strip() == "subdomain 1"
-    assert "2/2 in 0" in left and "run " not in left.splitlines()[-2] and "subdomain 2" in left
+    assert left[0].startswith("local CNNs") and "2/2 in 0" in left[0]
+    assert [line.strip() for line in left[1:]] == ["subdomain 2"]

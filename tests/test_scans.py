@@ -128,6 +128,8 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
     )
     assert np.array_equal(load_volume(plain), hounsfield()[..., None])
     assert "no positions" in describe(plain).remark
+    with pytest.raises(ValueError, match="take over a quarter of this machine's memory"):
+        describe(write_slice(tmp_path / "bomb.dcm", hounsfield(), NumberOfFrames=2_000_000_000))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,10 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
     (root / "empty").mkdir()
     with pytest.raises(InputError, match="empty: the class has no volume in it"):
         opened(root)
-    (root / "empty").rmdir()
+    (root / "empty" / "1.nrrd").touch()
+    with pytest.raises(InputError, match=r"empty: the class has no volume.*convert its 1 that end in \.nrrd"):
+        opened(root)
+    shutil.rmtree(root / "empty")
     outside = write_slice(tmp_path / "outside", hounsfield()[0])
     (root / "ill" / "patient 0" / "ct" / "IM9").symlink_to(outside)
     for said in (False, True):

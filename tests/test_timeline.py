@@ -125,15 +125,20 @@ def test_a_later_attempt_goes_on_with_the_seconds_and_leaves_out_what_it_took_to
 
 def test_every_phase_has_its_own_peak_of_memory_which_a_later_attempt_keeps():
     first = Timeline()
+    first.begin()
     with first.phase("local"):
         assert np.ones(1 << 23).sum()  # 64 MiB, given back at once
+        Timeline()  # as of a rank that works alone
     with first.phase("gather"):
         kept = first.to_save()
     resident = dict(zip(PHASES, first.peaks[:, 0].tolist(), strict=True))
     assert resident["local"] > max(resident["start"], resident["gather"]) + (48 << 20)
     assert resident["gather"] > 0 == resident["dnn"]
     second = Timeline()
+    with second.phase("gather"):
+        assert np.ones(1 << 24).sum()  # more than what the first one had there
     second.restore(kept)
+    assert second.peaks[PHASES.index("gather"), 0] > resident["gather"] + (96 << 20)
     with second.phase("gather"):
         assert np.ones(1 << 23).sum()
     again = dict(zip(PHASES, second.peaks[:, 0].tolist(), strict=True))

@@ -30,14 +30,18 @@ class Timeline:
         self._open: list[tuple[str, float]] = []  # open spans, outermost first, each with the time since which it has not been interrupted
         self._block: dict[str, float] = {}  # seconds per kind since ``_start``
         self._start = self._stop = 0.0
-        self.begin()
+        self._begin()
 
     def begin(self) -> None:
+        """What was before does not count."""
+        memory.take_peaks()  # of the whole process: a timeline of a single rank, made meanwhile, leaves them alone
+        self._begin()
+
+    def _begin(self) -> None:
         self._spans.clear()
         self._block.clear()
         self._sent = np.zeros(len(PHASES))
         self._peaks = np.zeros((len(PHASES), len(memory.KINDS)))
-        memory.take_peaks()  # what was before does not count
         self._earlier = 0.0  # seconds of the attempts that this one continues
         self._origin = time.perf_counter()
 

@@ -4,6 +4,7 @@ DICOM's axes point to the left, the back and the head of a patient, NIfTI's to t
 """
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -92,9 +93,8 @@ def load(path: Path) -> np.ndarray:
     missing that decompresses them.
     """
     slices, affine = _series(path)
+    _check_size(len(slices), *slices[0].shape)
     volume = np.empty((len(slices), *slices[0].shape), np.float32)
-    if volume.nbytes > MOST_BYTES:
-        raise ValueError(f"{times(volume.shape)} voxels take over a quarter of this machine's memory")
     order = {one: k for k, one in enumerate(slices)}
     for file, members in groupby(sorted(slices, key=attrgetter("path", "frame")), attrgetter("path")):
         beat()
@@ -212,6 +212,7 @@ def _slices(path: Path) -> list[Slice]:
                 return []
             _check(path, dataset)
             frames = int(dataset.get("NumberOfFrames") or 1)
+            _check_size(frames, dataset.Rows, dataset.Columns)
             return [_slice(path, dataset, frame, frames) for frame in range(frames)]
         except InputError:
             raise
@@ -245,6 +246,12 @@ def _slice(path: Path, dataset, frame: int, frames: int) -> Slice:
         numbers("PixelMeasuresSequence", "PixelSpacing", 2) or (1.0, 1.0), None if number is None else int(number),
         (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
     )  # fmt: skip
+
+
+def _check_size(*shape: int) -> None:
+    """Refuses volumes that a header alone, which may be damaged, makes too large."""
+    if math.prod(shape) * 4 > MOST_BYTES:
+        raise ValueError(f"{times(shape)} voxels take over a quarter of this machine's memory")
 
 
 def _check(path: Path, dataset) -> None:

@@ -16,10 +16,10 @@ from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
-# of images that are not looked at, which is told
+# of images and volumes that are not looked at, which is told
 OTHER_SUFFIXES = (
-    ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".nii", ".nii.gz", ".pbm", ".pnm",
-    ".svg", ".tga",
+    ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".mgz", ".mha", ".mhd",
+    ".nii", ".nii.gz", ".nrrd", ".pbm", ".pnm", ".svg", ".tga",
 )  # fmt: skip
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN")  # of unpackers and disks
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator
         if class_folder in paths:
             raise InputError(
                 f"{class_folder}: holds slices itself, as if it were one volume; give every volume a folder of its own, CLASS/VOLUME/…; "
-                "if these are photos, leave --volumes and --volume-size out"
+                "if these are photos, leave --volumes and --volume-size out, and convert DICOM to PNG"
             )
         yield from ((path, number[name]) for path in paths)
 

@@ -47,9 +47,10 @@ def load(path: Path) -> np.ndarray:
         beat()
         if k == 0:
             pixels, dtype, size = _format(path, page)
-            volume = np.empty((count, *size, pixels.channels), dtype)
-            if volume.nbytes > MOST_BYTES:
-                raise ValueError(f"{times(volume.shape)} voxels take over a quarter of this machine's memory")
+            shape = count, *size, pixels.channels
+            if math.prod(shape) * dtype.itemsize > MOST_BYTES:
+                raise ValueError(f"{times(shape)} voxels take over a quarter of this machine's memory")
+            volume = np.empty(shape, dtype)
         if _type(page) != dtype or format_of(page.mode) != pixels:
             raise ValueError(f"its slices 1 and {k + 1} have pixels of different types")
         slice_ = to_array(page, pixels, path)
