@@ -1,5 +1,6 @@
 """What the tests share: one rank, small data sets on disk, and the program as a user starts it."""
 
+import json
 import os
 import shutil
 import signal
@@ -71,6 +72,13 @@ def short_run(folder: Path, **options: object) -> Path:
     assert finished.returncode == 0, finished.stderr
     shutil.rmtree(folder / "sets", ignore_errors=True)
     return folder / "run"
+
+
+def best_method(run: Path, *methods: str) -> str:
+    """The method of a run, or of some of its methods, with the best validation accuracy; of equal ones, the first in the usual order."""
+    found = json.loads((run / "results.json").read_text("utf-8"))["methods"]
+    order = [name for name in ("transfer", "coherent", "dnn", "average", "vote", "global") if name in (methods or found)]
+    return max(order, key=lambda name: found[name]["validation_accuracy"])
 
 
 @pytest.fixture(scope="session")

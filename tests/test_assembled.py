@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import best_method, short_run
 
 import ddcnn
 from ddcnn.__main__ import execute
@@ -70,17 +71,10 @@ def test_a_module_of_volumes_says_what_the_ranks_said(volumes_run):
         assert (found == split.labels).mean() == accuracy(volumes_run, method)
 
 
-def best(run, *methods):
-    """The method with the best validation accuracy; of equal ones, the first in the usual order."""
-    found = json.loads((run / "results.json").read_text("utf-8"))["methods"]
-    order = [name for name in ("transfer", "coherent", "dnn", "average", "vote", "global") if name in (methods or found)]
-    return max(order, key=lambda name: found[name]["validation_accuracy"])
-
-
 def test_loading_draws_no_random_numbers_and_is_the_same_every_time(digits_run, digits):
     before = torch.random.get_rng_state()
     first, second = ddcnn.load(digits_run), ddcnn.load(digits_run)
-    assert first.method == best(digits_run)
+    assert first.method == best_method(digits_run)
     torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
     torch.testing.assert_close(first(digits[0]), second(digits[0]), rtol=0, atol=0)
 
@@ -118,7 +112,6 @@ def test_missing_subdomains(digits_run, volumes_run, digits, interface):
 
 
 def test_thin_networks_are_one_module_too(tmp_path, digits, world):
-    from conftest import short_run
 
     short = {"epochs": 1, "dnn_epochs": 1, "precision": "bf16"}
     run = short_run(tmp_path, decomposition="width", **short)
@@ -133,7 +126,7 @@ def test_thin_networks_are_one_module_too(tmp_path, digits, world):
         assert abs((found == digits[1]).mean() - accuracy(run, method)) < 0.05
     with pytest.raises(InputError, match="--without"):
         ddcnn.load(run, "transfer", without=[0])
-    assert ddcnn.load(run, without=[0]).method == best(run, "vote", "average", "dnn")
+    assert ddcnn.load(run, without=[0]).method == best_method(run, "vote", "average", "dnn")
 
 
 @pytest.mark.parametrize("method", ["vote", "average", "transfer"])

@@ -92,7 +92,8 @@ def test_of_the_runs_own_images_the_test_images_are_taken(trained, predict, tmp_
     found, summary = predict(run, folder / "set")
     assert told(summary, 24, "test") == pytest.approx(accuracy(run, "average"), abs=1e-5)
     assert "36 other images are not of split test, --split all takes them too" in summary
-    assert len(predict(run, folder / "set", "--split", "train")[0]) == 36
+    assert len(predict(run, folder / "set", "--split", "train")[0]) == 33
+    assert len(predict(run, folder / "set", "--split", "validation")[0]) == 3
     assert len(predict(run, folder / "set", "--split", "all")[0]) == 60
     shutil.copytree(folder / "set", tmp_path / "copy")
     assert {os.path.basename(line["sample"]) for line in predict(run, tmp_path / "copy")[0]} == {
@@ -109,6 +110,10 @@ def test_a_source_with_test_images_of_its_own_gives_these_and_says_so(trained, p
     folder, run = trained
     folders(tmp_path / "new" / "train", folder / "set", dark=3)
     folders(tmp_path / "new" / "val", folder / "set", light=2, mid=1)  # classes that its training images have not
+    _, summary = predict(run, tmp_path / "new")
+    told(summary, 3, "validation")
+    assert "3 other images are not of split validation" in summary
+    (tmp_path / "new" / "val").rename(tmp_path / "new" / "test")
     _, summary = predict(run, tmp_path / "new")
     told(summary, 3, "test")
     assert "3 other images are not of split test" in summary

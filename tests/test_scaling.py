@@ -213,7 +213,7 @@ def test_what_says_nothing_about_speed_may_differ(strong, copy, tmp_path):
     [
         (lambda r: r["decomposition"].update(parameters=7), "parameters a subdomain (--width-divisor 1 keeps them)"),
         (lambda r: r["decomposition"]["subdomains"][0].update(core_stop=[8, 4]), "pixels a rank is 48.0 and 64.0"),
-        (lambda r: r["data"].update(train_samples=8), "train samples is 8 and 200"),
+        (lambda r: r["data"].update(train_samples=8), "train samples is 8 and 180"),
     ],
 )
 def test_weak_study_refuses_ranks_with_other_work(weak, copy, tmp_path, change, words):

@@ -310,10 +310,10 @@ def test_predict_takes_the_method_that_validation_prefers_and_says_why(selecting
     done = on_ranks(2, "predict", "run", "digits", "--output", "p.csv", "--overwrite", "--split=validation", "--samples=22", cwd=folder)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert f"the best of the run's on its validation images, accuracy {best:.6g}" in said
+    assert f"is the best of the run's methods on its validation images ({best:.2%})" in said
     assert f"split validation: accuracy {best:.6g}" in said  # of the images by which it was chosen
     done = on_ranks(1, "predict", "run", "digits", "--output", "p.csv", "--overwrite", cwd=folder)
-    chosen = next(name for name in methods if f"classified by {name} (the best" in said)
+    chosen = next(name for name in methods if f"{name} is the best of" in said)
     assert f"accuracy {methods[chosen]['test_accuracy']:.6g}" in done.stdout + done.stderr
     counts = {}
     for split_name in ("train", "validation", "test"):
@@ -342,4 +342,4 @@ def test_results_of_schema_version_1_are_read(selecting, tmp_path):
     text = (tmp_path / "run" / "report.md").read_text("utf-8")
     assert "Accuracy on the test images against the wall time" in text
     done = on_ranks(1, "predict", "run", "digits", "--output", "p.csv", cwd=tmp_path)
-    assert "classified by transfer (the first of the usual order, since the run had no validation images)" in done.stdout + done.stderr
+    assert "transfer is the first of the usual order, since the run had no validation images" in done.stdout + done.stderr

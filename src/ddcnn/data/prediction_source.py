@@ -35,7 +35,8 @@ class Wanted:
     """Which images of a source are to be classified.
 
     Attributes:
-        split: "train", "validation", "test" or "all"; None: of a source with test images, or of the run's own, the test images, else all.
+        split: "train", "validation", "test" or "all"; None: of a source with test images, or of the run's own, the test images, of
+            one with validation images those, else all.
         samples: of a balanced subset; None for all.
         unlabelled: ignore all labels.
         is_own: whether images are those that the run was tested on, by these and the number of all images of their source.
@@ -144,7 +145,8 @@ def _select(name: str, splits: dict[str, Split], wanted: Wanted) -> tuple[str, S
     """Name and images of one of the splits of a source, or of all of them, one after the other; and the number of other images."""
     if wanted.unlabelled:
         splits = {split: replace(images, labels=np.full(len(images), -1, np.int64)) for split, images in splits.items()}
-    chosen = wanted.split or ("test" if "test" in splits else next(iter(splits)) if len(splits) == 1 else "all")
+    judged = next((split for split in ("test", "validation") if split in splits), "all")
+    chosen = wanted.split or (next(iter(splits)) if len(splits) == 1 else judged)
     if len(splits) == 1 and (wanted.unlabelled or chosen in splits or chosen == "all" or ("all" in splits and chosen == "test")):
         return chosen, next(iter(splits.values())), 0
     if chosen == "all":
@@ -203,7 +205,7 @@ def _arrays(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> di
         return {"all": split_of(*single)}
     drawn = "train" in pairs and ("validation" in pairs or wanted.split == "validation")
     if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs and not drawn):
-        known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"])
+        known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"][:2])
         other = f"--split {next(iter(pairs))} takes the others" if pairs else "arrays of one split may be called x and y"
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); {other}")
     if wanted.split in ("test", "validation") and wanted.split in pairs:

@@ -113,8 +113,7 @@ def _summary(
     settings: PredictSettings, run: TrainedRun, method: Method, selection: Selection, samples: int, labelled: int, correct: int
 ) -> str:  # fmt: skip
     without = f" without {', '.join(map(str, settings.without))}" if settings.without else ""
-    why = "" if settings.method else f" ({run.why(method)})"
-    text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}{why}"
+    text = f"{settings.output}: {samples} image{'s' * (samples != 1)} classified by {method}{without}"
     if labelled:
         some = f" on the {labelled} with a label" if labelled < samples else ""
         in_run = f"in the run {run.results.methods[method].test_accuracy:.6g} on {run.results.data.test_samples} test images"
@@ -123,7 +122,7 @@ def _summary(
         text += f"; {skipped} damaged one{'s' * (skipped != 1)} left out"
     if selection.others and not settings.split:
         text += f"; {selection.others} other images are not of split {selection.split}, --split all takes them too"
-    return text
+    return text if settings.method else f"{text}; {run.why(method)}"
 
 
 @dataclass(frozen=True)

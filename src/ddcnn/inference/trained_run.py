@@ -72,11 +72,11 @@ class TrainedRun:
         return max(able, key=lambda name: self.results.methods[name].validation_accuracy or 0)
 
     def why(self, method: Method) -> str:
-        """Why a method was taken that had not been asked for."""
+        """Why a method is taken that has not been asked for."""
         accuracy = self.results.methods[method].validation_accuracy
         if accuracy is None:
-            return "the first of the usual order, since the run had no validation images"
-        return f"the best of the run's on its validation images, accuracy {accuracy:.6g}"
+            return f"{method} is the first of the usual order, since the run had no validation images"
+        return f"{method} is the best of the run's methods on its validation images ({accuracy:.2%})"
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""

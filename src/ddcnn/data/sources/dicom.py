@@ -278,7 +278,7 @@ def _decoder(dataset) -> str:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        return f"{what} pydicom does not read: decompress it (gdcmconv --raw, for example)"
+        return f"{what} pydicom does not read: decompress it, for example with gdcmconv"
     if decoder.is_available:
         return ""
     packages = next((re.findall(r"[\w-]+(?=>=)", line) for line in decoder.missing_dependencies if line.startswith("pylibjpeg")), [])
