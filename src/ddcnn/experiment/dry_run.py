@@ -12,7 +12,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.experiment.dry_run_tables import Expected, show
 from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import notes
-from ddcnn.experiment.run import checked
+from ddcnn.experiment.run import checked, of_seed
 from ddcnn.experiment.trial import Trial
 from ddcnn.parallel import memory
 from ddcnn.parallel.timeline import PHASES
@@ -31,6 +31,7 @@ def dry_run(world: World, settings: RunSettings, store: PartitionedSet, partitio
         InputError: the run would refuse the settings, or the images as far as they are looked at.
     """
     problem, seeds = checked(world, settings, store)
+    problem = of_seed(problem, seeds[0])
     if world.rank == 0:
         for text in notes(problem):
             logger.info("note: %s", text)

@@ -103,13 +103,19 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
     world.on_root(lambda: try_report(output, lambda: write_summary(output, folders, Console(), seeds[0].figures)))
 
 
+def of_seed(problem: Problem, settings: RunSettings) -> Problem:
+    """The problem with the settings of one seed; all ranks together."""
+    networks = replace(problem.networks, settings=settings)
+    trains_dnn = settings.needs("dnn") and not problem.world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
+    return replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
+
+
 def run_seed(
     problem: Problem, settings: RunSettings, output: RunFolder, stop_requests: StopRequests, overall: Overall | None = None
 ) -> None:  # fmt: skip
     """All methods with one seed."""
-    world, networks = problem.world, replace(problem.networks, settings=settings)
-    trains_dnn = settings.needs("dnn") and not world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
-    problem = replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
+    problem = of_seed(problem, settings)
+    world, networks = problem.world, problem.networks
     with world.raise_on_all_ranks():
         context = RunContext(problem, Recorder(problem, output), stop_requests, overall)
 

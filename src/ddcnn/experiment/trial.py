@@ -102,7 +102,7 @@ class Trial:
                 found["gather"] = self.gather()
         if settings.needs("dnn"):
             with timeline.phase("dnn"):
-                if problem.world.rank == 0:
+                if problem.world.rank == 0 and problem.dnn_samples.kind != "none":  # else it is taken from an earlier run
                     found["dnn"] = self.dnn()
                 problem.world.barrier()
         if joint:
