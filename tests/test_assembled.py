@@ -75,6 +75,8 @@ def test_loading_draws_no_random_numbers_and_is_the_same_every_time(digits_run, 
     before = torch.random.get_rng_state()
     first, second = ddcnn.load(digits_run), ddcnn.load(digits_run)
     assert first.method == best_method(digits_run)
+    assert first.why.startswith(f"{first.method} is the best of the run's methods on its validation images (")
+    assert ddcnn.load(digits_run, "vote").why == "it was asked for"
     torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
     torch.testing.assert_close(first(digits[0]), second(digits[0]), rtol=0, atol=0)
 

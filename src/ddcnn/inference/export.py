@@ -36,7 +36,8 @@ def export(settings: ExportSettings) -> None:
     write_bytes(settings.output, content)  # torch would crash if it wrote the file itself on a full disk
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
     form = f"float32 images (B, {shape}) in their own range of values -> logits (B, {classes})"
-    logger.info("%s: %s; %s", settings.output, network.method, form)
+    why = "" if settings.method else f"; {network.why}"
+    logger.info("%s: %s; %s%s", settings.output, network.method, form, why)
 
 
 def _traced(network: Assembled) -> torch.export.ExportedProgram:

@@ -1,7 +1,6 @@
 """The network of a finished run as a single ``torch.nn.Module``: restriction, local CNNs, interface and decision."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class Assembled(nn.Module):
         layout: of a batch of images, "BCHW" or "BCDHW".
         input_range: what black and white are in images; None where nobody knows (floats and signed integers without ``--window``).
         class_names: K names.
-        method: one of the run's.
+        method: one of the run's; ``why`` it was taken.
         run: name of the run's folder, of a run with several seeds with that of the seed.
         version: of ddcnn, that of the run.
         subdomains: indices of the subdomains of ``local_cnns``.
@@ -45,6 +44,7 @@ class Assembled(nn.Module):
         batch_size: images that pass through the local CNNs at a time where no gradient is asked for; this bounds the memory.
     """
 
+    why = "it was asked for"
     mean: torch.Tensor  # (C, 1, ..., 1)
     scale: torch.Tensor
 
@@ -53,12 +53,11 @@ class Assembled(nn.Module):
         present: Sequence[int] = (0,), dnn: DenseNetwork | None = None,
     ):  # fmt: skip
         super().__init__()
-        images, folder = run.images, run.folder.path.resolve()
+        images = run.images
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
         self.layout, self.input_range = "BCDHW" if len(self.shape) > 3 else "BCHW", value_range(images.dtype, images.preprocessing)
-        self.run = "/".join(folder.parts[-2:] if re.fullmatch(r"seed-\d+", folder.name) else folder.parts[-1:])
-        self.version = run.results.environment.ddcnn
+        self.run, self.version = run.folder.name, run.results.environment.ddcnn
         self.restrict, self.subdomains, self.present = restrict, tuple(local_cnns), tuple(present)
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns.values()), dnn
         none = torch.empty(0, *self.shape)
@@ -118,18 +117,23 @@ def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()
 
     It takes whole images (B, C, *spatial), channels first, in the source's own range of values (0 ... 255 for most), of any type, and
     returns logits (B, K). It computes in float32 whatever the run's ``--precision`` was, and equals the distributed network up to rounding.
-    Its attributes ``shape``, ``layout``, ``input_range``, ``class_names``, ``method``, ``run`` and ``version`` tell what it is.
+    Its attributes ``shape``, ``layout``, ``input_range``, ``class_names``, ``method``, ``why``, ``run`` and ``version`` tell what it is.
 
     Args:
         run: folder of the run; of a run with several seeds, the folder of one of them.
-        method: one of the run's; None for the first of transfer, coherent, dnn, average, vote, global that it has.
+        method: one of the run's; None for the most accurate one on its validation images; of equal ones, or if there were no such
+            images, for the first of transfer, coherent, dnn, average, vote, global.
         without: indices of missing subdomains, as in ``predict --without``.
 
     Raises:
         InputError: not a finished run, no such method, or a checkpoint that is missing or damaged.
     """
     with torch.random.fork_rng(devices=[]):  # initial parameters are drawn, then replaced
-        return assemble(TrainedRun.open(Path(run).expanduser()), method, tuple(without)).eval()
+        trained = TrainedRun.open(Path(run).expanduser())
+        network = assemble(trained, method, tuple(without)).eval()
+    if method is None:
+        network.why = trained.why(network.method)
+    return network
 
 
 def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...] = (), rank: int = 0, ranks: int = 1) -> Assembled:

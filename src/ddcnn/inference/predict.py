@@ -48,7 +48,7 @@ def predict(world: World, settings: PredictSettings) -> None:
     shared = settings.divide == "subdomains"
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
         run = TrainedRun.open(settings.run)
-        method = run.choose(settings.method, settings.without)
+        method = run.choose(settings.method, settings.without, settings.local or shared)
         check(settings, run, method)
         precision = run.results.environment.precision if settings.precision == "run" else settings.precision
         policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), precision)

@@ -45,8 +45,8 @@ class TrainedRun:
             check_own_network(folder, settings.network, origin)
         return cls(run, settings, results)
 
-    def choose(self, method: str | None, without: tuple[int, ...] = ()) -> Method:
-        """The requested method, or the best-suited one.
+    def choose(self, method: str | None, without: tuple[int, ...] = (), in_parts: bool = False) -> Method:
+        """The requested method, or the best-suited one: if ``in_parts``, one that has subdomains if the run has such.
 
         Raises:
             InputError: the run has not that method, or it is one network, of which no part can be missing.
@@ -58,7 +58,7 @@ class TrainedRun:
             )
         chosen = None if method is None else Method(method)
         if not without:
-            return chosen or self._best(PREFERRED)
+            return chosen or self._best([name for name in PREFERRED if not (in_parts and self.settings.sees_whole_image(name))])
         able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
             raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(methods)})")
@@ -68,7 +68,7 @@ class TrainedRun:
 
     def _best(self, order: Sequence[Method]) -> Method:
         """The method with the best validation accuracy; without validation images, and of equal ones, the first in the order."""
-        able = [name for name in order if name in self.results.methods]
+        able = [name for name in order if name in self.results.methods] or list(self.results.methods)
         return max(able, key=lambda name: self.results.methods[name].validation_accuracy or 0)
 
     def why(self, method: Method) -> str:
@@ -76,7 +76,8 @@ class TrainedRun:
         accuracy = self.results.methods[method].validation_accuracy
         if accuracy is None:
             return f"{method} is the first of the usual order, since the run had no validation images"
-        return f"{method} is the best of the run's methods on its validation images ({accuracy:.2%})"
+        able = "" if method == self._best(PREFERRED) else " that can do this"
+        return f"{method} is the best of the run's methods{able} on its validation images ({accuracy:.2%})"
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""

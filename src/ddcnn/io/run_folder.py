@@ -43,6 +43,7 @@ LEFT_BY_A_RUN = {
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
 }  # folder -> patterns of what a new run clears  # fmt: skip
+SEED = re.compile(r"seed-\d+")  # the name of a folder
 logger = logging.getLogger(__name__)
 
 
@@ -81,6 +82,12 @@ class RunFolder:
 
     def seed(self, seed: int) -> "RunFolder":
         return RunFolder(self.path / f"seed-{seed}")
+
+    @property
+    def name(self) -> str:
+        """The folder's name; of a seed, with that of its run."""
+        folder = self.path.resolve()
+        return "/".join(folder.parts[-2:] if SEED.fullmatch(folder.name) else folder.parts[-1:])
 
     def seeds(self) -> list["RunFolder"]:
         """The folders of the single seeds; none if the run has one seed, or the folder is not that of a run. Raises as ``settings``."""
@@ -198,7 +205,7 @@ class RunFolder:
     def _with_seeds(self) -> Iterator["RunFolder"]:
         """This folder, and those of single seeds that are in it, whatever config.toml says."""
         yield self
-        yield from (RunFolder(entry) for entry in self.path.glob("seed-*") if re.fullmatch(r"seed-\d+", entry.name))
+        yield from (RunFolder(entry) for entry in self.path.glob("seed-*") if SEED.fullmatch(entry.name))
 
 
 def resumes_finished(settings: RunSettings) -> bool:
