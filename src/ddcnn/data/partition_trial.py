@@ -23,10 +23,8 @@ def partition_seconds(source: Source, selections: dict[str, np.ndarray], decompo
     work = [(name, block) for name, chosen in selections.items() for block in blocks(source.splits[name], chosen)]
     first, block = work[0]
     _seconds(source, first, Block(block.samples[:1], 0), decomposition, skip_damaged)  # imports what it takes
-    places = np.unique(np.linspace(0, len(work) - 1, min(MOST_BLOCKS, len(work))).astype(int)).tolist()
     seconds, samples = 0.0, 0
-    for place in places:
-        name, block = work[place]
+    for name, block in work[:MOST_BLOCKS]:  # neighbours: a compressed file is read from its beginning to its end
         seconds += _seconds(source, name, block, decomposition, skip_damaged)
         samples += len(block.samples)
         if seconds > SECONDS:
