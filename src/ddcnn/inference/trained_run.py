@@ -64,7 +64,8 @@ class TrainedRun:
             raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(methods)})")
         if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
-        return chosen or self._best(able)
+        robust = [name for name in able if name != Method.COHERENT]  # whose local CNNs have never learnt to decide alone
+        return chosen or self._best(robust or able)
 
     def _best(self, order: Sequence[Method]) -> Method:
         """The method with the best validation accuracy; without validation images, and of equal ones, the first in the order."""
