@@ -81,9 +81,10 @@ def test_one_rank_a_subdomain_finishes_on_every_grid(tmp_path, ranks, grid, over
 
 def test_a_run_leaves_what_the_contract_says(tmp_path):
     results = run(2, tmp_path, "--overlap", "1", "--train-samples", "300", "--seed", "7", "--figures")
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert results["data"] == {
-        "source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "test_samples": 360, "skipped": 0,
+        "source": "digits", "shape": [8, 8, 1], "classes": 10, "train_samples": 300, "validation_samples": 33, "test_samples": 360,
+        "skipped": 0,
         "class_names": [str(k) for k in range(10)],
     }  # fmt: skip
     decomposition = results["decomposition"]
@@ -98,16 +99,18 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     for method in results["methods"].values():
         assert set(method["seconds"]) == {"compute", "communicate", "wait", "total"}
     # one rank of two sends the classifications of two subdomains, 4 bytes for each of 10 classes
-    assert results["methods"]["vote"]["bytes_communicated"] == 360 * 2 * 10 * 4
+    assert results["methods"]["vote"]["bytes_communicated"] == (33 + 360) * 2 * 10 * 4
     assert {name: method["epochs"] for name, method in results["methods"].items()} == {
         "vote": 2, "average": 2, "dnn": 2, "coherent": 3, "transfer": 3, "global": 3,
     }  # fmt: skip
     for method in results["methods"].values():
         seconds, accuracies = zip(*method["curve"], strict=True)
         assert list(seconds) == sorted(seconds)
-        assert (seconds[-1], accuracies[-1]) == (method["seconds"]["total"], method["test_accuracy"])
+        assert (seconds[-1], accuracies[-1]) == (method["seconds"]["total"], method["validation_accuracy"])
     assert len(results["methods"]["average"]["curve"]) == 4 * 2 + 1
-    assert len(results["methods"]["global"]["curve"]) == 3
+    assert len(results["methods"]["global"]["curve"]) == 3 + 1
+    kept = {name: method["kept_epoch"] for name, method in results["methods"].items()}
+    assert kept == {"vote": None, "average": None, "dnn": 3, "coherent": 3, "transfer": 1, "global": 3}
     assert set(results["phases"]) == {"partition", "local", "gather", "dnn", "coherent", "transfer", "global"}
     for phase in results["phases"].values():
         assert set(phase) == {"seconds", "max_rank_seconds", "mean_rank_seconds", *MEMORY}
@@ -170,7 +173,11 @@ def test_thin_networks_are_trained_alone_and_composed_to_the_global_one_on_any_n
             for measured in ("seconds", "bytes_communicated", "peak_memory_bytes", "curve"):
                 del methods[name][measured]
         kept = {name: tensor for name, tensor in parameters(folder).items() if not name.startswith(("transfer", "global"))}
-        found[ranks] = ({name: methods[name] for name in DECOMPOSED.split(",") if name != "transfer"}, kept, transfer[0]["test_accuracy"])
+        found[ranks] = (
+            {name: methods[name] for name in DECOMPOSED.split(",") if name != "transfer"},
+            kept,
+            transfer[0]["validation_accuracy"],
+        )
     for ranks in (2, 4):
         assert found[ranks][0] == found[1][0]
         assert found[ranks][2] == pytest.approx(found[1][2], abs=1.5 / 360)
@@ -195,7 +202,7 @@ def test_photos_of_any_size_with_a_network_of_ones_own(tmp_path):
     assert results["data"]["class_names"] == ["dark", "light"]
     assert results["data"]["shape"] == [16, 24, 3]
     assert results["data"]["skipped"] == 1
-    assert results["data"]["train_samples"] + results["data"]["test_samples"] == 40
+    assert [results["data"][f"{split}_samples"] for split in ("train", "validation", "test")] == [26, 4, 10]
     assert results["methods"]["average"]["test_accuracy"] > 0.8
     assert "damaged and left out: 1" in (tmp_path / "run" / "report.md").read_text("utf-8")
     again = run(2, tmp_path, *options, "--skip-damaged", "--overwrite")
@@ -402,8 +409,8 @@ def test_the_decision_alone_starts_from_a_finished_run(tmp_path):
     assert "taken from" in (tmp_path / "votes" / "run" / "seed-4" / "report.md").read_text("utf-8")
     for options, words in ((("--seed", "3"), "has no seed-3"), (("--seed", "4", "--data", "other.npz"), "data")):
         random = np.random.default_rng(0)
-        images, labels = random.integers(0, 16, (160, 8, 8)).astype(np.uint8), np.arange(160) % 10
-        np.savez(tmp_path / "three" / "other.npz", x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
+        images, labels = random.integers(0, 16, (180, 8, 8)).astype(np.uint8), np.arange(180) % 10
+        np.savez(tmp_path / "three" / "other.npz", x_train=images[:120], y_train=labels[:120], x_test=images[120:], y_test=labels[120:])
         finished = on_ranks(2, "run", *QUICK, *small, *start, *options, "--methods", "vote", "--output", "o", cwd=tmp_path / "three")
         assert words in refusal(finished)
 

@@ -10,7 +10,7 @@ from quick import quick
 from resuming import start
 
 OPTIONS = quick(test_samples=50, width=8, epochs=3, transfer_epochs=2, batch_size=32, tensorboard=True)
-SCALARS = ("loss", "accuracy", "test_accuracy", "seconds")
+SCALARS = ("loss", "accuracy", "validation_accuracy", "validation_loss", "seconds")
 TRAININGS = {*(f"local-000{i}" for i in range(4)), "dnn", "coherent", "transfer", "global"}
 
 

@@ -51,7 +51,9 @@ class Records:
         if not self.active:
             return
         back = [tuple(map(float, row)) for row in rows]
-        if any(len(row) != len(COLUMNS) or not self._mine(row) for row in back):
+        if any(len(row) != len(COLUMNS) for row in back):
+            raise ValueError("it is of another version of ddcnn, which can go on with it")
+        if any(not self._mine(row) for row in back):
             raise ValueError("rows of other records")
         recorded.epochs = [row for row in recorded.epochs if not self._mine(row)] + back
         if self.phase == "local":

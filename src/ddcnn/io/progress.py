@@ -140,9 +140,9 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """``0.42 s``, ``14 s``, ``7.5 min``, ``2 h 05 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s" if seconds >= 0.005 else "0 s"
+    """``0.4 s``, ``14 s``, ``7.5 min``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "0 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
