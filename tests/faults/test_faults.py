@@ -62,7 +62,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
         (("--methods", "vote,magic"), ["--methods vote,magic", "none of vote, average, dnn"]),
         (("--network", "vgg99"), ["--network vgg99", "vgg3"]),
         (("--lr", "nan"), ["--lr nan", "finite"]),
-        (("--train-samples", "100000"), ["--train-samples 100000", "1437"]),
+        (("--train-samples", "100000"), ["--train-samples 100000", "1294"]),
         (("--data", "cifar10", "--data-root", "nowhere"), ["nowhere", "--data-root"]),
         (("--data", "nothing.npz"), ["nothing.npz", "no such file"]),
         (("--data", "mnist"), ["mnist", "cifar10"]),
