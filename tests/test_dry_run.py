@@ -135,7 +135,16 @@ def test_multiply_adds_are_those_of_the_layers():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.001, "0 s"), (0.42, "0.4 s"), (9.97, "10 s"), (14.2, "14 s"), (100, "1.7 min"), (1234, "21 min"), (7500, "2 h 05 min"), (360_000, "100 h 00 min")],
+    [
+        (0.001, "0 s"),
+        (0.42, "0.4 s"),
+        (9.97, "10 s"),
+        (14.2, "14 s"),
+        (100, "1.7 min"),
+        (1234, "21 min"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
 )
 def test_durations_have_the_unit_that_fits(seconds, words):
     assert duration(seconds) == words
