@@ -65,6 +65,7 @@ def learning_curves(epochs: list[dict[str, Any]], ends: dict[str, float], split:
         rows = [epoch for epoch in epochs if epoch["phase"] == phase]
         name = {"local": "local CNNs", "dnn": "DNN"}.get(phase, phase)
         _curves(loss, rows, "loss", 1, BLUE, "training")
+        _curves(loss, rows, "validation_loss", 1, ORANGE, "validation")
         loss.set(title=f"{name}: loss", xlabel="epoch", ylim=(0, None))
         _curves(accuracy, rows, "accuracy", 100, BLUE, "training")
         if phase in ends:  # the last epoch is judged by the method's own decisions
@@ -109,7 +110,7 @@ def reliability(bins: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], erro
 
 def _curves(axes: Any, rows: list[dict[str, Any]], quantity: str, factor: float, colour: str, label: str) -> None:
     """A thin line per subdomain, or the range of many, and the mean in bold."""
-    rows = [row for row in rows if row[quantity] is not None]
+    rows = [row for row in rows if row.get(quantity) is not None]
     if not rows:
         return
     epochs, column = np.unique([row["epoch"] for row in rows], return_inverse=True)
