@@ -9,7 +9,7 @@ from launching import on_ranks
 from quick import quick
 
 SHORT = quick(
-    transfer_epochs=2, frozen_epochs=1, batch_size=32, train_samples=300, augment="flip+shift+colour+erase+mixup", shift=1,
+    transfer_epochs=2, frozen_epochs=1, batch_size=32, train_samples=300, augment="flip+shift+erase+mixup", shift=1,
     interface="logits", checkpoint_every=1, partitions="partitions", clip_norm=1, ema=0.9, warmup=0.5,
     schedule="cosine",
 )  # fmt: skip

@@ -53,7 +53,7 @@ VALUES = {
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
-        "transfer_schedule": ("constant", "constant"), "flip_axes": ("depth+columns", "depth+columns"), "colour": (0.3, 0.3),
+        "transfer_schedule": ("constant", "constant"), "flip_axes": ("depth+columns", "depth+columns"),
         "erase": (0.25, 0.25), "mixup": (1.5, 1.5), "clip_norm": (1.5, 1.5), "ema": (0.99, 0.99), "warmup": (0.5, 0.5),
         "seeds": (3, 3), "class_weights": ("balanced", "balanced"), "resume": (True, True), "checkpoint_every": ("5", "5"),
         "keep_checkpoints": (3, 3), "time_limit": (2.5, 2.5), "stop_signals": ("SIGUSR2", ("SIGUSR2",)),
@@ -167,10 +167,10 @@ BAD = [
     ("methods", "", "average"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
     ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
     ("threads", "0", "greater than or equal to 1"), ("ema", "1", "less than 1"), ("clip_norm", "0", "greater than 0"),
-    ("warmup", "-1", "greater than or equal to 0"), ("augment", "rotate", "none of none, flip, shift, colour, erase, mixup"),
+    ("warmup", "-1", "greater than or equal to 0"), ("augment", "rotate", "none of none, flip, shift, erase, mixup"),
     ("augment", "none+flip", "none stands alone"), ("augment", "flip+", "an empty name is none of"),
     ("augment", "flip,shift", "joined by +"), ("flip_axes", "height", "none of depth, rows, columns"),
-    ("colour", "1.5", "less than or equal to 1"), ("erase", "0", "greater than 0"), ("mixup", "0", "greater than 0"),
+    ("erase", "0", "greater than 0"), ("mixup", "0", "greater than 0"),
 ]  # fmt: skip
 
 

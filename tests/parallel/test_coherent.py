@@ -212,7 +212,7 @@ def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of
             network = vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)
             network.dense.append(nn.Dropout(0.3))
             networks.append(POLICY.place(network))
-        samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1, (-1, -2), 0.4, 0.5, 1.0))
+        samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1, (-1, -2), 0.5, 1.0))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "cosine", clip_norm=0.1, ema=0.9, warmup=0.5)
         trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, dnn)
         train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES))

@@ -49,7 +49,7 @@ def without_times(results: dict) -> dict:
     "options",
     [
         ("--interface", "features"),
-        ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift+colour+erase+mixup", "--shift", "1",
+        ("--dnn-data", "out-of-fold", "--folds", "2", "--augment", "flip+shift+erase+mixup", "--shift", "1",
          "--clip-norm", "0.5", "--ema", "0.95", "--schedule", "constant", "--warmup", "0.5"),
         ("--interface", "logits", "--precision", "bf16", "--frozen-epochs", "1", "--methods", "transfer"),
     ],

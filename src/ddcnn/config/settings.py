@@ -109,7 +109,7 @@ class DataSettings(ImageSettings):
     grid: Grid = option(Group.DECOMPOSITION, "2x2", "subdomains per axis; in width their product counts", "2x2", validate_default=True)
     overlap: int = option(Group.DECOMPOSITION, 0, "pixels by which a subimage extends into its neighbours", "PIXELS", ge=0)
     augment: Augment = option(
-        Group.DATA, "none", "random augmentation of the training images: flip, shift, colour, erase, mixup, joined by +", "NAME+NAME"
+        Group.DATA, "none", "random augmentation of the training images: flip, shift, erase, mixup, joined by +", "NAME+NAME"
     )
     shift: int = option(Group.DATA, 4, "largest shift of --augment shift, in pixels per axis", "PIXELS", ge=1)
     train_samples: int | None = option(Group.DATA, None, "train on a class-balanced subset of S images (default: on all)", "S", ge=1)

@@ -59,10 +59,6 @@ class TrainingSettings(BaseModel):
         Group.DATA, "columns", "axes of --augment flip: any of depth, rows and columns, joined by +; for n axes that the grid cuts, a rank "
         "holds the images of up to 2^n subdomains for each of its own", "AXIS+AXIS",
     )  # fmt: skip
-    colour: float = option(
-        Group.DATA, 0.4, "strength C of --augment colour: brightness changes by up to C standard deviations of the set, contrast (about "
-        "the set's mean) and saturation by a factor from 1 - C to 1 + C", "C", gt=0, le=1,
-    )  # fmt: skip
     erase: float = option(
         Group.DATA, 0.5, "largest side of the box that --augment erase blanks, as a fraction of the image's sides", "F", gt=0, le=1
     )

@@ -115,7 +115,7 @@ def _subdomains(value: Any) -> Any:
 
 
 AXES = ("depth", "rows", "columns")
-Augment = Annotated[str, AfterValidator(_joined("none", "flip", "shift", "colour", "erase", "mixup"))]
+Augment = Annotated[str, AfterValidator(_joined("none", "flip", "shift", "erase", "mixup"))]
 FlipAxes = Annotated[str, AfterValidator(_joined(*AXES))]
 Device = Literal["auto", "cpu", "cuda"]
 Interface = Literal["probabilities", "logits", "features"]

@@ -29,7 +29,6 @@ class Drawn:
     Attributes:
         flips: (axes, B) bool, for each axis of ``Augmentation.flip_axes``.
         offsets: (d, B) int64, pixels per axis.
-        colours: (3, B) float32, what is added, and the factors of contrast and saturation.
         boxes: (2, d, B) int64, first pixel and end of what is erased, per axis of the whole image.
         partners: (B,) int64, the place in the batch of the image that is mixed in.
         weights: (B,) float32, of the image itself where it is mixed.
@@ -37,7 +36,6 @@ class Drawn:
 
     flips: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
-    colours: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     partners: torch.Tensor | None = None
     weights: torch.Tensor | None = None
@@ -68,9 +66,6 @@ class Augmentation:
     Attributes:
         flip: whether it is flipped, with probability 1/2 along each of the ``flip_axes``, which count from the last: -1 are the columns.
         shift: largest shift per axis, pixels; zeros (the mean) come in.
-        colour: C; up to C standard deviations are added, contrast and saturation are multiplied by a factor from 1 - C to 1 + C: the
-            distance from the mean, and that of a pixel's channels from their mean. Mean and deviation are those of the normalisation:
-            nothing is computed from an image as a whole, of which a subdomain has only a part.
         erase: largest side of a box of zeros, as a fraction of the image's sides; it lies anywhere within the image.
         mixup: parameter of the beta distribution of the weight with which another image of the batch is mixed in (Zhang et al., 2018).
     """
@@ -78,7 +73,6 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
     flip_axes: tuple[int, ...] = (-1,)
-    colour: float = 0.0
     erase: float = 0.0
     mixup: float = 0.0
 
@@ -97,9 +91,6 @@ class Augmentation:
             drawn["flips"] = torch.rand(len(self.flip_axes), batch_size, generator=generator) < 0.5
         if self.shift:
             drawn["offsets"] = torch.randint(-self.shift, self.shift + 1, (len(shape), batch_size), generator=generator)
-        if self.colour:
-            changes = self.colour * (2 * torch.rand(3, batch_size, generator=generator) - 1)
-            drawn["colours"] = changes + torch.tensor([[0.0], [1.0], [1.0]])
         if self.erase:
             random, sides = torch.rand(2, len(shape), batch_size, generator=generator), torch.tensor(shape)[:, None]
             sizes = (random[0] * ((self.erase * sides).round() + 1)).long()
@@ -111,16 +102,6 @@ class Augmentation:
             weights = np.random.default_rng(seed).beta(self.mixup, self.mixup, batch_size)  # torch's takes no generator
             drawn["weights"] = torch.from_numpy(np.maximum(weights, 1 - weights)).float()
         return Drawn(**drawn)
-
-
-def recolour_(images: torch.Tensor, colours: torch.Tensor) -> None:
-    """Changes brightness, contrast and saturation of normalised images (B, *spatial, C) in place, as (3, B) says."""
-    added, contrast, saturation = colours.reshape(3, -1, *[1] * (images.ndim - 1))
-    images.mul_(contrast).add_(added)
-    channels = images.unbind(-1)
-    if len(channels) > 1:
-        grey = sum(channels[1:], start=channels[0]) / len(channels)  # in this order, wherever a pixel lies in memory
-        images.mul_(saturation).add_(grey[..., None] * (1 - saturation))
 
 
 def erase_(images: torch.Tensor, boxes: torch.Tensor, start: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_, recolour_
+from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_
 from ddcnn.data.partitioned_set import PartitionedSet
 
 
@@ -120,7 +120,7 @@ class Subimages:
         return images.movedim(-1, 1)
 
     def _unmixed(self, index: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        """(B,) -> (B, *subimage, C) float32, flipped, shifted, recoloured and erased."""
+        """(B,) -> (B, *subimage, C) float32, flipped, shifted and erased."""
         images = self.images.index_select(0, index)
         if drawn.flips is not None:
             flips = dict(zip(self.augmentation.flip_axes, drawn.flips, strict=True))
@@ -133,8 +133,6 @@ class Subimages:
             images = self._shifted(images, drawn.offsets)
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):
             images = images[(slice(None), *self.window)].contiguous()
-        if drawn.colours is not None:
-            recolour_(images, drawn.colours)
         if drawn.boxes is not None:
             erase_(images, drawn.boxes, self.start or (0,) * len(self.window))
         return images

@@ -118,7 +118,7 @@ class Problem:
         settings, names = self.settings, self.settings.augmentations
         if split != "train":
             return Augmentation()
-        strengths = {name: getattr(settings, name) for name in ("colour", "erase", "mixup") if name in names}
+        strengths = {name: getattr(settings, name) for name in ("erase", "mixup") if name in names}
         return Augmentation("flip" in names, settings.margin, settings.flipped_axes, **strengths)
 
     # Recipes
