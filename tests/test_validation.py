@@ -45,7 +45,7 @@ def numbers(one: Split) -> list[int]:
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.01, 0.5), st.floats(0.01, 0.9), st.integers(0, 3), st.booleans())
 def test_what_is_drawn_is_a_balanced_part_of_the_training_images(labels, test_fraction, validation_fraction, seed, has_test):
-    labels = np.array([*labels, 0, 0, 0])
+    labels = np.array([*labels, 0, 0, 0, 0])
     options = SourceOptions("set", Path(), test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed)
     found = {"train": split(labels)} | ({"test": split([0, 1])} if has_test else {})
     parts, drawn = completed(found, options)
