@@ -67,6 +67,12 @@ def test_what_is_drawn_is_a_balanced_part_of_the_training_images(labels, test_fr
     assert numbers(without["test"]) == numbers(parts["test"])  # which the validation does not change
 
 
+def test_the_seed_chooses_the_validation_images():
+    own = {"train": split(np.arange(60) % 3), "test": split([0, 1, 2])}
+    found = [completed(own, SourceOptions("set", Path(), validation_fraction=0.2, seed=seed))[0]["validation"] for seed in (0, 1)]
+    assert numbers(found[0]) != numbers(found[1])
+
+
 def test_a_source_has_validation_images_of_its_own(tmp_path):
     own = {"train": split([0, 1, 0, 1]), "validation": split([1, 0])}
     asked = SourceOptions("set", Path(), validation_fraction=0.1)
