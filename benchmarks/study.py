@@ -59,22 +59,17 @@ class Study:
         return [float(f"{factor * middle:.3g}") for factor in SIDES[side][2]]
 
 
-FLOWERS = "--data flower_photos --image-size 128 --width 16 --batch-size 32 --augment flip --interface features --precision bf16"
 STUDIES = {
     "cifar10": Study(
-        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4 "
-        "--precision bf16"
+        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4"
     ),
-    "fashion-mnist": Study(
-        "--data fashion-mnist --train-samples 20000 --overlap 4 --width 16 --augment shift --shift 2 --interface features --epochs 5 "
+    "flowers": Study(
+        "--data flower_photos --image-size 96 --width 16 --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
         "--transfer-epochs 3"
     ),
-    "flowers": Study(f"{FLOWERS} --overlap 8 --epochs 5 --transfer-epochs 3"),
-    "flowers-4x4": Study(f"{FLOWERS} --grid 4x4 --overlap 8 --epochs 5 --transfer-epochs 3"),
-    "flowers-resnet20": Study(f"{FLOWERS} --overlap 8 --network resnet20 --epochs 3 --transfer-epochs 2"),
     "adrenal": Study(
-        "--data adrenalmnist3d_64.npz --volumes --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --batch-size 16 --class-weights balanced "
-        "--interface features --precision bf16 --epochs 4 --transfer-epochs 2", lr=0.002, transfer_lr=0.001, imbalanced=True,
+        "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --batch-size 16 "
+        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3", lr=0.002, transfer_lr=0.001, imbalanced=True,
     ),
 }  # fmt: skip
 
@@ -89,7 +84,17 @@ def main() -> None:
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
     asked = parser.parse_args()
     study, folder = STUDIES[asked.study], asked.output / asked.study
-    common = [*study.options.split(), "--data-root", asked.data_root, "--partitions", str(asked.output / "partitions"), "--threads", "1"]
+    common = [
+        *study.options.split(),
+        "--data-root",
+        asked.data_root,
+        "--partitions",
+        str(asked.output / "partitions"),
+        "--threads",
+        "1",
+        "--precision",
+        "fp32",
+    ]
     common += asked.further
 
     trials: dict[str, list[dict[str, float]]] = {}
