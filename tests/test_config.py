@@ -15,9 +15,10 @@ from launching import on_ranks
 
 import ddcnn
 from ddcnn.__main__ import COMMANDS, execute
+from ddcnn.config.data_settings import PartitionSettings
 from ddcnn.config.load import load
 from ddcnn.config.parser import extra, find, parse
-from ddcnn.config.settings import PartitionSettings, RunSettings
+from ddcnn.config.settings import RunSettings
 from ddcnn.config.trained_settings import ExportSettings
 from ddcnn.config.types import Group
 from ddcnn.data.partition import partition
@@ -291,7 +292,7 @@ def test_the_help_without_a_command_lists_the_commands(group, capsys):
 def test_every_option_is_read_by_the_program():
     folder = Path(ddcnn.__file__).parent
     source = "".join(path.read_text("utf-8") for path in folder.rglob("*.py") if path.parent.name != "config")
-    source += "".join(re.findall(r"self(\.\w+)", (folder / "config" / "settings.py").read_text("utf-8")))
+    source += "".join(re.findall(r"self(\.\w+)", "".join(path.read_text("utf-8") for path in (folder / "config").glob("*settings.py"))))
     for kind in {command.settings for command in COMMANDS}:
         assert [name for name in kind.model_fields if not re.search(rf"""[."']{name}\b""", source)] == []
     read = set(re.findall(r"settings\.(\w+)", (folder / "inference" / "export.py").read_text("utf-8")))

@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from ddcnn import __version__
+from ddcnn.config.data_settings import PartitionSettings
 from ddcnn.config.parser import HELP, Command, check_text, find, overview, parse
-from ddcnn.config.settings import PartitionSettings, ReportSettings, RunSettings, Settings
+from ddcnn.config.settings import ReportSettings, RunSettings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
+from ddcnn.config.types import Settings
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
 from ddcnn.parallel.abort import abort_all, is_out_of_memory, log_failure

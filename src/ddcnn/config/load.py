@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ddcnn.config.settings import AnySettings, Settings
+from ddcnn.config.types import AnySettings, Settings
 from ddcnn.errors import InputError, did_you_mean
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 
 from ddcnn.config.load import load, option_names
-from ddcnn.config.settings import AnySettings, Settings
-from ddcnn.config.types import Group
+from ddcnn.config.types import AnySettings, Group, Settings
 from ddcnn.errors import InputError, did_you_mean, escaped
 
 HELP = ("-h", "--help")

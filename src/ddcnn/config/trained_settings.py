@@ -5,9 +5,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from ddcnn.config.data_settings import SOURCES, ImageSettings
 from ddcnn.config.methods import PREFERRED, Method
-from ddcnn.config.settings import SOURCES, THREADS, ImageSettings, Settings
-from ddcnn.config.types import Device, Group, Subdomains, option
+from ddcnn.config.settings import THREADS
+from ddcnn.config.types import Device, Group, Settings, Subdomains, option
 
 
 class TrainedSettings(Settings):

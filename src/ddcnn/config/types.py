@@ -1,12 +1,13 @@
-"""Types of options: how their values are written on the command line and in a TOML file, and checked."""
+"""What settings are made of: options, and the types of their values, as they are written and checked."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
@@ -41,6 +42,26 @@ def option(
     """
     extra: dict[str, Any] = {"group": group, "metavar": metavar, "positional": positional}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """Settings of a command: each field is an option of the command line and a key of the TOML file, with the same name.
+
+    Attributes:
+        from_file: whether they can be given in a TOML file, ``--config``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    from_file: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _home(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A ``~`` that no shell has replaced, in a file or after an equals sign."""
+        return {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def _sizes(value: Any) -> Any:

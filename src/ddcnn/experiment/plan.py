@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ddcnn.config.data_settings import DataSettings, PartitionSettings
 from ddcnn.config.methods import Method
-from ddcnn.config.settings import DataSettings, PartitionSettings, RunSettings
+from ddcnn.config.settings import RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
 from ddcnn.data.sources import Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source

@@ -7,8 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from ddcnn.config.settings import Settings
-from ddcnn.config.types import Group, option
+from ddcnn.config.types import Group, Settings, option
 from ddcnn.errors import InputError
 
 logger = logging.getLogger(__name__)
