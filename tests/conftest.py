@@ -31,6 +31,17 @@ def world() -> World:
     return World()
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets, for all modules."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: Clock.now)
+    return Clock
+
+
 @pytest.fixture(scope="session")
 def write_arrays() -> Callable[..., Path]:
     """Writes named arrays to an .npz or .h5 file."""

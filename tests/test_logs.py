@@ -12,7 +12,6 @@ import pytest
 import ddcnn
 from ddcnn import __main__ as program
 from ddcnn.errors import Stopped
-from ddcnn.io import progress as module
 from ddcnn.io.progress import Overall, Progress
 from ddcnn.parallel.logs import set_up
 
@@ -106,17 +105,6 @@ def test_progress_lines_are_logged(caplog):
         progress.seconds = 1000
         progress.advance("subdomain 2")
     assert [record.getMessage()[:28] for record in caplog.records] == ["local CNNs  2/3  subdomain 1"]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test sets."""
-
-    class Clock:
-        now = 0.0
-
-    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
-    return Clock
 
 
 def test_a_line_tells_the_time_left_of_the_phase_and_of_the_run_by_the_sizes_of_the_phases(caplog, clock):

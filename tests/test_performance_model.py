@@ -26,19 +26,21 @@ from ddcnn.scaling.performance_model import COMMUNICATION, FITTED, Observation, 
 from ddcnn.scaling.workload import Workload
 from ddcnn.training.data_parallel import global_batch_size
 
+SETTINGS = RunSettings(
+    batch_size=100, epochs=3, dnn_epochs=5, coherent_epochs=4, transfer_epochs=2, global_epochs=4, folds=5, evaluate_every=0
+)
+SAMPLES = {"train": 1000, "validation": 100, "test": 300}
 SMALL = Sizes(
-    ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), subimage=(16, 16), samples=1000,
-    test_samples=300, validation_samples=100, classes=10, interface="probabilities", batch=100,
-    epochs={"local": 3, "dnn": 5, "coherent": 4, "transfer": 2, "global": 4},
-    frozen_epochs=0, folds=5, evaluations=0.0, local=Network(2e6, 25, 0, 10), whole=Network(3e7, 27, 500_000, 10),
-    dnn=Network(1e5, 5, 0, 10), local_bytes=1_000_000, global_bytes=4_000_000,
+    SETTINGS, ranks=1, subdomains=4, phases=("local", "folds", "gather", "dnn", "coherent", "transfer", "global"), samples=SAMPLES,
+    classes=10, subimage=(16, 16), local=Network(2e6, 25, 0, 10), whole=Network(3e7, 27, 500_000, 10), dnn=Network(1e5, 5, 0, 10),
+    local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
-PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, 1000, 100, 300, 10, ("local", "gather", "dnn", "global"), 1)
+PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, SAMPLES, 10, ("local", "gather", "dnn", "global"), 1)
 positive = st.floats(1e-3, 1e3)
 
 
-def at(ranks: int, **changes) -> Sizes:
-    return replace(SMALL, ranks=ranks, **changes)
+def at(ranks: int, sizes: Sizes = SMALL, **settings) -> Sizes:
+    return replace(sizes, ranks=ranks, settings=SETTINGS.model_copy(update=settings))
 
 
 def test_counts_are_those_of_the_equations():
@@ -63,7 +65,7 @@ def test_counts_are_those_of_the_equations():
 
 
 def test_evaluations_and_frozen_epochs_are_forward_only():
-    evaluated, plain = counts(at(1, evaluations=1.0)), counts(at(1))
+    evaluated, plain = counts(at(1, evaluate_every=1)), counts(at(1))
     more = evaluated["local"].local_operations - plain["local"].local_operations
     assert more == pytest.approx(4 * 3 * 100 / 3 * 2e6)
     frozen = counts(at(1, frozen_epochs=3))["transfer"]
@@ -269,17 +271,17 @@ def test_groups_of_ranks_are_not_modelled(study, tmp_path):
 
 
 def test_the_gather_of_other_interfaces_has_one_more_and_that_without_a_dnn_one_less():
-    handed = counts(at(2, interface="features", local=SMALL.local._replace(values=16)))["gather"]
+    handed = counts(at(2, replace(SMALL, local=SMALL.local._replace(values=16)), interface="features"))["gather"]
     assert handed.bytes_sent == pytest.approx(4 * 4 * (10 * 400 + 16 * 1000 + 16 * 400) / 2)
     assert (handed.collectives, handed.messages) == (10, 10)  # of validation and test samples each
-    alone = counts(at(2, phases=("local", "gather")))["gather"]
+    alone = counts(at(2, replace(SMALL, phases=("local", "gather"))))["gather"]
     assert alone.bytes_sent == pytest.approx(4 * 4 * 10 * 400 / 2)
     assert alone.collectives == 4
 
 
 def test_a_global_cnn_needs_two_samples_a_rank():
-    assert "global" in counts(at(500, subdomains=1024))
-    assert "global" not in counts(at(512, subdomains=1024))
+    assert "global" in counts(at(500, replace(SMALL, subdomains=1024)))
+    assert "global" not in counts(at(512, replace(SMALL, subdomains=1024)))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 64, 400])

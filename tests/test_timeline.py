@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ddcnn.parallel import memory
-from ddcnn.parallel import timeline as module
 from ddcnn.parallel.timeline import KINDS, PHASES, Timeline, phase_seconds, seconds_of, wall, windows
 
 
@@ -41,17 +40,6 @@ def test_seconds_of_a_method_until_a_moment(until, seconds):
 def test_seconds_of_a_kind_per_rank():
     found = [seconds_of(RANKS, ("local", "gather"), kind) for kind in KINDS]
     assert found == [[4, 6], [1, 1], [3, 0]]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test sets."""
-
-    class Clock:
-        now = 0.0
-
-    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
-    return Clock
 
 
 def seconds(timeline: Timeline, kind: str) -> float:

@@ -93,6 +93,14 @@ class RunSettings(DataSettings, TrainingSettings):
         return any(phase in self.phases_of(name) for name in self.methods)
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Those that take place after the partitioning, in their order."""
+        phases = (*PHASES_OF[Method.DNN], Method.COHERENT, Method.TRANSFER, Method.GLOBAL)
+        left_out = set() if self.dnn_data == "out-of-fold" else {"folds"}
+        needed = {phase for phase in phases if self.needs("local" if phase == "gather" else phase)}  # p_i are gathered for what is recorded
+        return tuple(phase for phase in phases if phase in needed - left_out)
+
+    @property
     def keeps(self) -> str:
         """Which epoch's parameters are kept, "best" or "last"."""
         return self.keep or ("last" if self.early_stopping is None else "best")

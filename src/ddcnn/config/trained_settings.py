@@ -19,7 +19,11 @@ class TrainedSettings(Settings):
         Group.NETWORK, ..., "folder of a finished run; of a run with several seeds, the folder of one, RUN/seed-K", "RUN", positional=True
     )
     method: Method | None = option(
-        Group.NETWORK, None, f"one of the run's methods (default: the first of {', '.join(PREFERRED)} that it has)", "NAME"
+        Group.NETWORK,
+        None,
+        "one of the run's methods (default: that with the best validation accuracy; without validation images, the first of "
+        f"{', '.join(PREFERRED)} that it has)",
+        "NAME",
     )
     without: Subdomains = option(Group.NETWORK, (), "answer without these subdomains, such as 1,3 (default: none is left out)", "I,J")
     overwrite: bool = option(Group.OUTPUT, False, "replace the file --output")

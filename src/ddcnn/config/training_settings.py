@@ -1,11 +1,11 @@
-"""Options of how all CNNs are trained."""
+"""Options of how all CNNs are trained, and how much their images are augmented."""
 
 from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel
 
-from ddcnn.config.types import Group, Schedule, option
+from ddcnn.config.types import AXES, FlipAxes, Group, Schedule, option
 
 
 class TrainingSettings(BaseModel):
@@ -54,6 +54,22 @@ class TrainingSettings(BaseModel):
     )
     global_lr: float | None = option(Group.BASELINE, None, "largest learning rate of the global CNN (default: --lr)", "LR", gt=0)
     global_width: int | None = option(Group.BASELINE, None, "--width of the global CNN, if it differs (default: --width)", "CHANNELS", ge=4)
+
+    flip_axes: FlipAxes = option(
+        Group.DATA, "columns", "axes of --augment flip: any of depth, rows and columns, joined by +; for n axes that the grid cuts, a rank "
+        "holds the images of up to 2^n subdomains for each of its own", "AXIS+AXIS",
+    )  # fmt: skip
+    erase: float = option(
+        Group.DATA, 0.5, "largest side of the box that --augment erase blanks, as a fraction of the image's sides", "F", gt=0, le=1
+    )
+    mixup: float = option(
+        Group.DATA, 0.2, "parameter of the beta distribution from which --augment mixup draws the weights of two images", "ALPHA", gt=0
+    )
+
+    @property
+    def flipped_axes(self) -> tuple[int, ...]:
+        """The axes of flips, counted from the last: -1 are the columns."""
+        return tuple(AXES.index(name) - len(AXES) for name in self.flip_axes.split("+"))
 
     def check_warmup(self, schedules: Mapping[str, tuple[str, int]]) -> None:
         """Refuses a warm-up that no training follows, or that one would not come to the end of.

@@ -40,7 +40,7 @@ def dry_run(world: World, settings: RunSettings, store: PartitionedSet, partitio
     estimate = Estimate(problem, trial.paces())
     peaks = world.timeline.peaks[:, kind].copy()
     own = []
-    for phase in estimate.phases:
+    for phase in problem.settings.phases:
         tried = Method.GLOBAL if phase in tuple(Method) and problem.settings.sees_whole_image(phase) else phase
         tried = {"folds": "local", Method.TRANSFER: Method.COHERENT}.get(tried, tried)
         needed = estimate.memory(phase, program, float(peaks[PHASES.index(tried)]), trial.few.store)

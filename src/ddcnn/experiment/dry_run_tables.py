@@ -56,7 +56,7 @@ def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     _tell(("method", "parameters", "multiply-adds a sample", "epochs"), _method_rows(problem, estimate))
     longest, fullest = expected.ranks[..., 0].max(axis=0), expected.ranks[..., 1].argmax(axis=0)
     rows = [
-        [phase, duration(longest[k]), *map(human, expected.ranks[fullest[k], k, 1:])] for k, phase in enumerate(estimate.phases)
+        [phase, duration(longest[k]), *map(human, expected.ranks[fullest[k], k, 1:])] for k, phase in enumerate(problem.settings.phases)
     ]  # of the rank that has most
     whole = expected.seeds * float(longest.sum()) + (expected.partitioning or 0.0)
     dashes = ["–"] * (len(PHASES_HEADER) - 3)

@@ -62,15 +62,6 @@ class Estimate:
     def _joint(self) -> list[Method]:
         return [m for m in map(Method, self.settings.methods) if m.joint and not self.settings.splitting.composes(m)]
 
-    @property
-    def phases(self) -> list[str]:
-        """Those that will take place, in their order, without the partitioning."""
-        settings, phases = self.settings, []
-        if settings.needs("local"):
-            phases += ["local", *(["folds"] if self.problem.dnn_samples.kind == "out-of-fold" else []), "gather"]
-        phases += ["dnn"] if settings.needs("dnn") else []
-        return phases + [method for method in (Method.COHERENT, Method.TRANSFER, Method.GLOBAL) if method in settings.methods]
-
     # Seconds
 
     def seconds(self, phase: str) -> float:
@@ -172,7 +163,7 @@ class Estimate:
             ]
             return sum(size for size in sizes if size <= most)
 
-        on_cpu, before = self.problem.policy.device.type == "cpu", self.phases[0] != phase
+        on_cpu, before = self.problem.policy.device.type == "cpu", self.settings.phases[0] != phase
         if phase in ("gather", "dnn"):
             return max(held([place], LARGE) for place in places) if on_cpu else 0.0  # what the allocator keeps
         if phase in ("local", "folds"):

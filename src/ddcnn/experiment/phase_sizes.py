@@ -5,8 +5,7 @@ from math import prod
 
 from ddcnn.config.methods import Method
 from ddcnn.experiment.problem import Problem
-from ddcnn.method.work import Counts, Network, Sizes, cnn, counts, dense
-from ddcnn.networks.shape import Shape
+from ddcnn.method.work import Counts, Network, Sizes, counts, dense, networks
 
 SECONDS = {  # for each, about: the speed that a run has corrects them
     "cpu": Counts(local_operations=2e-11, global_operations=1.5e-11, layer_steps=1.5e-4, collectives=2e-4, bytes_sent=1e-9),
@@ -34,29 +33,17 @@ def phase_sizes(problem: Problem) -> list[tuple[str, float]]:
 
 def _as_whole(sizes: Sizes, method: str) -> Sizes:
     """Of the undecomposed CNN, with the epochs of another method."""
-    return replace(sizes, phases=("global",), epochs=sizes.epochs | {"global": sizes.epochs[method]})
+    epochs = {"global_epochs": sizes.epochs(method)}
+    return replace(sizes, phases=("global",), settings=sizes.settings.model_copy(update=epochs))
 
 
 def _sizes(problem: Problem) -> Sizes:
-    settings, store, networks = problem.settings, problem.store, problem.networks
-    *spatial, channels = store.shape
-    boxes = [store.decomposition.subdomains[networks.subimage(index)].subimage.shape for index in problem.owned]
-    subimage, divisor = max(boxes, key=prod), settings.divisor(networks.subdomains)
-    phases = [phase for phase in ("local", "folds", "gather", "dnn", "coherent", "transfer") if settings.needs(phase)]
-    phases = [phase for phase in phases if phase != "folds" or problem.dnn_samples.kind == "out-of-fold"]
+    settings, store, makes = problem.settings, problem.store, problem.networks
+    boxes = [store.decomposition.subdomains[makes.subimage(index)].subimage.shape for index in problem.owned]
+    subimage = max(boxes, key=prod)
     try:
-        local = cnn(settings, Shape(subimage, channels, networks.classes), settings.width, divisor, settings.features)
-        whole = cnn(settings, Shape(tuple(spatial), channels, networks.classes), settings.width_of(Method.GLOBAL), 1, None)
+        local, whole, dnn = networks(settings, store.shape, subimage, makes.subdomains, makes.classes)
     except Exception:  # a user's network may compute while it is made, or not take whole images
-        local = whole = UNKNOWN
-    dnn = dense(settings.interface, networks.subdomains, local.values, networks.classes)
-    epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
-    return Sizes(
-        ranks=problem.world.size, subdomains=networks.subdomains, phases=(*phases, "global"), subimage=subimage,
-        samples=store.train_samples, validation_samples=store.validation_samples, test_samples=store.test_samples,
-        classes=networks.classes, interface=settings.interface,
-        batch=settings.batch_size, epochs=epochs | {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs},
-        frozen_epochs=settings.frozen_epochs, folds=settings.folds,
-        evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
-        local_bytes=0, global_bytes=0,
-    )  # fmt: skip
+        local, whole, dnn = UNKNOWN, UNKNOWN, dense(settings.interface, makes.subdomains, UNKNOWN.values, makes.classes)
+    phases = dict.fromkeys((*settings.phases, Method.GLOBAL))
+    return Sizes(settings, problem.world.size, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn)

@@ -30,7 +30,7 @@ One t serves all networks: VGG3, VGG9 and ResNet20 on 4x4 pixels and two samples
 processor time a layer and step on one core. What a training does once (its first step, keeping its network) is not told apart from R.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, log2
@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.networks import registry
 from ddcnn.networks.operations import layers, trained_operations
@@ -88,31 +89,23 @@ class Sizes:
 
     Attributes:
         phases: that take place.
+        samples: of every split.
         subimage: pixels per axis of the largest one.
-        local_bytes, global_bytes: of the images of a subdomain, and of whole ones, training and test.
-        evaluations: on the validation samples, per epoch of training.
-        frozen_epochs: of transfer, in which only the DNN learns.
+        local_bytes, global_bytes: of the images of a subdomain, and of whole ones, of all splits.
     """
 
+    settings: RunSettings
     ranks: int
     subdomains: int
     phases: tuple[str, ...]
-    subimage: tuple[int, ...]
-    samples: int
-    test_samples: int
-    validation_samples: int
+    samples: Mapping[str, int]
     classes: int
-    interface: str
-    batch: int
-    epochs: dict[str, int]
-    frozen_epochs: int
-    folds: int
-    evaluations: float
+    subimage: tuple[int, ...]
     local: Network
     whole: Network
     dnn: Network
-    local_bytes: int
-    global_bytes: int
+    local_bytes: int = 0
+    global_bytes: int = 0
 
     @property
     def own(self) -> int:
@@ -120,24 +113,34 @@ class Sizes:
         return -(-self.subdomains // self.ranks)
 
     @property
-    def judged_samples(self) -> int:
-        """Those that are classified after a training."""
-        return self.validation_samples + self.test_samples
+    def training(self) -> int:
+        """S."""
+        return self.samples["train"]
+
+    @property
+    def judged(self) -> list[int]:
+        """Samples that are classified after a training: for validation, if there are such, and for testing."""
+        return [self.samples[split] for split in ("validation", "test") if self.samples.get(split)]
+
+    def epochs(self, phase: str) -> int:
+        """E: of a training, without those with frozen local CNNs."""
+        settings = self.settings
+        return {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}.get(phase) or settings.epochs_of(phase)
 
     @property
     def global_share(self) -> int:
         """b: a rank's share of the global CNN's batch."""
-        batch = min(self.batch, self.samples)
+        batch = min(self.settings.batch_size, self.training)
         return max(2, batch // self.ranks) if self.ranks > 1 else batch
 
     @property
     def global_fits(self) -> bool:
         """Whether there are two samples for every rank of the global CNN."""
-        return self.ranks == 1 or 2 * self.ranks <= self.samples
+        return self.ranks == 1 or 2 * self.ranks <= self.training
 
     def steps(self, samples: int, batch: int | None = None) -> tuple[int, int]:
         """s: steps of an epoch; and the samples of one."""
-        batch = min(batch or self.batch, samples)
+        batch = min(batch or self.settings.batch_size, samples)
         return max(1, samples // batch), batch
 
 
@@ -151,13 +154,14 @@ def counts(sizes: Sizes) -> dict[str, Counts]:
 
 def _evaluated(sizes: Sizes, phase: str) -> float:
     """Samples that are classified during the training and after it."""
-    return sizes.judged_samples + sizes.validation_samples * sizes.evaluations * sizes.epochs[phase]
+    every = sizes.settings.evaluate_every
+    return sum(sizes.judged) + (sizes.samples.get("validation", 0) * sizes.epochs(phase) / every if every else 0.0)
 
 
 def _local(sizes: Sizes) -> Counts:
-    steps, batch = sizes.steps(sizes.samples)
-    training = sizes.epochs["local"] * steps
-    handed = sizes.samples if "dnn" in sizes.phases else 0
+    steps, batch = sizes.steps(sizes.training)
+    training = sizes.epochs("local") * steps
+    handed = sizes.training if "dnn" in sizes.phases else 0
     operations = training * batch + FORWARD * (_evaluated(sizes, "local") + handed)
     return Counts(
         local_operations=sizes.own * operations * sizes.local.operations,
@@ -167,9 +171,10 @@ def _local(sizes: Sizes) -> Counts:
 
 
 def _folds(sizes: Sizes) -> Counts:
-    steps, batch = sizes.steps(sizes.samples - sizes.samples // sizes.folds)
-    training = sizes.folds * sizes.epochs["local"] * steps
-    operations = training * batch + FORWARD * sizes.samples
+    folds = sizes.settings.folds
+    steps, batch = sizes.steps(sizes.training - sizes.training // folds)
+    training = folds * sizes.epochs("local") * steps
+    operations = training * batch + FORWARD * sizes.training
     return Counts(local_operations=sizes.own * operations * sizes.local.operations, layer_steps=sizes.own * training * sizes.local.layers)
 
 
@@ -182,18 +187,17 @@ def _collectives(sizes: Sizes, number: float, bytes_arriving: float) -> Counts:
 
 
 def _gather(sizes: Sizes) -> Counts:
-    judged = [samples for samples in (sizes.validation_samples, sizes.test_samples) if samples]
-    arriving = [sizes.classes * samples for samples in judged]
+    arriving = [sizes.classes * samples for samples in sizes.judged]
     if "dnn" in sizes.phases:
-        arriving.append(sizes.local.values * sizes.samples)
-        if sizes.interface != "probabilities":
-            arriving += [sizes.local.values * samples for samples in judged]
+        arriving.append(sizes.local.values * sizes.training)
+        if sizes.settings.interface != "probabilities":
+            arriving += [sizes.local.values * samples for samples in sizes.judged]
     return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
 def _dnn(sizes: Sizes) -> Counts:
-    steps, batch = sizes.steps(sizes.samples)
-    training = sizes.epochs["dnn"] * steps
+    steps, batch = sizes.steps(sizes.training)
+    training = sizes.epochs("dnn") * steps
     return Counts(
         local_operations=(training * batch + FORWARD * _evaluated(sizes, "dnn")) * sizes.dnn.operations,
         layer_steps=training * sizes.dnn.layers,
@@ -201,9 +205,9 @@ def _dnn(sizes: Sizes) -> Counts:
 
 
 def _coherent(sizes: Sizes, phase: str) -> Counts:
-    steps, batch = sizes.steps(sizes.samples)
-    frozen = sizes.frozen_epochs if phase == "transfer" else 0
-    training, all_steps = sizes.epochs[phase] * steps, (sizes.epochs[phase] + frozen) * steps
+    steps, batch = sizes.steps(sizes.training)
+    frozen = sizes.settings.frozen_epochs if phase == "transfer" else 0
+    training, all_steps = sizes.epochs(phase) * steps, (sizes.epochs(phase) + frozen) * steps
     forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
     communication = _collectives(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
     return communication._replace(
@@ -215,7 +219,7 @@ def _coherent(sizes: Sizes, phase: str) -> Counts:
 
 def _global(sizes: Sizes) -> Counts:
     ranks, share = sizes.ranks, sizes.global_share
-    steps = sizes.epochs["global"] * sizes.steps(sizes.samples, share * ranks)[0]
+    steps = sizes.epochs("global") * sizes.steps(sizes.training, share * ranks)[0]
     operations = steps * share + FORWARD * _evaluated(sizes, "global") / ranks
     messages = 2 * (ranks - 1) + ceil(log2(ranks))  # gradients around the ring; rank 0's buffers
     return Counts(
@@ -225,6 +229,17 @@ def _global(sizes: Sizes) -> Counts:
         reduce_messages=steps * messages,
         reduce_bytes=steps * 2 * FLOAT * sizes.whole.parameters * (ranks - 1) / ranks,
     )
+
+
+def networks(
+    settings: RunSettings, shape: tuple[int, ...], subimage: tuple[int, ...], subdomains: int, classes: int
+) -> tuple[Network, Network, Network]:
+    """Costs of the largest local CNN, of the global CNN and of the DNN, of images of ``shape``, (*spatial, channels)."""
+    *spatial, channels = shape
+    divisor = settings.divisor(subdomains)
+    local = cnn(settings, Shape(subimage, channels, classes), settings.width, divisor, settings.features)
+    whole = cnn(settings, Shape(tuple(spatial), channels, classes), settings.width_of(Method.GLOBAL), 1, None)
+    return local, whole, dense(settings.interface, subdomains, local.values, classes)
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
-from ddcnn.method.work import Sizes, cnn, dense
+from ddcnn.method.work import Sizes, networks
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
@@ -23,6 +23,7 @@ class Workload:
     Attributes:
         shape: of that run's images, (*spatial, channels).
         subdomains: of that run; in a weak study, as many for each of its ``ranks``.
+        samples: of every split.
         phases: that took place in the study, beside the decomposed ones always ``global``, for comparison.
     """
 
@@ -31,9 +32,7 @@ class Workload:
     shape: tuple[int, ...]
     grid: tuple[int, ...]
     ranks: int
-    samples: int
-    validation_samples: int
-    test_samples: int
+    samples: Mapping[str, int]
     classes: int
     phases: tuple[str, ...]
     bytes_a_value: int
@@ -52,8 +51,8 @@ class Workload:
         shape, grid = data.shape, run.results.decomposition.grid
         ordered = tuple(phase for phase in PHASES if phase in phases | {"global"})
         return cls(
-            kind, settings, shape, grid, run.results.environment.ranks, data.train_samples, data.validation_samples,
-            data.test_samples,
+            kind, settings, shape, grid, run.results.environment.ranks,
+            {"train": data.train_samples, "validation": data.validation_samples, "test": data.test_samples},
             data.classes, ordered, run.details.examples.dtype.itemsize,
         )  # fmt: skip
 
@@ -93,17 +92,9 @@ class Workload:
         divisor = settings.divisor(subdomains)
         for spatial_size in {box.subimage.shape for box in boxes}:
             registry.check(settings.network, Shape(spatial_size, channels, self.classes), settings.width, divisor, settings.features)
-        local = cnn(settings, Shape(subimage, channels, self.classes), settings.width, divisor, settings.features)
-        whole = cnn(settings, Shape(tuple(spatial), channels, self.classes), settings.width_of(Method.GLOBAL), 1, None)
-        dnn = dense(settings.interface, subdomains, local.values, self.classes)
-        images = self.bytes_a_value * channels * (self.samples + self.validation_samples + self.test_samples)
-        epochs = {phase: settings.epochs_of(phase) for phase in ("local", "coherent", "global")}
-        epochs |= {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
+        costs = networks(settings, (*spatial, channels), subimage, subdomains, self.classes)
+        images = self.bytes_a_value * channels * sum(self.samples.values())
         return Sizes(
-            ranks=ranks, subdomains=subdomains, phases=self.phases, subimage=subimage, samples=self.samples,
-            validation_samples=self.validation_samples, test_samples=self.test_samples, classes=self.classes,
-            interface=settings.interface, batch=settings.batch_size, epochs=epochs,
-            frozen_epochs=settings.frozen_epochs, folds=settings.folds,
-            evaluations=1 / settings.evaluate_every if settings.evaluate_every else 0.0, local=local, whole=whole, dnn=dnn,
+            settings, ranks, subdomains, self.phases, self.samples, self.classes, subimage, *costs,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
