@@ -61,7 +61,7 @@ class Study:
 
 STUDIES = {
     "cifar10": Study(
-        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4"
+        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4", lr=0.002
     ),
     "flowers": Study(
         "--data flower_photos --image-size 96 --width 16 --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--study", choices=STUDIES, required=True)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--output", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="0: only the trials")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
     asked = parser.parse_args()
@@ -101,14 +101,20 @@ def main() -> None:
     chosen: dict[str, float] = {}
     for side, (method, option, _) in SIDES.items():
         options = [*common, "--seed", str(TRIAL_SEED), "--methods", method, "--evaluate-every", "0", "--test-samples", "100"]
-        if side == "transfer":
-            options += ["--start-from", str(folder / f"local-{chosen['local']}"), "--lr", str(chosen["local"])]
+        start = f"local-{chosen['local']}" if side == "transfer" else ""
+        if start:
+            options += ["--start-from", str(folder / start), "--lr", str(chosen["local"])]
         trials[side] = []
         for rate in study.rates(side):
-            found = finished(folder / f"{side}-{rate}", asked.ranks, [*options, option, str(rate)])["methods"][method]
+            found = finished(folder / "-".join(filter(None, (side, str(rate), start))), asked.ranks, [*options, option, str(rate)])[
+                "methods"
+            ][method]
             trials[side].append({"lr": rate} | {name: found[name] for name in ("validation_accuracy", "validation_loss")})
         chosen[side] = max(trials[side], key=study.worth)["lr"]
 
+    if not asked.seeds:
+        print(json.dumps({"trials": trials, "chosen": chosen}, indent=1))
+        return
     best = [word for side, rate in chosen.items() for word in (SIDES[side][1], str(rate))]
     results = [
         finished(folder / f"seed-{seed}", asked.ranks, [*common, *best, "--seed", str(seed), "--methods", ",".join(METHODS)])
