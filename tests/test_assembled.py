@@ -186,8 +186,9 @@ def test_a_state_dict_loads_without_pickles(digits_run, digits, tmp_path):
 
 EXPECTED = {
     "class_names": list("0123456789"), "input_layout": "BCHW", "input_shape": ["B", 1, 8, 8], "input_dtype": "float32",
-    "input_range": [0, 255], "normalisation": "inside: pixels go in as they are in the source", "method": "average", "run": "run",
-    "output": "logits, whose softmax are probabilities", "ddcnn_version": ddcnn.__version__,
+    "input_range": [0, 255], "normalisation": "inside, as the clipping to --window: pixels go in as they are in the source",
+    "method": "average", "run": "run",
+    "output": "logits, whose softmax are probabilities", "ddcnn_version": ddcnn.__version__, "orientation": None, "without": [],
 }  # fmt: skip
 
 

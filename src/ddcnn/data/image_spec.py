@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions
+from ddcnn.data.sources.resizing import in_type
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io import parameters
@@ -20,10 +21,16 @@ from ddcnn.io.hdf5 import DAMAGED, Damaged, parsing, reading
 MOST_NUMBERS = 1 << 40  # of an image, far more than any memory holds
 
 
+def window_of(dtype: str, preprocessing: str) -> tuple[float, float] | None:
+    """The lowest and the highest value of ``--window`` in this type."""
+    window = SourceOptions("", Path()).as_before(preprocessing).window
+    return window and in_type(window, np.dtype(dtype))
+
+
 def value_range(dtype: str, preprocessing: str) -> tuple[float, float] | None:
     """What black and white are in images of this type: the bounds of ``--window``, or of an unsigned type; None where nobody knows."""
-    kind, window = np.dtype(dtype), SourceOptions("", Path()).as_before(preprocessing).window
-    return window or ((0.0, float(np.iinfo(kind).max)) if kind.kind == "u" else None)
+    kind = np.dtype(dtype)
+    return window_of(dtype, preprocessing) or ((0.0, float(np.iinfo(kind).max)) if kind.kind == "u" else None)
 
 
 def imagenet(shape: tuple[int, ...], dtype: str, preprocessing: str, network: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

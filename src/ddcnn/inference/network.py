@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.data.image_spec import value_range
+from ddcnn.data.batches import to_tensor
+from ddcnn.data.image_spec import value_range, window_of
+from ddcnn.data.prediction_source import Wanted, open_images
+from ddcnn.data.sources import SourceOptions
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.io import parameters
@@ -20,6 +24,7 @@ from ddcnn.networks.dense import DenseNetwork
 from ddcnn.training.loop import evaluation_batch
 from ddcnn.training.precision import DevicePolicy
 
+SCANS = "NIfTI and DICOM: the closest canonical one, depth from foot to head, rows from back to front, columns from left to right"
 ON_CPU = DevicePolicy(torch.device("cpu"), "fp32")
 
 Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, *spatial), i -> (B, C, *subimage)
@@ -27,6 +32,9 @@ Restriction = Callable[[torch.Tensor, int], torch.Tensor]  # R_i: images (B, C, 
 
 class Assembled(nn.Module):
     """f(x): whole images (B, C, *spatial) in the source's own range of values -> logits (B, K) float32.
+
+    They are clipped to the run's ``--window`` here, and normalised. All else that was done to the run's images has to be done before: their
+    size and, of scans, their orientation. ``read`` does it.
 
     The softmax of the logits are the method's probabilities; the logits of ``average`` are the logarithm of the mean p_i. ``vote`` has no
     probabilities: its logits are scores, and the largest one is the decision. An undecomposed CNN is the local CNN of a single subdomain.
@@ -37,6 +45,7 @@ class Assembled(nn.Module):
         input_range: what black and white are in images; None where nobody knows (floats and signed integers without ``--window``).
         class_names: K names.
         method: one of the run's; ``why`` it was taken.
+        without: indices of the subdomains that are missing.
         run: name of the run's folder, of a run with several seeds with that of the seed.
         version: of ddcnn, that of the run.
         subdomains: indices of the subdomains of ``local_cnns``.
@@ -45,6 +54,7 @@ class Assembled(nn.Module):
     """
 
     why = "it was asked for"
+    without: tuple[int, ...] = ()
     mean: torch.Tensor  # (C, 1, ..., 1)
     scale: torch.Tensor
 
@@ -57,6 +67,7 @@ class Assembled(nn.Module):
         self.method, self.interface, self.class_names = method, interface, images.class_names
         self.shape = (images.shape[-1], *images.shape[:-1])
         self.layout, self.input_range = "BCDHW" if len(self.shape) > 3 else "BCHW", value_range(images.dtype, images.preprocessing)
+        self._images, self._window = images, window_of(images.dtype, images.preprocessing)
         self.run, self.version = run.folder.name, run.results.environment.ddcnn
         self.restrict, self.subdomains, self.present = restrict, tuple(local_cnns), tuple(present)
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns.values()), dnn
@@ -66,12 +77,27 @@ class Assembled(nn.Module):
         self.register_buffer("mean", torch.tensor(images.mean, dtype=torch.float32).reshape(per_channel))
         self.register_buffer("scale", 1 / torch.tensor(images.std, dtype=torch.float32).reshape(per_channel))
 
+    def read(self, source: str | Path, data_root: str | Path = "data") -> torch.Tensor:
+        """All images of a source as ``predict`` reads them, (S, C, *spatial): of the run's size and crop, scans in its orientation.
+
+        Args:
+            source: whatever ``predict`` takes; labels are not looked at.
+
+        Raises:
+            InputError: nothing that can be read, or images of another shape or type.
+            DamagedSample: an image that cannot be read.
+        """
+        wanted = Wanted("all", None, unlabelled=True, is_own=lambda images, of: False)
+        found = open_images(SourceOptions(str(source), Path(data_root)), self._images, wanted)
+        return to_tensor(np.moveaxis(found.images.read(found.chosen), -1, 1))
+
     @property
     def metadata(self) -> dict[str, Any]:
         """What an exported file says of itself, JSON values by name."""
         return {
             "class_names": self.class_names, "input_layout": self.layout, "input_shape": ("B", *self.shape), "input_dtype": "float32",
-            "input_range": self.input_range, "normalisation": "inside: pixels go in as they are in the source",
+            "input_range": self.input_range, "normalisation": "inside, as the clipping to --window: pixels go in as they are in the source",
+            "orientation": SCANS if len(self.shape) > 3 else None, "without": self.without,
             "output": "scores, the largest decides" if self.method == Method.VOTE else "logits, whose softmax are probabilities",
             "method": self.method, "run": self.run, "ddcnn_version": self.version,
         }  # fmt: skip
@@ -92,7 +118,10 @@ class Assembled(nn.Module):
         return torch.cat([self._values(batch) for batch in images.split(self.batch_size)])
 
     def _values(self, images: torch.Tensor) -> torch.Tensor:
-        images = (images.float() - self.mean) * self.scale
+        images = images.float()
+        if self._window:
+            images = images.clamp(*self._window)
+        images = (images - self.mean) * self.scale
         pairs = zip(self.subdomains, self.local_cnns, strict=True)
         restricted = ((network, self.restrict(images, i)) for i, network in pairs)
         return torch.stack([interface_values(self.interface, network, subimages) for network, subimages in restricted], 1)
@@ -121,8 +150,8 @@ def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()
 
     Args:
         run: folder of the run; of a run with several seeds, the folder of one of them.
-        method: one of the run's; None for the most accurate one on its validation images; of equal ones, or if there were no such
-            images, for the first of transfer, coherent, dnn, average, vote, global.
+        method: one of the run's; None for the most accurate one on its validation images, of equal ones that with the smallest loss;
+            if there were no such images, for the first of transfer, coherent, dnn, average, vote, global.
         without: indices of missing subdomains, as in ``predict --without``.
 
     Raises:
@@ -170,7 +199,9 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     def restrict(images: torch.Tensor, i: int) -> torch.Tensor:
         return decomposition.restrict(images, networks.subimage(i), first_axis=2)
 
-    return Assembled(run, chosen, run.settings.interface, local_cnns, restrict, present, dnn)
+    network = Assembled(run, chosen, run.settings.interface, local_cnns, restrict, present, dnn)
+    network.without = without
+    return network
 
 
 def _whole(run: TrainedRun, networks: Networks, method: Method) -> Assembled:

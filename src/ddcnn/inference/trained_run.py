@@ -68,9 +68,9 @@ class TrainedRun:
         return chosen or self._best(robust or able)
 
     def _best(self, order: Sequence[Method]) -> Method:
-        """The method with the best validation accuracy; without validation images, and of equal ones, the first in the order."""
+        """The best method on the validation images, as of ``RunResults.best_of``; without such, the first in the order."""
         able = [name for name in order if name in self.results.methods] or list(self.results.methods)
-        return max(able, key=lambda name: self.results.methods[name].validation_accuracy or 0)
+        return self.results.best_of(able) if self.results.data.validation_samples else able[0]
 
     def why(self, method: Method) -> str:
         """Why a method is taken that has not been asked for."""
@@ -78,7 +78,9 @@ class TrainedRun:
         if accuracy is None:
             return f"{method} is the first of the usual order, since the run had no validation images"
         able = "" if method == self._best(PREFERRED) else " that can do this"
-        return f"{method} is the best of the run's methods{able} on its validation images ({accuracy:.2%})"
+        as_good = [name for name, other in self.results.methods.items() if name != method and other.validation_accuracy == accuracy]
+        equal = f", as {' and '.join(as_good)}, with the smallest loss" if as_good and not able else ""
+        return f"{method} is the best of the run's methods{able} on its validation images ({accuracy:.2%}{equal})"
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""

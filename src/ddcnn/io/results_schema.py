@@ -5,12 +5,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
-from ddcnn.config.methods import Method
+from ddcnn.config.methods import PREFERRED, Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
 from ddcnn.io.hdf5 import Damaged
 
@@ -228,8 +230,16 @@ class RunResults(Part):
 
     @property
     def best(self) -> Method:
-        """The most accurate method, by the validation samples if there are any; of equal ones the first."""
-        return max(self.methods, key=lambda name: self.accuracy_of(name))
+        """The most accurate method, by the validation samples if there are any, as of ``best_of``."""
+        return self.best_of([name for name in PREFERRED if name in self.methods])
+
+    def best_of(self, names: Sequence[Method]) -> Method:
+        """The most accurate of some methods; of equal ones that with the smaller loss, and of equal ones the first.
+
+        They are judged by the validation samples; where there are none by the test samples, and by no loss.
+        """
+        losses = {name: self.methods[name].validation_loss for name in names}
+        return max(names, key=lambda name: (self.accuracy_of(name), -inf if (loss := losses[name]) is None else -loss))
 
     def accuracy_of(self, name: Method) -> float:
         """The accuracy by which methods are compared: on the validation samples, on the test samples where there are no others."""

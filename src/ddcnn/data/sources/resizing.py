@@ -22,6 +22,14 @@ from ddcnn.parallel.heartbeat import beat
 INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+def in_type(window: tuple[float, float], dtype: np.dtype) -> tuple[float, float]:
+    """The lowest and the highest number of a pixel type in a window; the first is the larger one if there is none."""
+    low, high = window
+    if dtype.kind not in "ui":
+        return low, high
+    return max(math.ceil(low), np.iinfo(dtype).min), min(math.floor(high), np.iinfo(dtype).max)
+
+
 @dataclass(frozen=True)
 class Fit:
     """Clips a sample (*spatial, C) to ``--window`` and resizes it, keeping its type.
@@ -57,13 +65,11 @@ class Fit:
     def bounds(self, dtype: np.dtype) -> tuple[np.generic, np.generic]:
         """The window in a pixel type; InputError if no number of that type lies in it."""
         assert self.options.window
-        low, high = self.options.window
-        if dtype.kind in "ui":
-            low, high = max(math.ceil(low), np.iinfo(dtype).min), min(math.floor(high), np.iinfo(dtype).max)
-            if low > high:
-                raise InputError(
-                    f"--window {self.options.window}: {self.options.name} has pixels of type {dtype}, and none of their values lies in it"
-                )
+        low, high = in_type(self.options.window, dtype)
+        if low > high:
+            raise InputError(
+                f"--window {self.options.window}: {self.options.name} has pixels of type {dtype}, and none of their values lies in it"
+            )
         return dtype.type(low), dtype.type(high)
 
     def __call__(self, sample: np.ndarray) -> np.ndarray:
