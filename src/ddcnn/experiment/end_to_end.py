@@ -39,7 +39,7 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
             probabilities = classify("test")
         with world.raise_on_all_ranks():
             for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
-                context.save(f"{method}-{index:04d}", local_cnn, epochs=epochs, **networks.about_local(index))
+                context.save(f"{method}-{index:04d}", local_cnn, **networks.about_local(index))
             if world.rank == 0 and probabilities is not None:
                 context.save(f"{method}-dnn", dnn, **networks.about_dnn())
         for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads and not settings.needs("local") else ():

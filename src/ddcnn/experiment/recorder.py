@@ -96,6 +96,10 @@ class Recorder:
         """What one training has recorded, to be kept with its checkpoints."""
         return Records(self._recorded, phase, subdomain, self._records_for(subdomain), self.world.timeline, self.rewrite_metrics)
 
+    def epochs_made(self, phase: str, subdomain: int) -> int:
+        """Epochs that the training of a local CNN has had, on the first rank of its group; 0 on the others."""
+        return max((int(row[2]) for row in self._recorded.epochs if row[:2] == (PHASES.index(phase), subdomain)), default=0)
+
     def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
         """p_i (S_validation, K) after an epoch of local training, for the curve of the average."""
         if probabilities is not None:

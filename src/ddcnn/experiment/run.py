@@ -46,6 +46,8 @@ def checked(world: World, settings: RunSettings, store: PartitionedSet) -> tuple
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
         if settings.start_from and settings.needs("local") and store.source_sha256:  # not of a set that is yet to be partitioned
             seeds = [replace(networks, settings=seed).check_start(problem.owned) for seed in seeds]
+    if settings.start_from:  # whose local CNNs may have stopped early, each after its own number of epochs
+        seeds = [seed.model_copy(update={"epochs": world.largest(seed.epochs)}) for seed in seeds]
     if settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), networks))
     return problem, seeds

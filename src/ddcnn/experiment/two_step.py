@@ -73,7 +73,7 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
             results.epoch("local", index, epoch)
 
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
-        seconds, epochs = float("nan"), settings.epochs
+        seconds = float("nan")
         if settings.start_from:
             network, epochs = networks.earlier_local(index)
         else:
@@ -83,10 +83,11 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
             history = results.records("local", index)
             checkpointer = context.checkpointer(f"local-{index:04}", recipe, len(chosen), history, group, others_stop)
-            recorded = RecordedEpochs(checkpointer, progress, epochs, record, f"subdomain {index}  ")
-            trainer = Trainer(recipe, policy, networks.seeds("local", index), problem.validated(recorded, classify, group, epochs))
+            recorded = RecordedEpochs(checkpointer, progress, settings.epochs, record, f"subdomain {index}  ")
+            validated = problem.validated(recorded, classify, group, settings.epochs)
+            trainer = Trainer(recipe, policy, networks.seeds("local", index), validated)
             network = train_local(group, trainer, networks.make_local(index), training, chosen)
-            seconds = checkpointer.seconds
+            seconds, epochs = checkpointer.seconds, results.epochs_made("local", index)
         results.subdomain(index, network, seconds)
         if problem.groups.leads:
             context.save(f"local-{index:04d}", network, epochs=epochs, **networks.about_local(index))

@@ -12,6 +12,7 @@ from ddcnn.parallel.timeline import PHASES, Timeline
 
 OLDER = {"test_accuracy"}  # of lines of earlier versions
 COLUMNS = tuple(name for name in EpochLine.model_fields if name not in OLDER)  # of a row
+OLDER_COLUMNS = ("phase", "subdomain", "epoch", "loss", "accuracy", "test_accuracy", "seconds", "time")  # in their checkpoints
 
 
 @dataclass
@@ -50,13 +51,12 @@ class Records:
         recorded = self.recorded
         if not self.active:
             return
-        back = [tuple(map(float, row)) for row in rows]
-        if any(len(row) != len(COLUMNS) for row in back):
-            raise ValueError("it is of another version of ddcnn, which can go on with it")
+        older = any(len(row) == len(OLDER_COLUMNS) for row in rows)
+        back = [tuple(map(float, from_older(row) if older else row)) for row in rows]
         if any(not self._mine(row) for row in back):
             raise ValueError("rows of other records")
         recorded.epochs = [row for row in recorded.epochs if not self._mine(row)] + back
-        if self.phase == "local":
+        if self.phase == "local" and not older:  # whose classifications are of test images
             moments, classifications = arrays["records/moments"], arrays["records/classifications"]
             recorded.moments += map(tuple, moments.tolist())
             recorded.classifications += list(classifications)
@@ -65,6 +65,12 @@ class Records:
     def _mine(self, row: tuple[float, ...]) -> bool:
         subdomain = None if row[1] != row[1] else int(row[1])
         return int(row[0]) == PHASES.index(self.phase) and subdomain == self.subdomain
+
+
+def from_older(row: Sequence[float]) -> list[float]:
+    """A row of an earlier version, which knew no validation, as one of COLUMNS."""
+    values = dict(zip(OLDER_COLUMNS, row, strict=True))
+    return [values.get(name, np.nan) for name in COLUMNS]
 
 
 def line(row: Sequence[float]) -> EpochLine:

@@ -134,7 +134,7 @@ class Networks:
         return network
 
     def check_start(self, owned: range) -> RunSettings:
-        """The settings, with the epochs for which the local CNNs ``owned`` have been trained.
+        """The settings, with the most epochs that one of the local CNNs ``owned`` has been trained for.
 
         Raises:
             InputError: one of them or the DNN is missing or of another kind.

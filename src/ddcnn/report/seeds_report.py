@@ -54,6 +54,7 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
 def summary(results: list[RunResults]) -> RunResults:
     """Means over the seeds, with the spread of the methods and without their curves, which every seed has of its own."""
     mean = mean_of([dump(one) for one in results])
+    mean["schema_version"] = min(one.schema_version for one in results)  # a run may be gone on with by a newer version
     mean["seeds"] = [one.environment.seed for one in results]
     mean["environment"]["seed"] = mean["seeds"][0]
     for name, method in mean["methods"].items():
@@ -64,15 +65,16 @@ def summary(results: list[RunResults]) -> RunResults:
 
 
 def mean_of(values: list[Any]) -> Any:
-    """The mean of JSON values of one form, number by number; other values, and those that are equal, are those of the first."""
+    """The mean of JSON values of one form, number by number, without nulls; other values are those of the first."""
     first = values[0]
     if isinstance(first, dict):
         return {key: mean_of([value[key] for value in values]) for key in first if all(key in value for value in values)}
     if isinstance(first, list) and all(len(value) == len(first) for value in values):
         return [mean_of(list(items)) for items in zip(*values, strict=True)]
-    if isinstance(first, (int, float)) and not isinstance(first, bool) and any(value != first for value in values):
-        return statistics.mean(values)
-    return first
+    numbers = [value for value in values if value is not None]
+    if all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers) and len(set(numbers)) > 1:
+        return statistics.mean(numbers)
+    return next(iter(numbers), None)
 
 
 def spread(values: list[float | None]) -> float | None:
