@@ -11,9 +11,12 @@ from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.results import Decided, Gathered, average_curve, results_of
-from ddcnn.io.metrics_log import line, text
+from ddcnn.io.metrics_log import Recorded, Records, line, text
 from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
-from ddcnn.parallel.timeline import PHASES
+from ddcnn.io.run_folder import RunFolder
+from ddcnn.io.run_reader import load_results
+from ddcnn.parallel.timeline import PHASES, Timeline
+from ddcnn.report.seeds_report import summary
 from ddcnn.training.kept import Score
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "results.schema.json"
@@ -114,6 +117,39 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     assert [phase.max_rank_memory_bytes for phase in results.phases.values()] == [700, 800]
     assert set(results.phases) == {"local", "gather"}
     assert parse(RunResults, json.dumps(dump(results))) == results
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "best"),
+    [((0.5, 0.9, 0.9), (1, 2, 3), "dnn"), ((0.9, 0.9, 0.9), (None, 2, 1), "transfer"), ((0.9, 0.9, 0.9), (None, 2, 2), "transfer")],
+)
+def test_the_best_method_is_the_most_accurate_and_then_that_with_the_smallest_loss(digits_run, accuracies, losses, best):
+    results = load_results(RunFolder(digits_run))
+    names = ("vote", "dnn", "transfer")
+    changed = {
+        name: results.methods[name].model_copy(update={"validation_accuracy": accuracy, "validation_loss": loss})
+        for name, accuracy, loss in zip(names, accuracies, losses, strict=True)
+    }
+    assert results.model_copy(update={"methods": changed}).best == best
+
+
+def test_seeds_of_which_an_older_version_has_made_some_are_summed_up(digits_run):
+    new = load_results(RunFolder(digits_run))
+    methods = {name: method.model_copy(update={"kept_epoch": None, "test_loss": 0.0}) for name, method in new.methods.items()}
+    old = new.model_copy(update={"schema_version": 1, "methods": methods})
+    together = summary([new, old])
+    assert (together.schema_version, together.methods["dnn"].kept_epoch) == (1, new.methods["dnn"].kept_epoch)
+    assert together.methods["dnn"].test_loss == new.methods["dnn"].test_loss / 2
+
+
+def test_rows_that_an_older_version_has_kept_come_back_without_its_test_accuracies():
+    recorded, restored = Recorded(), []
+    timeline = Timeline()
+    records = Records(recorded, "local", 3, True, timeline, lambda: restored.append(True))
+    arrays = timeline.to_save() | {"records/moments": np.ones((2, 2)), "records/classifications": np.ones((2, 5, 10))}  # of test images
+    records.restore([[PHASES.index("local"), 3.0, 1.0, 0.5, 0.8, 0.6, 1.5, 9.0]], arrays)
+    np.testing.assert_equal(recorded.epochs, [(PHASES.index("local"), 3.0, 1.0, 0.5, 0.8, np.nan, np.nan, 1.5, 9.0)])
+    assert (recorded.classifications, recorded.moments, restored) == ([], [], [True])
 
 
 def test_the_curve_of_the_average_takes_the_latest_of_every_subdomain():

@@ -73,7 +73,7 @@ def test_the_seed_chooses_the_validation_images():
     assert numbers(found[0]) != numbers(found[1])
 
 
-def test_a_source_has_validation_images_of_its_own(tmp_path):
+def test_a_source_has_validation_images_of_its_own(tmp_path, caplog):
     own = {"train": split([0, 1, 0, 1]), "validation": split([1, 0])}
     asked = SourceOptions("set", Path(), validation_fraction=0.1)
     parts, drawn = completed(own, asked)
@@ -101,11 +101,46 @@ def test_a_source_has_validation_images_of_its_own(tmp_path):
         assert {part: len(images) for part, images in source.splits.items()} == {"train": 8, "validation": 6, "test": 4}
         assert not source.drawn
     shutil.rmtree(tmp_path / "photos" / "test")
+    caplog.set_level("INFO", "ddcnn")
     source = open_source(SourceOptions(str(tmp_path / "photos"), tmp_path, validation_fraction=0.1))
+    assert "photos has no test images: 2 of its 8 training images are drawn for testing (--test-fraction)" in caplog.text
     assert ({part: len(images) for part, images in source.splits.items()}, source.drawn) == (
         {"train": 6, "validation": 6, "test": 2},
         {"test"},
     )
+
+
+def test_validation_images_that_are_not_wanted_are_not_looked_at(tmp_path, write_arrays, random_arrays):
+    arrays = random_arrays((4, 4), train=9, validation=4) | {"y_validation": np.array([0, 1, 2, 7])}  # classes that train has not
+    for name, kinds in (("train", "ab"), ("val", "abc"), ("test", "ab")):
+        for kind in kinds:
+            (tmp_path / "photos" / name / kind).mkdir(parents=True)
+            Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "photos" / name / kind / "0.png")
+    for source, words in (
+        (write_arrays(tmp_path / "set.npz", **arrays), "label 2 of validation"),
+        (tmp_path / "photos", "val/c: the train"),
+    ):
+        opened = open_source(SourceOptions(str(source), tmp_path))
+        assert list(opened.splits) == ["train", "test"]
+        with pytest.raises(InputError, match=words):
+            open_source(SourceOptions(str(source), tmp_path, validation_fraction=0.1))
+
+
+def test_half_a_pair_of_arrays_and_two_of_one_split_are_refused(tmp_path, write_arrays, random_arrays):
+    whole = random_arrays((4, 4), validation=4)
+    for changes, words in (
+        ({"y_validation": None}, r"x_validation, but no y_validation \(x_validation and y_validation, or validation_images and "),
+        ({"x_test": None}, r"y_test, but no x_test \(x_test and y_test, or test_images and test_labels\) among its arrays: x_train,"),
+        ({"y_validation": None, "val_labels": np.zeros(4, int)}, "x_validation, but no y_validation"),
+        ({"x_val": whole["x_validation"], "y_val": whole["y_validation"]}, "x_validation and x_val are both called like validation images"),
+    ):
+        arrays = {name: values for name, values in (whole | changes).items() if values is not None}
+        with pytest.raises(InputError, match=words):
+            open_source(SourceOptions(str(write_arrays(tmp_path / "set.npz", **arrays)), tmp_path, validation_fraction=0.1))
+    for name in ("train", "val", "validation", "test"):
+        (tmp_path / "photos" / name / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"photos/validation and .*photos/val are both called like a split of validation images"):
+        open_source(SourceOptions(str(tmp_path / "photos"), tmp_path))
 
 
 def test_subsets_keep_their_size_and_validation_its_proportion(world, tmp_path):
@@ -121,7 +156,8 @@ def test_subsets_keep_their_size_and_validation_its_proportion(world, tmp_path):
     assert np.bincount(store.labels("validation")).tolist() == [7] * 10
     assert partitioned("--validation-fraction=0").samples == {"train": 1437, "test": 360}
     assert "1295: the train split has only 1294 samples; 143 others are for validation" in partitioned("--train-samples=1295")
-    assert "--validation-fraction 0 there are no validation images" in partitioned("--validation-fraction=0", "--validation-samples=5")
+    none = partitioned("--validation-fraction=0", "--validation-samples=5")
+    assert "--validation-samples 5: there are no validation images, with --validation-fraction 0: give a larger one" in none
     assert "--validation-fraction" in partitioned("--validation-fraction=1")
 
 
@@ -326,6 +362,20 @@ def test_predict_takes_the_method_that_validation_prefers_and_says_why(selecting
         done = on_ranks(1, "predict", "run", "digits", "--output", "p.csv", "--overwrite", f"--split={split_name}", cwd=folder)
         counts[split_name] = len((folder / "p.csv").read_text("utf-8").splitlines()) - 1
     assert counts == {"train": 1294, "validation": 143, "test": 360}
+
+
+def test_local_cnns_that_stopped_early_are_begun_from_with_the_epochs_that_they_had(selecting, tmp_path):
+    folder, _ = selecting
+    before = results_of(folder)["methods"]
+    options = [option for option in SELECTING if not option.startswith("--methods")]
+    done = on_ranks(2, "run", *options, "--methods=vote,coherent", "--start-from", str(folder / "run"), "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = results_of(tmp_path)["methods"]
+    assert (after["vote"]["epochs"], after["vote"]["test_accuracy"]) == (before["vote"]["epochs"], before["vote"]["test_accuracy"])
+    for index in range(4):
+        with h5py.File(folder / "run" / "checkpoints" / f"local-{index:04}.h5") as file:
+            made = [line["epoch"] for line in lines_of(folder) if (line["phase"], line["subdomain"]) == ("local", index)]
+            assert file.attrs["epochs"] == max(made)
 
 
 def test_results_of_schema_version_1_are_read(selecting, tmp_path):

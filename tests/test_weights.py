@@ -161,6 +161,10 @@ def test_what_is_no_state_dict_or_that_of_another_network_is_refused(tmp_path):
         (SMALL, {"conv5.0.weight": None}, "it has no conv5.0.weight, which --network shufflenet_v2_x0_5 has"),
         (SMALL, {"conv6.0.weight": torch.zeros(1)}, "its conv6.0.weight is not in --network shufflenet_v2_x0_5"),
         (SMALL, {"conv5.0.weight": torch.full_like(state["conv5.0.weight"], float("nan"))}, "its conv5.0.weight has values that are NaN"),
+        (SMALL, {"conv5.0.weight": state["conv5.0.weight"].to(torch.float8_e4m3fn)}, "its conv5.0.weight has values of type torch.float8"),
+        (SMALL, {"conv5.0.weight": state["conv5.0.weight"].to(torch.int8)}, "of type torch.int8, where torch.float32 ones belong"),
+        (SMALL, {"conv5.0.weight": state["conv5.0.weight"].double() + 1e300}, "its conv5.0.weight has values that are NaN or infinite"),
+        (SMALL, {"conv5.1.running_var": -state["conv5.1.running_var"]}, "its conv5.1.running_var has negative variances"),
         ("resnet18", {}, r"its conv1\.0\.weight|it has no conv1.weight, which --network resnet18 has"),
         ("vgg9", {}, "--network vgg9 is ddcnn's own, without trained weights anywhere: take one of torchvision"),
     ):

@@ -60,7 +60,7 @@ def _in_classes(walk: Walk, folder: Path, known: Sequence[str]) -> Files:
 
 
 def _splits(walk: Walk, known: Sequence[str]) -> dict[str, Path]:
-    """The folders of the splits; "all" is the folder itself, or the only one in it, of training images."""
+    """The folders of the splits; "all" is the folder itself, or the only one in it, unless that has test images."""
     folders = {file_name(name): path for name, path in walk.subfolders(walk.root)}
     by_name = {} if set(folders) <= set(known) else folders
     found = named_splits(by_name)
@@ -68,4 +68,4 @@ def _splits(walk: Walk, known: Sequence[str]) -> dict[str, Path]:
         return found
     if len(folders) > 1 or not found:
         return {"all": walk.root}
-    return {"all" if split == "train" else split: folder for split, folder in found.items()}
+    return {split if split == "test" else "all": folder for split, folder in found.items()}

@@ -119,7 +119,7 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
         check_trained(settings, store.decomposition, store, store.dtype, resumed)
         return None, given
     decomposition, selected = decompose(settings, source), select(settings, source)
-    check_validates(settings, "validation" in selected)
+    check_validates(settings, "validation" in selected, why_none(settings))
     check_fits(ranks, settings, decomposition, len(selected["train"]), source.shape[-1], len(source.class_names))
     check_trained(settings, decomposition, source, source.splits["train"].dtype.str, resumed)
     return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
@@ -171,7 +171,7 @@ def select(settings: DataSettings, source: Source) -> dict[str, np.ndarray]:
         proportional = max(len(source.class_names), round(share * settings.train_samples))
         wanted["validation"] = min(len(source.splits["validation"]), proportional)
     if settings.validation_samples and "validation" not in source.splits:
-        raise InputError(f"--validation-samples {settings.validation_samples}: with --validation-fraction 0 there are no validation images")
+        raise InputError(f"--validation-samples {settings.validation_samples}: there are no validation images, {why_none(settings)}")
     chosen = {}
     for split, images in source.splits.items():
         try:
@@ -246,14 +246,21 @@ def check_given(settings: RunSettings, store: PartitionedSet, of_a_source: Seque
 
 def check_store(ranks: int, settings: RunSettings, store: PartitionedSet) -> None:
     """``check_validates`` and ``check_fits`` of a set that has been partitioned."""
-    check_validates(settings, "validation" in store.samples)
+    check_validates(settings, "validation" in store.samples, "since it was partitioned without: partition with a --validation-fraction")
     check_fits(ranks, settings, store.decomposition, store.train_samples, store.shape[-1], len(store.class_names))
 
 
-def check_validates(settings: RunSettings, has_images: bool) -> None:
-    """Refuses decisions by validation images that there are not."""
+def check_validates(settings: RunSettings, has_images: bool, why_none: str) -> None:
+    """Refuses decisions by validation images that there are not, and says why."""
     if settings.selects and not has_images:
-        raise InputError(f"{settings.selects}: {settings.data} has no validation images, by which to decide: give a --validation-fraction")
+        raise InputError(f"{settings.selects}: {settings.data} has no validation images, by which to decide, {why_none}")
+
+
+def why_none(settings: DataSettings) -> str:
+    """Why there are no validation images."""
+    if settings.validation_fraction:
+        return "since no class has an image to spare: a class needs two for training, three where the test images are drawn from them, too"
+    return "with --validation-fraction 0: give a larger one"
 
 
 def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:

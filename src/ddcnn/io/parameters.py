@@ -48,7 +48,10 @@ def load(path: Path, network: nn.Module, expected: dict[str, Attribute]) -> dict
                 raise Damaged(f"attribute {key} is missing")
             other = tuple(stored[key]) if isinstance(stored[key], list) else stored[key]
             if other != value and key == "data":
-                raise InputError(f"{path}: trained on other images than this run's; give the same --data, with the same options")
+                raise InputError(
+                    f"{path}: trained on other images than this run's; give the same --data, with the same options, such as "
+                    "--validation-fraction (0 for a run without validation images)"
+                )
             if other != value:
                 raise InputError(f"{path}: a network with {key} {other}, where this run has {value}")
         if set(names_in(file, "parameters")) != set(state):

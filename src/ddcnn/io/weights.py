@@ -20,6 +20,8 @@ from ddcnn.networks.torchvision_models import OTHER_HEADS, entries
 
 HOLDERS = ("state_dict", "model_state_dict", "model")  # keys of a checkpoint under which its state dict is
 WRAPPERS = ("module.", "_orig_mod.")  # that DistributedDataParallel and torch.compile put before every name
+VARIANCE = ".running_var"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COUNT = ".num_batches_tracked"  # of a batch normalisation, which old state dicts do not have
 COLOURS = 3
 SAFE = ".safetensors"
@@ -87,6 +89,8 @@ class Weights:
                 continue
             if values is None:
                 raise InputError(f"{what}: it has no {entry}, which --network {name} has: give the state dict of this network")
+            if target.is_floating_point() and values.dtype not in FLOATS:
+                raise InputError(f"{what}: its {entry} has values of type {values.dtype}, where {target.dtype} ones belong: convert them")
             if path == stem and values.ndim == target.ndim and values.shape[1] == COLOURS != target.shape[1]:
                 if target.shape[1] > 1:
                     continue
@@ -94,8 +98,11 @@ class Weights:
             if values.shape != target.shape:
                 shapes = f"{tuple(values.shape)}, that of --network {name} {tuple(target.shape)}"
                 raise InputError(f"{what}: its {entry} has shape {shapes} here: it must be of the same network, width and input")
+            values = values.to(target.dtype)  # in which large ones may be infinite
             if not values.isfinite().all():
                 raise InputError(f"{what}: its {entry} has values that are NaN or infinite")
+            if entry.endswith(VARIANCE) and (values < 0).any():
+                raise InputError(f"{what}: its {entry} has negative variances")
             target.copy_(values)
         if unknown := [entry for entry in self.tensors if entry not in own and not entry.startswith((head, *OTHER_HEADS))]:
             raise InputError(f"{what}: its {unknown[0]} is not in --network {name}: give the state dict of this network")

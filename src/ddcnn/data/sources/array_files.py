@@ -6,6 +6,7 @@ x_val, y_val or the like.
 
 import zipfile
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -148,13 +149,8 @@ def array_file(options: SourceOptions) -> Source:
     path = Path(options.name)
     arrays, fingerprint = OPENERS[path.suffix.lower()](path)
     splits = {}
-    for split, pairs in NAMES.items():
-        pair = next(((x, y) for x, y in pairs if x in arrays and y in arrays), None)
-        if pair:
-            splits[split] = array_split(options, arrays, *pair)
-        elif split == "train" or (split == "test" and "validation" not in splits):
-            wanted, other = (" and ".join(names) for names in pairs[:2])
-            raise InputError(f"{options.name}: no {wanted} (or {other}) among its arrays: {', '.join(arrays)}")
+    for split, pair in _pairs(options, arrays).items():
+        splits[split] = array_split(options, arrays, *pair)
     labels = splits["train"].labels
     if labels.size and labels.min() > 0:
         raise InputError(f"{options.name}: the training labels begin with {labels.min()}; classes are 0, 1, 2 …: subtract {labels.min()}")
@@ -165,6 +161,28 @@ def array_file(options: SourceOptions) -> Source:
             f"{len(labels)} samples cannot have {classes} classes"
         )
     return Source(options.name, splits, tuple(map(str, range(classes))), fingerprint)
+
+
+def _pairs(options: SourceOptions, arrays: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The names of images and labels of every split that there is, and is wanted."""
+    found: dict[str, tuple[str, str]] = {}
+    for split in ("train", "test", "validation"):
+        if split == "validation" and "test" in found and not options.validation_fraction:
+            continue
+        whole = [pair for pair in NAMES[split] if set(pair) <= set(arrays)]
+        half = next((pair for pair in NAMES[split] if set(pair) & set(arrays) and pair not in whole), None)
+        wanted, other = (" and ".join(pair) for pair in NAMES[split][:2])
+        if len(whole) > 1:
+            both = " and ".join(x for x, _ in whole)
+            raise InputError(f"{options.name}: {both} are both called like {split} images: leave out one of them, with its labels")
+        if whole:
+            found[split] = whole[0]
+        elif half:
+            there, missing = sorted(half, key=lambda name: name not in arrays)
+            raise InputError(f"{options.name}: {there}, but no {missing} ({wanted}, or {other}) among its arrays: {', '.join(arrays)}")
+        elif split == "train" or (split == "test" and not any(set(pair) <= set(arrays) for pair in NAMES["validation"])):
+            raise InputError(f"{options.name}: no {wanted} (or {other}) among its arrays: {', '.join(arrays)}")
+    return found
 
 
 def array_split(options: SourceOptions, arrays: dict[str, Array], x: str, y: str) -> Split:

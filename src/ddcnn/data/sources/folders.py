@@ -39,15 +39,17 @@ def class_folders(options: SourceOptions) -> Source:
             "--volumes; without volumes, leave --volume-size out"
         )
     fit = Fit(options, 2)
-    files, class_names = labelled_folders(Walk(root, follow_links=options.follow_links))
+    files, class_names = labelled_folders(Walk(root, follow_links=options.follow_links), options)
     pixels, shape = _format_and_shape(files, fit)
     return files.source(class_names, shape, pixels.dtype, fit, lambda path: decode(path, pixels, options.mode))
 
 
-def labelled_folders(walk: "Walk") -> tuple[LabelledFiles, list[str]]:
+def labelled_folders(walk: "Walk", options: SourceOptions) -> tuple[LabelledFiles, list[str]]:
     """The samples of all splits in class folders, and the names of the classes. Raises as ``class_folders``."""
     root = walk.root
     split_folders = _split_folders(walk)
+    if "test" in split_folders and not options.validation_fraction:
+        split_folders.pop("validation", None)
     class_names = [name for name, _ in walk.subfolders(split_folders["train"])]
     if not class_names:
         raise InputError(
@@ -94,6 +96,10 @@ def named_splits(folders: dict[str, Path]) -> dict[str, Path]:
     """Those of the folders, by name, that are called like splits, by split."""
     by_name = {name.casefold(): path for name, path in folders.items()}
     called = {split: [name for name in names if name in by_name] for split, names in SPLIT_NAMES.items()}
+    for split, names in called.items():
+        if len(names) > 1:
+            both = " and ".join(str(by_name[name]) for name in names)
+            raise InputError(f"{both} are both called like a split of {split} images: leave out one of them, or put both into one folder")
     return {split: by_name[called[split][0]] for split in SPLITS if called[split]}
 
 

@@ -1,5 +1,6 @@
 """The splits of a source: those that it has itself, others drawn from its training images, and balanced subsets of them."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,17 @@ from ddcnn.data.sources.base import SPLITS, Source, SourceOptions, Split, same_t
 from ddcnn.errors import InputError
 from ddcnn.parallel.seeding import numpy_generator
 
+logger = logging.getLogger(__name__)
+
 
 def complete(source: Source, options: SourceOptions) -> Source:
     """The source with all splits that are wanted; raises as ``completed``."""
     splits, drawn = completed(source.splits, options)
+    if "test" in drawn and "validation" in source.splits:
+        share = f"{len(splits['test'])} of its {len(source.splits['train'])} training images"
+        logger.info("note: %s has no test images: %s are drawn for testing (--test-fraction)", source.name, share)
+    if options.validation_fraction and "validation" not in splits:
+        logger.info("note: %s: no class has an image to spare for validation", source.name)
     return replace(source, splits=splits, drawn=frozenset(drawn))
 
 
@@ -27,9 +35,10 @@ def completed(found: dict[str, Split], options: SourceOptions) -> tuple[dict[str
     Raises:
         InputError: no class has two samples.
     """
-    for option, fraction in (("--test-fraction", options.test_fraction), ("--validation-fraction", options.validation_fraction)):
-        if not 0 <= fraction < 1 or (option == "--test-fraction" and fraction == 0):
-            raise InputError(f"{option} {fraction}: must lie between 0 and 1")
+    if not 0 < options.test_fraction < 1:
+        raise InputError(f"--test-fraction {options.test_fraction}: must lie between 0 and 1")
+    if not 0 <= options.validation_fraction < 1:
+        raise InputError(f"--validation-fraction {options.validation_fraction}: must lie between 0 and 1")
     splits, drawn = dict(found), set()
     if not options.validation_fraction and "validation" in splits:
         validation = splits.pop("validation")

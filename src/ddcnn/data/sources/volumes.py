@@ -61,7 +61,7 @@ def labelled_volumes(options: SourceOptions) -> Source:
 def folders_of_volumes(options: SourceOptions) -> Source:
     """Opens a folder of class folders of volumes. Raises as ``class_folders``, and InputError if a package is not installed."""
     fit = Fit(options, 3)
-    files, class_names = labelled_folders(VolumeWalk.of(options))
+    files, class_names = labelled_folders(VolumeWalk.of(options), options)
     if "test" not in files.splits or ("validation" not in files.splits and options.validation_fraction):
         _tell_of_patients(files, class_names)
     return _source(files, class_names, fit)
