@@ -92,7 +92,8 @@ def test_tables_tell_the_numbers_of_the_results(finished):
         assert [float(value) for value in methods[name][:3]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
         assert float(methods[name][11]) == pytest.approx(method["seconds"]["total"], abs=0.005)
         assert methods[name][12] == human(method["peak_memory_bytes"])
-        assert methods[name][6:8] == [str(method["epochs"]), str(method["kept_epoch"] or "–")]
+        kept = f"{method['kept_epoch']} of {method['own_epochs']}" if method["kept_epoch"] else "–"
+        assert methods[name][6:8] == [str(method["epochs"]), kept]
         for column, value in ((3, method["auc"]), (4, method["test_loss"])):
             assert methods[name][column] == "–" if value is None else float(methods[name][column]) == pytest.approx(value, abs=1e-4)
     for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):

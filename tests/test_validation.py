@@ -291,6 +291,7 @@ def test_results_say_which_epochs_were_made_and_kept(selecting):
         assert math.isclose(result["validation_accuracy"], best["validation_accuracy"]), (phase, subdomain)
         planned = {"local": 4, "dnn": 5, "transfer": 4}.get(phase, 8)
         assert own[-1]["epoch"] in (best["epoch"] + 1, planned)
+        assert result["epochs" if subdomain is not None else "own_epochs"] == own[-1]["epoch"]
         stopped += own[-1]["epoch"] < planned
         if subdomain is None:
             assert math.isclose(result["validation_loss"], best["validation_loss"], rel_tol=1e-5)

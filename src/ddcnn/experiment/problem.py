@@ -29,6 +29,7 @@ from ddcnn.training.loop import Callback, Recipe
 from ddcnn.training.precision import DevicePolicy, choose_device
 from ddcnn.training.validation import Selection, Validation
 
+SMALL_BATCH = 8  # in a smaller one, batch normalisation sees too little
 FEW_STEPS = 10  # of an epoch: with fewer, the learning-rate schedule has no room
 
 
@@ -181,10 +182,10 @@ def notes(problem: Problem) -> list[str]:
     batch = settings.batch_size
     steps, rest = steps_and_rest(batch)
     if "batch_size" not in settings.model_fields_set and steps < FEW_STEPS:
-        smaller = max(2, images // FEW_STEPS)
+        smaller = max(SMALL_BATCH, images // FEW_STEPS)
         texts.append(
-            f"batches of {batch} make {steps} step{'s' * (steps > 1)} an epoch of the {images} training images; "
-            f"--batch-size {smaller} makes {steps_and_rest(smaller)[0]}"
+            f"batches of {batch} make {steps} step{'s' * (steps > 1)} an epoch of the {images} training images"
+            + (f"; --batch-size {smaller} makes {more}" if (more := steps_and_rest(smaller)[0]) > steps else "")
         )
     elif 10 * rest > images:
         better = min(range(batch, max(2, batch // 2) - 1, -1), key=lambda size: steps_and_rest(size)[1])
@@ -194,6 +195,11 @@ def notes(problem: Problem) -> list[str]:
     whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
     if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
         texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    for split in ("validation", "test"):
+        absent = np.setdiff1d(np.arange(len(store.class_names)), problem.labels.get(split, np.empty(0)))
+        if len(absent) and split in store.samples:
+            others = f" (and of {len(absent) - 1} more)" if len(absent) > 1 else ""
+            texts.append(f"no {split} image is of the class {store.class_names[absent[0]]}{others}: {split} accuracies say nothing of it")
     if problem.weights and (channels := store.shape[-1]) not in (1, COLOURS):
         texts.append(
             f"of --weights the first convolution, for {COLOURS} channels, is left out: it is new, for the {channels} of the images"

@@ -131,6 +131,7 @@ def method_result(
         **measures,
         validation_accuracy=score and score.accuracy,
         validation_loss=None if score is None or np.isnan(score.loss) else score.loss,
+        own_epochs=last_epoch(gathered.epochs, own) if own else None,
         kept_epoch=kept_epoch(gathered.epochs, own, settings) if own else None,
         parameters=parameters,
         epochs=epochs_made(gathered.epochs, name, settings),
@@ -143,8 +144,14 @@ def method_result(
     )
 
 
+def last_epoch(rows: np.ndarray, phase: str, subdomain: float = np.nan) -> int | None:
+    """The last epoch of a training; None if there was no training."""
+    own = rows_of(rows, phase, subdomain)
+    return int(own[-1, COLUMNS.index("epoch")]) if len(own) else None
+
+
 def kept_epoch(rows: np.ndarray, phase: str, settings: RunSettings, subdomain: float = np.nan) -> int | None:
-    """The epoch whose parameters a training has kept, after its frozen epochs; None if there was no training."""
+    """The epoch whose parameters a training has kept, none of its frozen epochs; None if there was no training."""
     own = rows_of(rows, phase, subdomain)
     own = own[own[:, COLUMNS.index("epoch")] > (settings.frozen_epochs if phase == Method.TRANSFER else 0)]
     if not len(own):
@@ -163,10 +170,9 @@ def epochs_made(rows: np.ndarray, name: Method, settings: RunSettings) -> int:
     parts = int(local.max()) if len(local) else settings.epochs
     if not name.joint and not name.whole_image:
         return parts
-    own = rows_of(rows, settings.phases_of(name)[-1])
-    if not len(own):
+    made = last_epoch(rows, settings.phases_of(name)[-1])
+    if made is None:
         return settings.epochs_of(name)
-    made = int(own[-1, COLUMNS.index("epoch")])
     return parts + made if name == Method.TRANSFER else made
 
 
@@ -206,7 +212,7 @@ def subdomain_results(
         results.append(schema.SubdomainResult(
             index=index, start=box.subimage.start, stop=box.subimage.stop, core_start=box.core.start, core_stop=box.core.stop,
             parameters=parameters, validation_accuracy=accuracy("validation", index), test_accuracy=accuracy("test", index),
-            kept_epoch=kept_epoch(gathered.epochs, "local", settings, index),
+            epochs=last_epoch(gathered.epochs, "local", index), kept_epoch=kept_epoch(gathered.epochs, "local", settings, index),
             seconds=None if np.isnan(seconds) else seconds,
         ))  # fmt: skip
     return results

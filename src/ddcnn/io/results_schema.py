@@ -86,6 +86,8 @@ class SubdomainResult(Part):
     validation_accuracy: float | None = None
     test_accuracy: float | None
     """Of the local CNN alone."""
+    epochs: Number | None = None
+    """Of its training; with early stopping those that were made."""
     kept_epoch: Number | None = None
     """The epoch of its training whose parameters it has."""
     seconds: float | None
@@ -133,8 +135,11 @@ class MethodResult(Part):
     """Null without validation samples."""
     validation_loss: float | None = None
     """Mean cross entropy; null without probabilities."""
+    own_epochs: Number | None = None
+    """Epochs of the training of its own network, of transfer the frozen ones included, with early stopping those that were made; null
+    for vote and average."""
     kept_epoch: Number | None = None
-    """The epoch of the training of its own network whose parameters are kept; null for vote and average."""
+    """Which of its own epochs has left the parameters; null for vote and average."""
     test_accuracy: float
     test_loss: float | None
     """Mean cross entropy; null without probabilities."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ddcnn.config.methods import Method
-from ddcnn.io.results_schema import RunResults
+from ddcnn.io.results_schema import MethodResult, RunResults, SubdomainResult
 from ddcnn.report.pages import human, number
 from ddcnn.report.terminal import fitted, show, width_of
 
@@ -18,10 +18,11 @@ TIME_COLUMNS = ("compute", "communicate", "wait", "total")
 METHODS_NOTE = (
     "`validation` is the accuracy on the validation images, by which methods and epochs are compared; the test images are looked at "
     "once, at the end of a method. `balanced` is the mean per-class recall, AUC the area under the ROC curve (of more than two classes: "
-    "the mean of each against the rest). Epochs are passes over the training images; the kept one is that of the method's own network "
-    "whose parameters are kept. `compute`, `communicate` and `wait` are means over the ranks; `total` is the wall time of the phases that "
-    "a method needs, `memory a rank` the largest resident set of a rank in them (and what PyTorch has reserved on its GPU); the last "
-    "column says after how many of these seconds its curve reaches that of `global`."
+    "the mean of each against the rest). Epochs are passes over the training images, of all trainings that the method needs; the kept "
+    "epoch, whose parameters remain, is one of those of its own network alone, which are fewer than were asked for if it stopped early. "
+    "`compute`, `communicate` and `wait` are means over the ranks; `total` is the wall time of the phases that a method needs, "
+    "`memory a rank` the largest resident set of a rank in them (and what PyTorch has reserved on its GPU); the last column says "
+    "after how many of these seconds its curve reaches that of `global`."
 )
 METHODS_HEADER = (*METHOD_COLUMNS, *(f"{name} s" for name in TIME_COLUMNS), "memory a rank", "communicated", "reaches global at s")
 
@@ -37,7 +38,7 @@ def method_rows(runs: Sequence[RunResults]) -> list[list[str]]:
             name, cell(validation, "{:.2f}"), cell([100 * method.test_accuracy for method in methods], "{:.2f}"),
             cell([100 * method.balanced_accuracy for method in methods], "{:.2f}"), cell([method.auc for method in methods], "{:.4f}"),
             cell([method.test_loss for method in methods], "{:.4f}"), f"{first.parameters:,}",
-            whole_cell([method.epochs for method in methods]), whole_cell([method.kept_epoch for method in methods]),
+            whole_cell([method.epochs for method in methods]), kept_cell(methods),
             *(cell([getattr(method.seconds, kind) for method in methods], pattern) for kind in TIME_COLUMNS),
             memory(first.peak_memory_bytes, first.peak_gpu_memory_bytes), human(first.bytes_communicated),
             reaching[0] if len(set(reaching)) == 1 else " / ".join(reaching),
@@ -61,6 +62,13 @@ def cell(values: Sequence[float | None], pattern: str) -> str:
 def whole_cell(values: Sequence[float | None]) -> str:
     """A number if all are equal, else as ``cell``."""
     return cell(values[:1] if len(set(values)) == 1 else values, "{:.0f}" if len(set(values)) == 1 else "{:.1f}")
+
+
+def kept_cell(trained: Sequence[MethodResult | SubdomainResult]) -> str:
+    """Which epoch is kept, and of how many."""
+    made = [one.own_epochs if isinstance(one, MethodResult) else one.epochs for one in trained]
+    kept = whole_cell([one.kept_epoch for one in trained])
+    return kept if None in made else f"{kept} of {whole_cell(made)}"
 
 
 def reached(results: RunResults, name: Method) -> str:

@@ -15,7 +15,7 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
-from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, memory, method_rows, show_methods
+from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, kept_cell, memory, method_rows, show_methods
 from ddcnn.report.metrics import confusion
 from ddcnn.report.pages import number, page, plain, table
 
@@ -187,7 +187,9 @@ def figure_text(run: RunFolder, name: str, caption: str) -> str:
 
 
 def one_class_note(run: FinishedRun) -> str:
-    """Names methods that put all samples into one class, whose accuracy and calibration say little."""
+    """Names methods that put all samples into one class, whose accuracy and calibration say little; or that there is only one."""
+    if (run.details.labels == run.details.labels[0]).all():
+        return f"All test images are of one class, `{run.results.data.class_names[run.details.labels[0]]}`: accuracies say little.\n\n"
     names = [f"`{name}`" for name, classes in run.details.classes.items() if (classes == classes[0]).all()]
     return f"All test samples are put into one class by {', '.join(names)}: train longer, or with smaller batches.\n\n" if names else ""
 
@@ -228,7 +230,7 @@ def subdomain_table(subdomains: list[SubdomainResult]) -> str:
         (
             box.index, " × ".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True)),
             number(box.parameters, "{:,}"), number(box.validation_accuracy, "{:.2%}").rstrip("%"),
-            number(box.test_accuracy, "{:.2%}").rstrip("%"), number(box.kept_epoch, "{}"), number(box.seconds, "{:.2f}"),
+            number(box.test_accuracy, "{:.2%}").rstrip("%"), kept_cell([box]), number(box.seconds, "{:.2f}"),
         )
         for box in subdomains
     )  # fmt: skip
