@@ -17,6 +17,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.io.progress import duration
 from ddcnn.networks.operations import multiply_adds
 
+FEW = ("--data", "synthetic:8x8x3x4", "--train-samples", "3", "--methods", "transfer")  # too few for two ranks of one network
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
@@ -94,7 +95,7 @@ def test_any_kind_of_run_can_be_tried(ranks, changes, tmp_path):
     [
         (2, ("--grid", "3x1")), (None, ("--data", "nothing.npz")), (None, ("--resume",)), (None, ("--device", "cuda")),
         (None, ("--decomposition", "width", "--width", "20")), (None, ("--start-from", ".")), (None, ("--output", "file")),
-        (None, ("--network", "vgg9", "--grid", "4x4")),
+        (None, ("--network", "vgg9", "--grid", "4x4")), (2, ("--decomposition", "width", "--grid", "1x2", "--width", "8", *FEW)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )  # fmt: skip

@@ -261,7 +261,7 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     subdomains = len(decomposition) * settings.networks_per_subimage
     if settings.dnn_data != "train" and samples < settings.folds:
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
-    sharing = ranks if Method.GLOBAL in settings.methods else max(1, ranks // subdomains)
+    sharing = ranks if any(map(settings.sees_whole_image, settings.methods)) else max(1, ranks // subdomains)
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     check_networks(settings, decomposition, channels, classes)
