@@ -11,11 +11,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from scans import ORIENTATIONS, hounsfield, write_nifti, write_series, write_slice
-from test_folders import everything, opened
+from test_folders import everything, opened, picture, save
 from test_tables import partitioned, to_classify
 from test_volumes import check_damage
 
-from ddcnn.data.sources import volumes
+from ddcnn.data.sources import SourceOptions, volume_walk, volumes
 from ddcnn.data.sources.volumes import describe, load_volume
 from ddcnn.errors import InputError
 
@@ -291,13 +291,47 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
         opened(root)
 
 
-def test_photos_beside_volumes_are_photos_unless_it_is_said(tmp_path, caplog):
+def test_photos_beside_as_many_volumes_or_more_are_left_out_and_told(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    root = fill(tmp_path / "set", scans=2)
+    for k in range(2):
+        save(picture(), root / "healthy" / f"shot{k}.png")
+    assert opened(root).shape == (4, 6, 5, 1)
+    assert "16 files of scans and 2 of photos, and is read as volumes; to read those such as" in notes(caplog)
+    assert "healthy/shot0.png, move the scans out of it" in notes(caplog)
+    for k in range(20):
+        for name in ("healthy", "ill"):
+            save(picture(), root / name / "photos" / f"{k}.png")
+    assert opened(root).shape == (6, 8, 3)
+    assert "ill/patient 0" not in notes(caplog)
+    assert "read as photos; to read those such as" in notes(caplog)
+    assert "add --volumes" in notes(caplog)
+    shutil.rmtree(root / "ill" / "photos")
+    with pytest.raises(InputError, match=r"ill: the class has no image.*DICOM files: read volumes with --volumes"):
+        opened(root)
+    monkeypatch.setattr(volume_walk, "MOST_LOOKED_AT", 16)  # half of which are the scans of healthy
+    assert opened(root).shape == (4, 6, 5, 1)
+    assert "has 8 files of scans and 8 of photos, and is read as volumes" in notes(caplog)
+
+
+def test_photos_alone_are_not_opened_to_see_whether_they_are_scans(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        save(picture(), tmp_path / name / "0.png")
+        (tmp_path / name / "notes.txt").write_text("x", "utf-8")
+    asked = []
+    monkeypatch.setattr(volume_walk.dicom, "is_dicom", lambda path: asked.append(path.name))
+    assert not volume_walk.hold_volumes(SourceOptions(str(tmp_path), tmp_path))
+    assert asked == ["notes.txt"] * 2
+
+
+def test_more_photos_than_volumes_are_photos_unless_it_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
     for name in ("a", "b"):
         for k in range(2):
             write_nifti(tmp_path / name / f"{k}.nii.gz", hounsfield(k))
     assert opened(tmp_path).shape == (4, 6, 5, 1)
-    (tmp_path / "a" / "0.png").write_bytes(b"")
+    for k in range(5):
+        (tmp_path / "a" / f"{k}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"b: the class has no image.*convert its 2 that end in \.nii\.gz.*--volumes"):
         opened(tmp_path)
     assert opened(tmp_path, volumes=True).shape == (4, 6, 5, 1)
@@ -332,6 +366,19 @@ def test_the_fingerprint_changes_with_every_slice(tmp_path):
     (root / "ill" / "patient 0" / "ct" / "notes.txt").write_text("x", "utf-8")
     found.append(opened(root).fingerprint)
     assert len(set(found)) == 3
+
+
+def test_files_of_many_frames_are_told_by_any_of_them_and_one_that_is_damaged_by_its_name(tmp_path):
+    root = tmp_path / "set"
+    for c, name in enumerate(("healthy", "ill")):
+        for k in range(1, 4):
+            enhanced(root / name / f"{k}.dcm", hounsfield(3 * c + k))
+    broken = root / "ill" / "0.dcm"
+    for content in (b"", b"\0" * 500, (root / "ill" / "1.dcm").read_bytes()[:-30]):
+        broken.write_bytes(content)
+        check_damage(opened(root), broken)
+    write_slice(broken, hounsfield()[0])  # a single frame
+    check_damage(opened(root), broken)
 
 
 def test_a_set_that_is_known_reads_no_headers(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Stacks of images as volumes: TIFF files of several pages and folders of slices, their types, and what is no stack."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,27 @@ def test_stacks_in_class_folders_need_the_option(tmp_path, caplog):
         opened(root, volumes=True)
     with pytest.raises(InputError, match=r"9\.tif has voxels of type uint8, and the others uint16"):
         everything(opened(root, volumes=True, known=lambda *_: (source.shape, source.splits["train"].dtype)).splits["train"])
+
+
+def test_a_single_page_or_a_damaged_file_beside_stacks_makes_them_no_slices(tmp_path):
+    root = fill(tmp_path / "set")
+    first = root / "tumour" / "-overview.tif"
+    write_stack(first, [stack()[0]])
+    check_damage(opened(root, volumes=True), first)
+    whole = write_stack(first, stack()).read_bytes()
+    for part in (10, 50, 90, 160, len(whole) - 20):  # within the first page's header, and behind it
+        first.write_bytes(whole[:part])
+        check_damage(opened(root, volumes=True), first)
+    shutil.rmtree(root / "tumour")
+    first.parent.mkdir()
+    first.write_bytes(whole[:50])  # by itself
+    check_damage(opened(root, volumes=True), first)
+    for k in range(3):
+        Image.fromarray(stack(shape=(4, 5))).save(tmp_path / f"{k}.tif")
+    assert load_volume(tmp_path).shape == (3, 4, 5, 1)
+    write_stack(tmp_path / "1.tif", stack())
+    with pytest.raises(ValueError, match=r"slice 1\.tif has 3 pages"):
+        load_volume(tmp_path)
 
 
 def test_a_table_names_stacks_without_the_option(tmp_path):

@@ -19,8 +19,9 @@ from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.splits import completed, joined
-from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import VolumeWalk, kind_of, load_volume
+from ddcnn.data.sources.volume_walk import SUFFIXES as VOLUMES
+from ddcnn.data.sources.volume_walk import VolumeWalk, kind_of
+from ddcnn.data.sources.volumes import load_volume
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading

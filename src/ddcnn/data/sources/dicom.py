@@ -71,12 +71,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def frames_of(path: Path) -> int:
-    """The number of frames of a file; 1 if it cannot be read."""
+    """The number of frames of a file; 0 if it cannot be read, or is no image."""
     try:
         with _quiet():
-            return int(_dataset(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1)
+            dataset = _dataset(path, stop_before_pixels=True, specific_tags=["Rows", "NumberOfFrames"])
+            return int(dataset.get("NumberOfFrames") or 1) if dataset.get("Rows") else 0
     except Exception:  # pydicom raises anything; the damage is told when the volume is read
-        return 1
+        return 0
 
 
 def shape_of(path: Path) -> tuple[tuple[int, ...], str]:

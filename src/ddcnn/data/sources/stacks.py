@@ -22,12 +22,12 @@ DESCRIPTION = 270  # TIFF tag, in which ImageJ and OME-TIFF say what the pages a
 
 
 def pages_of(path: Path) -> int:
-    """The number of pages of a TIFF file; 1 if it cannot be read."""
+    """The number of pages of a TIFF file; 0 if it cannot be read."""
     try:
         with opened(path) as image:
             return getattr(image, "n_frames", 1)
     except Exception:  # Pillow raises anything; the damage is told when the volume is read
-        return 1
+        return 0
 
 
 def shape_of(path: Path) -> tuple[tuple[int, ...], np.dtype]:
@@ -68,7 +68,7 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
             raise ValueError(f"it has {'one slice' if files else 'no slices'}, and is no volume")
         return len(files), _of_files(files)
     with opened(path) as image:
-        count = _on_page(2, lambda: getattr(image, "n_frames", 1))
+        count = _on_page(2, partial(getattr, image, "n_frames", 1))
         _check_description(path, str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")), count)
     if count < 2:
         raise ValueError("it has a single page, and is no volume (a folder of slices is one); photos go without --volumes and labels.csv")
@@ -78,6 +78,8 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
 def _of_files(files: list[Path]) -> Iterator[Image.Image]:
     for file in files:
         with opened(file) as image:
+            if (count := _on_page(2, partial(getattr, image, "n_frames", 1))) > 1:
+                raise ValueError(f"its slice {file.name} has {count} pages: keep stacks in a folder without slices")
             yield image
 
 

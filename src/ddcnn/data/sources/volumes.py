@@ -6,11 +6,7 @@ files; stacks of images, which may be photos, are volumes with ``--volumes``.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +15,14 @@ import ddcnn.data.sources.dicom as dicom
 import ddcnn.data.sources.nifti as nifti
 import ddcnn.data.sources.stacks as stacks
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions
-from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
-from ddcnn.data.sources.folders import Walk, counted, labelled_folders
+from ddcnn.data.sources.folders import labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
+from ddcnn.data.sources.volume_walk import VolumeWalk, kind_of
 from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
-SCANS = (*nifti.SUFFIXES, *dicom.SUFFIXES)
-SUFFIXES = (*SCANS, *stacks.TIFF)
-PACKAGES = {"NIfTI volumes": ("nibabel", "nibabel"), "DICOM series": ("pydicom", 'pydicom, or "ddcnn[scans]"')}  # and how to install them
-SOUGHT = "volume in it (NIfTI or TIFF files, folders of DICOM slices or of images)"
 logger = logging.getLogger(__name__)
 
 
@@ -81,71 +73,6 @@ def _tell_of_patients(files: LabelledFiles, class_names: list[str]) -> None:
         )  # fmt: skip
 
 
-def hold_volumes(options: SourceOptions) -> bool:
-    """Whether class folders hold volumes: there are NIfTI or DICOM files and no others that may be photos, or ``--volumes`` says so."""
-    found = options.volumes
-    for path in () if found else Walk(Path(options.name), ("",), options.follow_links).files(Path(options.name)):
-        if path.name.lower().endswith(IMAGES):
-            return False
-        found = found or path.name.lower().endswith(nifti.SUFFIXES) or dicom.is_dicom(path)
-    return found
-
-
-@dataclass(frozen=True)
-class VolumeWalk(Walk):
-    """Finds volumes instead of images."""
-
-    suffixes: tuple[str, ...] = SUFFIXES
-    sought: str = SOUGHT
-    folders: bool = True
-
-    @classmethod
-    def of(cls, options: SourceOptions) -> "VolumeWalk":
-        return cls(Path(options.name), follow_links=options.follow_links)
-
-    def files(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        """Volumes in a folder and its subfolders, files and folders; the folder itself if it holds slices."""
-        everything = sorted(Walk(self.root, ("",), self.follow_links).files(folder, above))
-        for place, files in groupby(sorted(everything, key=attrgetter("parent")), attrgetter("parent")):
-            yield from self._volumes(place, list(files))
-
-    def holds(self, folder: Path) -> bool:
-        """Whether volumes, or slices of one, lie directly in a folder."""
-        files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        return any(path.name.lower().endswith((*nifti.SUFFIXES, *stacks.TIFF)) or dicom.is_dicom(path) for path in files)
-
-    def sample(self, path: Path, where: str) -> Path:
-        if not path.is_dir():
-            return super().sample(path, where)
-        found = list(self.files(path))
-        if len(found) != 1:
-            which = f"{len(found)} volumes, such as {found[0]}: name one of them" if found else f"no {self.sought}"
-            raise InputError(f"{where}: {path} holds {which}")
-        return found[0]
-
-    def _volumes(self, folder: Path, files: list[Path]) -> list[Path]:
-        """The volumes among the files of a folder, or the folder as one, of one kind; others are told, and not read."""
-        beat("looking for volumes")
-        images = [path for path in files if path.name.lower().endswith(IMAGES)]
-        found = [path for path in files if path.name.lower().endswith(nifti.SUFFIXES)]
-        others = [path for path in files if path not in found]
-        if not found and (scan := next((path for path in files if dicom.is_dicom(path)), None)):
-            _check_package("DICOM series", scan)
-            found = [path for path in files if dicom.is_dicom(path)] if dicom.frames_of(scan) > 1 else [folder]
-            others = images
-        elif not found and images:
-            stack = [path for path in images if path.name.lower().endswith(stacks.TIFF)]
-            found = stack if stack and stacks.pages_of(stack[0]) > 1 else [folder]
-            others = [path for path in images if path not in stack] if found == stack else []
-        for path in others:
-            self.leave_out(path)
-        return found
-
-    def tell(self) -> None:
-        if self.left_out:
-            logger.info("note: %s: beside the volumes there are files that are not read: %s", self.root, counted(self.left_out))
-
-
 @dataclass(frozen=True)
 class Described:
     """A volume by its headers: shape (depth, rows, columns, C), type, and a remark on it or nothing."""
@@ -177,27 +104,6 @@ def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
     if dtype is not None and volume.dtype != dtype:
         raise InputError(f"{path} has voxels of type {volume.dtype}, and the others {np.dtype(dtype)}: convert all to one type")
     return volume
-
-
-def kind_of(path: Path) -> str:
-    """ "NIfTI volumes", "DICOM series" or "stacks"; InputError if the package is missing that reads it."""
-    name = path.name.lower()
-    if path.is_dir():
-        kind = "DICOM series" if any(file.is_file() and dicom.is_dicom(file) for file in path.iterdir()) else "stacks"
-    else:
-        kind = "NIfTI volumes" if name.endswith(nifti.SUFFIXES) else "stacks" if name.endswith(stacks.TIFF) else "DICOM series"
-    if kind in PACKAGES:
-        _check_package(kind, path)
-    return kind
-
-
-def _check_package(kind: str, path: Path) -> None:
-    """Checks that the package is installed that reads a kind of volume, such as ``path``."""
-    package, install = PACKAGES[kind]
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise InputError(f"{path}: {kind} need {package} ({error}); pip install {install}") from None
 
 
 def _source(files: LabelledFiles, class_names: list[str], fit: Fit) -> Source:
