@@ -23,6 +23,7 @@ from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.fitting import check_networks, check_trained
 from ddcnn.experiment.resumed import Resumed, images_of
+from ddcnn.io.atomic import check_place
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks.user_code import look_in
@@ -122,7 +123,10 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
     check_validates(settings, "validation" in selected)
     check_fits(ranks, settings, decomposition, len(selected["train"]), source.shape[-1], len(source.class_names))
     check_trained(settings, decomposition, source, source.splits["train"].dtype.str, resumed)
-    return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
+    target = _place(settings, options, source.fingerprint, len(decomposition.grid))
+    if not target.is_file():
+        check_place(target)
+    return source, target
 
 
 def _place(settings: RunSettings, options: SourceOptions, fingerprint: str, axes: int) -> Path:

@@ -44,7 +44,7 @@ def checked(world: World, settings: RunSettings, store: PartitionedSet) -> tuple
     settings, networks = problem.settings, problem.networks
     with world.raise_on_all_ranks():
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
-        if settings.start_from and settings.needs("local") and store.source_sha256:  # not of a set that is yet to be partitioned
+        if settings.start_from and settings.needs("local"):
             seeds = [replace(networks, settings=seed).check_start(problem.owned) for seed in seeds]
     if settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods:
         world.on_root(lambda: check_composition(world.alone(), networks))
