@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from scans import ORIENTATIONS, hounsfield, write_nifti, write_series, write_slice
 from test_folders import everything, opened, picture, save
 from test_tables import partitioned, to_classify
@@ -91,6 +91,28 @@ def test_slices_without_positions_stand_in_the_order_of_their_numbers(tmp_path, 
     assert np.array_equal(load_volume(root / "healthy/patient 0/ct"), hounsfield()[::-1, ..., None])
     opened(root)
     assert "ct (and 7 more) has no positions" in notes(caplog)
+    placed = write_series(tmp_path / "placed", hounsfield(), **elements | {"ImagePositionPatient": lambda k: [0, 0, k]})
+    assert describe(placed).remark.startswith("no orientation (ImageOrientationPatient): its slices stand in the order of their numbers")
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_series_without_the_first_bytes_that_dicom_has_today_is_read(tmp_path, syntax):
+    series = write_series(tmp_path / "a", hounsfield(), names=[f"{k}.dcm" for k in range(4)])
+    for path in series.iterdir():
+        dataset = dcmread(path)
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<i2").astype(">i2").tobytes()
+        bare = Dataset({element.tag: element for element in dataset})
+        bare.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+        assert path.read_bytes()[128:132] != b"DICM"
+        assert not dcmread(path, force=True).file_meta
+    assert np.array_equal(load_volume(series), as_read(hounsfield()))
+    assert describe(series).shape == (4, 6, 5, 1)
+
+
+def test_slices_of_a_slanted_scan_lie_on_a_line_from_which_none_may_be_shifted(tmp_path):
+    slanted = write_series(tmp_path / "a", hounsfield(), ImagePositionPatient=lambda k: [0, 1.5 * k, 2 * k + 0.02 * (k % 2)])
+    assert np.array_equal(load_volume(slanted), as_read(hounsfield()))
 
 
 def enhanced(path: Path, volume: np.ndarray, phases: int = 1) -> Path:
@@ -139,6 +161,7 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
         ({"PixelSpacing": lambda k: [0.5, 0.75 + k // 3]}, "differ in pixel spacing"),
         ({"ImageOrientationPatient": lambda k: [1, 0, 0, 0, *((1, 0) if k else (0, 1))]}, "differ in orientation"),
         ({"ImagePositionPatient": lambda k: [0, 0, 2 * k + (k == 3)]}, "IM000. and IM000. are 3 mm apart, and others 2"),
+        ({"ImagePositionPatient": lambda k: [5 * (k == 1), 0, 2 * k]}, "IM000. lies 5 mm beside the line from IM000. to IM000.,"),
         ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "lie at the same place"),
         ({"ImagePositionPatient": [0, 0, 5]}, "lie at the same place"),
         ({"ImagePositionPatient": lambda k: [0, 0, k] if k else None}, "differ in whether they have a position"),
@@ -345,6 +368,12 @@ def test_a_table_names_folders_of_slices(tmp_path):
     assert source.class_names == ("healthy", "ill")
     found = {volume.tobytes() for split in source.splits.values() for volume in everything(split)}
     assert found == {as_read(hounsfield(10 * c + k)).tobytes() for c in range(2) for k in range(4)}
+    enhanced(root / "ill" / "patient 9" / "IM1", hounsfield(19))
+    with (root / "labels.csv").open("a", encoding="utf-8") as file:
+        file.write("\nill/patient 9/IM1,ill")
+    found = {volume.tobytes() for split in opened(root).splits.values() for volume in everything(split)}
+    assert (len(found), as_read(2 * hounsfield(19).astype(int) + 5).tobytes() in found) == (9, True)
+    shutil.rmtree(root / "ill" / "patient 9")
     (tmp_path / "link").mkdir()
     for line, words in (
         ("ill,ill", "line 2: .*ill holds 4 volumes, such as"),

@@ -194,7 +194,7 @@ def test_a_run_on_stacks_classifies_a_stack_a_folder_of_slices_and_folders_of_th
         ("new/b.tiff", [1]), ("new/slices", [0]), ("new", [1, 0]), ("set", range(6)), ("set/tumour", range(3, 6)),
     ):  # fmt: skip
         assert np.array_equal(everything(to_classify(tmp_path / name, store)), [stack(seed=k)[..., None] for k in expected]), name
-    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and the others uint8"):
+    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and the run's images uint8"):
         everything(to_classify(write_stack(tmp_path / "c.tif", stack("uint16")), store))
     with pytest.raises(InputError, match="is no volume file"):
         to_classify(tmp_path / "new" / "slices" / "0.png", store)

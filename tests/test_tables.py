@@ -111,6 +111,8 @@ def test_volumes_and_arrays_may_have_suffixes_in_any_case(tmp_path, random_array
         (rows("abcd", ";"), r"first line must name the columns file,label.*semicolons.*commas"),
         (rows("abcd", "\t"), "tabs"),
         (rows("abcd", "|"), "bars"),
+        (["path,label", "0.nii.gz,1"], "must name the columns file,label or file,label,split; it names path,label$"),
+        (["file,label", "scan99,1"], r"line 2: there is no scan99, which does not end in \.nii or .*, and is no folder;"),
         (["file,label,label", "0.nii.gz,1,2"], "the column label twice"),
         (["file,label", "0.nii.gz,1", "{root}/0.nii.gz,1"], r"line 3: 0\.nii\.gz is listed in line 2 already"),
         (["file,label", "../other/0.nii.gz,1"], r"line 2: \.\./other/0\.nii\.gz lies outside"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddcnn.data.sources.base import SPLIT_NAMES, SPLITS, Source, SourceOptions
 from ddcnn.data.sources.decoding import SUFFIXES, PixelFormat, decode, format_like
-from ddcnn.data.sources.dicom import is_dicom
+from ddcnn.data.sources.dicom_files import is_dicom
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError, file_name
@@ -187,6 +187,10 @@ class Walk:
     def holds(self, folder: Path) -> bool:
         """Whether images lie directly in a folder."""
         return any(entry.is_file() and entry.name.lower().endswith(self.suffixes) for entry in folder.iterdir())
+
+    def takes(self, path: Path) -> bool:
+        """Whether what a line of a table names can be a sample."""
+        return path.name.lower().endswith(self.suffixes)
 
     def sample(self, path: Path, where: str) -> Path:
         """The sample that a line of a table names; InputError, which says ``where``, if there is none."""

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 
-import ddcnn.data.sources.dicom as dicom
+import ddcnn.data.sources.dicom_files as dicom
 import ddcnn.data.sources.nifti as nifti
 import ddcnn.data.sources.stacks as stacks
 from ddcnn.data.sources.base import SourceOptions
@@ -76,6 +76,9 @@ class VolumeWalk(Walk):
         """Whether volumes, or slices of one, lie directly in a folder."""
         files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         return any(path.name.lower().endswith((*nifti.SUFFIXES, *stacks.TIFF)) or dicom.is_dicom(path) for path in files)
+
+    def takes(self, path: Path) -> bool:
+        return super().takes(path) or path.is_dir() or (path.is_file() and dicom.is_dicom(path))
 
     def sample(self, path: Path, where: str) -> Path:
         if not path.is_dir():

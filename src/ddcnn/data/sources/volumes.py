@@ -94,15 +94,16 @@ def describe(path: Path) -> Described:
             return Described(*stacks.shape_of(path))
 
 
-def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
+def load_volume(path: Path, dtype: np.dtype | None = None, others: str = "the others") -> np.ndarray:
     """A volume (depth, rows, columns, C), NIfTI and DICOM as float32 in the closest canonical orientation, stacks as they are.
 
-    Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``.
+    Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``
+    than ``others``.
     """
     loaders = {"NIfTI volumes": nifti.load, "DICOM series": dicom.load, "stacks": stacks.load}
     volume = loaders[kind_of(path)](path)
     if dtype is not None and volume.dtype != dtype:
-        raise InputError(f"{path} has voxels of type {volume.dtype}, and the others {np.dtype(dtype)}: convert all to one type")
+        raise InputError(f"{path} has voxels of type {volume.dtype}, and {others} {np.dtype(dtype)}: convert all to one type")
     return volume
 
 
@@ -135,7 +136,9 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[tuple[int, ...], np.dtype]:
         raise InputError(f"no volume can be read; the first: {problem}")
     if len(shapes) > 1:
         (first, one), (second, other) = list(shapes.items())[:2]
-        advice = "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}"
+        advice = (
+            "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}, unless slices are missing"
+        )
         raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
     if len(types) > 1:
         (kind, one), (second_kind, other) = list(types.items())[:2]
