@@ -1,8 +1,11 @@
 """A dry run: what it tells, that it writes nothing, and that it refuses what the run would refuse, in the same words."""
 
 import json
+import logging
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from launching import on_ranks, refusal
 from quick import quick
 
+from ddcnn.__main__ import execute
 from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.stand_in import StandIn, described, stored_bytes
@@ -88,6 +92,29 @@ def test_of_a_run_that_is_gone_on_with_it_tells_of_the_whole_and_leaves_it_as_it
     assert (told.returncode, told.stderr, entries(folder)) == (0, "", before)
     assert "All is of the whole run, of which a part is done." in told.stdout
     (folder / "report.md").rename(folder / "run" / "report.md")
+
+
+def test_it_tells_what_checkpoints_take_of_the_disk_and_where_that_is_more_than_there_is(world, caplog, monkeypatch, tmp_path):
+    options = ("run", *quick(methods="dnn,global", epochs=5, grid="1x2", checkpoint_every=1, output=tmp_path / "run", partitions=tmp_path))
+    caplog.set_level(logging.INFO, "ddcnn")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e6))
+    assert execute([*options, "--dry-run"], world) == 0
+    most, end = map(number_of, re.search(r"checkpoints at most (\S+ .?B) while it runs, (\S+ .?B) at the end", caplog.text).groups())
+    (note,) = re.findall(r"note: (\S+ .?B) are more than the 1 MB that are free in \S+/run and \S+$", caplog.text, re.MULTILINE)
+    sizes, rmtree = [], shutil.rmtree
+
+    def taken() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*.h5"))
+
+    def remove(*arguments, **options):
+        sizes.append(taken())  # before states go
+        rmtree(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert execute(list(options), world) == 0
+    (partitioned,) = tmp_path.glob("*.h5")
+    assert (most, end) == (pytest.approx(max(sizes), rel=0.1), pytest.approx(taken(), rel=0.1))
+    assert number_of(note) == pytest.approx(most + partitioned.stat().st_size, rel=0.02)
 
 
 def test_a_run_to_start_from_is_looked_at_before_the_images_are_partitioned(tried):

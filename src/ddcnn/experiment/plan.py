@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.config.data_settings import DataSettings, PartitionSettings
-from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
@@ -212,11 +211,10 @@ def check_methods(settings: RunSettings) -> None:
     """Refuses methods that do not go with other settings, and a run to start from that does not fit."""
     if settings.tensorboard:
         check_board()
-    joint = [method for method in Method if method.joint and not settings.splitting.composes(method)]
-    if settings.precision == "fp16" and set(joint) & set(settings.methods):
+    if settings.precision == "fp16" and settings.joint:
         raise InputError(
             "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
-            f"or leave {' and '.join(joint)} out of --methods"
+            f"or leave {' and '.join(settings.joint)} out of --methods"
         )
     if settings.start_from and settings.needs("local"):
         start = RunFolder(settings.start_from)
