@@ -360,7 +360,8 @@ def test_more_photos_than_volumes_are_photos_unless_it_is_said(tmp_path, caplog)
     assert opened(tmp_path, volumes=True).shape == (4, 6, 5, 1)
 
 
-def test_a_table_names_folders_of_slices(tmp_path):
+def test_a_table_names_folders_of_slices(tmp_path, caplog):
+    caplog.set_level("INFO")
     root = fill(tmp_path / "set")
     lines = [f"{c}/patient {k}{'/ct' * (k % 2)},{c}" for c in ("healthy", "ill") for k in range(4)]
     (root / "labels.csv").write_text("\n".join(["file,label", *lines]), "utf-8")
@@ -368,11 +369,18 @@ def test_a_table_names_folders_of_slices(tmp_path):
     assert source.class_names == ("healthy", "ill")
     found = {volume.tobytes() for split in source.splits.values() for volume in everything(split)}
     assert found == {as_read(hounsfield(10 * c + k)).tobytes() for c in range(2) for k in range(4)}
+    assert "not in" not in notes(caplog)
     enhanced(root / "ill" / "patient 9" / "IM1", hounsfield(19))
+    (root / "masks").mkdir()
+    write_nifti(root / "masks.nii", hounsfield())  # the table names no files
+    opened(root)
+    assert f"1 volume of the folder is not in {root / 'labels.csv'}: ill/patient 9" in notes(caplog)
+    caplog.clear()
     with (root / "labels.csv").open("a", encoding="utf-8") as file:
         file.write("\nill/patient 9/IM1,ill")
     found = {volume.tobytes() for split in opened(root).splits.values() for volume in everything(split)}
     assert (len(found), as_read(2 * hounsfield(19).astype(int) + 5).tobytes() in found) == (9, True)
+    assert "not in" not in notes(caplog)
     shutil.rmtree(root / "ill" / "patient 9")
     (tmp_path / "link").mkdir()
     for line, words in (

@@ -82,6 +82,38 @@ def test_names_are_sorted_as_people_count():
     assert sorted(names, key=natural) == ["a", "z2_a9", "z2_a10", "z2_b1", "Z9", "z10", "²"]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["page0", "page1", "page2", "page4"], r"missing between page2\.png and page4\.png"),
+        (["a9_0", "a9_2", "a9_6"], r"missing between a9_2\.png and a9_6\.png"),
+        (["5", "10", "15"], ""),
+        (["1.5", "2.25", "9"], ""),
+        (["120001", "120103", "120304"], ""),  # times
+        (["a0_0", "a1_1", "a4_4"], ""),
+        (["first1", "last7"], ""),
+    ],
+)
+def test_a_number_that_is_missing_among_slices_is_a_gap(tmp_path, names, words):
+    for name in names:
+        Image.fromarray(stack(shape=(4, 5))).save(tmp_path / f"{name}.png")
+    if words:
+        with pytest.raises(ValueError, match=words):
+            load_volume(tmp_path)
+    else:
+        assert load_volume(tmp_path).shape == (len(names), 4, 5, 1)
+
+
+def test_low_values_for_white_are_turned_or_refused(tmp_path):
+    black, white = (np.array([262, 3, 1, 0, value, 0], "<u2").tobytes() for value in (1, 0))
+    for path in (write_stack(tmp_path / "a.tif", stack()), write_stack(tmp_path / "b.tif", stack("uint16"))):
+        assert path.read_bytes().count(black) == 3
+        path.write_bytes(path.read_bytes().replace(black, white))
+    assert np.array_equal(load_volume(tmp_path / "a.tif"), 255 - stack()[..., None])
+    with pytest.raises(ValueError, match="WhiteIsZero"):
+        load_volume(tmp_path / "b.tif")
+
+
 def test_what_is_no_stack_is_a_damaged_sample(tmp_path):
     root = fill(tmp_path)
     broken = root / "tumour" / "1.tif"

@@ -65,6 +65,20 @@ def everything_of(root: Path, **options) -> list[np.ndarray]:
 # Tables
 
 
+def test_volumes_that_a_table_does_not_name_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = table(four(tmp_path), rows(["0.nii.gz", "1.nii.gz", "2.nii.gz", "below/3.nii.gz"]))
+    (root / "below").mkdir()
+    (root / "3.nii.gz").rename(root / "below" / "3.nii.gz")
+    opened(root)
+    assert "not in" not in caplog.text
+    for name in ("below/4.nii.gz", "5.nii.gz", ".6.nii.gz", "notes.txt", "deep/7.nii.gz"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    opened(root)
+    assert f"2 volumes of the folder are not in {root / 'labels.csv'}: 5.nii.gz (and 1 more)" in caplog.text
+
+
 def test_a_table_is_read_as_spreadsheets_and_scripts_write_it(tmp_path):
     root = four(tmp_path / "set")
     (tmp_path / "link").symlink_to(root)

@@ -18,10 +18,11 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that ar
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``where`` names it in messages."""
+    """A line of the table; ``where`` names it in messages, ``named`` is what it names: the sample, or a folder around it."""
 
     table: Path
     where: str
+    named: Path
     path: Path
     label: str
     split: str | None
@@ -106,12 +107,12 @@ def _row(walk: Walk, table: Path, where: str, values: dict[str, str]) -> Row:
             f"{where}: {f'{name} does' if exists else f'there is no {name}, which does'} not end in {kinds}; if these are class folders of "
             f"images, move {table.name} out of the folder"
         )
-    path = walk.sample(path, where)
+    sample = walk.sample(path, where)
     if split is not None:
         split = next((name for name in SPLITS if split.casefold() in SPLIT_NAMES[name]), split)
         if split not in SPLITS:
             raise InputError(f"{where}: split {split!r}; expected train, validation or test")
-    return Row(table, where, path, label, split)
+    return Row(table, where, path, sample, label, split)
 
 
 def _inside(root: Path, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby, islice
@@ -76,6 +77,13 @@ class VolumeWalk(Walk):
         """Whether volumes, or slices of one, lie directly in a folder."""
         files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         return any(path.name.lower().endswith((*nifti.SUFFIXES, *stacks.TIFF)) or dicom.is_dicom(path) for path in files)
+
+    def may_hold(self, folder: Path) -> bool:
+        """Whether the first file in a folder, or in one below it, may be a volume or a slice; what cannot be read is none."""
+        with suppress(InputError, OSError):
+            first = next(Walk(self.root, ("",), self.follow_links).files(folder), None)
+            return first is not None and (first.name.lower().endswith(IMAGES) or _is_scan(first))
+        return False
 
     def takes(self, path: Path) -> bool:
         return super().takes(path) or path.is_dir() or (path.is_file() and dicom.is_dicom(path))

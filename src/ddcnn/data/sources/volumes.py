@@ -18,8 +18,8 @@ from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions
 from ddcnn.data.sources.folders import labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
-from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
-from ddcnn.data.sources.volume_walk import VolumeWalk, kind_of
+from ddcnn.data.sources.tables import TABLE, Row, class_names_of, read_table
+from ddcnn.data.sources.volume_walk import SUFFIXES, VolumeWalk, kind_of
 from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
@@ -34,7 +34,9 @@ def labelled_volumes(options: SourceOptions) -> Source:
     """
     root = Path(options.name)
     fit = Fit(options, 3)
-    rows = read_table(VolumeWalk.of(options))
+    walk = VolumeWalk.of(options)
+    rows = read_table(walk)
+    _tell_of_unlisted(walk, rows)
     class_names = class_names_of(rows)
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
@@ -48,6 +50,24 @@ def labelled_volumes(options: SourceOptions) -> Source:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
     return _source(LabelledFiles(root, [row.path for row in rows], labels, splits, class_names), class_names, fit)
+
+
+def _tell_of_unlisted(walk: VolumeWalk, rows: list[Row]) -> None:
+    """Notes volumes that the table does not name, by names in its folder and beside those that it names: files, or folders, like these."""
+    listed = [row.named for row in rows]
+    known = {place for path in listed for place in (path, *path.parents)}
+    suffixes = tuple(end for end in SUFFIXES if any(path.name.lower().endswith(end) for path in listed))
+    folders = any(path.is_dir() for path in listed)
+    found: list[Path] = []
+    for place in sorted({walk.root, *(path.parent for path in listed)}):
+        beat("looking for volumes")
+        for path in sorted(set(place.iterdir()) - known):
+            like = path.name.lower().endswith(suffixes) if path.is_file() else folders and walk.may_hold(path)
+            if like and not path.name.startswith("."):
+                found.append(path.relative_to(walk.root))
+    if found:
+        count = "1 volume of the folder is" if len(found) == 1 else f"{len(found)} volumes of the folder are"
+        logger.info("note: %s not in %s: %s%s", count, rows[0].table, found[0], more(len(found)))
 
 
 def folders_of_volumes(options: SourceOptions) -> Source:
