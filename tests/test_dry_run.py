@@ -1,8 +1,11 @@
 """A dry run: what it tells, that it writes nothing, and that it refuses what the run would refuse, in the same words."""
 
 import json
+import logging
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from launching import on_ranks, refusal
 from quick import quick
 
+from ddcnn.__main__ import execute
 from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.data.stand_in import StandIn, described, stored_bytes
@@ -17,6 +21,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.io.progress import duration
 from ddcnn.networks.operations import multiply_adds
 
+FEW = ("--data", "synthetic:8x8x3x4", "--train-samples", "3", "--methods", "transfer")  # too few for two ranks of one network
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
@@ -39,34 +44,85 @@ def number_of(cell: str) -> float:
     return float(value) * UNITS[unit]
 
 
-def test_it_tells_what_the_run_takes_and_writes_nothing(tmp_path):
-    options = quick(overlap=1, interface="logits", augment="flip+shift", shift=1, frozen_epochs=1, partitions="partitions", output="run")
-    told = on_ranks(2, "run", *options, "--dry-run", cwd=tmp_path)
-    assert (told.returncode, told.stderr, entries(tmp_path)) == (0, "", {})
-    finished = on_ranks(2, "run", *options, cwd=tmp_path)
+OPTIONS = quick(overlap=1, interface="logits", augment="flip+shift", shift=1, frozen_epochs=1, partitions="partitions", output="run")
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory) -> tuple[Path, str]:
+    """A folder with a run, and what was told of it before; then nothing was written."""
+    folder = tmp_path_factory.mktemp("tried")
+    told = on_ranks(2, "run", *OPTIONS, "--dry-run", cwd=folder)
+    assert (told.returncode, told.stderr, entries(folder)) == (0, "", {})
+    finished = on_ranks(2, "run", *OPTIONS, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
-    phases = table(told.stdout, "phase")
+    return folder, told.stdout
+
+
+def test_it_tells_what_the_run_takes_and_writes_nothing(tried):
+    folder, told = tried
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
+    phases = table(told, "phase")
     assert list(phases) == [*results["phases"], "in all"]
     for name, phase in results["phases"].items():
         if name != "partition":
             assert number_of(phases[name][1]) == pytest.approx(phase["max_rank_memory_bytes"], rel=0.2)
             parts = sum(map(number_of, phases[name][2:]))
-            assert parts == pytest.approx(number_of(phases[name][1]), rel=0.02), told.stdout
-    subdomains = table(told.stdout, "subdomain")
+            assert parts == pytest.approx(number_of(phases[name][1]), rel=0.02), told
+    subdomains = table(told, "subdomain")
     for box in results["decomposition"]["subdomains"]:
         found = subdomains[str(box["index"])]
         assert found[0] == " × ".join(f"{a}:{b}" for a, b in zip(box["start"], box["stop"], strict=True))
         assert int(found[2].replace(",", "")) == box["parameters"]
-    methods = table(told.stdout, "method")
+    methods = table(told, "method")
     for name, method in results["methods"].items():
         whole = results["decomposition"]["parameters"] if name in ("vote", "average") else method["parameters"]
         assert (int(methods[name][0].replace(",", "")), int(methods[name][2])) == (whole, method["epochs"])
-    before = entries(tmp_path)
-    again = on_ranks(2, "run", *options, "--dry-run", "--output=other", cwd=tmp_path)
+    before = entries(folder)
+    again = on_ranks(2, "run", *OPTIONS, "--dry-run", "--output=other", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert table(again.stdout, "phase")["partition"][0] == "done"  # the set of the run is found
-    assert entries(tmp_path) == before
+    assert entries(folder) == before
+
+
+def test_of_a_run_that_is_gone_on_with_it_tells_of_the_whole_and_leaves_it_as_it_is(tried):
+    folder, _ = tried
+    (folder / "run" / "report.md").rename(folder / "report.md")  # the last thing that a run does is left to do
+    before = entries(folder)
+    told = on_ranks(2, "run", "--resume", "--output=run", "--dry-run", cwd=folder)
+    assert (told.returncode, told.stderr, entries(folder)) == (0, "", before)
+    assert "All is of the whole run, of which a part is done." in told.stdout
+    (folder / "report.md").rename(folder / "run" / "report.md")
+
+
+def test_it_tells_what_checkpoints_take_of_the_disk_and_where_that_is_more_than_there_is(world, caplog, monkeypatch, tmp_path):
+    options = ("run", *quick(methods="dnn,global", epochs=5, grid="1x2", checkpoint_every=1, output=tmp_path / "run", partitions=tmp_path))
+    caplog.set_level(logging.INFO, "ddcnn")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e6))
+    assert execute([*options, "--dry-run"], world) == 0
+    most, end = map(number_of, re.search(r"checkpoints at most (\S+ .?B) while it runs, (\S+ .?B) at the end", caplog.text).groups())
+    (note,) = re.findall(r"note: (\S+ .?B) are more than the 1 MB that are free in \S+/run and \S+$", caplog.text, re.MULTILINE)
+    sizes, rmtree = [], shutil.rmtree
+
+    def taken() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*.h5"))
+
+    def remove(*arguments, **options):
+        sizes.append(taken())  # before states go
+        rmtree(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert execute(list(options), world) == 0
+    (partitioned,) = tmp_path.glob("*.h5")
+    assert (most, end) == (pytest.approx(max(sizes), rel=0.1), pytest.approx(taken(), rel=0.1))
+    assert number_of(note) == pytest.approx(most + partitioned.stat().st_size, rel=0.02)
+
+
+def test_a_run_to_start_from_is_looked_at_before_the_images_are_partitioned(tried):
+    folder, _ = tried
+    start = quick(overlap=1, methods="average", start_from="run", partitions="elsewhere", output="second")
+    assert on_ranks(2, "run", *start, "--dry-run", cwd=folder).returncode == 0
+    refused = [refusal(on_ranks(2, "run", *start, "--grid=1x2", *dry, cwd=folder)) for dry in (["--dry-run"], [])]
+    assert refused[0] == refused[1] and "a network with divisor 2.0, where this run has 1.4" in refused[0]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +138,8 @@ def test_any_kind_of_run_can_be_tried(ranks, changes, tmp_path):
     told = on_ranks(ranks, "run", *quick(**changes), "--dry-run", cwd=tmp_path, COLUMNS="80")
     assert (told.returncode, told.stderr, entries(tmp_path)) == (0, "", {})
     assert all(len(line) < 80 for line in told.stdout.splitlines() if not line[:1].isalpha())
+    shares = {"width": "1, 4 subdomains each", "out-of-fold": "1, 20 subdomains each"}
+    assert f"\nranks      {shares.get(next(iter(changes.values())), '2, 2 of them a subdomain')}, cpu" in told.stdout
     phases = table(told.stdout, "phase")
     assert list(phases)[1:-1] == {
         "width": ["local", "gather", "transfer"], "out-of-fold": ["local", "folds", "gather", "dnn"],
@@ -94,7 +152,8 @@ def test_any_kind_of_run_can_be_tried(ranks, changes, tmp_path):
     [
         (2, ("--grid", "3x1")), (None, ("--data", "nothing.npz")), (None, ("--resume",)), (None, ("--device", "cuda")),
         (None, ("--decomposition", "width", "--width", "20")), (None, ("--start-from", ".")), (None, ("--output", "file")),
-        (None, ("--network", "vgg9", "--grid", "4x4")),
+        (None, ("--output", "file/x/run")), (None, ("--partitions", "file/x")),
+        (None, ("--network", "vgg9", "--grid", "4x4")), (2, ("--decomposition", "width", "--grid", "1x2", "--width", "8", *FEW)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )  # fmt: skip

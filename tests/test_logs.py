@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick import quick
 
 import ddcnn
 from ddcnn import __main__ as program
@@ -128,6 +129,14 @@ def test_a_line_tells_the_time_left_of_the_phase_and_of_the_run_by_the_sizes_of_
         "global  3/4  b  20 s left  (phase 3 of 3, 20 s left in all)",
         "global  4/4  b  0 s left  (phase 3 of 3, 0 s left in all)",
     ]
+
+
+def test_sizes_that_cannot_be_counted_fail_no_run(world, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("ddcnn.experiment.phase_sizes.counts", lambda sizes: {})
+    caplog.set_level(logging.INFO, "ddcnn")
+    options = quick(methods="vote", epochs=1, train_samples=50, grid="1x1", progress="lines", output=tmp_path / "run", partitions=tmp_path)
+    assert program.execute(["run", *options], world) == 0
+    assert any(re.match(r"local CNNs  1/1  .* left$", record.getMessage()) for record in caplog.records)
 
 
 def test_before_its_first_piece_a_phase_takes_as_long_as_its_size_says(clock):

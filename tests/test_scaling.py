@@ -344,6 +344,7 @@ def test_what_the_user_says_wins_over_the_defaults_of_a_study():
         (("strong", "--", "--epoch", "2"), "--epochs"),
         (("strong", "--", "--output", "elsewhere"), "--output: a study"),
         (("strong", "--", "--time-limit", "5"), "--time-limit: a study"),
+        (("strong", "--", "--dry-run"), "--dry-run: a study"),
         (("weak", "--", "--data", "digits"), "--data: a study"),
         (("weak", "--", "--grid", "2x2"), "--grid: a study"),
         (("strong", "--", "--config", "of.toml"), "--resume: a study"),

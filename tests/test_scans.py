@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 from scans import ORIENTATIONS, hounsfield, write_nifti, write_series, write_slice
-from test_folders import everything, opened
+from test_folders import everything, opened, picture, save
 from test_tables import partitioned, to_classify
 from test_volumes import check_damage
 
-from ddcnn.data.sources import volumes
+from ddcnn.data.sources import SourceOptions, volume_walk, volumes
 from ddcnn.data.sources.volumes import describe, load_volume
 from ddcnn.errors import InputError
 
@@ -91,6 +91,28 @@ def test_slices_without_positions_stand_in_the_order_of_their_numbers(tmp_path, 
     assert np.array_equal(load_volume(root / "healthy/patient 0/ct"), hounsfield()[::-1, ..., None])
     opened(root)
     assert "ct (and 7 more) has no positions" in notes(caplog)
+    placed = write_series(tmp_path / "placed", hounsfield(), **elements | {"ImagePositionPatient": lambda k: [0, 0, k]})
+    assert describe(placed).remark.startswith("no orientation (ImageOrientationPatient): its slices stand in the order of their numbers")
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_series_without_the_first_bytes_that_dicom_has_today_is_read(tmp_path, syntax):
+    series = write_series(tmp_path / "a", hounsfield(), names=[f"{k}.dcm" for k in range(4)])
+    for path in series.iterdir():
+        dataset = dcmread(path)
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<i2").astype(">i2").tobytes()
+        bare = Dataset({element.tag: element for element in dataset})
+        bare.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+        assert path.read_bytes()[128:132] != b"DICM"
+        assert not dcmread(path, force=True).file_meta
+    assert np.array_equal(load_volume(series), as_read(hounsfield()))
+    assert describe(series).shape == (4, 6, 5, 1)
+
+
+def test_slices_of_a_slanted_scan_lie_on_a_line_from_which_none_may_be_shifted(tmp_path):
+    slanted = write_series(tmp_path / "a", hounsfield(), ImagePositionPatient=lambda k: [0, 1.5 * k, 2 * k + 0.02 * (k % 2)])
+    assert np.array_equal(load_volume(slanted), as_read(hounsfield()))
 
 
 def enhanced(path: Path, volume: np.ndarray, phases: int = 1) -> Path:
@@ -139,6 +161,7 @@ def test_a_file_of_many_frames_is_a_volume(tmp_path):
         ({"PixelSpacing": lambda k: [0.5, 0.75 + k // 3]}, "differ in pixel spacing"),
         ({"ImageOrientationPatient": lambda k: [1, 0, 0, 0, *((1, 0) if k else (0, 1))]}, "differ in orientation"),
         ({"ImagePositionPatient": lambda k: [0, 0, 2 * k + (k == 3)]}, "IM000. and IM000. are 3 mm apart, and others 2"),
+        ({"ImagePositionPatient": lambda k: [5 * (k == 1), 0, 2 * k]}, "IM000. lies 5 mm beside the line from IM000. to IM000.,"),
         ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "lie at the same place"),
         ({"ImagePositionPatient": [0, 0, 5]}, "lie at the same place"),
         ({"ImagePositionPatient": lambda k: [0, 0, k] if k else None}, "differ in whether they have a position"),
@@ -291,19 +314,54 @@ def test_class_folders_are_checked_as_those_of_photos_are(tmp_path):
         opened(root)
 
 
-def test_photos_beside_volumes_are_photos_unless_it_is_said(tmp_path, caplog):
+def test_photos_beside_as_many_volumes_or_more_are_left_out_and_told(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    root = fill(tmp_path / "set", scans=2)
+    for k in range(2):
+        save(picture(), root / "healthy" / f"shot{k}.png")
+    assert opened(root).shape == (4, 6, 5, 1)
+    assert "16 files of scans and 2 of photos, and is read as volumes; to read those such as" in notes(caplog)
+    assert "healthy/shot0.png, move the scans out of it" in notes(caplog)
+    for k in range(20):
+        for name in ("healthy", "ill"):
+            save(picture(), root / name / "photos" / f"{k}.png")
+    assert opened(root).shape == (6, 8, 3)
+    assert "ill/patient 0" not in notes(caplog)
+    assert "read as photos; to read those such as" in notes(caplog)
+    assert "add --volumes" in notes(caplog)
+    shutil.rmtree(root / "ill" / "photos")
+    with pytest.raises(InputError, match=r"ill: the class has no image.*DICOM files: read volumes with --volumes"):
+        opened(root)
+    monkeypatch.setattr(volume_walk, "MOST_LOOKED_AT", 16)  # half of which are the scans of healthy
+    assert opened(root).shape == (4, 6, 5, 1)
+    assert "has 8 files of scans and 8 of photos, and is read as volumes" in notes(caplog)
+
+
+def test_photos_alone_are_not_opened_to_see_whether_they_are_scans(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        save(picture(), tmp_path / name / "0.png")
+        (tmp_path / name / "notes.txt").write_text("x", "utf-8")
+    asked = []
+    monkeypatch.setattr(volume_walk.dicom, "is_dicom", lambda path: asked.append(path.name))
+    assert not volume_walk.hold_volumes(SourceOptions(str(tmp_path), tmp_path))
+    assert asked == ["notes.txt"] * 2
+
+
+def test_more_photos_than_volumes_are_photos_unless_it_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
     for name in ("a", "b"):
         for k in range(2):
             write_nifti(tmp_path / name / f"{k}.nii.gz", hounsfield(k))
     assert opened(tmp_path).shape == (4, 6, 5, 1)
-    (tmp_path / "a" / "0.png").write_bytes(b"")
+    for k in range(5):
+        (tmp_path / "a" / f"{k}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"b: the class has no image.*convert its 2 that end in \.nii\.gz.*--volumes"):
         opened(tmp_path)
     assert opened(tmp_path, volumes=True).shape == (4, 6, 5, 1)
 
 
-def test_a_table_names_folders_of_slices(tmp_path):
+def test_a_table_names_folders_of_slices(tmp_path, caplog):
+    caplog.set_level("INFO")
     root = fill(tmp_path / "set")
     lines = [f"{c}/patient {k}{'/ct' * (k % 2)},{c}" for c in ("healthy", "ill") for k in range(4)]
     (root / "labels.csv").write_text("\n".join(["file,label", *lines]), "utf-8")
@@ -311,6 +369,19 @@ def test_a_table_names_folders_of_slices(tmp_path):
     assert source.class_names == ("healthy", "ill")
     found = {volume.tobytes() for split in source.splits.values() for volume in everything(split)}
     assert found == {as_read(hounsfield(10 * c + k)).tobytes() for c in range(2) for k in range(4)}
+    assert "not in" not in notes(caplog)
+    enhanced(root / "ill" / "patient 9" / "IM1", hounsfield(19))
+    (root / "masks").mkdir()
+    write_nifti(root / "masks.nii", hounsfield())  # the table names no files
+    opened(root)
+    assert f"1 volume of the folder is not in {root / 'labels.csv'}: ill/patient 9" in notes(caplog)
+    caplog.clear()
+    with (root / "labels.csv").open("a", encoding="utf-8") as file:
+        file.write("\nill/patient 9/IM1,ill")
+    found = {volume.tobytes() for split in opened(root).splits.values() for volume in everything(split)}
+    assert (len(found), as_read(2 * hounsfield(19).astype(int) + 5).tobytes() in found) == (9, True)
+    assert "not in" not in notes(caplog)
+    shutil.rmtree(root / "ill" / "patient 9")
     (tmp_path / "link").mkdir()
     for line, words in (
         ("ill,ill", "line 2: .*ill holds 4 volumes, such as"),
@@ -332,6 +403,19 @@ def test_the_fingerprint_changes_with_every_slice(tmp_path):
     (root / "ill" / "patient 0" / "ct" / "notes.txt").write_text("x", "utf-8")
     found.append(opened(root).fingerprint)
     assert len(set(found)) == 3
+
+
+def test_files_of_many_frames_are_told_by_any_of_them_and_one_that_is_damaged_by_its_name(tmp_path):
+    root = tmp_path / "set"
+    for c, name in enumerate(("healthy", "ill")):
+        for k in range(1, 4):
+            enhanced(root / name / f"{k}.dcm", hounsfield(3 * c + k))
+    broken = root / "ill" / "0.dcm"
+    for content in (b"", b"\0" * 500, (root / "ill" / "1.dcm").read_bytes()[:-30]):
+        broken.write_bytes(content)
+        check_damage(opened(root), broken)
+    write_slice(broken, hounsfield()[0])  # a single frame
+    check_damage(opened(root), broken)
 
 
 def test_a_set_that_is_known_reads_no_headers(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Stacks of images as volumes: TIFF files of several pages and folders of slices, their types, and what is no stack."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,38 @@ def test_names_are_sorted_as_people_count():
     assert sorted(names, key=natural) == ["a", "z2_a9", "z2_a10", "z2_b1", "Z9", "z10", "²"]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["page0", "page1", "page2", "page4"], r"missing between page2\.png and page4\.png"),
+        (["a9_0", "a9_2", "a9_6"], r"missing between a9_2\.png and a9_6\.png"),
+        (["5", "10", "15"], ""),
+        (["1.5", "2.25", "9"], ""),
+        (["120001", "120103", "120304"], ""),  # times
+        (["a0_0", "a1_1", "a4_4"], ""),
+        (["first1", "last7"], ""),
+    ],
+)
+def test_a_number_that_is_missing_among_slices_is_a_gap(tmp_path, names, words):
+    for name in names:
+        Image.fromarray(stack(shape=(4, 5))).save(tmp_path / f"{name}.png")
+    if words:
+        with pytest.raises(ValueError, match=words):
+            load_volume(tmp_path)
+    else:
+        assert load_volume(tmp_path).shape == (len(names), 4, 5, 1)
+
+
+def test_low_values_for_white_are_turned_or_refused(tmp_path):
+    black, white = (np.array([262, 3, 1, 0, value, 0], "<u2").tobytes() for value in (1, 0))
+    for path in (write_stack(tmp_path / "a.tif", stack()), write_stack(tmp_path / "b.tif", stack("uint16"))):
+        assert path.read_bytes().count(black) == 3
+        path.write_bytes(path.read_bytes().replace(black, white))
+    assert np.array_equal(load_volume(tmp_path / "a.tif"), 255 - stack()[..., None])
+    with pytest.raises(ValueError, match="WhiteIsZero"):
+        load_volume(tmp_path / "b.tif")
+
+
 def test_what_is_no_stack_is_a_damaged_sample(tmp_path):
     root = fill(tmp_path)
     broken = root / "tumour" / "1.tif"
@@ -152,6 +185,27 @@ def test_stacks_in_class_folders_need_the_option(tmp_path, caplog):
         everything(opened(root, volumes=True, known=lambda *_: (source.shape, source.splits["train"].dtype)).splits["train"])
 
 
+def test_a_single_page_or_a_damaged_file_beside_stacks_makes_them_no_slices(tmp_path):
+    root = fill(tmp_path / "set")
+    first = root / "tumour" / "-overview.tif"
+    write_stack(first, [stack()[0]])
+    check_damage(opened(root, volumes=True), first)
+    whole = write_stack(first, stack()).read_bytes()
+    for part in (10, 50, 90, 160, len(whole) - 20):  # within the first page's header, and behind it
+        first.write_bytes(whole[:part])
+        check_damage(opened(root, volumes=True), first)
+    shutil.rmtree(root / "tumour")
+    first.parent.mkdir()
+    first.write_bytes(whole[:50])  # by itself
+    check_damage(opened(root, volumes=True), first)
+    for k in range(3):
+        Image.fromarray(stack(shape=(4, 5))).save(tmp_path / f"{k}.tif")
+    assert load_volume(tmp_path).shape == (3, 4, 5, 1)
+    write_stack(tmp_path / "1.tif", stack())
+    with pytest.raises(ValueError, match=r"slice 1\.tif has 3 pages"):
+        load_volume(tmp_path)
+
+
 def test_a_table_names_stacks_without_the_option(tmp_path):
     root = fill(tmp_path)
     for k in range(3):
@@ -172,7 +226,7 @@ def test_a_run_on_stacks_classifies_a_stack_a_folder_of_slices_and_folders_of_th
         ("new/b.tiff", [1]), ("new/slices", [0]), ("new", [1, 0]), ("set", range(6)), ("set/tumour", range(3, 6)),
     ):  # fmt: skip
         assert np.array_equal(everything(to_classify(tmp_path / name, store)), [stack(seed=k)[..., None] for k in expected]), name
-    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and the others uint8"):
+    with pytest.raises(InputError, match=r"c\.tif has voxels of type uint16, and the run's images uint8"):
         everything(to_classify(write_stack(tmp_path / "c.tif", stack("uint16")), store))
     with pytest.raises(InputError, match="is no volume file"):
         to_classify(tmp_path / "new" / "slices" / "0.png", store)

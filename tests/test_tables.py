@@ -65,6 +65,20 @@ def everything_of(root: Path, **options) -> list[np.ndarray]:
 # Tables
 
 
+def test_volumes_that_a_table_does_not_name_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = table(four(tmp_path), rows(["0.nii.gz", "1.nii.gz", "2.nii.gz", "below/3.nii.gz"]))
+    (root / "below").mkdir()
+    (root / "3.nii.gz").rename(root / "below" / "3.nii.gz")
+    opened(root)
+    assert "not in" not in caplog.text
+    for name in ("below/4.nii.gz", "5.nii.gz", ".6.nii.gz", "notes.txt", "deep/7.nii.gz"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    opened(root)
+    assert f"2 volumes of the folder are not in {root / 'labels.csv'}: 5.nii.gz (and 1 more)" in caplog.text
+
+
 def test_a_table_is_read_as_spreadsheets_and_scripts_write_it(tmp_path):
     root = four(tmp_path / "set")
     (tmp_path / "link").symlink_to(root)
@@ -111,6 +125,8 @@ def test_volumes_and_arrays_may_have_suffixes_in_any_case(tmp_path, random_array
         (rows("abcd", ";"), r"first line must name the columns file,label.*semicolons.*commas"),
         (rows("abcd", "\t"), "tabs"),
         (rows("abcd", "|"), "bars"),
+        (["path,label", "0.nii.gz,1"], "must name the columns file,label or file,label,split; it names path,label$"),
+        (["file,label", "scan99,1"], r"line 2: there is no scan99, which does not end in \.nii or .*, and is no folder;"),
         (["file,label,label", "0.nii.gz,1,2"], "the column label twice"),
         (["file,label", "0.nii.gz,1", "{root}/0.nii.gz,1"], r"line 3: 0\.nii\.gz is listed in line 2 already"),
         (["file,label", "../other/0.nii.gz,1"], r"line 2: \.\./other/0\.nii\.gz lies outside"),

@@ -128,21 +128,21 @@ def test_every_phase_has_its_own_peak_of_memory_which_a_later_attempt_keeps():
         Timeline()  # as of a rank that works alone
     with first.phase("gather"):
         kept = first.to_save()
-    resident = dict(zip(PHASES, first.peaks[:, 0].tolist(), strict=True))
+    resident = dict(zip(PHASES, first.take_peaks()[:, 0].tolist(), strict=True))
     assert resident["local"] > max(resident["start"], resident["gather"]) + (48 << 20)
     assert resident["gather"] > 0 == resident["dnn"]
     second = Timeline()
     with second.phase("gather"):
         touch(1 << 27)  # more than what the first one had there
     second.restore(kept)
-    assert second.peaks[PHASES.index("gather"), 0] > resident["gather"] + (96 << 20)
+    assert second.take_peaks()[PHASES.index("gather"), 0] > resident["gather"] + (96 << 20)
     with second.phase("gather"):
         touch(1 << 26)
-    again = dict(zip(PHASES, second.peaks[:, 0].tolist(), strict=True))
+    again = dict(zip(PHASES, second.take_peaks()[:, 0].tolist(), strict=True))
     assert again["local"] == resident["local"] and again["gather"] > resident["gather"] + (48 << 20)
     second.restore({name: values for name, values in kept.items() if name != "timeline/peaks"})  # as an older version has saved it
     second.begin()
-    assert not second.peaks[1:].any()
+    assert not second.take_peaks()[1:].any()
 
 
 def test_where_a_peak_is_not_forgotten_it_is_that_of_the_process_so_far(monkeypatch, tmp_path):

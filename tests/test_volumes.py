@@ -222,7 +222,7 @@ def test_headers_that_nibabel_mends_are_read_in_silence(tmp_path):
 def test_different_shapes_are_refused_with_two_files_and_the_option(tmp_path):
     root = fill(tmp_path)
     save(root / "3.nii", voxels(3, (3, 6, 5)))
-    with pytest.raises(InputError, match=r"0\.nii has shape \(5, 4, 3, 1\) and .*3\.nii has \(5, 6, 3, 1\).*--volume-size"):
+    with pytest.raises(InputError, match=r"0\.nii has shape \(5, 4, 3, 1\) and .*3\.nii has \(5, 6, 3, 1\).*--volume-size.*missing"):
         opened(root)
     source = opened(root, volume_size=(2, 4, 6))
     assert source.shape == (2, 4, 6, 1)

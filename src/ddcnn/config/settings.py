@@ -84,6 +84,11 @@ class RunSettings(DataSettings, TrainingSettings):
         """Whether a method has a single network, which sees the whole image."""
         return Method(method).whole_image or self.splitting.composes(method)
 
+    @property
+    def joint(self) -> list[Method]:
+        """Those of the methods that train local CNNs and DNN together."""
+        return [method for method in map(Method, self.methods) if method.joint and not self.splitting.composes(method)]
+
     def phases_of(self, method: str) -> tuple[str, ...]:
         """The phases whose seconds and bytes a method needs; a composed network needs no DNN."""
         return ("local", "transfer") if self.splitting.composes(method) else PHASES_OF[Method(method)]

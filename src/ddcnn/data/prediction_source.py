@@ -14,13 +14,14 @@ from ddcnn.data.sources import SourceOptions, balanced_subset, is_path, named_wi
 from ddcnn.data.sources.array_files import NAMES, OPENERS, Array, array_split
 from ddcnn.data.sources.base import Split, same_type
 from ddcnn.data.sources.decoding import SUFFIXES, format_like, opened, to_array
-from ddcnn.data.sources.dicom import is_dicom
+from ddcnn.data.sources.dicom_files import is_dicom
 from ddcnn.data.sources.folders import Walk
 from ddcnn.data.sources.image_headers import Headers
 from ddcnn.data.sources.resizing import Fit, fit_split, sample_by_sample
 from ddcnn.data.sources.splits import completed, joined
-from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
-from ddcnn.data.sources.volumes import VolumeWalk, kind_of, load_volume
+from ddcnn.data.sources.volume_walk import SUFFIXES as VOLUMES
+from ddcnn.data.sources.volume_walk import VolumeWalk, kind_of
+from ddcnn.data.sources.volumes import load_volume
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.io.hdf5 import parsing, reading
@@ -174,7 +175,7 @@ def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[
 
     def load(i: int) -> np.ndarray:
         if options.volumes or pixels is None:
-            image = load_volume(paths[i], dtype)
+            image = load_volume(paths[i], dtype, "the run's images")
         else:
             with opened(paths[i]) as file:
                 headers.meet(file, paths[i])

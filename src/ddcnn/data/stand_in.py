@@ -8,7 +8,7 @@ import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet
 
-UNIFORM = 255  # pixels that are integers lie between 0 and this, where their type holds it
+UNIFORM = 255  # pixels that are integers lie below this, and below the largest of their type
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from ddcnn.method.interface import evaluate_interface, gather_interface
 from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import classify_together
-from ddcnn.training.loop import Callback, Recipe, Trainer
+from ddcnn.training.loop import Callback, Trainer
+from ddcnn.training.recipe import Recipe
 
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (

@@ -21,7 +21,8 @@ from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision
-from ddcnn.training.loop import Epoch, Recipe, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.recipe import Recipe
 from ddcnn.training.resume import Checkpointer
 
 

@@ -38,14 +38,14 @@ def dry_run(world: World, settings: RunSettings, store: PartitionedSet, partitio
     kind = memory.KINDS.index("reserved" if problem.policy.device.type == "cuda" else "resident")  # which is short
     program, trial = in_use(problem.policy.device), Trial(problem)
     estimate = Estimate(problem, trial.paces())
-    peaks = world.timeline.peaks[:, kind].copy()
+    peaks = world.timeline.take_peaks()[:, kind].copy()
     own = []
     for phase in problem.settings.phases:
         tried = Method.GLOBAL if phase in tuple(Method) and problem.settings.sees_whole_image(phase) else phase
         tried = {"folds": "local", Method.TRANSFER: Method.COHERENT}.get(tried, tried)
         needed = estimate.memory(phase, program, float(peaks[PHASES.index(tried)]), trial.few.store)
         own.append([estimate.seconds(phase), needed.total, *astuple(needed)])
-    ranks, opening = world.gather(np.array(own)), world.gather(world.timeline.peaks[PHASES.index("partition"), :1])
+    ranks, opening = world.gather(np.array(own)), world.gather(world.timeline.take_peaks()[PHASES.index("partition"), :1])
     if ranks is not None and opening is not None:
         show(problem, estimate, Expected(partitioning, float(opening.max()), ranks, len(seeds)))
 

@@ -12,10 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from ddcnn.config.methods import Method
+from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import times
+from ddcnn.experiment.disk import checkpoint_bytes, shortages
 from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import Problem
 from ddcnn.io.progress import duration
+from ddcnn.io.run_folder import RUNS, RunFolder
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.networks.operations import multiply_adds
@@ -47,11 +50,13 @@ class Expected:
 
 def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     """On rank 0."""
-    store, world = problem.store, problem.world
+    store, world, output = problem.store, problem.world, problem.settings.output
     images = ", ".join(f"{samples:,} {split}" for split, samples in store.samples.items())
     logger.info("images     %s of %s, %d classes", images, times(store.shape), len(store.class_names))
     how = f"{problem.policy.device}, {problem.policy.precision}, threads {torch.get_num_threads()}"
-    logger.info("ranks      %d, %d subdomains each, %s", world.size, len(problem.owned), how)
+    own, sharing = len(problem.owned), problem.groups.data_parallel.size
+    shares = f"{own} subdomain{'s' * (own > 1)} each" if sharing == 1 else f"{sharing} of them a subdomain"
+    logger.info("ranks      %d, %s, %s", world.size, shares, how)
     _tell(("subdomain", "pixels", "size", "parameters", "multiply-adds a sample"), _subdomain_rows(problem), left=("pixels", "size"))
     _tell(("method", "parameters", "multiply-adds a sample", "epochs"), _method_rows(problem, estimate))
     longest, fullest = expected.ranks[..., 0].max(axis=0), expected.ranks[..., 1].argmax(axis=0)
@@ -65,11 +70,23 @@ def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     last = [f"{expected.seeds} seeds" if expected.seeds > 1 else "in all", duration(whole), most, *dashes]
     kind = "GPU memory of a rank" if problem.policy.device.type == "cuda" else "memory a rank"
     _tell([kind if name == "memory a rank" else name for name in PHASES_HEADER], [first, *rows, last])
-    there = " (there already)" if expected.partitioning is None else ""
-    logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, human(estimate.checkpoint_bytes))
+    _tell_disk(problem.settings, estimate, expected)
+    if problem.settings.resume and output and RunFolder(output).is_run:
+        logger.info("All is of the whole run, of which a part is done.")
     if problem.settings.early_stopping is not None:
         logger.info("A training that stops early takes less time.")
     logger.info("Times are without the start of the processes and the report. Nothing was trained that is kept, and nothing written.")
+
+
+def _tell_disk(settings: RunSettings, estimate: Estimate, expected: Expected) -> None:
+    """Of all seeds, one after the other."""
+    (most, end), done = checkpoint_bytes(estimate), expected.partitioning is None
+    earlier = (expected.seeds - 1) * end
+    there, its = " (there already)" if done else "", f"at most {human(earlier + most)} while it runs, {human(earlier + end)} at the end"
+    logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, its)
+    needed = [(settings.output or RUNS, earlier + most), *([] if done else [(settings.partitions, float(estimate.set_bytes))])]
+    for text in shortages(needed):
+        logger.info("note: %s", text)
 
 
 def _tell(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> None:

@@ -1,6 +1,8 @@
-"""What a run will take, from the pace of its trainings and the sizes of what it holds: seconds, memory of a rank, disk."""
+"""What a run will take, from the pace of its trainings and the sizes of what it holds: seconds, and memory of a rank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -11,9 +13,10 @@ from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.method.interface import values_per_subdomain
+from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.allocator import LARGE
-from ddcnn.training.loop import Recipe
+from ddcnn.training.recipe import Recipe
 
 FLOAT = 4  # bytes
 STATE = {"adamw": 2, "sgd": 1}  # numbers that an optimizer keeps for a parameter
@@ -54,13 +57,9 @@ class Estimate:
         self.problem, self.paces, self.settings = problem, paces, problem.settings
         self.store, self.networks = problem.store, problem.networks
         self.samples = problem.store.samples
-        self.local_cnn = self.networks.make_local(0)() if self.settings.needs("local") or self._joint else None
+        self.local_cnn = self.networks.make_local(0)() if self.settings.needs("local") or self.settings.joint else None
         self.values = values_per_subdomain(self.settings.interface, self.local_cnn) if self.local_cnn else 0  # C
         self.own = len(problem.owned)
-
-    @property
-    def _joint(self) -> list[Method]:
-        return [m for m in map(Method, self.settings.methods) if m.joint and not self.settings.splitting.composes(m)]
 
     # Seconds
 
@@ -194,13 +193,13 @@ class Estimate:
         return curve
 
     @property
-    def _state(self) -> int:
+    def state(self) -> int:
         """Numbers that are kept of each parameter beside it and its gradient: the optimizer's, the average, and of the best epoch."""
         return STATE[self.settings.optimizer] + (self.settings.ema is not None) + (self.settings.keeps == "best")
 
     def _parameters(self, phase: str, own: int) -> tuple[float, float]:
         """Bytes of parameters and gradients of so many local CNNs or of another network, and of optimizer and average."""
-        state, local = self._state, count_parameters(self.local_cnn) if self.local_cnn else 0
+        state, local = self.state, count_parameters(self.local_cnn) if self.local_cnn else 0
         if phase in ("local", "folds"):
             return 2.0 * FLOAT * local * own, float(state * FLOAT * local)
         if phase == "gather":
@@ -214,27 +213,15 @@ class Estimate:
         return 2.0 * FLOAT * both, float(state * FLOAT * both)
 
     @property
+    def make_dnn(self) -> Callable[[], DenseNetwork]:
+        return partial(DenseNetwork, self.settings.interface, self.networks.subdomains, self.values, self.networks.classes)
+
+    @property
     def dnn_parameters(self) -> int:
-        from ddcnn.networks.dense import DenseNetwork
-
-        return count_parameters(DenseNetwork(self.settings.interface, self.networks.subdomains, self.values, self.networks.classes))
-
-    # Disk, of all ranks together
+        return count_parameters(self.make_dnn())
 
     @property
     def set_bytes(self) -> int:
-        """Of the partitioned set."""
+        """Of the partitioned set, on disk."""
         places = range(len(self.store.decomposition))
         return sum(stored_bytes(self.store, split, place) for split in self.store.samples for place in places)
-
-    @property
-    def checkpoint_bytes(self) -> float:
-        """Of the networks that stay, and of the states of the longest training that are kept while it goes on."""
-        local = count_parameters(self.local_cnn) if self.local_cnn else 0
-        decomposed = local * self.networks.subdomains
-        sizes = [decomposed] if self.settings.needs("local") else []
-        sizes += [decomposed + self.dnn_parameters for _ in self._joint]
-        sizes += [self.dnn_parameters] if self.settings.needs("dnn") else []
-        whole = [method for method in map(Method, self.settings.methods) if self.settings.sees_whole_image(method)]
-        sizes += [self.networks.global_parameters or 0 for _ in whole]
-        return FLOAT * (2 * sum(sizes) + self.settings.keep_checkpoints * (1 + self._state) * max(sizes, default=0))

@@ -5,6 +5,7 @@ from math import prod
 
 from ddcnn.config.methods import Method
 from ddcnn.experiment.problem import Problem
+from ddcnn.io.progress import Overall
 from ddcnn.method.work import Counts, Network, Sizes, counts, dense, networks
 
 SECONDS = {  # for each, about: the speed that a run has corrects them
@@ -12,6 +13,14 @@ SECONDS = {  # for each, about: the speed that a run has corrects them
     "cuda": Counts(local_operations=2e-13, global_operations=1e-13, layer_steps=4e-5, collectives=2e-4, bytes_sent=1e-9),
 }
 UNKNOWN = Network(1e7, 20, 100_000, 10)  # in place of a network that cannot be counted
+
+
+def overall(problem: Problem, runs: int) -> Overall | None:
+    """How far so many runs together are; None if their sizes cannot be counted, since what is only shown fails no run."""
+    try:
+        return Overall(runs * phase_sizes(problem))
+    except Exception:
+        return None
 
 
 def phase_sizes(problem: Problem) -> list[tuple[str, float]]:

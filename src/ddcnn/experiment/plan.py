@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.config.data_settings import DataSettings, PartitionSettings
-from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.partition import PartitionOptions, partition
 from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
@@ -23,6 +22,7 @@ from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.fitting import check_networks, check_trained
 from ddcnn.experiment.resumed import Resumed, images_of
+from ddcnn.io.atomic import check_place
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks.user_code import look_in
@@ -122,7 +122,10 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
     check_validates(settings, "validation" in selected, why_none(settings))
     check_fits(ranks, settings, decomposition, len(selected["train"]), source.shape[-1], len(source.class_names))
     check_trained(settings, decomposition, source, source.splits["train"].dtype.str, resumed)
-    return source, _place(settings, options, source.fingerprint, len(decomposition.grid))
+    target = _place(settings, options, source.fingerprint, len(decomposition.grid))
+    if not target.is_file():
+        check_place(target)
+    return source, target
 
 
 def _place(settings: RunSettings, options: SourceOptions, fingerprint: str, axes: int) -> Path:
@@ -208,11 +211,10 @@ def check_methods(settings: RunSettings) -> None:
     """Refuses methods that do not go with other settings, and a run to start from that does not fit."""
     if settings.tensorboard:
         check_board()
-    joint = [method for method in Method if method.joint and not settings.splitting.composes(method)]
-    if settings.precision == "fp16" and set(joint) & set(settings.methods):
+    if settings.precision == "fp16" and settings.joint:
         raise InputError(
             "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
-            f"or leave {' and '.join(joint)} out of --methods"
+            f"or leave {' and '.join(settings.joint)} out of --methods"
         )
     if settings.start_from and settings.needs("local"):
         start = RunFolder(settings.start_from)
@@ -268,7 +270,7 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     subdomains = len(decomposition) * settings.networks_per_subimage
     if settings.dnn_data != "train" and samples < settings.folds:
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
-    sharing = ranks if Method.GLOBAL in settings.methods else max(1, ranks // subdomains)
+    sharing = ranks if any(map(settings.sees_whole_image, settings.methods)) else max(1, ranks // subdomains)
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     check_networks(settings, decomposition, channels, classes)

@@ -25,8 +25,9 @@ from ddcnn.parallel.world import World
 from ddcnn.report.metrics import cross_entropy
 from ddcnn.training.data_parallel import global_batch_size
 from ddcnn.training.kept import Score
-from ddcnn.training.loop import Callback, Recipe
+from ddcnn.training.loop import Callback
 from ddcnn.training.precision import DevicePolicy, choose_device
+from ddcnn.training.recipe import Recipe
 from ddcnn.training.validation import Selection, Validation
 
 SMALL_BATCH = 8  # in a smaller one, batch normalisation sees too little

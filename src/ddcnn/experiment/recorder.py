@@ -143,7 +143,7 @@ class Recorder:
         """All ranks together; on rank 0 what all have recorded."""
         whole = self.problem.networks.global_parameters
         sent = self.world.gather(np.array(list(self.world.timeline.sent.values())))
-        peaks = self.world.gather(self.world.timeline.peaks)
+        peaks = self.world.gather(self.world.timeline.take_peaks())
         spans = self.world.gather_rows(self.world.timeline.array())
         epochs = self.world.gather_rows(np.array(self._recorded.epochs).reshape(-1, len(COLUMNS)))
         subdomains = self.world.gather_rows(np.array(self._subdomains).reshape(-1, 4))

@@ -19,7 +19,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.errors import Stopped
 from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
-from ddcnn.experiment.phase_sizes import phase_sizes
+from ddcnn.experiment.phase_sizes import overall
 from ddcnn.experiment.problem import Problem, notes, prepare
 from ddcnn.experiment.recorder import Recorder, try_report
 from ddcnn.experiment.resumed import keep_origin
@@ -44,7 +44,7 @@ def checked(world: World, settings: RunSettings, store: PartitionedSet) -> tuple
     settings, networks = problem.settings, problem.networks
     with world.raise_on_all_ranks():
         seeds = [settings.model_copy(update={"seed": settings.seed + k, "seeds": 1}) for k in range(settings.seeds)]
-        if settings.start_from and settings.needs("local") and store.source_sha256:  # not of a set that is yet to be partitioned
+        if settings.start_from and settings.needs("local"):
             seeds = [replace(networks, settings=seed).check_start(problem.owned) for seed in seeds]
     if settings.start_from:  # whose local CNNs may have stopped early, each after its own number of epochs
         seeds = [seed.model_copy(update={"epochs": world.largest(seed.epochs)}) for seed in seeds]
@@ -83,16 +83,16 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
     """One run per seed; several runs have a folder each."""
     world, weights = problem.world, problem.weights.sha256 if problem.weights else ""
 
-    def overall(number: int) -> Overall | None:
+    def shown(number: int) -> Overall | None:
         """How far so many runs together are, on rank 0."""
-        return Overall(number * phase_sizes(problem)) if world.rank == 0 and problem.settings.progress != "none" else None
+        return overall(problem, number) if world.rank == 0 and problem.settings.progress != "none" else None
 
     if len(seeds) == 1:
-        run_seed(problem, seeds[0], output, stop_requests, overall(1))
+        run_seed(problem, seeds[0], output, stop_requests, shown(1))
         return
     folders = [output.seed(settings.seed) for settings in seeds]
     seeds = [settings.model_copy(update={"output": folder.path}) for settings, folder in zip(seeds, folders, strict=True)]
-    together = overall(sum(not resumes_finished(settings) for settings in seeds))
+    together = shown(sum(not resumes_finished(settings) for settings in seeds))
     for settings, folder in zip(seeds, folders, strict=True):
         if folder != folders[0]:
             world.barrier()

@@ -22,8 +22,9 @@ from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import train_data_parallel
-from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState, classify, evaluation_batch
+from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState, classify, evaluation_batch
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 SECONDS = 0.8  # of timed steps of a training, if that are more than two
 MOST_STEPS, LONG = 60, 60.0
@@ -92,7 +93,6 @@ class Trial:
         """Of what the methods need: "local", "gather", "dnn" (on rank 0), "joint" (of coherent and transfer), "global"; all ranks."""
         problem, settings, timeline = self.problem, self.problem.settings, self.problem.world.timeline
         composed = settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods
-        joint = [method for method in settings.methods if Method(method).joint and not settings.splitting.composes(method)]
         found: dict[str, Pace] = {}
         local: nn.Module | None = None
         if settings.needs("local"):
@@ -105,9 +105,9 @@ class Trial:
                 if problem.world.rank == 0 and problem.dnn_samples.kind != "none":  # else it is taken from an earlier run
                     found["dnn"] = self.dnn()
                 problem.world.barrier()
-        if joint:
+        if settings.joint:
             with timeline.phase(Method.COHERENT):
-                found["joint"] = self.joint(joint[0])
+                found["joint"] = self.joint(settings.joint[0])
         if composed or Method.GLOBAL in settings.methods:
             with timeline.phase(Method.GLOBAL):
                 found["global"] = self.whole(Method.GLOBAL if Method.GLOBAL in settings.methods else Method.TRANSFER)
@@ -136,7 +136,7 @@ class Trial:
         across.gather(part)
         return Pace(0.0, (time.perf_counter() - begin) / GATHERED, 0.0)
 
-    def joint(self, method: str) -> Pace:
+    def joint(self, method: Method) -> Pace:
         problem, networks, group = self.problem, self.problem.networks, self.problem.groups.data_parallel
         images, test = self.few.owned_subimages("train"), self.few.owned_subimages("test")
         parts = [networks.new_local(index, "coherent") for index in problem.owned]
@@ -147,7 +147,7 @@ class Trial:
             train_coherent(group, trainer, network, images, chosen)
             return network
 
-        recipe = problem.joint_recipe(Method(method), group.size)
+        recipe = problem.joint_recipe(method, group.size)
         return self._pace(problem.world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
 
     def whole(self, method: Method) -> Pace:

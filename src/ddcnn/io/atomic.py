@@ -193,6 +193,23 @@ def not_written(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: cannot be written ({os.strerror(number) if number else error})")
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or the closest folder above it that exists (or whatever is in its place)."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError if no file or folder can be made there, as far as that is known without writing."""
+    place = nearest(path)
+    with disk_errors(path):
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, "")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns errors of the file system into an InputError that names the file."""

@@ -124,11 +124,7 @@ def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] 
     if _holder(path) != expected:
         return None
     if os.path.lexists(path):
-        with path.open("rb") as old:
-            running = running if _flock(old) else True
-        if running is not False:
-            remedy = "wait until it has ended" if running else f"if that has ended, delete {path}"
-            raise InputError(f"{path.parent} is in use by {expected or 'another process'}: {remedy}, or name another folder")
+        _refuse(path, expected, running)
         path.unlink()
     file = path.open("x", encoding="utf-8")
     try:
@@ -141,6 +137,23 @@ def _take(path: Path, expected: Holder | None, running: bool | None) -> IO[str] 
         raise
     _flock(file)
     return file
+
+
+def _refuse(path: Path, holder: Holder | None, running: bool | None) -> None:
+    """Raises InputError unless the job of a lock has ended."""
+    with path.open("rb") as old:
+        running = running if _flock(old) else True
+    if running is not False:
+        remedy = "wait until it has ended" if running else f"if that has ended, delete {path}"
+        raise InputError(f"{path.parent} is in use by {holder or 'another process'}: {remedy}, or name another folder")
+
+
+def check_free(folder: Path) -> None:
+    """Refuses as ``locked`` a folder that another job holds or may hold, but takes and writes nothing."""
+    path = folder / NAME
+    with disk_errors(path), suppress(FileNotFoundError):  # there is none, or its job has just ended
+        holder = _holder(path)
+        _refuse(path, holder, holder.is_running() if holder else False)
 
 
 def _flock(file: IO) -> bool:

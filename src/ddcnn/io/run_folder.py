@@ -16,8 +16,8 @@ from ddcnn.config.load import load
 from ddcnn.config.settings import CHANGEABLE, RunSettings
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError, Stopped, cause
-from ddcnn.io.atomic import disk_errors, write_json, write_text
-from ddcnn.io.lock import locked
+from ddcnn.io.atomic import check_place, disk_errors, write_json, write_text
+from ddcnn.io.lock import check_free, locked
 from ddcnn.io.origin import PATHS, Origin, digest_of_file, relocated
 
 MARK = "# settings of a run of ddcnn, written by it"  # first line of config.toml, by which a run's folder is recognised
@@ -43,6 +43,7 @@ LEFT_BY_A_RUN = {
     "checkpoints": ("*.h5", ".*.h5.*", "training"),
     "figures": ("*.png",),
 }  # folder -> patterns of what a new run clears  # fmt: skip
+RUNS = Path("runs")  # where a run is that has no --output
 SEED = re.compile(r"seed-\d+")  # the name of a folder
 logger = logging.getLogger(__name__)
 
@@ -247,11 +248,20 @@ def check_output(settings: RunSettings) -> None:
     output = settings.output
     if settings.resume and output is None:
         raise InputError("--resume: name the folder of the run with --output")
-    if output is None or not output.exists():
+    if output is None:
+        if settings.dry_run:  # a script of the Python API needs no folder
+            check_place(RUNS)
         return
-    if not output.is_dir():
+    if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: name a folder, which the run makes")
-    with locked(output):
+    check_place(output)
+    if not output.exists():
+        return
+    with ExitStack() as held:
+        if settings.dry_run:
+            check_free(output)
+        else:
+            held.enter_context(locked(output))
         RunFolder(output).check(settings)
     start = settings.start_from.resolve() if settings.start_from else None
     if start and (output.resolve() in (start, *start.parents) or start in output.resolve().parents):
@@ -261,7 +271,7 @@ def check_output(settings: RunSettings) -> None:
 def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
     """Makes the output folder, holds it for this job, and prepares it; InputError if another job holds it."""
     name = f"{short_name(settings.data)}-{times(settings.grid)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output = settings.output or Path("runs") / name
+    output = settings.output or RUNS / name
     with disk_errors(output):
         if settings.output is None and output.exists():  # of another run that was started in the same second
             output = output.with_name(f"{output.name}-{os.getpid()}")

@@ -112,11 +112,12 @@ class Networks:
             InputError: it is missing, or of another kind.
         """
         network = self.new_local(index, "local")
-        path = self._earlier.parameters(f"local-{index:04d}")
-        attributes = parameters.load(path, network, self.about_local(index))
+        path, about = self._earlier.parameters(f"local-{index:04d}"), self.about_local(index)
+        known = bool(about["data"])  # neither digest nor mean are known of images that are yet to be partitioned
+        attributes = parameters.load(path, network, {name: value for name, value in about.items() if known or name != "data"})
         if "epochs" not in attributes:
             raise InputError(f"{path}: has no number of epochs; it is of an older version of ddcnn")
-        if not all(np.allclose(attributes[name], getattr(self.store, name), rtol=1e-6) for name in ("mean", "std")):
+        if known and not all(np.allclose(attributes[name], getattr(self.store, name), rtol=1e-6) for name in ("mean", "std")):
             raise InputError(f"{path}: trained on images that were normalised otherwise than this run's; give the same --normalise")
         return network, int(attributes["epochs"])
 

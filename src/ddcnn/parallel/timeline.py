@@ -62,9 +62,8 @@ class Timeline:
         """Bytes that this rank has sent, by phase."""
         return dict(zip(PHASES, self._sent.tolist(), strict=True))
 
-    @property
-    def peaks(self) -> np.ndarray:
-        """(phases, 3) bytes: the peak memory of this rank in each phase, by ``memory.KINDS``; 0 where there is none."""
+    def take_peaks(self) -> np.ndarray:
+        """(phases, 3) bytes: the peak memory of each phase, by ``memory.KINDS``; 0 where there is none. The kernel's starts anew."""
         number = PHASES.index(self._phase)
         self._peaks[number] = np.maximum(self._peaks[number], memory.take_peaks())
         return self._peaks
@@ -79,7 +78,7 @@ class Timeline:
 
     def _change_phase(self, name: str) -> None:
         self._end_block()
-        self._peaks = self.peaks
+        self.take_peaks()
         self._phase = name
 
     @contextmanager
@@ -130,7 +129,7 @@ class Timeline:
 
     def to_save(self) -> dict[str, np.ndarray]:
         return {
-            "timeline/spans": self.array(), "timeline/sent": self._sent.copy(), "timeline/peaks": self.peaks.copy(),
+            "timeline/spans": self.array(), "timeline/sent": self._sent.copy(), "timeline/peaks": self.take_peaks().copy(),
             "timeline/seconds": np.array([self.now()]),
         }  # fmt: skip
 

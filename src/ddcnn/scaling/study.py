@@ -32,7 +32,7 @@ from ddcnn.scaling.measurements import Kind
 
 PATIENCE = 10  # seconds for the ranks to end when the study is ended
 DEFAULTS = {"methods": "vote,average,dnn", "evaluate_every": "0", "progress": "none"}  # where the user says nothing
-OWN = {"output", "overwrite", "resume", "time_limit", "start_from"}  # set by the study, or such that the run would be no measurement
+OWN = {"output", "overwrite", "resume", "time_limit", "start_from", "dry_run"}  # set by the study, or such that a run measures nothing
 OWN_IF_WEAK = {"data", "grid", "volumes", "decomposition"}
 RUN = re.compile(r"(\d+)(-\d+)?")  # name of a run's folder: its ranks, and from the second on the repetition
 

@@ -19,7 +19,8 @@ from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import dataset_name
 from ddcnn.training.kept import KeptEpoch, Score
-from ddcnn.training.loop import Callback, Epoch, Recipe, TrainState, parts_of
+from ddcnn.training.loop import Callback, Epoch, TrainState, parts_of
+from ddcnn.training.recipe import Recipe
 
 CONTINUE, SAVE, STOP = range(3)
 SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whether to save or stop

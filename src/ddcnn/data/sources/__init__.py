@@ -24,8 +24,9 @@ from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
 from ddcnn.data.sources.tables import TABLE, table_in
 from ddcnn.data.sources.torchvision_sets import class_names, torchvision_set
-from ddcnn.data.sources.volumes import SCANS, folders_of_volumes, hold_volumes, labelled_volumes
-from ddcnn.data.sources.volumes import SUFFIXES as VOLUMES
+from ddcnn.data.sources.volume_walk import SCANS, hold_volumes
+from ddcnn.data.sources.volume_walk import SUFFIXES as VOLUMES
+from ddcnn.data.sources.volumes import folders_of_volumes, labelled_volumes
 from ddcnn.errors import InputError, did_you_mean
 
 __all__ = [

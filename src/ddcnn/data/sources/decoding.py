@@ -30,7 +30,7 @@ SWAPPED = (5, 6, 7, 8)  # orientations that turn the image by a quarter
 BITS, SAMPLE_FORMAT = 258, 339  # TIFF tags
 SIGNED = 2  # a sample format
 UNSUPPORTED = re.compile(
-    "unknown (pixel|raw) mode|unknown data organi|samples per pixel|unsupported|not (yet )?supported|cannot handle 1[26]-bit|not available",
+    "unknown (pixel|raw) mode|samples per pixel|unsupported|not (yet )?supported|cannot handle 1[26]-bit|not available",
     re.I,
 )
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it reports what it raises, too

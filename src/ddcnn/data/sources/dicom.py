@@ -3,13 +3,8 @@
 DICOM's axes point to the left, the back and the head of a patient, NIfTI's to the right, the front and the head.
 """
 
-import logging
 import math
-import os
-import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -18,21 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from ddcnn.data.sources.decoding import MOST_BYTES
-from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
+from ddcnn.data.sources.dicom_files import dataset_of, files_in, missing_decoder, pixels_of, quiet
 from ddcnn.data.sources.nifti import canonical, canonical_shape
 from ddcnn.decomposition import times
 from ddcnn.errors import InputError
 from ddcnn.parallel.heartbeat import beat
 
-SUFFIXES = (".dcm", ".dicom", ".ima")  # of files that are DICOM whatever their first bytes are; most others have no suffix
-DIRECTORY = "DICOMDIR"  # an index of a disk, itself a DICOM file
 TAGS = [
     "SeriesInstanceUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 UNEVEN = 0.25  # of the usual gap, by which others may differ: positions are rounded, a missing slice doubles a gap
-UNORDERED = "no positions (ImagePositionPatient): its slices stand in the order of their numbers, and are not turned"
+UNORDERED = "no {}: its slices stand in the order of their numbers, and are not turned"
 
 
 @dataclass(frozen=True)
@@ -60,30 +53,14 @@ class Slice:
     scale: tuple[float, float]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its name or its first bytes."""
-    if path.name.upper() == DIRECTORY or path.name.lower().endswith(IMAGES):
-        return False
-    if path.name.lower().endswith(SUFFIXES):
-        return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def frames_of(path: Path) -> int:
-    """The number of frames of a file; 1 if it cannot be read."""
-    try:
-        with _quiet():
-            return int(_dataset(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1)
-    except Exception:  # pydicom raises anything; the damage is told when the volume is read
-        return 1
-
-
 def shape_of(path: Path) -> tuple[tuple[int, ...], str]:
     """(depth, rows, columns, 1) of a folder of slices or a file of frames by the headers, and a remark on it; raises as ``load``."""
     slices, affine = _series(path)
     shape = len(slices), *slices[0].shape
-    return (*(shape if affine is None else canonical_shape(shape[::-1], affine)), 1), UNORDERED if affine is None else ""
+    if affine is None:
+        missing = "positions (ImagePositionPatient)" if slices[0].position is None else "orientation (ImageOrientationPatient)"
+        return (*shape, 1), UNORDERED.format(missing)
+    return (*canonical_shape(shape[::-1], affine), 1), ""
 
 
 def load(path: Path) -> np.ndarray:
@@ -98,7 +75,7 @@ def load(path: Path) -> np.ndarray:
     order = {one: k for k, one in enumerate(slices)}
     for file, members in groupby(sorted(slices, key=attrgetter("path", "frame")), attrgetter("path")):
         beat()
-        frames = _pixels(file)
+        frames = pixels_of(file)
         for one in members:
             slope, intercept = one.scale
             volume[order[one]] = frames[one.frame] if one.scale == (1, 0) else frames[one.frame] * slope + intercept
@@ -107,7 +84,7 @@ def load(path: Path) -> np.ndarray:
 
 def _series(path: Path) -> tuple[list[Slice], np.ndarray | None]:
     """The slices of a volume in their order, and a matrix (4, 4) as of NIfTI for (columns, rows, slices); None without positions."""
-    slices = [one for file in (_files(path) if path.is_dir() else [path]) for one in _slices(file)]
+    slices = [one for file in (files_in(path) if path.is_dir() else [path]) for one in _slices(file)]
     if len(slices) < 2:
         raise ValueError(f"it has {'one slice' if slices else 'no image'}, and is no volume (a folder of slices is one)")
     first = slices[0]
@@ -128,7 +105,9 @@ def _series(path: Path) -> tuple[list[Slice], np.ndarray | None]:
     if not 0.9 < np.linalg.norm(normal) < 1.1:
         raise ValueError(f"the ImageOrientationPatient of {_name(first)} is no orientation")
     ordered = _sorted(slices, np.array([one.position for one in slices]) @ normal, "mm")
-    start, end = (np.array(ordered[k].position) for k in (0, -1))
+    positions = np.array([one.position for one in ordered])
+    _check_line(ordered, positions, positions @ normal)
+    start, end = positions[0], positions[-1]
     affine = np.eye(4)
     affine[:3] = np.stack([along * first.spacing[1], down * first.spacing[0], (end - start) / (len(slices) - 1), start], axis=1)
     affine[:2] *= -1  # left and back become right and front
@@ -167,45 +146,27 @@ def _sorted(slices: list[Slice], places: np.ndarray, unit: str) -> list[Slice]:
     return ordered
 
 
+def _check_line(slices: list[Slice], positions: np.ndarray, places: np.ndarray) -> None:
+    """Refuses slices at ``positions`` (n, 3) that lie beside the line from the first to the last, on which they are at ``places`` (n,)."""
+    shares = (places - places[0]) / (places[-1] - places[0])
+    beside = np.linalg.norm(positions - positions[0] - shares[:, None] * (positions[-1] - positions[0]), axis=1)
+    if beside.max() > UNEVEN * (gap := abs(places[-1] - places[0]) / (len(slices) - 1)):
+        other = _name(slices[int(beside.argmax())])
+        raise ValueError(
+            f"{other} lies {beside.max():.4g} mm beside the line from {_name(slices[0])} to {_name(slices[-1])}, on which slices are "
+            f"{gap:.4g} mm apart: are they of one scan? Give each a folder of its own"
+        )
+
+
 def _name(one: Slice) -> str:
     return one.path.name + (f" frame {one.frame + 1}" if one.frame else "")
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder that are DICOM, or called like those that are, with a number: such a one is damaged, and must not be missed."""
-    with os.scandir(folder) as entries:
-        files = sorted(Path(entry.path) for entry in entries if entry.is_file() and not entry.name.startswith("."))
-    scans = {path for path in files if is_dicom(path)}
-    kinds = {_kind(path) for path in scans}
-    return [path for path in files if path in scans or (_kind(path) in kinds and re.search("[0-9]", path.name))]
-
-
-def _kind(path: Path) -> str:
-    """The suffix of a file, empty if it is only a part of a number, as in 1.2.840.10008."""
-    return path.suffix.lower() if path.suffix[1:].isalpha() else ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings about values that are not as the standard says, of which real files are full."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _dataset(path: Path, **options):
-    """Reads a file with pydicom, also one that lacks the first bytes that DICOM files have today."""
-    import pydicom
-
-    return pydicom.dcmread(path, force=True, **options)
-
-
 def _slices(path: Path) -> list[Slice]:
     """The slices of a file by its header, none if it is no image (a report, a plan)."""
-    with _quiet():
+    with quiet():
         try:
-            dataset = _dataset(path, stop_before_pixels=True, specific_tags=TAGS)
+            dataset = dataset_of(path, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.get("Rows") is None:
                 if dataset.preamble is None:
                     raise ValueError("it is no DICOM image")
@@ -263,33 +224,5 @@ def _check(path: Path, dataset) -> None:
         raise ValueError("is MONOCHROME1, with low values for white: convert all to MONOCHROME2, so that values mean the same")
     if dataset.get("ModalityLUTSequence"):
         raise ValueError("has a look-up table of values (ModalityLUTSequence), which is not read: save it with the values themselves")
-    if advice := _decoder(dataset):
+    if advice := missing_decoder(dataset):
         raise InputError(f"{path} {advice}")
-
-
-def _decoder(dataset) -> str:
-    """What is missing to decompress a file, empty if nothing is."""
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_compressed:
-        return ""
-    what = f"is compressed ({syntax.name}), which"
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        return f"{what} pydicom does not read: decompress it, for example with gdcmconv"
-    if decoder.is_available:
-        return ""
-    packages = next((re.findall(r"[\w-]+(?=>=)", line) for line in decoder.missing_dependencies if line.startswith("pylibjpeg")), [])
-    return f"{what} needs a package that is missing: pip install {' '.join(packages)}"
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """The stored values (frames, rows, columns) of a file."""
-    with _quiet():
-        try:
-            dataset = _dataset(path)
-            return dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
-        except Exception as error:  # pydicom raises anything
-            raise ValueError(f"{path.name}: {' '.join(str(error).split()) or type(error).__name__}") from None

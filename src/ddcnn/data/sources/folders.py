@@ -11,6 +11,7 @@ import numpy as np
 
 from ddcnn.data.sources.base import SPLIT_NAMES, SPLITS, Source, SourceOptions
 from ddcnn.data.sources.decoding import SUFFIXES, PixelFormat, decode, format_like
+from ddcnn.data.sources.dicom_files import is_dicom
 from ddcnn.data.sources.image_headers import Headers, header
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
 from ddcnn.errors import InputError, file_name
@@ -112,14 +113,18 @@ def _class_files(walk: "Walk", folder: Path, class_names: list[str]) -> Iterator
         before = walk.left_out.copy()
         paths = sorted(walk.files(class_folder), key=str)
         if not paths:
-            way_out = (
-                f"convert its {others}{_volumes(walk)}" if (others := counted(walk.left_out - before)) else "add some, or remove the folder"
-            )
+            if others := counted(walk.left_out - before):
+                way_out = f"convert its {others}{_volumes(walk)}"
+            elif any(map(is_dicom, Walk(walk.root, ("",), walk.follow_links).files(class_folder))):
+                way_out = "it holds DICOM files: read volumes with --volumes"
+            else:
+                way_out = "add some, or remove the folder"
             raise InputError(f"{class_folder}: the class has no {walk.sought}; {way_out}")
         if class_folder in paths:
             raise InputError(
-                f"{class_folder}: holds slices itself, as if it were one volume; give every volume a folder of its own, CLASS/VOLUME/…; "
-                "if these are photos, leave --volumes and --volume-size out, and convert DICOM to PNG"
+                f"{class_folder}: holds slices itself, as if it were one volume, but is read as a class; give every volume a folder of its "
+                "own, CLASS/VOLUME/…; if these are photos, leave --volumes and --volume-size out where they were given, and convert DICOM "
+                "to PNG"
             )
         yield from ((path, number[name]) for path in paths)
 
@@ -188,6 +193,10 @@ class Walk:
     def holds(self, folder: Path) -> bool:
         """Whether images lie directly in a folder."""
         return any(entry.is_file() and entry.name.lower().endswith(self.suffixes) for entry in folder.iterdir())
+
+    def takes(self, path: Path) -> bool:
+        """Whether what a line of a table names can be a sample."""
+        return path.name.lower().endswith(self.suffixes)
 
     def sample(self, path: Path, where: str) -> Path:
         """The sample that a line of a table names; InputError, which says ``where``, if there is none."""

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,16 +19,17 @@ from ddcnn.parallel.heartbeat import beat
 
 TIFF = (".tif", ".tiff")
 T = TypeVar("T")
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag and its value; Pillow turns such values of up to 8 bits only
 DESCRIPTION = 270  # TIFF tag, in which ImageJ and OME-TIFF say what the pages are
 
 
 def pages_of(path: Path) -> int:
-    """The number of pages of a TIFF file; 1 if it cannot be read."""
+    """The number of pages of a TIFF file; 0 if it cannot be read."""
     try:
         with opened(path) as image:
             return getattr(image, "n_frames", 1)
     except Exception:  # Pillow raises anything; the damage is told when the volume is read
-        return 1
+        return 0
 
 
 def shape_of(path: Path) -> tuple[tuple[int, ...], np.dtype]:
@@ -66,9 +68,10 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
         files = slices_in(path)
         if len(files) < 2:
             raise ValueError(f"it has {'one slice' if files else 'no slices'}, and is no volume")
+        _check_numbers(files)
         return len(files), _of_files(files)
     with opened(path) as image:
-        count = _on_page(2, lambda: getattr(image, "n_frames", 1))
+        count = _on_page(2, partial(getattr, image, "n_frames", 1))
         _check_description(path, str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")), count)
     if count < 2:
         raise ValueError("it has a single page, and is no volume (a folder of slices is one); photos go without --volumes and labels.csv")
@@ -78,6 +81,8 @@ def _pages(path: Path) -> tuple[int, Iterator[Image.Image]]:
 def _of_files(files: list[Path]) -> Iterator[Image.Image]:
     for file in files:
         with opened(file) as image:
+            if (count := _on_page(2, partial(getattr, image, "n_frames", 1))) > 1:
+                raise ValueError(f"its slice {file.name} has {count} pages: keep stacks in a folder without slices")
             yield image
 
 
@@ -114,6 +119,19 @@ def natural(name: str) -> list[tuple[str, int]]:
     return [(text, int(number)) for text, number in zip(parts[::2], parts[1::2], strict=False)]
 
 
+def _check_numbers(files: list[Path]) -> None:
+    """Refuses slices of which some are missing by their names, where these differ in one number only, most by the same step."""
+    texts, numbers = zip(*(zip(*natural(file.name), strict=True) for file in files), strict=True)
+    differing = [column for column in zip(*numbers, strict=False) if len(set(column)) > 1]
+    if len(set(texts)) > 1 or len(differing) != 1:
+        return
+    gaps = [after - before for before, after in pairwise(differing[0])]
+    step = min(gaps)
+    if step == sorted(gaps)[(len(gaps) - 1) // 2] < max(gaps) and not any(step and gap % step for gap in gaps):
+        k = gaps.index(max(gaps))
+        raise ValueError(f"slices are missing between {files[k].name} and {files[k + 1].name}; if not, number them one after the other")
+
+
 def _format(path: Path, page: Image.Image) -> tuple[PixelFormat, np.dtype, tuple[int, int]]:
     """Format, type, and rows and columns of the first page."""
     header = header_of(page)
@@ -126,6 +144,8 @@ def _type(page: Image.Image) -> np.dtype:
     """The type of the pixels: what the file has, of integers with more than 16 bits float32."""
     if format_of(page.mode) != DEEP:
         return np.dtype(np.uint8)
+    if getattr(page, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        raise ValueError("its low values are white (WhiteIsZero), with more than 8 bits: convert all to BlackIsZero, to mean the same")
     if 8 < bits_of(page) <= 16:
         signed = getattr(page, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == SIGNED
         return np.dtype(np.int16 if signed else np.uint16)

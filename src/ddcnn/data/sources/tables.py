@@ -18,10 +18,11 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that ar
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``where`` names it in messages."""
+    """A line of the table; ``where`` names it in messages, ``named`` is what it names: the sample, or a folder around it."""
 
     table: Path
     where: str
+    named: Path
     path: Path
     label: str
     split: str | None
@@ -79,7 +80,8 @@ def _columns(table: Path, cells: list[str]) -> dict[str, int]:
     if twice:
         raise InputError(f"{table}: its first line names the column {twice} twice")
     if not {"file", "label"} <= set(names):
-        raise InputError(f"{table}: its first line must name the columns file,label or file,label,split{_separated(cells)}")
+        found = _separated(cells) or f"; it names {','.join(cells)[:80] or 'none'}"
+        raise InputError(f"{table}: its first line must name the columns file,label or file,label,split{found}")
     return {name: names.index(name) for name in COLUMNS if name in names}
 
 
@@ -96,19 +98,21 @@ def _row(walk: Walk, table: Path, where: str, values: dict[str, str]) -> Row:
     path = _inside(root, name)
     if path is None:
         raise InputError(f"{where}: {name} lies outside of {root}, and is not read")
-    if not (name.lower().endswith(walk.suffixes) or (walk.folders and path.is_dir())):
-        raise InputError(
-            f"{where}: {name} does not end in {' or '.join(walk.suffixes)}{', and is no folder' if walk.folders else ''}; if these are "
-            f"class folders of images, move {table.name} out of the folder"
-        )
     if not walk.follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: {name} lies outside of {root}, where a link leads, and is not read; --follow-links reads it")
-    path = walk.sample(path, where)
+    if not walk.takes(path):
+        exists = os.path.exists(path)
+        kinds = f"{' or '.join(walk.suffixes)}{', and is no folder' if walk.folders else ''}"
+        raise InputError(
+            f"{where}: {f'{name} does' if exists else f'there is no {name}, which does'} not end in {kinds}; if these are class folders of "
+            f"images, move {table.name} out of the folder"
+        )
+    sample = walk.sample(path, where)
     if split is not None:
         split = next((name for name in SPLITS if split.casefold() in SPLIT_NAMES[name]), split)
         if split not in SPLITS:
             raise InputError(f"{where}: split {split!r}; expected train, validation or test")
-    return Row(table, where, path, label, split)
+    return Row(table, where, path, sample, label, split)
 
 
 def _inside(root: Path, name: str) -> Path | None:

@@ -6,11 +6,7 @@ files; stacks of images, which may be photos, are volumes with ``--volumes``.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +15,14 @@ import ddcnn.data.sources.dicom as dicom
 import ddcnn.data.sources.nifti as nifti
 import ddcnn.data.sources.stacks as stacks
 from ddcnn.data.sources.base import SPLITS, DamagedSample, Source, SourceOptions
-from ddcnn.data.sources.decoding import SUFFIXES as IMAGES
-from ddcnn.data.sources.folders import Walk, counted, labelled_folders
+from ddcnn.data.sources.folders import labelled_folders
 from ddcnn.data.sources.image_headers import more
 from ddcnn.data.sources.resizing import Fit, LabelledFiles
-from ddcnn.data.sources.tables import TABLE, class_names_of, read_table
+from ddcnn.data.sources.tables import TABLE, Row, class_names_of, read_table
+from ddcnn.data.sources.volume_walk import SUFFIXES, VolumeWalk, kind_of
 from ddcnn.errors import InputError, file_name
 from ddcnn.parallel.heartbeat import beat
 
-SCANS = (*nifti.SUFFIXES, *dicom.SUFFIXES)
-SUFFIXES = (*SCANS, *stacks.TIFF)
-PACKAGES = {"NIfTI volumes": ("nibabel", "nibabel"), "DICOM series": ("pydicom", 'pydicom, or "ddcnn[scans]"')}  # and how to install them
-SOUGHT = "volume in it (NIfTI or TIFF files, folders of DICOM slices or of images)"
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +34,9 @@ def labelled_volumes(options: SourceOptions) -> Source:
     """
     root = Path(options.name)
     fit = Fit(options, 3)
-    rows = read_table(VolumeWalk.of(options))
+    walk = VolumeWalk.of(options)
+    rows = read_table(walk)
+    _tell_of_unlisted(walk, rows)
     class_names = class_names_of(rows)
     number = {name: k for k, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int64)
@@ -56,6 +50,24 @@ def labelled_volumes(options: SourceOptions) -> Source:
             if number[row.label] not in trained:
                 raise InputError(f"{row.where}: no training sample has the class {row.label}")
     return _source(LabelledFiles(root, [row.path for row in rows], labels, splits, class_names), class_names, fit)
+
+
+def _tell_of_unlisted(walk: VolumeWalk, rows: list[Row]) -> None:
+    """Notes volumes that the table does not name, by names in its folder and beside those that it names: files, or folders, like these."""
+    listed = [row.named for row in rows]
+    known = {place for path in listed for place in (path, *path.parents)}
+    suffixes = tuple(end for end in SUFFIXES if any(path.name.lower().endswith(end) for path in listed))
+    folders = any(path.is_dir() for path in listed)
+    found: list[Path] = []
+    for place in sorted({walk.root, *(path.parent for path in listed)}):
+        beat("looking for volumes")
+        for path in sorted(set(place.iterdir()) - known):
+            like = path.name.lower().endswith(suffixes) if path.is_file() else folders and walk.may_hold(path)
+            if like and not path.name.startswith("."):
+                found.append(path.relative_to(walk.root))
+    if found:
+        count = "1 volume of the folder is" if len(found) == 1 else f"{len(found)} volumes of the folder are"
+        logger.info("note: %s not in %s: %s%s", count, rows[0].table, found[0], more(len(found)))
 
 
 def folders_of_volumes(options: SourceOptions) -> Source:
@@ -81,71 +93,6 @@ def _tell_of_patients(files: LabelledFiles, class_names: list[str]) -> None:
         )  # fmt: skip
 
 
-def hold_volumes(options: SourceOptions) -> bool:
-    """Whether class folders hold volumes: there are NIfTI or DICOM files and no others that may be photos, or ``--volumes`` says so."""
-    found = options.volumes
-    for path in () if found else Walk(Path(options.name), ("",), options.follow_links).files(Path(options.name)):
-        if path.name.lower().endswith(IMAGES):
-            return False
-        found = found or path.name.lower().endswith(nifti.SUFFIXES) or dicom.is_dicom(path)
-    return found
-
-
-@dataclass(frozen=True)
-class VolumeWalk(Walk):
-    """Finds volumes instead of images."""
-
-    suffixes: tuple[str, ...] = SUFFIXES
-    sought: str = SOUGHT
-    folders: bool = True
-
-    @classmethod
-    def of(cls, options: SourceOptions) -> "VolumeWalk":
-        return cls(Path(options.name), follow_links=options.follow_links)
-
-    def files(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        """Volumes in a folder and its subfolders, files and folders; the folder itself if it holds slices."""
-        everything = sorted(Walk(self.root, ("",), self.follow_links).files(folder, above))
-        for place, files in groupby(sorted(everything, key=attrgetter("parent")), attrgetter("parent")):
-            yield from self._volumes(place, list(files))
-
-    def holds(self, folder: Path) -> bool:
-        """Whether volumes, or slices of one, lie directly in a folder."""
-        files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        return any(path.name.lower().endswith((*nifti.SUFFIXES, *stacks.TIFF)) or dicom.is_dicom(path) for path in files)
-
-    def sample(self, path: Path, where: str) -> Path:
-        if not path.is_dir():
-            return super().sample(path, where)
-        found = list(self.files(path))
-        if len(found) != 1:
-            which = f"{len(found)} volumes, such as {found[0]}: name one of them" if found else f"no {self.sought}"
-            raise InputError(f"{where}: {path} holds {which}")
-        return found[0]
-
-    def _volumes(self, folder: Path, files: list[Path]) -> list[Path]:
-        """The volumes among the files of a folder, or the folder as one, of one kind; others are told, and not read."""
-        beat("looking for volumes")
-        images = [path for path in files if path.name.lower().endswith(IMAGES)]
-        found = [path for path in files if path.name.lower().endswith(nifti.SUFFIXES)]
-        others = [path for path in files if path not in found]
-        if not found and (scan := next((path for path in files if dicom.is_dicom(path)), None)):
-            _check_package("DICOM series", scan)
-            found = [path for path in files if dicom.is_dicom(path)] if dicom.frames_of(scan) > 1 else [folder]
-            others = images
-        elif not found and images:
-            stack = [path for path in images if path.name.lower().endswith(stacks.TIFF)]
-            found = stack if stack and stacks.pages_of(stack[0]) > 1 else [folder]
-            others = [path for path in images if path not in stack] if found == stack else []
-        for path in others:
-            self.leave_out(path)
-        return found
-
-    def tell(self) -> None:
-        if self.left_out:
-            logger.info("note: %s: beside the volumes there are files that are not read: %s", self.root, counted(self.left_out))
-
-
 @dataclass(frozen=True)
 class Described:
     """A volume by its headers: shape (depth, rows, columns, C), type, and a remark on it or nothing."""
@@ -167,37 +114,17 @@ def describe(path: Path) -> Described:
             return Described(*stacks.shape_of(path))
 
 
-def load_volume(path: Path, dtype: np.dtype | None = None) -> np.ndarray:
+def load_volume(path: Path, dtype: np.dtype | None = None, others: str = "the others") -> np.ndarray:
     """A volume (depth, rows, columns, C), NIfTI and DICOM as float32 in the closest canonical orientation, stacks as they are.
 
-    Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``.
+    Raises any exception if it is damaged, and InputError if it cannot be read at all, a package is missing, or it has another ``dtype``
+    than ``others``.
     """
     loaders = {"NIfTI volumes": nifti.load, "DICOM series": dicom.load, "stacks": stacks.load}
     volume = loaders[kind_of(path)](path)
     if dtype is not None and volume.dtype != dtype:
-        raise InputError(f"{path} has voxels of type {volume.dtype}, and the others {np.dtype(dtype)}: convert all to one type")
+        raise InputError(f"{path} has voxels of type {volume.dtype}, and {others} {np.dtype(dtype)}: convert all to one type")
     return volume
-
-
-def kind_of(path: Path) -> str:
-    """ "NIfTI volumes", "DICOM series" or "stacks"; InputError if the package is missing that reads it."""
-    name = path.name.lower()
-    if path.is_dir():
-        kind = "DICOM series" if any(file.is_file() and dicom.is_dicom(file) for file in path.iterdir()) else "stacks"
-    else:
-        kind = "NIfTI volumes" if name.endswith(nifti.SUFFIXES) else "stacks" if name.endswith(stacks.TIFF) else "DICOM series"
-    if kind in PACKAGES:
-        _check_package(kind, path)
-    return kind
-
-
-def _check_package(kind: str, path: Path) -> None:
-    """Checks that the package is installed that reads a kind of volume, such as ``path``."""
-    package, install = PACKAGES[kind]
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise InputError(f"{path}: {kind} need {package} ({error}); pip install {install}") from None
 
 
 def _source(files: LabelledFiles, class_names: list[str], fit: Fit) -> Source:
@@ -229,7 +156,9 @@ def _shape(paths: list[Path], fit: Fit) -> tuple[tuple[int, ...], np.dtype]:
         raise InputError(f"no volume can be read; the first: {problem}")
     if len(shapes) > 1:
         (first, one), (second, other) = list(shapes.items())[:2]
-        advice = "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}"
+        advice = (
+            "all need the same number of channels" if fit.size else f"give one size for all with {fit.option}, unless slices are missing"
+        )
         raise InputError(f"{one} has shape {first} and {other} has {second} (depth, rows, columns, channels): {advice}")
     if len(types) > 1:
         (kind, one), (second_kind, other) = list(types.items())[:2]
