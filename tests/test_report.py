@@ -100,7 +100,7 @@ def test_tables_tell_the_numbers_of_the_results(finished):
         assert int(row[0]) == subdomain["index"]
         accuracies = [subdomain[f"{kind}_accuracy"] for kind in ("validation", "test")]
         assert [float(value) for value in row[3:5]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
-        assert int(row[5]) == subdomain["kept_epoch"]
+        assert row[5] == f"{subdomain['kept_epoch']} of {subdomain['epochs']}"
     assert all(row[4] == human(results["phases"][row[0]]["max_rank_memory_bytes"]) for row in rows(text, "Phases"))
     assert [row[0] for row in rows(text, "Phases")] == [name for name, phase in results["phases"].items() if phase["seconds"]]
     assert dict(rows(text, "Environment"))["ranks"] == "2"
