@@ -33,12 +33,16 @@ class PredictSettings(TrainedSettings, ImageSettings):
     """Settings of ``ddcnn predict``."""
 
     source: str = option(
-        Group.DATA, ..., f"{SOURCES}; a partitioned .h5 file; an image, a NIfTI volume, or a folder of them", "SOURCE", positional=True
+        Group.DATA,
+        ...,
+        f"{SOURCES}; a partitioned .h5 file; an image or a volume (NIfTI, a DICOM or TIFF stack), or a folder of them",
+        "SOURCE",
+        positional=True,
     )
     output: Path = option(Group.OUTPUT, ..., "file of the predictions: a line per sample, or arrays", "FILE.csv|FILE.h5")
     split: Literal["test", "validation", "train", "all"] | None = option(
-        Group.DATA, None, "which images of a source with labels (default: test, where it has test images or is the run's own; else all)",
-        "test|validation|train|all",
+        Group.DATA, None, "which images of a source with labels (default: test, where it has test images or is the run's own; else "
+        "validation; else all)", "test|validation|train|all",
     )  # fmt: skip
     samples: int | None = option(Group.DATA, None, "class-balanced subset of S of them, as --test-samples of run (default: all)", "S", ge=1)
     nan: Literal["run", "refuse", "zero", "lowest"] = option(Group.DATA, "run", "values that are NaN or infinite; run: as in the run")
