@@ -188,7 +188,7 @@ EXPECTED = {
     "class_names": list("0123456789"), "input_layout": "BCHW", "input_shape": ["B", 1, 8, 8], "input_dtype": "float32",
     "input_range": [0, 255], "normalisation": "inside, as the clipping to --window: pixels go in as they are in the source",
     "method": "average", "run": "run",
-    "output": "logits, whose softmax are probabilities", "ddcnn_version": ddcnn.__version__, "orientation": None, "without": [],
+    "output": "logits, whose softmax are probabilities", "ddcnn_version": ddcnn.__version__, "without": [],
 }  # fmt: skip
 
 
@@ -222,11 +222,14 @@ def test_a_loaded_network_says_what_it_is(digits_run, volumes_run, tmp_path):
     assert (network.method, network.run, network.version) == ("vote", "run", ddcnn.__version__)
     assert network.metadata["output"].startswith("scores")
     assert (volumes.layout, volumes.shape, volumes.input_range) == ("BCDHW", (1, 8, 8, 8), (0, 255))
+    assert "depth from foot to head" in volumes.metadata["orientation"]
+    assert ddcnn.load(digits_run, "average", without=[2]).metadata["without"] == (2,)
     (tmp_path / "study").mkdir()
     shutil.copytree(digits_run, tmp_path / "study" / "seed-3")
     assert ddcnn.load(tmp_path / "study" / "seed-3").run == "study/seed-3"
     assert value_range("<i2", "{}") is value_range("<f4", "{}") is None
     assert value_range("<i2", '{"window": [-160, 240]}') == (-160, 240)
+    assert value_range("|u1", '{"window": [-160.5, 240.5]}') == (0, 240)
 
 
 def test_a_file_that_is_there_stays(digits_run, tmp_path):

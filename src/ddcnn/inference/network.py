@@ -97,7 +97,7 @@ class Assembled(nn.Module):
         return {
             "class_names": self.class_names, "input_layout": self.layout, "input_shape": ("B", *self.shape), "input_dtype": "float32",
             "input_range": self.input_range, "normalisation": "inside, as the clipping to --window: pixels go in as they are in the source",
-            "orientation": SCANS if len(self.shape) > 3 else None, "without": self.without,
+            "without": self.without, **({"orientation": SCANS} if len(self.shape) > 3 else {}),
             "output": "scores, the largest decides" if self.method == Method.VOTE else "logits, whose softmax are probabilities",
             "method": self.method, "run": self.run, "ddcnn_version": self.version,
         }  # fmt: skip
