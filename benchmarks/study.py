@@ -5,7 +5,8 @@
 1. *Trials*, with a seed of their own: for every side of the comparison, each learning rate of a grid. The best is that with the highest
    validation accuracy; the test images are not looked at (a few are classified, which nobody reads). The trials of transfer start from the
    local CNNs of the best local trial, so it has had the trials of both; coherent and the baseline have as many as these together.
-2. *The study*: one run of all methods with the learning rates that were chosen, with other seeds. Only now the test images are looked at.
+2. *The study*: one run of all methods with the learning rates that were chosen, with other seeds; its report has the curves of accuracy
+   over wall time. Only now the test images are looked at.
 3. For each method mean and standard deviation over the seeds, and the difference to the baseline, the undecomposed CNN, with the same
    seed: mean, 95 % interval and p value of Student's paired test.
 
@@ -116,10 +117,10 @@ def main() -> None:
         print(json.dumps({"trials": trials, "chosen": chosen}, indent=1))
         return
     best = [word for side, rate in chosen.items() for word in (SIDES[side][1], str(rate))]
-    results = [
-        finished(folder / f"seed-{seed}", asked.ranks, [*common, *best, "--seed", str(seed), "--methods", ",".join(METHODS)])
-        for seed in range(asked.seeds)
-    ]
+    run = folder / "study"
+    finished(run, asked.ranks, [*common, *best, "--seeds", str(asked.seeds), "--methods", ",".join(METHODS)])
+    seeds = [run / f"seed-{seed}" for seed in range(asked.seeds)] if asked.seeds > 1 else [run]
+    results = [json.loads((seed / "results.json").read_text("utf-8")) for seed in seeds]
     rows = {method: row(method, results, study.measure) for method in METHODS}
     document = {
         "benchmark": "study", "name": asked.study, "options": " ".join(common), "trials": trials, "chosen": chosen, "methods": rows,
@@ -133,7 +134,7 @@ def finished(folder: Path, ranks: int, options: list[str]) -> dict[str, Any]:
     """The results of a run, which is made, or gone on with, unless it has finished."""
     if not (folder / "results.json").is_file():
         command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "ddcnn", "run", *options, "--output", str(folder), "--resume"]
-        subprocess.run([*command, "--no-figures", "--progress", "none"], check=True, stdout=sys.stderr)
+        subprocess.run([*command, "--progress", "none"], check=True, stdout=sys.stderr)
     return json.loads((folder / "results.json").read_text("utf-8"))
 
 
