@@ -85,18 +85,8 @@ def main() -> None:
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
     asked = parser.parse_args()
     study, folder = STUDIES[asked.study], asked.output / asked.study
-    common = [
-        *study.options.split(),
-        "--data-root",
-        asked.data_root,
-        "--partitions",
-        str(asked.output / "partitions"),
-        "--threads",
-        "1",
-        "--precision",
-        "fp32",
-    ]
-    common += asked.further
+    common = [*f"{study.options} --precision fp32 --threads 1".split(), "--data-root", asked.data_root]
+    common += ["--partitions", str(asked.output / "partitions"), *asked.further]
 
     trials: dict[str, list[dict[str, float]]] = {}
     chosen: dict[str, float] = {}
@@ -107,9 +97,8 @@ def main() -> None:
             options += ["--start-from", str(folder / start), "--lr", str(chosen["local"])]
         trials[side] = []
         for rate in study.rates(side):
-            found = finished(folder / "-".join(filter(None, (side, str(rate), start))), asked.ranks, [*options, option, str(rate)])[
-                "methods"
-            ][method]
+            trial = folder / "-".join(filter(None, (side, str(rate), start)))
+            found = finished(trial, asked.ranks, [*options, option, str(rate)])["methods"][method]
             trials[side].append({"lr": rate} | {name: found[name] for name in ("validation_accuracy", "validation_loss")})
         chosen[side] = max(trials[side], key=study.worth)["lr"]
 
@@ -156,14 +145,8 @@ def row(method: str, results: list[dict[str, Any]], measure: str) -> dict[str, A
 def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, float]]], chosen: dict[str, float], measure: str) -> str:
     name = measure.replace("_", " ").replace("auc", "AUC")
     heads = (
-        "method",
-        "trials (chosen)",
-        f"{name} in %",
-        "against `global`: difference, 95 % interval (p)",
-        "parameters",
-        "epochs",
-        "total s",
-    )
+        "method", "trials (chosen)", f"{name} in %", "against `global`: difference, 95 % interval (p)", "parameters", "epochs", "total s",
+    )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| :-- " + "| --: " * (len(heads) - 1) + "|"]
     for method, found in rows.items():
         side, difference, values = METHODS[method], found.get("difference"), found[measure]
