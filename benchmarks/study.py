@@ -145,7 +145,7 @@ def row(method: str, results: list[dict[str, Any]], measure: str) -> dict[str, A
 def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, float]]], chosen: dict[str, float], measure: str) -> str:
     name = measure.replace("_", " ").replace("auc", "AUC")
     heads = (
-        "method", "trials (chosen)", f"{name} in %", "against `global`: difference, 95 % interval (p)", "parameters", "epochs", "total s",
+        "method", "trials (chosen)", f"{name} in %", "against `global`: difference, 95 % interval (p)", "parameters", "epochs",
     )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| :-- " + "| --: " * (len(heads) - 1) + "|"]
     for method, found in rows.items():
@@ -156,7 +156,7 @@ def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, floa
             told = f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
         spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         cells = (f"{tried} ({chosen[side]:g})", f"{np.mean(values):.2f}{spread}", told, f"{found['parameters']:,}", str(found["epochs"]))
-        lines.append(f"| {method} | " + " | ".join([*cells, f"{np.mean(found['total_seconds']):.1f}"]) + " |")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
