@@ -137,6 +137,7 @@ def test_sizes_that_cannot_be_counted_fail_no_run(world, caplog, monkeypatch, tm
     options = quick(methods="vote", epochs=1, train_samples=50, grid="1x1", progress="lines", output=tmp_path / "run", partitions=tmp_path)
     assert program.execute(["run", *options], world) == 0
     assert any(re.match(r"local CNNs  1/1  .* left$", record.getMessage()) for record in caplog.records)
+    assert "its phases cannot be counted (KeyError: 'local')" in caplog.text
 
 
 def test_before_its_first_piece_a_phase_takes_as_long_as_its_size_says(clock):

@@ -1,5 +1,6 @@
 """How large the phases of a run are, relative to each other, from the counts of their operations: for the time that is left of all."""
 
+import logging
 from dataclasses import replace
 from math import prod
 
@@ -12,14 +13,16 @@ SECONDS = {  # for each, about: the speed that a run has corrects them
     "cpu": Counts(local_operations=2e-11, global_operations=1.5e-11, layer_steps=1.5e-4, collectives=2e-4, bytes_sent=1e-9),
     "cuda": Counts(local_operations=2e-13, global_operations=1e-13, layer_steps=4e-5, collectives=2e-4, bytes_sent=1e-9),
 }
+logger = logging.getLogger(__name__)
 UNKNOWN = Network(1e7, 20, 100_000, 10)  # in place of a network that cannot be counted
 
 
 def overall(problem: Problem, runs: int) -> Overall | None:
-    """How far so many runs together are; None if their sizes cannot be counted, since what is only shown fails no run."""
+    """How far so many runs together are; None, and a warning, if their sizes cannot be counted: what is only shown fails no run."""
     try:
         return Overall(runs * phase_sizes(problem))
-    except Exception:
+    except Exception as error:  # a mistake in counting, which must be seen and must not cost a run
+        logger.warning("the time that is left of the run is not shown: its phases cannot be counted (%s: %s)", type(error).__name__, error)
         return None
 
 
