@@ -180,8 +180,14 @@ def _files(options: SourceOptions, trained_on: TrainedOn, files: Sequence[tuple[
             with opened(paths[i]) as file:
                 headers.meet(file, paths[i])
                 image = to_array(file, pixels, paths[i], options.mode)
-        if (fit.size is None and image.shape != shape) or image.shape[-1] != shape[-1]:
-            raise InputError(f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it")
+        if image.shape[-1] != shape[-1]:
+            raise InputError(f"{paths[i]} has {image.shape[-1]} channels, but the run was trained on {shape[-1]}: convert it")
+        if fit.size is None and image.shape != shape:
+            option = "--volume-size" if len(shape) == 4 else "--image-size"
+            raise InputError(
+                f"{paths[i]} is {times(image.shape)}, but the run was trained on {times(shape)}: resize it; a run that was trained with "
+                f"{option} does so itself"
+            )
         return image
 
     return sample_by_sample(labels, shape, dtype, fit, load, paths.__getitem__)

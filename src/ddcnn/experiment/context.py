@@ -87,7 +87,7 @@ class RunContext:
         problem = self.problem
         settings = problem.settings
         identity = settings.identity() | {"data": problem.store.source_sha256, "precision": problem.policy.precision}
-        identity |= {"weights": problem.weights.sha256} if problem.weights else {}
+        identity |= {"weights": problem.weights_sha256} if problem.weights else {}
         folder = self.results.folder.training / name
         checkpoints = CheckpointManager(ranks, folder, identity, settings.keep_checkpoints, problem.groups.leads)
         return Checkpointer(checkpoints, recipe, samples, records, settings, lambda: self.should_stop() or others_stop())

@@ -60,6 +60,11 @@ class Problem:
         return Networks(self.settings, self.store, self.policy, self.weights)
 
     @property
+    def weights_sha256(self) -> str:
+        """Of the file that CNNs start from; empty if they start from random ones."""
+        return self.weights.sha256 if self.weights else ""
+
+    @property
     def owned(self) -> range:
         """The subdomains that this rank trains."""
         return self.groups.owned(self.networks.subdomains)
@@ -223,9 +228,10 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
         if settings.normalise == "imagenet":
             mean, std = imagenet(store.shape, store.dtype, store.preprocessing, settings.network)
             store = replace(store, mean=mean, std=std)
-    if not world.all_equal((weights.sha256 if weights else "").encode()):
-        raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)
     if not world.all_equal(policy.precision.encode()):
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
     dnn_data = settings.dnn_data if settings.needs("dnn") else "none"
-    return Problem(world, groups, settings, store, policy, dnn_data, weights)
+    problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
+    if not world.all_equal(problem.weights_sha256.encode()):
+        raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)
+    return problem

@@ -156,12 +156,11 @@ def kept_epoch(rows: np.ndarray, phase: str, settings: RunSettings, subdomain: f
     own = own[own[:, COLUMNS.index("epoch")] > (settings.frozen_epochs if phase == Method.TRANSFER else 0)]
     if not len(own):
         return None
-    accuracies, losses = own[:, COLUMNS.index("validation_accuracy")], own[:, COLUMNS.index("validation_loss")]
-    epoch = own[:, COLUMNS.index("epoch")].astype(int)
-    if settings.keeps == "last" or np.isnan(accuracies).all():
-        return int(epoch[-1])
-    best = np.nanmax(accuracies)
-    return int(epoch[np.nanargmin(np.where(accuracies == best, losses, np.nan))])
+    measured = own[:, [COLUMNS.index(name) for name in ("epoch", "validation_accuracy", "validation_loss")]].tolist()
+    validated = {int(epoch): Score(accuracy, loss) for epoch, accuracy, loss in measured if not np.isnan(accuracy)}
+    if settings.keeps == "last" or not validated:
+        return int(measured[-1][0])
+    return max(validated, key=lambda epoch: validated[epoch].rank)  # of equal ones the first, as in training
 
 
 def epochs_made(rows: np.ndarray, name: Method, settings: RunSettings) -> int:

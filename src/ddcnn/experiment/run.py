@@ -69,8 +69,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         if world.rank == 0 and settings.progress != "none" and not output.origin.is_file():  # a run that is gone on with keeps its settings
             for text in notes(problem):
                 logger.info("note: %s", text)
-        weights = problem.weights.sha256 if problem.weights else ""
-        world.on_root(lambda: keep_origin(settings, store, output, weights))
+        world.on_root(lambda: keep_origin(settings, store, output, problem.weights_sha256))
         try:
             run_seeds(problem, seeds, output, stop_requests)
         except Stopped:
@@ -81,7 +80,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
 
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:
     """One run per seed; several runs have a folder each."""
-    world, weights = problem.world, problem.weights.sha256 if problem.weights else ""
+    world, weights = problem.world, problem.weights_sha256
 
     def shown(number: int) -> Overall | None:
         """How far so many runs together are, on rank 0."""

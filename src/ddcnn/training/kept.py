@@ -12,8 +12,13 @@ class Score:
     accuracy: float
     loss: float
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger, the better."""
+        return self.accuracy, -self.loss
+
     def is_better_than(self, other: "Score") -> bool:
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+        return self.rank > other.rank
 
 
 @dataclass(frozen=True)
