@@ -44,7 +44,7 @@ class Study:
     """
 
     options: str
-    lr: float = 0.005
+    lr: float = 0.002
     transfer_lr: float = 0.002
     imbalanced: bool = False
 
@@ -62,7 +62,7 @@ class Study:
 
 STUDIES = {
     "cifar10": Study(
-        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4", lr=0.002
+        "--data cifar10 --train-samples 20000 --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4"
     ),
     "flowers": Study(
         "--data flower_photos --image-size 96 --width 16 --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
