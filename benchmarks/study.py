@@ -39,12 +39,13 @@ class Study:
 
     Attributes:
         options: of all runs.
-        lr, transfer_lr: in the middle of the grids.
+        lr, local_lr, transfer_lr: in the middle of the grids, for which the best has to lie inside of them; ``lr`` of coherent and global.
         imbalanced: whether trials are judged by the validation loss, and methods by the AUC, since the accuracy says little.
     """
 
     options: str
     lr: float = 0.002
+    local_lr: float = 0.002
     transfer_lr: float = 0.002
     imbalanced: bool = False
 
@@ -56,7 +57,7 @@ class Study:
         return -trial["validation_loss"] if self.imbalanced else trial["validation_accuracy"]
 
     def rates(self, side: str) -> list[float]:
-        middle = self.transfer_lr if side == "transfer" else self.lr
+        middle = {"local": self.local_lr, "transfer": self.transfer_lr}.get(side, self.lr)
         return [float(f"{factor * middle:.3g}") for factor in SIDES[side][2]]
 
 
@@ -66,11 +67,11 @@ STUDIES = {
     ),
     "flowers": Study(
         "--data flower_photos --image-size 96 --width 16 --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
-        "--transfer-epochs 3"
+        "--transfer-epochs 3", local_lr=0.0008, transfer_lr=0.0008,
     ),
     "adrenal": Study(
         "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --batch-size 16 "
-        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3", lr=0.0008, transfer_lr=0.0004, imbalanced=True,
+        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3", lr=0.0008, local_lr=0.0008, transfer_lr=0.0004, imbalanced=True,
     ),
 }  # fmt: skip
 
