@@ -71,7 +71,8 @@ STUDIES = {
     ),
     "adrenal": Study(
         "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --batch-size 16 "
-        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3", lr=0.0008, local_lr=0.0008, transfer_lr=0.0004, imbalanced=True,
+        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3",
+        lr=0.0008, local_lr=0.0008, transfer_lr=0.0004, imbalanced=True,
     ),
 }  # fmt: skip
 
