@@ -132,15 +132,16 @@ def finished(folder: Path, ranks: int, options: list[str]) -> dict[str, Any]:
 def row(method: str, results: list[dict[str, Any]], measure: str) -> dict[str, Any]:
     """What the seeds have come to, in percent, and the difference to the baseline of the same seed in the measure of the study."""
     each = [one["methods"][method] for one in results]
-    values, baseline = (np.array([100 * one["methods"][name][measure] for one in results]) for name in (method, "global"))
+    values, baseline = ([one["methods"][name][measure] for one in results] for name in (method, "global"))
     found: dict[str, Any] = {
         "test_accuracy": [100 * one["test_accuracy"] for one in each], "auc": [100 * one["auc"] if one["auc"] else None for one in each],
         "total_seconds": [one["seconds"]["total"] for one in each], "parameters": each[0]["parameters"], "epochs": each[0]["epochs"],
     }  # fmt: skip
-    if method != "global" and len(results) > 1:
-        paired = stats.ttest_rel(values, baseline)
+    if method != "global" and len(results) > 1 and None not in values:  # vote has no AUC
+        differences = 100 * (np.array(values) - np.array(baseline))
+        paired = stats.ttest_1samp(differences, 0)
         low, high = paired.confidence_interval(0.95)
-        found["difference"] = {"mean": float((values - baseline).mean()), "interval": [low, high], "p": float(paired.pvalue)}
+        found["difference"] = {"mean": float(differences.mean()), "interval": [low, high], "p": float(paired.pvalue)}
     return found
 
 
@@ -156,8 +157,9 @@ def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, floa
         if difference:
             low, high = difference["interval"]
             told = f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        cells = (f"{tried} ({chosen[side]:g})", f"{np.mean(values):.2f}{spread}", told, f"{found['parameters']:,}", str(found["epochs"]))
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 and None not in values else ""
+        mean = "–" if None in values else f"{np.mean(values):.2f}"
+        cells = (f"{tried} ({chosen[side]:g})", f"{mean}{spread}", told, f"{found['parameters']:,}", str(found["epochs"]))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
