@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,24 @@ class Study:
 
     Attributes:
         options: of all runs.
-        lr, local_lr, transfer_lr: in the middle of the grids, for which the best has to lie inside of them; ``lr`` of coherent and global.
+        middle: of the grid of learning rates of a side, if it is not 0.002; the best has to lie inside of the grid.
         imbalanced: whether trials are judged by the validation loss, and methods by the AUC, since the accuracy says little.
     """
 
     options: str
-    lr: float = 0.002
-    local_lr: float = 0.002
-    transfer_lr: float = 0.002
+    middle: dict[str, float] = field(default_factory=dict)
     imbalanced: bool = False
 
     @property
     def measure(self) -> str:
         return "auc" if self.imbalanced else "test_accuracy"
 
-    def worth(self, trial: dict[str, float]) -> float:
-        return -trial["validation_loss"] if self.imbalanced else trial["validation_accuracy"]
+    def worth(self, trial: dict[str, float]) -> tuple[float, float]:
+        loss, accuracy = trial["validation_loss"], trial["validation_accuracy"]
+        return (-loss, accuracy) if self.imbalanced else (accuracy, -loss)
 
     def rates(self, side: str) -> list[float]:
-        middle = {"local": self.local_lr, "transfer": self.transfer_lr}.get(side, self.lr)
-        return [float(f"{factor * middle:.3g}") for factor in SIDES[side][2]]
+        return [float(f"{factor * self.middle.get(side, 0.002):.3g}") for factor in SIDES[side][2]]
 
 
 STUDIES = {
@@ -67,12 +65,12 @@ STUDIES = {
     ),
     "flowers": Study(
         "--data flower_photos --image-size 96 --width 16 --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
-        "--transfer-epochs 3", local_lr=0.0008, transfer_lr=0.0008,
+        "--transfer-epochs 3", {"local": 0.0008, "transfer": 0.0008, "global": 0.0008},
     ),
     "adrenal": Study(
         "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --batch-size 16 "
         "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3",
-        lr=0.0008, local_lr=0.0008, transfer_lr=0.0004, imbalanced=True,
+        {"local": 0.0008, "transfer": 0.0004, "coherent": 0.0008, "global": 0.0008}, imbalanced=True,
     ),
 }  # fmt: skip
 
