@@ -340,7 +340,7 @@ CALLS = [
     ("RUN TMP/text.txt", "text.txt is no image"),
     ("RUN TMP/fake.png", "fake.png: cannot be read"),
     ("RUN TMP/empty", "nothing to classify|no class folders"),
-    ("RUN TMP/big.png", "big.png is 20x20x1, but the run was trained on 8x8x1: resize it; a run that was trained with --image-size does so"),
+    ("RUN TMP/big.png", "big.png is 20x20x1, but the run was trained on 8x8x1: resize it; a run that was trained with --image-size"),
     ("RUN TMP/linked", "outside.png is a link to a file outside"),
     ("RUN TMP/colour.png", "colour.png is in colour"),
     ("RUN TMP/large.npz", "9x8x1 uint8, but the run was trained on 8x8x1 uint8"),
