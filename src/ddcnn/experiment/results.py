@@ -160,7 +160,7 @@ def kept_epoch(rows: np.ndarray, phase: str, settings: RunSettings, subdomain: f
     validated = {int(epoch): Score(accuracy, loss) for epoch, accuracy, loss in measured if not np.isnan(accuracy)}
     if settings.keeps == "last" or not validated:
         return int(measured[-1][0])
-    return max(validated, key=lambda epoch: validated[epoch].rank)  # of equal ones the first, as in training
+    return max(validated, key=lambda epoch: validated[epoch].order)  # of equal ones the first, as in training
 
 
 def epochs_made(rows: np.ndarray, name: Method, settings: RunSettings) -> int:

@@ -13,12 +13,12 @@ class Score:
     loss: float
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def order(self) -> tuple[float, float]:
         """The larger, the better."""
         return self.accuracy, -self.loss
 
     def is_better_than(self, other: "Score") -> bool:
-        return self.rank > other.rank
+        return self.order > other.order
 
 
 @dataclass(frozen=True)
