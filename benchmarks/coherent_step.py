@@ -22,7 +22,7 @@ from ddcnn.experiment.plan import check_ranks
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.environment import threads_per_rank
@@ -113,14 +113,14 @@ def variants(world, policy, decomposition, asked):
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
     def coherent(kind):
-        local = [build(partial(make, "vgg9", shape, asked.width, divisor), Seeds(0, "b"), policy) for shape in shapes]
+        local = [build(partial(make, Design("vgg9", asked.width, divisor), shape), Seeds(0, "b"), policy) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
         dnn = build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "dnn"), policy)
         return kind(world, asked.interface, local, dnn), values
 
     redundant, values = coherent(CoherentNetwork)
     on_root, _ = coherent(CoherentOnRoot)
-    whole = build(lambda: make("vgg9", Shape(decomposition.shape, 3, CLASSES), asked.width), Seeds(0, "g"), policy)
+    whole = build(lambda: make(Design("vgg9", asked.width), Shape(decomposition.shape, 3, CLASSES)), Seeds(0, "g"), policy)
     ddp = nn.parallel.DistributedDataParallel(whole)
     ddp.register_comm_hook(world, all_reduce)
     share = torch.randn(asked.batch_size // world.size, 3, *decomposition.shape).to(memory_format=torch.channels_last)

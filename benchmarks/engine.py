@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.seeding import Seeds
@@ -51,7 +51,7 @@ def main() -> None:
     sides = {}
     for precision in asked.precisions.split(","):
         policy = DevicePolicy.choose(device, precision)
-        network = build(lambda: make(asked.network, Shape(spatial, 3, 10), 32, asked.divisor), Seeds(0, "benchmark"), policy)
+        network = build(lambda: make(Design(asked.network, 32, asked.divisor), Shape(spatial, 3, 10)), Seeds(0, "benchmark"), policy)
         sides[precision, "ddcnn"] = partial(Trainer(recipe, policy, Seeds(0, "benchmark")).train, network, samples, chosen)
         sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, policy)
     measured: dict[tuple[str, str], list[float]] = {side: [] for side in sides}

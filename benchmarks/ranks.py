@@ -22,7 +22,7 @@ LOOP = """
 import sys, time, torch
 sys.path.insert(0, "benchmarks")
 from policy import bare_epoch, random_subimages
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.precision import DevicePolicy
@@ -31,7 +31,7 @@ from ddcnn.training.loop import build
 keep_freed()
 torch.set_num_threads(1)
 policy = DevicePolicy(torch.device("cpu"), sys.argv[1])
-network = build(lambda: make("vgg9", Shape((16, 16), 3, 10), 32, 2), Seeds(0, "bare"), policy)
+network = build(lambda: make(Design("vgg9", 32, 2), Shape((16, 16), 3, 10)), Seeds(0, "bare"), policy)
 batches = [random_subimages(128, (16, 16), policy.device).batch(torch.arange(128))] * 30
 bare_epoch(network, batches, policy)
 begin = time.perf_counter()

@@ -17,7 +17,7 @@ from engine import ratios, spread
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
@@ -40,7 +40,7 @@ def main() -> None:
     policy = DevicePolicy.choose(torch.device(asked.device), "fp32")
     shape = Shape((asked.side,) * 2, 3, 10)
     networks = [
-        build(lambda: make(asked.network, shape, 32, asked.divisor), Seeds(0, "together", k), policy) for k in range(asked.networks)
+        build(lambda: make(Design(asked.network, 32, asked.divisor), shape), Seeds(0, "together", k), policy) for k in range(asked.networks)
     ]
     for network in networks:
         without_running_averages(network)

@@ -52,6 +52,8 @@ VALUES = {
         "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (2, 2), "dry_run": (True, True),
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
+        "head": ("pooled", "pooled"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "share": ("early", "early"),
+        "auxiliary": (0.25, 0.25),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
         "transfer_schedule": ("constant", "constant"), "flip_axes": ("depth+columns", "depth+columns"),
@@ -61,6 +63,7 @@ VALUES = {
     },
 }  # fmt: skip
 REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
+NEEDED = {"coarse_width": {"interface": "maps"}}  # beside an option
 OPTIONS = [(kind, name) for kind, values in VALUES.items() for name in values]
 
 
@@ -83,10 +86,11 @@ def test_every_option_is_tested_here(kind):
 @pytest.mark.parametrize("dash", ["-", "_"])
 def test_every_option_can_come_from_a_file_and_the_command_line_wins(toml, kind, name, dash):
     written, expected = VALUES[kind][name]
-    required = {key: value for key, value in REQUIRED[kind].items() if key != name}
+    always = REQUIRED[kind] | NEEDED.get(name, {})
+    required = {key: value for key, value in always.items() if key != name}
     file = toml(**{name.replace("_", dash): written})
     assert getattr(load(kind, required, file), name) == expected
-    default = getattr(load(kind, REQUIRED[kind]), name)
+    default = getattr(load(kind, always), name)
     assert default != expected
     if default is not None:
         assert getattr(load(kind, required | {name: default}, file), name) == default
@@ -96,7 +100,7 @@ def test_every_option_can_come_from_a_file_and_the_command_line_wins(toml, kind,
 def test_every_option_can_come_from_the_command_line_as_text(kind, name):
     written, expected = VALUES[kind][name]
     text = written if isinstance(written, bool) else [*map(str, written)] if isinstance(written, list) else str(written)
-    assert getattr(load(kind, REQUIRED[kind] | {name: text}), name) == expected
+    assert getattr(load(kind, REQUIRED[kind] | NEEDED.get(name, {}) | {name: text}), name) == expected
 
 
 def test_a_grid_can_be_a_list_and_methods_can_be_a_list(toml):

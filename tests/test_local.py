@@ -9,7 +9,7 @@ from ddcnn.data.batches import Rows
 from ddcnn.method.dnn_samples import DnnSamples, evaluate_interface_out_of_fold
 from ddcnn.method.interface import evaluate_interface, probabilities_of
 from ddcnn.method.local import train_local
-from ddcnn.networks.registry import make
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, Trainer, classify
@@ -95,7 +95,7 @@ def test_folds_are_balanced_over_the_classes_and_a_function_of_the_seed():
 @pytest.mark.parametrize("interface", ["probabilities", "logits", "features"])
 def test_what_is_handed_over_gives_the_local_classification(world, interface):
     torch.manual_seed(0)
-    network = make("vgg3", Shape((4, 4), 1, 3), 4)
+    network = make(Design("vgg3", 4), Shape((4, 4), 1, 3))
     samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
     values = evaluate_interface(world, interface, network, samples, np.arange(60), POLICY)
     assert values.shape == (60, 16 if interface == "features" else 3)

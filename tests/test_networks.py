@@ -17,7 +17,7 @@ from torch import nn
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.networks.registry import NETWORKS, check, default_width, make
+from ddcnn.networks.registry import NETWORKS, Design, check, default_width, make
 from ddcnn.networks.resnet import PaddedShortcut
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.networks.torchvision_compat import import_torchvision
@@ -47,10 +47,10 @@ def filters_of(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
 
 
-def refusal(*arguments) -> str:
+def refusal(name: str, shape: Shape, *options) -> str:
     """The message with which ``check`` refuses: one line."""
     with pytest.raises(InputError) as error:
-        check(*arguments)
+        check(Design(name, *options), shape)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -61,8 +61,8 @@ def refusal(*arguments) -> str:
 def check_forward_and_backward(name: str, spatial: tuple[int, ...], channels: int = 3, classes: int = 5) -> None:
     shape = Shape(spatial, channels, classes)
     width = 4 if name in NETWORKS else None
-    check(name, shape, width)
-    network = POLICY.place(make(name, shape, width))
+    check(Design(name, width), shape)
+    network = POLICY.place(make(Design(name, width), shape))
     logits = network(torch.randn(2, channels, *spatial))
     assert logits.shape == (2, classes)
     logits.square().sum().backward()
@@ -107,7 +107,7 @@ def test_volumes_of_any_sides(name, data):
 def test_the_class_depends_on_every_pixel_of_a_thin_image(name):
     spatial = (NETWORKS[name].smallest, 40)
     images = torch.randn(2, 1, *spatial, requires_grad=True)
-    make(name, Shape(spatial, 1, 3), 8)(images).square().sum().backward()
+    make(Design(name, 8), Shape(spatial, 1, 3))(images).square().sum().backward()
     assert (images.grad.abs().sum(dim=(0, 1)) > 0).float().mean() > 0.9
 
 
@@ -121,7 +121,7 @@ def test_images_that_are_too_small_are_refused_with_network_and_size(name, other
         assert f"--network {name}" in message
         assert f"at least {smallest} pixels" in message
         assert shape.size in message
-        check(name, Shape(tuple(max(side, smallest) for side in spatial), 1, 2))
+        check(Design(name), Shape(tuple(max(side, smallest) for side in spatial), 1, 2))
 
 
 # Widths
@@ -148,7 +148,7 @@ def test_widths_are_the_next_multiple_of_four(units, parts):
 @pytest.mark.parametrize("subdomains", [4, 16])
 def test_local_networks_have_about_one_nth_of_the_parameters(name, subdomains):
     shape = Shape((16, 16), 3, 10)
-    whole, local = make(name, shape, 32), make(name, shape, 32, subdomains**0.5)
+    whole, local = make(Design(name, 32), shape), make(Design(name, 32, subdomains**0.5), shape)
     assert count(local) / count(whole) == pytest.approx(1 / subdomains, rel=0.2)
     in_filters = [sum(count(module) for module in filters_of(network)) for network in (local, whole)]
     assert in_filters[0] / in_filters[1] == pytest.approx(1 / subdomains, rel=0.2)
@@ -160,7 +160,7 @@ def test_local_networks_have_about_one_nth_of_the_parameters(name, subdomains):
      ("resnet18", 20, [16, 32, 64, 128], [])],
 )  # fmt: skip
 def test_layers_are_as_wide_as_the_rule_says(name, convolutions, stages, dense):
-    network = make(name, Shape((16, 16), 3, 10), 32, 2)
+    network = make(Design(name, 32, 2), Shape((16, 16), 3, 10))
     assert len(filters_of(network)) == convolutions
     assert sorted({module.out_channels for module in filters_of(network)}) == stages
     assert [module.out_features for module in network.modules() if isinstance(module, nn.Linear)] == [*dense, 10]
@@ -170,7 +170,7 @@ def test_without_a_width_a_network_has_its_own_default():
     shape = Shape((32, 32), 3, 10)
     assert [default_width(name) for name in ("vgg3", "vgg9", "resnet20", "resnet18")] == [32, 32, 16, 64]
     for name in NETWORKS:
-        assert count(make(name, shape)) == count(make(name, shape, default_width(name)))
+        assert count(make(Design(name), shape)) == count(make(Design(name, default_width(name)), shape))
     assert default_width("densenet121") is None
     assert default_width("mine:small") is None
 
@@ -179,11 +179,11 @@ def test_without_a_width_a_network_has_its_own_default():
 
 
 def test_resnet20_has_as_many_parameters_as_published():
-    assert count(make("resnet20", Shape((32, 32), 3, 10))) == 269_722
+    assert count(make(Design("resnet20"), Shape((32, 32), 3, 10))) == 269_722
 
 
 def test_resnet18_is_torchvisions():
-    reference, network = import_torchvision().models.resnet18(), make("resnet18", Shape((64, 48), 3, 1000))
+    reference, network = import_torchvision().models.resnet18(), make(Design("resnet18"), Shape((64, 48), 3, 1000))
     assert count(network) == 11_689_512
     state = zip(network.state_dict().items(), reference.state_dict().values(), strict=True)
     network.load_state_dict({name: torch.rand_like(there) if there.ndim == 1 else there for (name, _), there in state})
@@ -195,7 +195,7 @@ def test_resnet18_is_torchvisions():
 @pytest.mark.parametrize("name", ["resnet20", "resnet18"])
 @pytest.mark.parametrize("spatial", [(8, 8), (8, 8, 8)])
 def test_initial_filters_of_residual_networks_keep_the_gradients_size(name, spatial):
-    for module in filters_of(make(name, Shape(spatial, 3, 10), 32)):
+    for module in filters_of(make(Design(name, 32), Shape(spatial, 3, 10))):
         expected = (2 / (module.out_channels * torch.Size(module.kernel_size).numel())) ** 0.5
         assert module.weight.std().item() == pytest.approx(expected, rel=0.12)
 
@@ -244,12 +244,12 @@ def fill(wide: nn.Module, thin: list[nn.Module]) -> None:
 @pytest.mark.parametrize(("networks", "features"), [(2, None), (3, None), (2, 6)])
 def test_thin_networks_side_by_side_are_exactly_a_wide_one(name, spatial, networks, features):
     shape = Shape(spatial, 2, 3)
-    thin = [make(name, shape, 4, 1, features).double().eval() for _ in range(networks)]
+    thin = [make(Design(name, 4, 1, features), shape).double().eval() for _ in range(networks)]
     for network in thin:
         for tensor in network.state_dict().values():
             if tensor.ndim == 1:  # as after training: statistics and offsets are those of nothing special
                 tensor.uniform_(0.5, 1.5)
-    wide = make(name, shape, 4 * networks, 1, features and networks * features).double().eval()
+    wide = make(Design(name, 4 * networks, 1, features and networks * features), shape).double().eval()
     fill(wide, thin)
     images = torch.randn(2, 2, *spatial, dtype=torch.float64)
     torch.testing.assert_close(wide.features(images), torch.cat([network.features(images) for network in thin], 1))
@@ -262,7 +262,7 @@ def test_thin_networks_side_by_side_are_exactly_a_wide_one(name, spatial, networ
 @pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
 @pytest.mark.parametrize("features", [None, 20])
 def test_features_are_the_last_hidden_layer_in_the_width_that_was_asked_for(name, features):
-    network, images = make(name, Shape((32, 32), 1, 3), features=features).eval(), torch.randn(4, 1, 32, 32)
+    network, images = make(Design(name, features=features), Shape((32, 32), 1, 3)).eval(), torch.randn(4, 1, 32, 32)
     values = network.features(images)
     assert values.shape == (4, features or network.classifier.in_features)
     assert isinstance(network.classifier, nn.Linear)
@@ -276,7 +276,7 @@ def test_features_are_the_last_hidden_layer_in_the_width_that_was_asked_for(name
 def test_initial_parameters_depend_on_torchs_generator_alone(name):
     def initial(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return flat(make(name, Shape((32, 32), 1, 3), features=8))
+        return flat(make(Design(name, features=8), Shape((32, 32), 1, 3)))
 
     first = initial(1)
     assert torch.equal(first, initial(1))
@@ -286,7 +286,7 @@ def test_initial_parameters_depend_on_torchs_generator_alone(name):
 def test_initial_parameters_are_a_function_of_the_seeds_alone():
     def initial(seeds: Seeds, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        return flat(build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), seeds, POLICY))
+        return flat(build(lambda: make(Design("vgg3", 8), Shape((8, 8), 1, 3)), seeds, POLICY))
 
     first = initial(Seeds(0, "local", 1), before=1)
     assert torch.equal(first, initial(Seeds(0, "local", 1), before=2))
@@ -298,8 +298,8 @@ def test_building_a_network_leaves_the_global_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    build(lambda: make("vgg3", Shape((8, 8), 1, 3), 8), Seeds(0, "local"), POLICY)
-    check("mobilenet_v2", Shape((8, 8), 1, 3))
+    build(lambda: make(Design("vgg3", 8), Shape((8, 8), 1, 3)), Seeds(0, "local"), POLICY)
+    check(Design("mobilenet_v2"), Shape((8, 8), 1, 3))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -307,12 +307,12 @@ def test_built_in_networks_are_known_and_checked_without_torch():
     program = """
         import sys
         from ddcnn.errors import InputError
-        from ddcnn.networks.registry import NETWORKS, check, default_width
+        from ddcnn.networks.registry import NETWORKS, Design, check, default_width
         from ddcnn.networks.shape import Shape
         for name in NETWORKS:
-            check(name, Shape((8, 8), 3, 10), default_width(name), 2, None)
+            check(Design(name, default_width(name), 2), Shape((8, 8), 3, 10))
             try:
-                check(name, Shape((3, 8), 3, 10), None, 1, None)
+                check(Design(name), Shape((3, 8), 3, 10))
             except InputError:
                 continue
             sys.exit("not refused")
@@ -332,7 +332,7 @@ def test_torchvisions_networks_learn_from_images_of_any_channels(name):
 @pytest.mark.parametrize(("name", "inputs"), [("densenet121", 3), ("mobilenet_v2", 3), ("mnasnet1_0", 3), ("resnet34", 3), ("resnet34", 1)])
 def test_undivided_networks_are_torchvisions_but_for_the_classes_and_the_stem(name, inputs):
     reference = import_torchvision().models.get_model(name, weights=None, num_classes=7)
-    stem, fitting = filters_of(reference)[0], filters_of(network := make(name, Shape((32, 32), inputs, 7)))[0]
+    stem, fitting = filters_of(reference)[0], filters_of(network := make(Design(name), Shape((32, 32), inputs, 7)))[0]
     assert count(network) - count(reference) == fitting.weight.numel() - stem.weight.numel()
     assert (fitting.in_channels, fitting.stride, fitting.padding) == (inputs, stem.stride, stem.padding)
     assert fitting.weight.std().item() == pytest.approx(stem.weight.std().item(), rel=0.1)
@@ -341,13 +341,13 @@ def test_undivided_networks_are_torchvisions_but_for_the_classes_and_the_stem(na
 @pytest.mark.parametrize(("name", "least", "most"), [("densenet121", 0.2, 0.3), ("mobilenet_v2", 0.25, 0.35), ("mnasnet1_0", 0.25, 0.35)])
 def test_the_width_rule_where_torchvision_has_a_parameter_for_it(name, least, most):
     shape = Shape((32, 32), 3, 10)
-    check(name, shape, None, 2)
-    assert least < count(make(name, shape, divisor=2)) / count(make(name, shape)) < most
+    check(Design(name, None, 2), shape)
+    assert least < count(make(Design(name, divisor=2), shape)) / count(make(Design(name), shape)) < most
 
 
 def test_densenets_widths_are_multiples_of_four():
     for divisor, growth, stem in ((2, 16, 32), (3, 12, 24)):
-        network = make("densenet121", Shape((32, 32), 3, 10), divisor=divisor)
+        network = make(Design("densenet121", divisor=divisor), Shape((32, 32), 3, 10))
         wide = [module.out_channels for module in filters_of(network)]
         assert wide[0] == stem
         assert wide[2] == growth
@@ -406,8 +406,8 @@ def example(mine):
 
 @pytest.mark.parametrize("features", [None, 20])
 def test_the_users_own_network_as_documented(example, features):
-    check("mine:small", shape := Shape((9, 7), 2, 3), None, 2, features)
-    network, images = make("mine:small", shape, None, 2, features), torch.randn(4, 2, 9, 7)
+    check(Design("mine:small", None, 2, features), shape := Shape((9, 7), 2, 3))
+    network, images = make(Design("mine:small", None, 2, features), shape), torch.randn(4, 2, 9, 7)
     values = network.features(images)
     assert values.shape == (4, features or 4 * 8)
     torch.testing.assert_close(network.classifier(values), network(images))
@@ -417,7 +417,7 @@ def test_the_users_own_network_as_documented(example, features):
 
 @pytest.mark.parametrize(("width", "divisor", "channels"), [(None, 1, 16), (None, 2, 8), (40, 1, 40), (40, 2, 20)])
 def test_the_users_factory_is_told_width_and_divisor(example, width, divisor, channels):
-    assert filters_of(make("mine:small", Shape((8, 8), 1, 3), width, divisor))[0].out_channels == channels
+    assert filters_of(make(Design("mine:small", width, divisor), Shape((8, 8), 1, 3)))[0].out_channels == channels
 
 
 def test_the_users_network_may_find_its_sizes_out_by_itself(mine):
@@ -426,8 +426,8 @@ def test_the_users_network_may_find_its_sizes_out_by_itself(mine):
         def lazy(shape, divisor):
             return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.Dropout(), nn.LazyLinear(shape.classes))
     """)
-    check("mine:lazy", shape := Shape((6, 8), 2, 3))
-    network = make("mine:lazy", shape)
+    check(Design("mine:lazy"), shape := Shape((6, 8), 2, 3))
+    network = make(Design("mine:lazy"), shape)
     assert all(module.training for module in network.modules())
     assert network.classifier.in_features == 4 * 4 * 6
     assert count(network) == (2 * 9 + 1) * 4 + 2 * 4 + (4 * 4 * 6 + 1) * 3
@@ -439,8 +439,8 @@ def test_the_head_is_the_last_layer_with_as_many_neurons_as_classes(mine):
         def narrow(shape, divisor):
             return nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, 3))
     """)
-    check("mine:narrow", shape := Shape((4, 4), 1, 3))
-    network, images = make("mine:narrow", shape), torch.randn(5, 1, 4, 4)
+    check(Design("mine:narrow"), shape := Shape((4, 4), 1, 3))
+    network, images = make(Design("mine:narrow"), shape), torch.randn(5, 1, 4, 4)
     assert (network.features(images) >= 0).all()
     torch.testing.assert_close(network.classifier(network.features(images)), network(images))
 
@@ -538,10 +538,10 @@ def test_what_would_fail_in_training_is_refused_before(monkeypatch, view, words)
     factory = lambda shape, divisor: Flattening(shape, view)  # noqa: E731
     monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(factory=factory))
     with pytest.raises(InputError, match=words):
-        check("mine:factory", Shape((8, 8), 2, 3))
+        check(Design("mine:factory"), Shape((8, 8), 2, 3))
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_torchvision_s_networks_of_any_number_of_channels_can_be_counted_without_memory(channels):
     with torch.device("meta"):
-        assert count(make("mobilenet_v2", Shape((32, 32), channels, 3), None, 2)) > 1000
+        assert count(make(Design("mobilenet_v2", None, 2), Shape((32, 32), channels, 3))) > 1000

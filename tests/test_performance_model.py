@@ -17,7 +17,9 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
-from ddcnn.method.work import Counts, Network, Sizes, cnn, counts
+from ddcnn.method.costs import Network, cnn
+from ddcnn.method.work import Counts, Sizes, counts
+from ddcnn.networks.registry import Design
 from ddcnn.networks.shape import Shape
 from ddcnn.scaling.extrapolation import fitted
 from ddcnn.scaling.machine_benchmark import SIZES, alpha_beta
@@ -35,7 +37,7 @@ SMALL = Sizes(
     classes=10, subimage=(16, 16), local=Network(2e6, 25, 0, 10), whole=Network(3e7, 27, 500_000, 10), dnn=Network(1e5, 5, 0, 10),
     local_bytes=1_000_000, global_bytes=4_000_000,
 )  # fmt: skip
-PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, SAMPLES, 10, ("local", "gather", "dnn", "global"), 1)
+PROBLEM = Workload("strong", RunSettings(), (32, 32, 3), (2, 2), 1, SAMPLES, 10, ("local", "gather", "dnn", "global"), 1, "cpu")
 positive = st.floats(1e-3, 1e3)
 
 
@@ -160,7 +162,7 @@ def test_weak_images_grow_and_subimages_do_not():
 
 def test_operations_are_those_of_the_layers():
     """VGG3 on 4x4 grey pixels, by hand: 2 a multiplication, three times (forward, and for both factors backward)."""
-    network = cnn(RunSettings(network="vgg3"), Shape((4, 4), 1, 10), 8, 1, None)
+    network = cnn("probabilities", Design("vgg3", 8), Shape((4, 4), 1, 10))
     convolutions = 9 * (16 * 1 * 8 + 4 * 8 * 16 + 4 * 16 * 32)  # two pixels a side are not pooled
     forward = 2 * (convolutions + 128 * 32 + 32 * 10)
     images_need_none = 2 * 9 * 16 * 1 * 8  # gradient with respect to the pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 import ddcnn
 
 ROOMS = """
-__main__ | experiment inference scaling | method report | training | data | io | config parallel | decomposition networks | errors
+__main__ | experiment inference scaling | method report | training | data | io | config parallel | networks | decomposition | errors
 """
 PACKAGE = Path(ddcnn.__file__).parent
 LEVEL = {room: level for level, rooms in enumerate(ROOMS.split("|")) for room in rooms.split()}

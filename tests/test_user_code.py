@@ -15,7 +15,7 @@ from torch import nn
 import ddcnn
 from ddcnn.errors import InputError
 from ddcnn.io import parameters
-from ddcnn.networks.registry import check
+from ddcnn.networks.registry import Design, check
 from ddcnn.networks.shape import Shape
 
 # torchvision as it is where it does not match its torch: its operators are missing, and its import says so
@@ -68,8 +68,12 @@ def test_a_torchvision_without_its_operators_can_be_imported_by_users(broken):
         "import torch, ddcnn\nfrom torchvision import models\nimport torchvision.models",
         "import ddcnn.errors, mine",
     )
-    done = python(broken, "\n".join([scripts[0], "from ddcnn.networks.registry import make", "from ddcnn.networks.shape import Shape",
-                                     "print(make('mine:small', Shape((8, 8), 1, 3)))"]))  # fmt: skip
+    making = """
+        from ddcnn.networks.registry import Design, make
+        from ddcnn.networks.shape import Shape
+        print(make(Design("mine:small"), Shape((8, 8), 1, 3)))
+    """
+    done = python(broken, scripts[0] + textwrap.dedent(making))
     assert done.returncode == 0, done.stderr
     assert "Conv2d" in done.stdout
     for script in scripts[1:]:
@@ -119,7 +123,7 @@ def test_a_network_that_fails_is_named_with_its_layer_or_line(tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     with pytest.raises(InputError) as error:
-        check(f"mine:{factory}", Shape((8, 8), 1, 3))
+        check(Design(f"mine:{factory}"), Shape((8, 8), 1, 3))
     monkeypatch.delitem(sys.modules, "mine")
     assert words in str(error.value)
 

@@ -40,7 +40,7 @@ def trained(name: str, **options) -> nn.Module:
 
 def filled(file: Weights, name: str, shape: Shape) -> nn.Module:
     torch.manual_seed(2)
-    return file.fill(registry.make(name, shape), name).eval()
+    return file.fill(registry.make(registry.Design(name), shape), name).eval()
 
 
 def save(content, path: Path) -> Weights:
@@ -60,7 +60,9 @@ def test_a_network_is_torchvision_s_but_for_the_head(tmp_path, name):
         torch.testing.assert_close(network.features(images), seen[-1])
         assert network(images).shape == (2, 5)
     torch.manual_seed(2)
-    torch.testing.assert_close(network.classifier.weight, registry.make(name, Shape((64, 64), 3, 5)).classifier.weight)  # of the seed
+    torch.testing.assert_close(
+        network.classifier.weight, registry.make(registry.Design(name), Shape((64, 64), 3, 5)).classifier.weight
+    )  # of the seed
 
 
 @pytest.mark.parametrize("name", [SMALL, "resnet18"])
@@ -70,7 +72,7 @@ def test_of_grey_images_the_first_convolution_sums_over_the_colours(tmp_path, na
     images = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(grey.features(images), colour.features(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
     torch.manual_seed(2)
-    new = registry.make(name, Shape((64, 64), 4, 5)).state_dict()
+    new = registry.make(registry.Design(name), Shape((64, 64), 4, 5)).state_dict()
     differing = [
         entry for entry, values in four.state_dict().items() if values.shape == new[entry].shape and torch.equal(values, new[entry])
     ]
@@ -89,7 +91,7 @@ def volumes(shape, divisor=1):
 def test_a_network_of_the_user_starts_from_its_own_state_dict(tmp_path, monkeypatch):
     (tmp_path / "of_volumes.py").write_text(VOLUMES, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = registry.make("of_volumes:volumes", Shape((8, 8, 8), 1, 7)).backbone.state_dict()
+    before = registry.make(registry.Design("of_volumes:volumes"), Shape((8, 8, 8), 1, 7)).backbone.state_dict()
     head = {"5.weight": torch.zeros(7, 32), "5.bias": torch.zeros(7)}
     network = filled(save(before | head, tmp_path / "w.pth"), "of_volumes:volumes", Shape((6, 6, 6), 1, 3))
     assert all(torch.equal(values, before[name]) for name, values in network.backbone.state_dict().items())

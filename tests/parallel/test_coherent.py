@@ -14,6 +14,7 @@ from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
+from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import Collect, bytes_per_sample
 from ddcnn.networks.dense import DenseNetwork
@@ -97,7 +98,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_loss_and_gradients_are_those_of_one_process(world, interface):
     owned = owned_subdomains(world, N)
     networks, dnn = parts(interface, owned)
-    distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
+    distributed, single = CoherentNetwork(world, interface, networks, CoarseSolve(world, dnn)), OneProcess(interface)
     losses = []
     for network, samples in ((distributed, Numbers(owned)), (single, Numbers(range(N)))):
         inputs, labels = samples.batch(torch.arange(BATCH))
@@ -122,7 +123,7 @@ def test_five_steps_of_training_are_those_of_one_process(world, interface, optim
     trainer = Trainer(Recipe(1, BATCH, optimizer, 0.01, 0.01, "one-cycle"), POLICY, Seeds(0, "coherent"))
     assert SAMPLES // BATCH == STEPS
     networks, dnn = parts(interface, owned)
-    distributed, single = CoherentNetwork(world, interface, networks, dnn), OneProcess(interface)
+    distributed, single = CoherentNetwork(world, interface, networks, CoarseSolve(world, dnn)), OneProcess(interface)
     found_epochs, epochs = [], []
     train_coherent(world.alone(), replace(trainer, callback=Watch(found_epochs.append)), distributed, Numbers(owned), np.arange(SAMPLES))
     replace(trainer, callback=Watch(epochs.append)).train(single, Numbers(range(N)), torch.arange(SAMPLES))
@@ -140,7 +141,8 @@ def test_five_steps_of_training_are_those_of_one_process(world, interface, optim
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interface):
     owned = owned_subdomains(world, N)
-    network = CoherentNetwork(world, interface, *parts(interface, owned)).float()
+    networks, dnn = parts(interface, owned)
+    network = CoherentNetwork(world, interface, networks, CoarseSolve(world, dnn)).float()
     inputs, labels = Numbers(owned).batch(torch.arange(BATCH))
     world.timeline.begin()
     with world.timeline.phase("coherent"):
@@ -153,14 +155,14 @@ def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interf
 
 def test_copies_of_the_dnn_that_have_drifted_apart_become_rank_0s(world):
     networks, dnn = parts("logits", owned_subdomains(world, N))
-    network = CoherentNetwork(world, "logits", networks, dnn)
+    network = CoherentNetwork(world, "logits", networks, CoarseSolve(world, dnn))
     expected = [tensor.clone() for tensor in dnn.state_dict().values()]
     world.timeline.begin()
-    network.sync_dnn()
+    network.sync()
     assert not any(world.timeline.sent.values())  # they are the same
     with torch.no_grad():
         dnn.layers[0].bias += 1e-15 * world.rank
-    network.sync_dnn()
+    network.sync()
     assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(dnn.state_dict().values(), expected, strict=True))
 
 
@@ -169,7 +171,7 @@ def test_after_each_epoch_all_ranks_hold_the_same_dnn(world):
     with torch.no_grad():
         dnn.layers[0].bias += 1e-3 * world.rank  # as unlike devices would, a little at a time
     trainer = Trainer(Recipe(1, BATCH, "adamw", 0.01, 0.01, "one-cycle"), POLICY, Seeds(0, "coherent"))
-    network = CoherentNetwork(world, "logits", networks, dnn)
+    network = CoherentNetwork(world, "logits", networks, CoarseSolve(world, dnn))
     train_coherent(world.alone(), trainer, network, Numbers(owned_subdomains(world, N)), np.arange(SAMPLES))
     assert world.all_equal(nn.utils.parameters_to_vector(dnn.parameters()).detach().numpy().tobytes())
 
@@ -177,7 +179,7 @@ def test_after_each_epoch_all_ranks_hold_the_same_dnn(world):
 def test_in_frozen_epochs_only_the_dnn_learns(world):
     networks, dnn = parts("features", owned_subdomains(world, N))
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (networks[0], dnn)]
-    network = CoherentNetwork(world, "features", networks, dnn)
+    network = CoherentNetwork(world, "features", networks, CoarseSolve(world, dnn))
     changed = []
 
     def after_epoch(epoch):
@@ -214,7 +216,7 @@ def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of
             networks.append(POLICY.place(network))
         samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1, (-1, -2), 0.5, 1.0))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "cosine", clip_norm=0.1, ema=0.9, warmup=0.5)
-        trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, dnn)
+        trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, CoarseSolve(ranks, dnn))
         train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES))
         return networks, dnn
 

@@ -11,7 +11,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.method.factory import Networks
 from ddcnn.method.width import check_composition, compose
-from ddcnn.networks.registry import NETWORKS, make
+from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.training.precision import DevicePolicy
 
@@ -22,7 +22,7 @@ CLASSES = 3
 def thin_networks(name: str, shape: Shape, n: int, width: int) -> list[nn.Module]:
     """n of them, with running statistics and affine parameters that are no longer those of a new network."""
     torch.manual_seed(1)
-    networks = [make(name, shape, width, n).double() for _ in range(n)]
+    networks = [make(Design(name, width, n), shape).double() for _ in range(n)]
     for network in networks:
         for tensor in network.state_dict().values():
             if tensor.is_floating_point() and tensor.ndim == 1:
@@ -36,7 +36,7 @@ def test_right_after_composition_the_logits_are_the_mean_of_those_of_the_thin_ne
     n = EACH * world.size
     shape, width = Shape(spatial, 2, CLASSES), 4 * n
     thin = thin_networks(name, shape, n, width)
-    wide = make(name, shape, width).double().eval()
+    wide = make(Design(name, width), shape).double().eval()
     compose(world, thin[world.rank * EACH : (world.rank + 1) * EACH], wide)
     images = torch.randn(3, 2, *spatial, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -47,9 +47,11 @@ def test_right_after_composition_the_logits_are_the_mean_of_those_of_the_thin_ne
 
 def test_the_cross_terms_are_zero_and_learn(world):
     shape, n = Shape((8, 8), 1, CLASSES), EACH * world.size
-    wide = make("vgg3", shape, 4 * n)
+    wide = make(Design("vgg3", 4 * n), shape)
     compose(
-        world, thin_networks("vgg3", shape, EACH, 4 * EACH) if n == EACH else [make("vgg3", shape, 4 * n, n) for _ in range(EACH)], wide
+        world,
+        thin_networks("vgg3", shape, EACH, 4 * EACH) if n == EACH else [make(Design("vgg3", 4 * n, n), shape) for _ in range(EACH)],
+        wide,
     )
     weight = wide.get_parameter(next(name for name, p in wide.named_parameters() if p.ndim == 4 and p.shape[1] > 1))
     rows, columns = weight.shape[0] // n, weight.shape[1] // n

@@ -11,7 +11,8 @@ from ddcnn.config.types import Augment, Grid, Group, ImageSize, Settings, Volume
 
 SOURCES = (
     "digits, cifar10, fashion-mnist or a class of torchvision.datasets; an .npz or .h5 file of arrays; a folder of class folders of images "
-    "or volumes (NIfTI, DICOM series, TIFF stacks), or of volumes with a labels.csv; synthetic:SHAPExCLASSESxSAMPLES"
+    "or volumes (NIfTI, DICOM series, TIFF stacks), or of volumes with a labels.csv; "
+    "synthetic:SHAPExCLASSESxSAMPLES; scattered-digits:ROWSxCOLUMNSxSAMPLES"
 )
 
 

@@ -9,7 +9,7 @@ from ddcnn.config.data_settings import SOURCES, DataSettings
 from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import Device, Every, Group, Interface, Methods, Settings, Signals, option
-from ddcnn.networks.registry import NETWORKS, default_width
+from ddcnn.networks.registry import NETWORKS, Design, default_width
 
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
@@ -32,6 +32,10 @@ class RunSettings(DataSettings, TrainingSettings):
     width_divisor: float | None = option(
         Group.NETWORK, None, "divide the global CNN's widths by D in local CNNs (default: the square root of N; in width: N)", "D", ge=1
     )
+    head: Literal["dense", "pooled"] | None = option(
+        Group.NETWORK, None,
+        "how built-in CNNs, local and global, decide: by dense layers on their last map, or on its largest values in each half of an axis",
+    )  # fmt: skip
     features: int | None = option(Group.NETWORK, None, "neurons of the local CNNs' last hidden layer (default: by width)", "F", ge=1)
     weights: Path | None = option(
         Group.NETWORK, None, "start all CNNs from a state dict of this --network, of torch.save or .safetensors (default: none)", "FILE"
@@ -47,7 +51,15 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.LOCAL, None, "take the local CNNs, and the DNN if it fits, from a finished run with the same --seed (default: train)", "RUN"
     )
 
-    interface: Interface = option(Group.DNN, "probabilities", "what a local CNN passes to the DNN; features: its last hidden layer")
+    interface: Interface = option(
+        Group.DNN, "probabilities", "what a local CNN passes to the DNN; features: its last hidden layer; maps: its last feature map"
+    )
+    coarse: Literal["dense", "convolutional"] | None = option(
+        Group.DNN, None, "layers of the DNN (default: convolutional on maps, else dense)"
+    )
+    coarse_width: int | None = option(
+        Group.DNN, None, "channels of the first convolution of a convolutional DNN (default: 128)", "CHANNELS", ge=1
+    )
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
     )
@@ -106,6 +118,16 @@ class RunSettings(DataSettings, TrainingSettings):
         return tuple(phase for phase in phases if phase in needed - left_out)
 
     @property
+    def local_cnns_classify(self) -> bool:
+        """Whether local CNNs hand on classifications, which mean the same in every subdomain; not hidden layers."""
+        return self.interface in ("probabilities", "logits")
+
+    @property
+    def convolutional(self) -> int | None:
+        """Channels of the first convolution of the DNN, if it is convolutional."""
+        return (self.coarse_width or 128) if self.interface == "maps" and self.coarse != "dense" else None
+
+    @property
     def keeps(self) -> str:
         """Which epoch's parameters are kept, "best" or "last"."""
         return self.keep or ("last" if self.early_stopping is None else "best")
@@ -118,6 +140,14 @@ class RunSettings(DataSettings, TrainingSettings):
     def divisor(self, subdomains: int) -> float:
         """The factor by which the local CNNs of N subdomains are narrower than the global CNN."""
         return self.width_divisor or self.splitting.divisor(subdomains)
+
+    def local_design(self, subdomains: int) -> Design:
+        """Of the local CNNs of N subdomains."""
+        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head)
+
+    def global_design(self, method: Method) -> Design:
+        """Of a method's network of whole images."""
+        return Design(self.network, self.global_width or self.width if method == Method.GLOBAL else self.width, head=self.head)
 
     def epochs_of(self, method: str) -> int:
         """Epochs of training of a method's network or of a local CNN; by default coherent, global and transfer make the same."""
@@ -139,10 +169,6 @@ class RunSettings(DataSettings, TrainingSettings):
             found["transfer"] = (self.transfer_schedule, min(self.transfer_epochs, self.frozen_epochs or self.transfer_epochs))
         return found
 
-    def width_of(self, method: Method) -> int | None:
-        """``--width`` of a method's network of whole images; None for the network's own."""
-        return self.global_width or self.width if method == Method.GLOBAL else self.width
-
     @property
     def checkpoint_epochs(self) -> int | None:
         return None if self.checkpoint_every.endswith("min") else int(self.checkpoint_every)
@@ -159,11 +185,19 @@ class RunSettings(DataSettings, TrainingSettings):
     def _options_go_together(self) -> Self:
         if self.frozen_epochs and Method.TRANSFER in self.methods and self.splitting.composes(Method.TRANSFER):
             raise ValueError("--frozen-epochs: networks that are decomposed in width are composed without a DNN; leave it out")
-        if self.interface == "features" and self.dnn_data == "out-of-fold" and self.needs("dnn"):
+        if not self.local_cnns_classify and self.dnn_data == "out-of-fold" and self.needs("dnn"):
             raise ValueError(
-                "--dnn-data out-of-fold does not work with --interface features: hidden neurons of different folds' networks do not "
-                "correspond; use another interface, or --dnn-data holdout"
+                f"--dnn-data out-of-fold does not work with --interface {self.interface}: hidden neurons of different folds' networks do "
+                "not correspond; use probabilities or logits, or --dnn-data holdout"
             )
+        if self.interface == "maps" and not self.splitting.cuts_images:
+            raise ValueError(
+                "--interface maps: networks that are decomposed in width all have maps of the whole image; take another interface"
+            )
+        if self.coarse == "convolutional" and self.interface != "maps":
+            raise ValueError("--coarse convolutional works on maps: add --interface maps")
+        if self.coarse_width and not self.convolutional:
+            raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
         self.check_warmup(self._schedules())
         if self.selects and not self.evaluate_every:
             raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")

@@ -44,6 +44,17 @@ class TrainingSettings(BaseModel):
     frozen_epochs: int = option(Group.JOINT, 0, "epochs of transfer before these, in which the local CNNs are frozen", "E", ge=0)
     transfer_lr: float | None = option(Group.JOINT, None, "largest learning rate of transfer (default: --lr / 5)", "LR", gt=0)
     transfer_schedule: Schedule = option(Group.JOINT, "cosine", "learning-rate schedule of transfer")
+    share: Literal["none", "early", "all"] = option(
+        Group.JOINT, "none", "parameters that local CNNs have in common in coherent and transfer: none, those of the first stage, or all; "
+        "they then also start from the same ones",
+    )  # fmt: skip
+    auxiliary: float = option(
+        Group.JOINT,
+        0.0,
+        "weight of the local CNNs' own mean cross entropy in the loss of coherent and transfer; it falls to zero",
+        "W",
+        ge=0,
+    )
     coherent_epochs: int | None = option(
         Group.JOINT, None, "epochs of joint training from scratch (default: those of local training and transfer)", "E", ge=1
     )

@@ -139,7 +139,7 @@ AXES = ("depth", "rows", "columns")
 Augment = Annotated[str, AfterValidator(_joined("none", "flip", "shift", "erase", "mixup"))]
 FlipAxes = Annotated[str, AfterValidator(_joined(*AXES))]
 Device = Literal["auto", "cpu", "cuda"]
-Interface = Literal["probabilities", "logits", "features"]
+Interface = Literal["probabilities", "logits", "features", "maps"]
 Schedule = Literal["one-cycle", "cosine", "constant"]
 Positive = Annotated[int, Field(ge=1)]
 as_text = PlainSerializer(times)

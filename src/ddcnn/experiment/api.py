@@ -110,7 +110,8 @@ class DecomposedProblem:
         """
         problem = self._problem
         interface = interface or problem.settings.interface
-        for name, value, allowed in (("interface", interface, get_args(Interface)), ("split", split, tuple(self.labels))):
+        known = tuple(name for name in get_args(Interface) if name in ("maps", problem.settings.interface) or name != "maps")
+        for name, value, allowed in (("interface", interface, known), ("split", split, tuple(self.labels))):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r}: known are {', '.join(allowed)}")
         chosen = problem.dnn_samples.for_dnn if split == "train" else np.arange(self.store.samples[split])
@@ -139,10 +140,10 @@ class DecomposedProblem:
             return None if validation is None else self.decide(network, validation)
 
         trainer = self._trainer(problem.dnn_recipe, problem.world.alone(), classify, "dnn")
-        trainer = replace(trainer, policy=problem.networks.fp32_policy)
+        trainer = replace(trainer, policy=problem.networks.dnn_policy)
         labels = self.labels["train"][problem.dnn_samples.for_dnn]
-        return train_dnn(trainer, values, labels, problem.settings.interface, problem.networks.classes)
+        return train_dnn(trainer, problem.networks.make_dnn(), values, labels)
 
     def decide(self, dnn: nn.Module, values: np.ndarray) -> np.ndarray:
         """On rank 0: the DNN's probabilities (S, K) float32 from gathered interface values (S, N, C)."""
-        return classify_by_dnn(dnn, values, self._problem.networks.fp32_policy)
+        return classify_by_dnn(dnn, values, self._problem.networks.dnn_policy)

@@ -129,10 +129,10 @@ class RunContext:
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How the DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""
         problem = self.problem
-        frozen, policy = copy.deepcopy(dnn), problem.networks.fp32_policy  # transfer continues to train the DNN
+        frozen, policy = copy.deepcopy(dnn), problem.networks.dnn_policy  # transfer continues to train the DNN
         return Decision(
             values, labels, lambda values, present: classify_by_dnn(frozen, values, policy, present).argmax(axis=1),
-            in_part=problem.settings.interface != "features",
+            in_part=problem.settings.local_cnns_classify,
         )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:

@@ -58,7 +58,7 @@ def _trainings(estimate: Estimate) -> list[Training]:
     every, seconds = settings.checkpoint_epochs, settings.checkpoint_seconds
     more = estimate.state  # numbers beside each parameter
     local, number = _size(estimate.local_cnn), networks.subdomains
-    groups, dnn = number // estimate.own, _size(estimate.make_dnn) if estimate.local_cnn else 0.0
+    groups, dnn = number // estimate.own, _size(estimate.networks.make_dnn()) if estimate.local_cnn else 0.0
 
     def states(epochs: int, took: float) -> int:
         return (epochs - 1) // every if every else int(took / seconds) if seconds else 0

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import Problem
 from ddcnn.io.progress import duration
 from ddcnn.io.run_folder import RUNS, RunFolder
-from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.networks.operations import multiply_adds
 from ddcnn.report.pages import human, number
@@ -121,13 +119,12 @@ def _method_rows(problem: Problem, estimate: Estimate) -> list[list[str]]:
             (count, _cost(networks.make_local([box.shape for box in boxes].index(shape)), _sample(problem, shape)))
             for shape, count in sizes.items()
         ]
-    dense = partial(DenseNetwork, settings.interface, networks.subdomains, estimate.values, networks.classes)
     rows = []
     for method in map(Method, settings.methods):
         if settings.sees_whole_image(method):
             parts = [(1, _cost(networks.make_global(method), _sample(problem, store.shape[:-1])))]
         else:
-            parts = [*local, *([(1, _cost(dense, (networks.subdomains * estimate.values,)))] if method.has_dnn else [])]
+            parts = [*local, *([(1, _cost(networks.make_dnn(), (networks.subdomains * estimate.values,)))] if method.has_dnn else [])]
         rows.append([method, *_words(*_sum(parts)), str(settings.epochs_of(method))])
     return rows
 

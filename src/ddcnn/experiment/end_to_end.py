@@ -1,5 +1,6 @@
 """Networks of all subdomains, trained end to end: the coherent network (arXiv 2408.14442) and the undecomposed CNN."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,10 @@ from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.experiment.context import RunContext
+from ddcnn.experiment.phase_sizes import coarse_solve
 from ddcnn.experiment.results import Decided
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.shared import SharedParameters
 from ddcnn.method.width import compose
 from ddcnn.networks.layers import count_parameters
 from ddcnn.training.data_parallel import broadcast_, classify_together, train_data_parallel
@@ -23,7 +26,18 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     recipe = problem.joint_recipe(method, group.size)
     frozen_epochs = settings.frozen_epochs if method == Method.TRANSFER else 0
     epochs = frozen_epochs + recipe.epochs
-    network = CoherentNetwork(problem.groups.across_subdomains, settings.interface, local_cnns, dnn)
+    across = problem.groups.across_subdomains
+    shared = SharedParameters(across, local_cnns, settings.share) if settings.share != "none" else None
+    if shared and method == Method.TRANSFER:
+        if os.environ.get("DDCNN_START") == "best":
+            accuracies = (results.local_classes["validation"] == problem.labels["validation"][:, None]).mean(0) if not world.rank else None
+            best = world.broadcast(int(accuracies.argmax()) if accuracies is not None else 0)
+            weights = [float(k == best) for k in range(networks.subdomains)]
+        else:
+            weights = [1 / networks.subdomains] * networks.subdomains
+        shared.begin(weights)
+    solve = coarse_solve(problem, dnn)
+    network = CoherentNetwork(across, settings.interface, local_cnns, solve, shared)
 
     def classify(split: str = "validation") -> np.ndarray | None:
         return classify_together(group, network, images[split], problem.store.samples[split], policy)
@@ -34,20 +48,19 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
         train_coherent(group, trainer(recipe, ""), network, images["train"], np.arange(problem.store.train_samples), frozen)
         score = problem.score_of(classify()) if problem.validates else None
         images["test"] = problem.owned_subimages("test")
-        captured: list[np.ndarray] = []  # inputs of the DNN, (B, N·C) per batch, of rank 0's share of the samples
-        with dnn.register_forward_pre_hook(lambda _, inputs: None if world.rank else captured.append(inputs[0].cpu().numpy())):
-            probabilities = classify("test")
+        solve.seen = seen = list[np.ndarray]()  # of rank 0's share of the samples
+        probabilities = classify("test")
         with world.raise_on_all_ranks():
             for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
+                if settings.share == "all" and index:
+                    continue
                 context.save(f"{method}-{index:04d}", local_cnn, **networks.about_local(index))
             if world.rank == 0 and probabilities is not None:
                 context.save(f"{method}-dnn", dnn, **networks.about_dnn())
         for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads and not settings.needs("local") else ():
             results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0 and probabilities is not None:
-            values = np.concatenate(captured)
-            values = values.reshape(len(values), networks.subdomains, -1)
-            decision = context.decision(dnn, values, problem.labels["test"][:: group.size])
+            decision = context.decision(dnn, np.concatenate(seen), problem.labels["test"][:: group.size])
             classes, parameters = probabilities.argmax(axis=1), count_parameters(dnn)
             results.method(method, Decided(classes, recipe.batch_size, score, probabilities, parameters, decision))
 
@@ -60,7 +73,7 @@ def run_transfer(context: RunContext, local_cnns: list[nn.Module], dnn: nn.Modul
         return
     with problem.world.timeline.phase("transfer"):
         everywhere = dnn or problem.networks.new_dnn("dnn")
-        broadcast_(problem.world, everywhere.parameters())
+        broadcast_(problem.world, everywhere.state_dict().values())
     run_coherent(context, Method.TRANSFER, local_cnns, everywhere)
 
 

@@ -1,8 +1,6 @@
 """What a run will take, from the pace of its trainings and the sizes of what it holds: seconds, and memory of a rank."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 
 import numpy as np
@@ -13,7 +11,6 @@ from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.method.interface import values_per_subdomain
-from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.allocator import LARGE
 from ddcnn.training.recipe import Recipe
@@ -213,12 +210,8 @@ class Estimate:
         return 2.0 * FLOAT * both, float(state * FLOAT * both)
 
     @property
-    def make_dnn(self) -> Callable[[], DenseNetwork]:
-        return partial(DenseNetwork, self.settings.interface, self.networks.subdomains, self.values, self.networks.classes)
-
-    @property
     def dnn_parameters(self) -> int:
-        return count_parameters(self.make_dnn())
+        return count_parameters(self.networks.make_dnn()())
 
     @property
     def set_bytes(self) -> int:

@@ -1,11 +1,10 @@
 """Whether the networks of a run fit its images, and trained weights fit both; rank 0 checks it before any rank trains.
 
-Nothing here imports torch but for networks that are not built in, and for trained weights.
+Nothing here imports torch but for networks that are not built in, trained weights, maps and shared parameters.
 """
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
@@ -20,9 +19,20 @@ from ddcnn.networks.shape import Shape
 
 
 def check_networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:
-    """Raises InputError for a network that cannot take the images."""
+    """Raises InputError for a network that cannot take the images, has no maps of them, or cannot share parameters."""
     for arguments in _networks(settings, decomposition, channels, classes):
         registry.check(*arguments)
+    if not settings.needs("dnn") and not settings.joint:
+        return
+    design = settings.local_design(len(decomposition) * settings.networks_per_subimage)
+    if settings.interface == "maps":
+        from ddcnn.networks.maps import map_interface
+
+        map_interface(design, decomposition, channels, classes)
+    if settings.share != "none" and settings.joint:
+        from ddcnn.method.shared import check_shared
+
+        check_shared(settings.share, design, [Shape(one.subimage.shape, channels, classes) for one in decomposition.subdomains])
 
 
 def check_trained(
@@ -43,16 +53,18 @@ def check_trained(
         raise InputError(
             f"--weights {settings.weights} are of full width, and local CNNs are thinner by {divisor:g}: add --width-divisor 1"
         )
-    for *arguments, _ in _networks(settings, decomposition, images.shape[-1], len(images.class_names)):
-        weights.check(partial(registry.make, *arguments), settings.network)
+    for design, shape, _ in _networks(settings, decomposition, images.shape[-1], len(images.class_names)):
+        weights.check(partial(registry.make, design, shape), settings.network)
 
 
-def _networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> Iterator[tuple[Any, ...]]:
-    """Arguments of ``registry.check``, and but for the last of ``registry.make``, for all that differ of a run's networks."""
+def _networks(
+    settings: RunSettings, decomposition: Decomposition, channels: int, classes: int
+) -> Iterator[tuple[registry.Design, Shape, str]]:
+    """Arguments of ``registry.check`` for all that differ of a run's networks."""
     shape, subdomains = partial(Shape, channels=channels, classes=classes), len(decomposition) * settings.networks_per_subimage
     if any(not method.whole_image for method in settings.methods):
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
             remedy = registry.LARGER_IMAGES if spatial == decomposition.shape else registry.LARGER_SUBIMAGES
-            yield settings.network, shape(spatial), settings.width, settings.divisor(subdomains), settings.features, remedy
+            yield settings.local_design(subdomains), shape(spatial), remedy
     if Method.GLOBAL in settings.methods:
-        yield settings.network, shape(decomposition.shape), settings.width_of(Method.GLOBAL), 1, None, registry.LARGER_IMAGES
+        yield settings.global_design(Method.GLOBAL), shape(decomposition.shape), registry.LARGER_IMAGES

@@ -3,16 +3,17 @@
 import logging
 from dataclasses import replace
 from math import prod
+from typing import Literal
+
+from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.experiment.problem import Problem
 from ddcnn.io.progress import Overall
-from ddcnn.method.work import Counts, Network, Sizes, counts, dense, networks
+from ddcnn.method.coarse_solve import CoarseSolve
+from ddcnn.method.costs import Network, dense, networks
+from ddcnn.method.work import SECONDS, Sizes, counts, divides
 
-SECONDS = {  # for each, about: the speed that a run has corrects them
-    "cpu": Counts(local_operations=2e-11, global_operations=1.5e-11, layer_steps=1.5e-4, collectives=2e-4, bytes_sent=1e-9),
-    "cuda": Counts(local_operations=2e-13, global_operations=1e-13, layer_steps=4e-5, collectives=2e-4, bytes_sent=1e-9),
-}
 logger = logging.getLogger(__name__)
 UNKNOWN = Network(1e7, 20, 100_000, 10)  # in place of a network that cannot be counted
 
@@ -54,8 +55,23 @@ def _sizes(problem: Problem) -> Sizes:
     boxes = [store.decomposition.subdomains[makes.subimage(index)].subimage.shape for index in problem.owned]
     subimage = max(boxes, key=prod)
     try:
-        local, whole, dnn = networks(settings, store.shape, subimage, makes.subdomains, makes.classes)
+        local, whole, dnn = networks(settings, store.decomposition, store.shape[-1], makes.classes)
     except Exception:  # a user's network may compute while it is made, or not take whole images
         local, whole, dnn = UNKNOWN, UNKNOWN, dense(settings.interface, makes.subdomains, UNKNOWN.values, makes.classes)
     phases = dict.fromkeys((*settings.phases, Method.GLOBAL))
-    return Sizes(settings, problem.world.size, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn)
+    sizes = Sizes(settings, problem.world.size, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn)
+    return replace(sizes, divided=divides(sizes, SECONDS[problem.policy.device.type]))
+
+
+def who_solves(problem: Problem) -> Literal["by every rank", "divided over the samples"] | None:
+    """Of the coarse problem of a step."""
+    if not problem.settings.joint or problem.world.size == 1:
+        return None
+    return "divided over the samples" if _sizes(problem).divided else "by every rank"
+
+
+def coarse_solve(problem: Problem, dnn: nn.Module) -> CoarseSolve:
+    """How the ranks solve the coarse problem of a step: whatever costs less, which is the same on all ranks."""
+    chunked = bool(problem.settings.convolutional) and problem.groups.data_parallel.size == 1
+    divided = problem.world.broadcast(_sizes(problem).divided) if chunked and problem.world.size > 1 else False
+    return CoarseSolve(problem.groups.across_subdomains, dnn, problem.networks.subdomains if chunked else 1, divided)

@@ -155,8 +155,10 @@ class Problem:
         """The recipe of a network of all subdomains; of transfer without its frozen epochs."""
         settings = self.settings
         if method == Method.TRANSFER:
-            return self.recipe(settings.transfer_epochs, settings.transfer_lr or settings.lr / 5, ranks, settings.transfer_schedule)
-        return self.recipe(settings.epochs_of(method), settings.global_lr if method.whole_image else settings.coherent_lr, ranks)
+            recipe = self.recipe(settings.transfer_epochs, settings.transfer_lr or settings.lr / 5, ranks, settings.transfer_schedule)
+        else:
+            recipe = self.recipe(settings.epochs_of(method), settings.global_lr if method.whole_image else settings.coherent_lr, ranks)
+        return recipe if method.whole_image else replace(recipe, auxiliary=settings.auxiliary / self.networks.subdomains)
 
     @property
     def dnn_recipe(self) -> Recipe:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ddcnn.config.methods import Method
 from ddcnn.errors import cause
+from ddcnn.experiment.phase_sizes import who_solves
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.results import Decided, Gathered, results_of
 from ddcnn.io.atomic import disk_errors, write_json, write_text
@@ -182,7 +183,7 @@ class Recorder:
             ranks=self.world.size, subdomains_per_rank=len(self.problem.owned),
             ranks_per_subdomain=self.groups.data_parallel.size, threads_per_rank=torch.get_num_threads(), device=str(policy.device),
             precision=policy.precision, mpi=self.world.library(), **versions(), seed=self.settings.seed,
-            resumed=self.world.timeline.resumed,
+            resumed=self.world.timeline.resumed, coarse_solve=who_solves(self.problem),
         )  # fmt: skip
 
         def write() -> None:

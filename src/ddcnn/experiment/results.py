@@ -121,7 +121,8 @@ def method_result(
     own = "" if name.combines_probabilities else phases[-1]  # the training of its own network
     parameters = decided.parameters
     if not settings.sees_whole_image(name):  # such a network is all that the method needs
-        parameters += int(gathered.subdomains[:, 1 if name.combines_probabilities else 2].sum())
+        each = gathered.subdomains[:, 1 if name.combines_probabilities else 2]
+        parameters += int((each[:1] if name.joint and settings.share == "all" else each).sum())
     sent = {phase: int(gathered.sent[:, PHASES.index(phase)].sum()) for phase in phases}
     if decided.gathered_bytes is not None:
         sent["gather"] = decided.gathered_bytes

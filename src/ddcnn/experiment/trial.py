@@ -15,6 +15,7 @@ from torch import nn
 from ddcnn.config.methods import Method
 from ddcnn.data.batches import Samples
 from ddcnn.data.stand_in import StandIn
+from ddcnn.experiment.phase_sizes import coarse_solve
 from ddcnn.experiment.problem import Problem
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
@@ -141,7 +142,7 @@ class Trial:
         images, test = self.few.owned_subimages("train"), self.few.owned_subimages("test")
         parts = [networks.new_local(index, "coherent") for index in problem.owned]
         dnn = networks.new_dnn("coherent dnn")
-        network = CoherentNetwork(problem.groups.across_subdomains, problem.settings.interface, parts, dnn)
+        network = CoherentNetwork(problem.groups.across_subdomains, problem.settings.interface, parts, coarse_solve(problem, dnn))
 
         def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
             train_coherent(group, trainer, network, images, chosen)
@@ -164,13 +165,12 @@ class Trial:
 
     def dnn(self) -> Pace:
         """On rank 0, while the others wait."""
-        problem, networks, policy = self.problem, self.problem.networks, self.problem.networks.fp32_policy
-        interface, alone = problem.settings.interface, problem.world.alone()
-        values = values_per_subdomain(interface, networks.make_local(0)())
+        problem, networks, policy = self.problem, self.problem.networks, self.problem.networks.dnn_policy
+        alone, values = problem.world.alone(), values_per_subdomain(problem.settings.interface, networks.make_local(0)())
 
         def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
             labels = self.few.labels["train"][chosen]
-            return train_dnn(trainer, self._values(len(labels), values), labels, interface, networks.classes)
+            return train_dnn(trainer, networks.make_dnn(), self._values(len(labels), values), labels)
 
         def classified(network: nn.Module) -> float:
             samples, begin = self._values(problem.store.test_samples, values), time.perf_counter()

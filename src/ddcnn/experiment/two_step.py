@@ -168,7 +168,7 @@ def vote_and_average(context: RunContext, gathered: dict[str, np.ndarray]) -> No
 def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_stop: OthersStop) -> nn.Module:
     """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S, N, C)."""
     problem, results = context.problem, context.results
-    settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.fp32_policy, problem.dnn_recipe
+    settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.dnn_policy, problem.dnn_recipe
     values = {split: gathered.get(f"interface {split}", gathered[split]) for split in problem.labels if split in gathered}
 
     def classify(network: nn.Module) -> np.ndarray:
@@ -183,7 +183,7 @@ def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_s
             recorded = RecordedEpochs(checkpointer, progress, recipe.epochs, lambda epoch: results.epoch("dnn", None, epoch))
             callback = problem.validated(recorded, classify, alone, recipe.epochs)
             trainer = Trainer(recipe, policy, networks.seeds("dnn"), callback)
-            network = train_dnn(trainer, gathered["dnn"], labels, settings.interface, networks.classes)
+            network = train_dnn(trainer, networks.make_dnn(), gathered["dnn"], labels)
         context.save("dnn", network, **networks.about_dnn())
         if Method.DNN in settings.methods:
             score = problem.score_of(classify(network)) if problem.validates else None

@@ -20,7 +20,6 @@ from ddcnn.io import parameters
 from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
 from ddcnn.method.interface import interface_values, local_probabilities
-from ddcnn.networks.dense import DenseNetwork
 from ddcnn.training.loop import evaluation_batch
 from ddcnn.training.precision import DevicePolicy
 
@@ -60,7 +59,7 @@ class Assembled(nn.Module):
 
     def __init__(
         self, run: TrainedRun, method: Method, interface: str, local_cnns: Mapping[int, nn.Module], restrict: Restriction,
-        present: Sequence[int] = (0,), dnn: DenseNetwork | None = None,
+        present: Sequence[int] = (0,), dnn: Any = None,
     ):  # fmt: skip
         super().__init__()
         images = run.images
@@ -187,9 +186,10 @@ def assemble(run: TrainedRun, method: str | None = None, without: tuple[int, ...
     each = len(present) // ranks
     local_cnns = {index: networks.new_local(index, "local") for index in present[rank * each : (rank + 1) * each]}
     for index, network in local_cnns.items():
-        path = run.checkpoint(f"{chosen if chosen.joint else 'local'}-{index:04d}")
-        parameters.load(path, network, networks.about_local(index))
-    dnn: DenseNetwork | None = None
+        saved = 0 if chosen.joint and run.settings.share == "all" else index
+        path = run.checkpoint(f"{chosen if chosen.joint else 'local'}-{saved:04d}")
+        parameters.load(path, network, networks.about_local(saved))
+    dnn: Any = None
     if chosen.has_dnn:
         dnn = networks.new_dnn("dnn")
         parameters.load(run.checkpoint(f"{chosen}-dnn" if chosen.joint else "dnn"), dnn, networks.about_dnn())

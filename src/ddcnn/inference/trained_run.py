@@ -86,8 +86,9 @@ class TrainedRun:
         """Why a method cannot classify without a subdomain; empty if it can."""
         if self.settings.sees_whole_image(method):
             return "which sees the whole image"
-        if method.has_dnn and self.settings.interface == "features":
-            return "since the run has --interface features: these mean something else in every subdomain, and nothing can stand for them"
+        if method.has_dnn and not self.settings.local_cnns_classify:
+            interface = f"--interface {self.settings.interface}"
+            return f"since the run has {interface}: these mean something else in every subdomain, and nothing can stand for them"
         return ""
 
     def checkpoint(self, name: str) -> Path:

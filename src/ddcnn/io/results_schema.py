@@ -218,6 +218,8 @@ class Environment(Part):
     seed: int
     resumed: bool = False
     """Whether the run was stopped and resumed."""
+    coarse_solve: Literal["by every rank", "divided over the samples"] | None = None
+    """Who solves the coarse problem of a step of coherent and transfer; null if neither is a method, or on one rank."""
 
 
 class RunResults(Part):

@@ -3,7 +3,7 @@
 Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s); each row sums to one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.networks.dense import DenseNetwork
 from ddcnn.training.loop import Trainer, classify
 from ddcnn.training.precision import DevicePolicy
 
@@ -36,23 +35,21 @@ def average(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.mean(axis=1, dtype=np.float64)
 
 
-def train_dnn(trainer: Trainer, values: np.ndarray, labels: np.ndarray, interface: str, classes: int) -> nn.Module:
+def train_dnn(trainer: Trainer, make: Callable[[], nn.Module], values: np.ndarray, labels: np.ndarray) -> nn.Module:
     """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank.
 
     Args:
         values: (S, N, C) float32.
         labels: (S,) int64.
-        interface: "probabilities", "logits" or "features": what the values are.
-        classes: K.
 
     Returns:
-        the network, (B, N·C) float32 -> logits (B, K).
+        the network that ``make`` makes, (B, N·C) float32 -> logits (B, K).
 
     Raises:
         FloatingPointError: the loss is NaN or infinite.
         Stopped: the callback was asked to stop.
     """
-    network = trainer.build(lambda: DenseNetwork(interface, values.shape[1], values.shape[2], classes))
+    network = trainer.build(make)
     trainer.train(network, dnn_rows(values, labels, trainer.policy), torch.arange(len(labels)))
     return network
 

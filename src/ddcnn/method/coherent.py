@@ -5,6 +5,7 @@ than subdomains, each rank of a group does so for its share of the batch, and th
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Images
-from ddcnn.method.interface import Collect, interface_values
+from ddcnn.method.coarse_solve import CoarseSolve
+from ddcnn.method.interface import interface_values, local_logits
+from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import broadcast_, train_data_parallel
 from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
@@ -23,26 +26,36 @@ class CoherentNetwork(nn.Module):
 
     Args:
         world: the ranks that together have every local CNN once, in the order of the subdomains.
-        interface: "probabilities", "logits" or "features": what the DNN gets from a local CNN.
+        interface: "probabilities", "logits", "features" or "maps": what the DNN gets from a local CNN.
         local_cnns: those of this rank, equally many on every rank.
-        dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks.
+        solve: of the DNN, which has the same parameters on all ranks.
+        shared: parameters that the local CNNs have in common, if they have some.
 
-    The gradient of the DNN is the same on all ranks, so its copies stay equal; ``sync_dnn`` makes sure of it on unlike devices.
+    The gradient of the DNN is the same on all ranks, so its copies stay equal; ``sync`` makes sure of it on unlike devices.
     """
 
-    def __init__(self, world: World, interface: str, local_cnns: Sequence[nn.Module], dnn: nn.Module):
+    with_local_logits = False  # whether it also returns those of its own local CNNs while it trains
+
+    def __init__(
+        self, world: World, interface: str, local_cnns: Sequence[nn.Module], solve: CoarseSolve, shared: SharedParameters | None = None
+    ):  # fmt: skip
         super().__init__()
-        self.world, self.interface = world, interface
-        self.local_cnns, self.dnn = nn.ModuleList(local_cnns), dnn
+        self.world, self.interface, self.solve, self.shared = world, interface, solve, shared
+        self.local_cnns, self.dnn = nn.ModuleList(local_cnns), solve.dnn
         self.first = world.rank * len(local_cnns)  # subdomain
 
-    def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Subimages of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks."""
-        values = self.interface_values(subimages)
-        if self.world.size > 1:
-            values = Collect.apply(values, self.world)  # (N, B, C)
-        with torch.autocast(values.device.type, enabled=False):  # the DNN is too small to gain from half precision
-            return self.dnn(values.movedim(0, 1).flatten(1))
+    def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Subimages of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks.
+
+        While it trains ``with_local_logits``, also those of the rank's own local CNNs, (n, B, K), over N.
+        """
+        own = self.interface_values(subimages)
+        with nullcontext() if self.dnn.half_precision else torch.autocast(own.device.type, enabled=False):
+            logits = self.solve.logits(own)
+        if not (self.training and self.with_local_logits):
+            return logits
+        pairs = zip(self.local_cnns, own, strict=True)
+        return logits, torch.stack([local_logits(self.interface, network, values) for network, values in pairs])
 
     def interface_values(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Interface values (n, B, C) of the rank's own subdomains."""
@@ -60,6 +73,13 @@ class CoherentNetwork(nn.Module):
         """The local CNNs of this rank's subdomains, and the DNN, by the names of their checkpoints."""
         return {f"local-{self.first + k:04}": network for k, network in enumerate(self.local_cnns)} | {"dnn": self.dnn}
 
+    @property
+    def clipped(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradient is limited by its own norm: of each part, and of what local CNNs share apart from the rest."""
+        shared = [list(copy) for copy in self.shared.parameters] if self.shared else []
+        common = {id(one) for copy in shared for one in copy}
+        return [*shared, *([one for one in part.parameters() if id(one) not in common] for part in self.parts.values())]
+
     def train(self, mode: bool = True) -> "CoherentNetwork":
         """Local CNNs whose parameters are frozen keep their running statistics, too."""
         super().train(mode)
@@ -67,10 +87,13 @@ class CoherentNetwork(nn.Module):
             self.local_cnns.eval()
         return self
 
-    def sync_dnn(self) -> None:
-        """All ranks: if rounding has driven the copies of the DNN apart, they become rank 0's."""
-        if not self.world.all_equal(nn.utils.parameters_to_vector(self.dnn.parameters()).detach().cpu().numpy().tobytes()):
-            broadcast_(self.world, self.dnn.parameters())
+    def sync(self) -> None:
+        """All ranks, after an epoch: shared running statistics become their mean; copies of the DNN that rounding drove apart rank 0's."""
+        if self.shared:
+            self.shared.average_running()
+        tensors = self.dnn.state_dict().values()
+        if not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
+            broadcast_(self.world, tensors)
 
 
 @dataclass(frozen=True)
@@ -80,11 +103,17 @@ class _Synced(WrappedCallback):
     network: CoherentNetwork
     before: int
 
+    def after_backward(self, state: TrainState) -> None:
+        self.network.solve.finish_gradient()
+        if self.network.shared:
+            self.network.shared.sum_gradients()
+        self.inner.after_backward(state)
+
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        self.network.sync_dnn()
+        self.network.sync()
         if state.average:
             with state.evaluated():
-                self.network.sync_dnn()
+                self.network.sync()
         self.inner.after_epoch(state, replace(epoch, epoch=self.before + epoch.epoch))
 
 
@@ -107,10 +136,11 @@ def train_coherent(
     def synced(trainer: Trainer, before: int) -> Trainer:
         return replace(trainer, callback=_Synced(trainer.callback, network, before))
 
+    network.with_local_logits = trainer.recipe.auxiliary > 0
     if frozen:
         network.local_cnns.requires_grad_(False)
         train_data_parallel(group, synced(frozen, 0), network, images, chosen)
         network.local_cnns.requires_grad_(True)
     before = frozen.recipe.epochs if frozen else 0
-    has_unused = network.interface == "features"  # the last layers of the local CNNs
+    has_unused = network.interface == "features" and not network.with_local_logits  # the last layers of the local CNNs
     train_data_parallel(group, synced(trainer, before), network, images, chosen, has_unused)

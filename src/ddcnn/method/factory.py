@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.weights import Weights
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks import registry
+from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
+from ddcnn.networks.maps import MapInterface, map_interface
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
@@ -56,17 +59,25 @@ class Networks:
         return len(self.store.class_names)
 
     @property
-    def fp32_policy(self) -> DevicePolicy:
-        """For the DNN, which is too small to gain from half precision."""
-        return replace(self.policy, precision="fp32")
+    def dnn_policy(self) -> DevicePolicy:
+        """Of the DNN, which in dense layers is too small to gain from half precision."""
+        return self.policy if self.settings.convolutional else replace(self.policy, precision="fp32")
 
     def seeds(self, role: str, subdomain: int = 0) -> Seeds:
         return Seeds(self.settings.seed, role, subdomain)
 
     def make_local(self, index: int) -> Callable[[], nn.Module]:
+        make: Callable[[], nn.Module] = partial(registry.make, self.settings.local_design(self.subdomains), self._local_shape(index))
+        make = self.map_interface.hands_on(make, index) if self.map_interface else make
+        return self._started(with_seed(make, self.seeds("shared")) if self.settings.share != "none" else make)
+
+    @property
+    def map_interface(self) -> MapInterface | None:
+        """What local CNNs hand on, with ``--interface maps``."""
         settings = self.settings
-        shape, divisor = self._local_shape(index), settings.divisor(self.subdomains)
-        return self._started(partial(registry.make, settings.network, shape, settings.width, divisor, settings.features))
+        if settings.interface != "maps":
+            return None
+        return map_interface(settings.local_design(self.subdomains), self.store.decomposition, self.store.shape[-1], self.classes)
 
     def _started(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         """What makes the same networks, from the trained weights if there are some."""
@@ -74,18 +85,14 @@ class Networks:
         return (lambda: weights.fill(make(), name)) if weights else make
 
     def make_global(self, method: Method) -> Callable[[], nn.Module]:
-        return partial(self._make_global, self.settings.width_of(method))
-
-    def _make_global(self, width: int | None) -> nn.Module:
-        """The undecomposed CNN."""
-        return registry.make(self.settings.network, self._shape(self.store.shape[:-1]), width)
+        return partial(registry.make, self.settings.global_design(method), self._shape(self.store.shape[:-1]))
 
     @property
     def global_parameters(self) -> int | None:
         """Number of parameters of the global CNN with the same --width; None if it cannot be made for whole images."""
         try:
             with torch.device("meta"):  # nothing is stored or computed
-                return count_parameters(self._make_global(self.settings.width))
+                return count_parameters(self.make_global(Method.TRANSFER)())
         except InputError:  # a user's network may compute while it is made, or not take whole images
             if self.settings.network in registry.NETWORKS:
                 raise
@@ -98,10 +105,11 @@ class Networks:
         """The network of a method that sees the whole image."""
         return build(self._started(self.make_global(method)), self.seeds(method), self.policy)
 
-    def new_dnn(self, role: str) -> DenseNetwork:
-        values = values_per_subdomain(self.settings.interface, self.make_local(0)())
-        make = partial(DenseNetwork, self.settings.interface, self.subdomains, values, self.classes)
-        return build(make, self.seeds(role), self.fp32_policy)
+    def make_dnn(self) -> Callable[[], nn.Module]:
+        return coarse_network(self.settings, self.make_local(0)(), self.subdomains)
+
+    def new_dnn(self, role: str) -> nn.Module:
+        return build(self.make_dnn(), self.seeds(role), self.dnn_policy)
 
     # Networks of the run that this one starts from (--start-from)
 
@@ -125,7 +133,10 @@ class Networks:
     def has_earlier_dnn(self) -> bool:
         """Whether that run has a DNN for the same interface."""
         path = self._earlier.parameters("dnn")
-        return path.is_file() and parameters.attributes_of(path).get("interface") == self.settings.interface
+        if not path.is_file():
+            return False
+        found, wanted = parameters.attributes_of(path), self.about_dnn()
+        return all(found.get(name) == wanted.get(name) for name in ("interface", "coarse_width"))
 
     def earlier_dnn(self) -> nn.Module | None:
         if not self.has_earlier_dnn:
@@ -163,13 +174,34 @@ class Networks:
         }  # fmt: skip
 
     def about_global(self, method: Method) -> dict[str, Attribute]:
-        return {"architecture": self.settings.network, "width": self.settings.width_of(method) or 0}
+        return {"architecture": self.settings.network, "width": self.settings.global_design(method).width or 0}
 
     def about_dnn(self) -> dict[str, Attribute]:
-        return {"interface": self.settings.interface, "subdomains": self.subdomains, "classes": self.classes}
+        settings = self.settings
+        about: dict[str, Attribute] = {"interface": settings.interface, "subdomains": self.subdomains, "classes": self.classes}
+        return about | {"coarse_width": settings.convolutional} if settings.convolutional else about
 
     def _local_shape(self, index: int) -> Shape:
         return self._shape(self.store.decomposition.subdomains[self.subimage(index)].subimage.shape)
 
     def _shape(self, spatial: tuple[int, ...]) -> Shape:
         return Shape(spatial, self.store.shape[-1], self.classes)
+
+
+def with_seed(make: Callable[[], nn.Module], seeds: Seeds) -> Callable[[], nn.Module]:
+    """What makes the same networks, always with the same initial parameters."""
+
+    def made() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.at("initial parameters"))
+            return make()
+
+    return made
+
+
+def coarse_network(settings: RunSettings, local_cnn: Any, subdomains: int) -> Callable[[], nn.Module]:
+    """What makes the DNN of N subdomains whose local CNNs are like this one."""
+    if settings.convolutional:
+        return partial(ConvolutionalNetwork, local_cnn.map_interface, settings.convolutional)
+    values = values_per_subdomain(settings.interface, local_cnn)
+    return partial(DenseNetwork, settings.interface, subdomains, values, local_cnn.classifier.out_features)

@@ -1,10 +1,10 @@
 """The interface between local CNNs and DNN: what travels, and the operators that bring it there, each beside its adjoint.
 
 In the papers these are the probabilities p_i = softmax of f_i(R_i x), K numbers (arXiv 2302.06564, section 3). The logits f_i(R_i x) are
-K numbers as well; the features are the last hidden layer of f_i, F numbers.
+K numbers as well; the features are the last hidden layer of f_i, F numbers. Of maps, a subdomain hands on its own cells and its logits.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
+from ddcnn.networks.dense import SMALLEST_PROBABILITY
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided
 from ddcnn.training.loop import at_least_single, evaluate
@@ -19,16 +20,24 @@ from ddcnn.training.precision import DevicePolicy
 
 
 def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
-    """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), at least float32; C = K but for features."""
-    values = network.features(subimages) if interface == "features" else network(subimages)  # type: ignore[operator]
-    values = at_least_single(values)
+    """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), of maps as they were computed, else at least float32.
+
+    C = K but for features and maps.
+    """
+    cnn: Any = network
+    if interface == "maps":
+        maps, features = cnn.maps_and_features(subimages)
+        return cnn.pack(maps, cnn.classifier(features))
+    values = at_least_single(cnn.features(subimages) if interface == "features" else cnn(subimages))
     return values.softmax(1) if interface == "probabilities" else values
 
 
 def values_per_subdomain(interface: str, network: nn.Module) -> int:
     """C: the number of interface values per sample and subdomain."""
-    classifier: Any = network.classifier
-    return classifier.in_features if interface == "features" else classifier.out_features
+    cnn: Any = network
+    if interface == "maps":
+        return cnn.map_interface.values
+    return cnn.classifier.in_features if interface == "features" else cnn.classifier.out_features
 
 
 def evaluate_interface(
@@ -36,17 +45,27 @@ def evaluate_interface(
 ) -> np.ndarray | None:  # fmt: skip
     """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank; None on its other ranks."""
 
+    def values(images: torch.Tensor) -> torch.Tensor:
+        return at_least_single(interface_values(interface, network, images))
+
     def work(share: np.ndarray) -> np.ndarray:
-        return evaluate(network, partial(interface_values, interface, network), samples, torch.from_numpy(share), policy).numpy()
+        return evaluate(network, values, samples, torch.from_numpy(share), policy).numpy()
 
     return divided(group, chosen, work)
 
 
 def local_probabilities(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
     """p_i (B, K) from a local CNN's interface values (B, C), without another pass through the convolutions."""
+    return values if interface == "probabilities" else local_logits(interface, network, values).softmax(1)
+
+
+def local_logits(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
+    """The logits (B, K) of a local CNN, up to a constant, from its interface values (B, C)."""
     if interface == "probabilities":
-        return values
-    return (network.classifier(values) if interface == "features" else values).softmax(1)
+        return values.clamp_min(SMALLEST_PROBABILITY).log()
+    if interface == "maps":
+        return network.map_interface.logits(values)
+    return network.classifier(values) if interface == "features" else values
 
 
 @torch.inference_mode()
@@ -76,12 +95,37 @@ class Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, world: World) -> torch.Tensor:
         ctx.own = slice(world.rank * len(part), (world.rank + 1) * len(part))
-        parts = world.all_gather(part.detach().cpu().numpy())
-        return torch.from_numpy(parts).flatten(0, 1).to(part.device)
+        return _moved(world.all_gather, part).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
         return cotangents[0][ctx.own].contiguous(), None
+
+
+class Exchange(torch.autograd.Function):
+    """X: from own subdomains of all samples to own samples of all subdomains (one all-to-all); each rank then solves for its samples.
+
+    Forward: (n, B, C) on every rank -> (N, B/P, C) of the rank's contiguous share of the samples; P divides B.
+    Adjoint: Xᵀ = X⁻¹ brings the cotangents back, (N, B/P, C) -> (n, B, C), in one more all-to-all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, world: World) -> torch.Tensor:
+        ctx.world = world
+        shares = part.detach().unflatten(1, (world.size, -1)).transpose(0, 1)  # (P, n, B/P, C)
+        return _moved(world.all_to_all, shares).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
+        parts = cotangents[0].unflatten(0, (ctx.world.size, -1))  # (P, n, B/P, C)
+        return _moved(ctx.world.all_to_all, parts).transpose(0, 1).flatten(1, 2), None
+
+
+def _moved(move: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -> torch.Tensor:
+    """What a collective makes of values, in the type that they have: half precision travels as it is."""
+    here = values.detach().contiguous().cpu()
+    bits = here.view(torch.int16) if here.dtype == torch.bfloat16 else here  # which NumPy does not have
+    return torch.from_numpy(move(bits.numpy())).view(here.dtype).to(values.device)
 
 
 def bytes_per_sample(subdomains: int, values: int, ranks: int) -> int:

@@ -5,12 +5,12 @@ decomposition of the image in arXiv 2410.23359). What else differs from a decomp
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.errors import InputError
 from ddcnn.method.factory import Networks
 from ddcnn.networks import registry
@@ -71,12 +71,13 @@ def check_composition(alone: World, networks: Networks) -> None:
     *spatial, channels = networks.store.shape
     if settings.network in registry.NETWORKS:  # whose structure does not depend on the size
         spatial = [min(side, 32) for side in spatial]
-    make = partial(registry.make, settings.network, Shape(tuple(spatial), channels, networks.classes), settings.width)
+    shape = Shape(tuple(spatial), channels, networks.classes)
     images = torch.randn(1, channels, *spatial, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        thin = [make(settings.divisor(n), settings.features).double().eval() for _ in range(n)]
-        wide, reason = make().double().eval(), "the composed logits are not the mean of the thin networks'"
+        thin = [registry.make(settings.local_design(n), shape).double().eval() for _ in range(n)]
+        wide = registry.make(settings.global_design(Method.TRANSFER), shape).double().eval()
+        reason = "the composed logits are not the mean of the thin networks'"
         try:
             compose(alone, thin, wide)
             if np.allclose(wide(images), torch.stack([network(images) for network in thin]).mean(0), rtol=1e-6, atol=1e-9):

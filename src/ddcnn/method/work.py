@@ -18,7 +18,8 @@ and the phases last, with e evaluations on the validation samples and b_l, b_g b
     gather     2 g (o + α ⌈log₂ P⌉) + 4 N (K S_t + C S + C S_t) (P-1)/P / β                (g gathers, each after a barrier)
     dnn        E_d s (B F_d / R_l + t L_d) + (S_t + e E_d S_v) F_d / (3 R_l)                  (serial: on rank 0)
     coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
-    transfer   the same with its epochs
+    transfer   the same with its epochs; with a coarse problem that is divided over the samples (``coarse_step``) F_d / P, and with shared
+               parameters their sum (``_sum``)
     global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
 
 A rank's share of the global CNN's batch is b = B // P, at least 2 samples (its batch normalisation needs them): the global batch stays B
@@ -32,17 +33,13 @@ processor time a layer and step on one core. What a training does once (its firs
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil, log2
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
-from ddcnn.networks import registry
-from ddcnn.networks.operations import layers, trained_operations
-from ddcnn.networks.shape import Shape
+from ddcnn.method.costs import Network
 
 FORWARD = 1 / 3  # of the operations of training
 FLOAT = 4  # bytes
@@ -64,23 +61,20 @@ class Counts(NamedTuple):
     def seconds(self, each: "Counts") -> float:
         return float(np.dot(self, each))
 
+    def plus(self, *others: "Counts") -> "Counts":
+        return Counts(*map(sum, zip(self, *others, strict=True)))
+
+    def times(self, number: float) -> "Counts":
+        return Counts(*(number * value for value in self))
+
     def only(self, names: Collection[str]) -> "Counts":
         return Counts(**{name: value for name, value in self._asdict().items() if name in names})
 
 
-class Network(NamedTuple):
-    """Cost of a network.
-
-    Attributes:
-        operations: floating-point operations to train on one sample, forward and backward.
-        layers: modules without modules in them.
-        values: at the interface.
-    """
-
-    operations: float
-    layers: int
-    parameters: int
-    values: int
+SECONDS = {  # for each, about, by the kind of device
+    "cpu": Counts(local_operations=2e-11, global_operations=1.5e-11, layer_steps=1.5e-4, collectives=2e-4, bytes_sent=1e-9),
+    "cuda": Counts(local_operations=2e-13, global_operations=1e-13, layer_steps=4e-5, collectives=2e-4, bytes_sent=1e-9),
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,7 @@ class Sizes:
         samples: of every split.
         subimage: pixels per axis of the largest one.
         local_bytes, global_bytes: of the images of a subdomain, and of whole ones, of all splits.
+        divided: whether the coarse problem of a step is divided over the samples.
     """
 
     settings: RunSettings
@@ -106,6 +101,7 @@ class Sizes:
     dnn: Network
     local_bytes: int = 0
     global_bytes: int = 0
+    divided: bool = False
 
     @property
     def own(self) -> int:
@@ -209,12 +205,42 @@ def _coherent(sizes: Sizes, phase: str) -> Counts:
     frozen = sizes.settings.frozen_epochs if phase == "transfer" else 0
     training, all_steps = sizes.epochs(phase) * steps, (sizes.epochs(phase) + frozen) * steps
     forward = FORWARD * (frozen * steps * batch + _evaluated(sizes, phase))
-    communication = _collectives(sizes, all_steps, FLOAT * sizes.subdomains * sizes.local.values * batch)
-    return communication._replace(
-        local_operations=sizes.own * (training * batch + forward) * sizes.local.operations + all_steps * batch * sizes.dnn.operations,
-        layer_steps=all_steps * (sizes.own * sizes.local.layers + sizes.dnn.layers),
+    own = Counts(
+        local_operations=sizes.own * (training * batch + forward) * sizes.local.operations,
+        layer_steps=all_steps * sizes.own * sizes.local.layers,
         bytes_read=sizes.own * sizes.local_bytes,
     )
+    shared = _sum(sizes, sizes.local.parameters) if sizes.settings.share != "none" else Counts()
+    return own.plus(coarse_step(sizes, batch, sizes.divided).times(all_steps), shared.times(training))
+
+
+def coarse_step(sizes: Sizes, batch: int, divided: bool) -> Counts:
+    """Of solving the coarse problem in a step: by all ranks, or by each for its samples."""
+    solved = Counts(local_operations=batch * sizes.dnn.operations, layer_steps=sizes.dnn.layers)
+    if not divided:
+        values = _collectives(sizes, 1, FLOAT * sizes.subdomains * sizes.local.values * batch)
+        return solved.plus(values)
+    exchanges = _collectives(sizes, 2, FLOAT * sizes.own * sizes.local.values * batch)
+    logits = _collectives(sizes, 1, FLOAT * sizes.classes * batch)
+    each = solved._replace(local_operations=solved.local_operations / sizes.ranks, layer_steps=sizes.own * sizes.dnn.layers)
+    return each.plus(exchanges, logits, _sum(sizes, sizes.dnn.parameters))
+
+
+def _sum(sizes: Sizes, numbers: int) -> Counts:
+    """Of a sum over the subdomains: an all-to-all of n copies, and an allgather."""
+    return _collectives(sizes, 1, FLOAT * sizes.own * numbers).plus(_collectives(sizes, 1, FLOAT * numbers))
+
+
+def divides(sizes: Sizes, each: Counts) -> bool:
+    """Whether it is cheaper, at so many seconds for each count, to divide the coarse problem over the samples; if there is a choice.
+
+    There is none where several ranks share a subdomain, of which each has a part of the batch, and for dense DNNs, whose cost is small.
+    """
+    if not (sizes.settings.convolutional and 1 < sizes.ranks <= sizes.subdomains):
+        return False
+    batch = sizes.steps(sizes.training)[1]
+    apart, together = (coarse_step(sizes, batch, divided).seconds(each) for divided in (True, False))
+    return apart < together
 
 
 def _global(sizes: Sizes) -> Counts:
@@ -229,40 +255,3 @@ def _global(sizes: Sizes) -> Counts:
         reduce_messages=steps * messages,
         reduce_bytes=steps * 2 * FLOAT * sizes.whole.parameters * (ranks - 1) / ranks,
     )
-
-
-def networks(
-    settings: RunSettings, shape: tuple[int, ...], subimage: tuple[int, ...], subdomains: int, classes: int
-) -> tuple[Network, Network, Network]:
-    """Costs of the largest local CNN, of the global CNN and of the DNN, of images of ``shape``, (*spatial, channels)."""
-    *spatial, channels = shape
-    divisor = settings.divisor(subdomains)
-    local = cnn(settings, Shape(subimage, channels, classes), settings.width, divisor, settings.features)
-    whole = cnn(settings, Shape(tuple(spatial), channels, classes), settings.width_of(Method.GLOBAL), 1, None)
-    return local, whole, dense(settings.interface, subdomains, local.values, classes)
-
-
-@lru_cache
-def cnn(settings: RunSettings, shape: Shape, width: int | None, divisor: float, features: int | None) -> Network:
-    """Cost of a local CNN or of the global one."""
-    import torch
-
-    from ddcnn.method.interface import values_per_subdomain
-
-    with torch.device("meta"):  # nothing is stored or computed
-        network: Any = registry.make(settings.network, shape, width, divisor, features)
-        operations = trained_operations(network, (shape.channels, *shape.spatial))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Network(operations, layers(network), parameters, values_per_subdomain(settings.interface, network))
-
-
-@lru_cache
-def dense(interface: str, subdomains: int, values: int, classes: int) -> Network:
-    """Cost of the DNN."""
-    import torch
-
-    from ddcnn.networks.dense import DenseNetwork
-
-    with torch.device("meta"):
-        network = DenseNetwork(interface, subdomains, values, classes)
-        return Network(trained_operations(network, (subdomains * values,)), layers(network), 0, classes)

@@ -5,8 +5,9 @@ import inspect
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ class HeadedNetwork(nn.Module):
         if not heads:
             last = f"; its last one has {layers[-1][1].out_features}" if layers else ""
             raise InputError(f"--network {name} must end in an nn.Linear with {shape.classes} outputs, one a class{last}")
-        self.name = name
+        self.name, self.map_layer = name, getattr(network, "map_layer", "")
         self.head, head = heads[-1]
         self.set_submodule(self.head, nn.Identity())
         self.hidden = nn.Identity() if features is None else nn.Sequential(nn.Linear(head.in_features, features), nn.ReLU())
@@ -93,6 +94,43 @@ class HeadedNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""
         return self.classifier(self.features(images))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """The last map: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels, which are known after the first pass.
+
+        It is the output of ``map_layer``, a module of the network by its path; without such, of the last module with several cells.
+        """
+        return self.maps_and_features(images)[0]
+
+    def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``maps`` and ``features`` in one pass."""
+        if not self.map_layer:
+            self.map_layer = self._find_map_layer(images)
+        seen: list[torch.Tensor] = []
+        with self.backbone.get_submodule(self.map_layer).register_forward_hook(lambda module, inputs, output: seen.append(output)):
+            features = self.features(images)
+        maps = seen[-1]
+        self.channels = maps.shape[1]
+        self.cell = tuple(round(pixels / cells) for pixels, cells in zip(images.shape[2:], maps.shape[2:], strict=True))
+        return maps, features
+
+    def _find_map_layer(self, images: torch.Tensor) -> str:
+        found: list[str] = []
+
+        def look(name: str, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == images.ndim and max(output.shape[2:]) > 1:
+                found.append(name)
+
+        with ExitStack() as hooks, torch.no_grad():
+            for name, module in self.backbone.named_modules():
+                hooks.enter_context(module.register_forward_hook(lambda module, inputs, output, name=name: look(name, output)))
+            self.features(images[:1])
+        if not found:
+            raise InputError(
+                f"--interface maps: --network {self.name} has no feature map of more than one cell; take "
+                "another --interface, or name the module that makes it in an attribute map_layer of the network"
+            )
+        return found[-1]
 
     def check_on_zeros(self, shape: Shape) -> None:
         """Passes two images of zeros forward and backward as in training, in channels_last memory format; then one, as a last batch may be.

@@ -14,16 +14,18 @@ class DenseNetwork(nn.Module):
     gradients through the softmax as large as gradients through logits.
 
     Args:
-        interface: "probabilities", "logits" or "features".
+        interface: "probabilities", "logits", "features" or "maps", which are like features here.
         subdomains: N.
         values: C, interface values per subdomain: K for probabilities and logits, F for features.
         hidden: neurons per hidden layer.
     """
 
+    half_precision = False  # it is too small to gain from it
+
     def __init__(self, interface: str, subdomains: int, values: int, classes: int, hidden: tuple[int, ...] = (128, 128)):
         super().__init__()
         self.interface, self.subdomains = interface, subdomains
-        self.simple = nn.Linear(subdomains * values, classes) if interface == "features" else None
+        self.simple = nn.Linear(subdomains * values, classes) if interface in ("features", "maps") else None
         layers: list[nn.Module] = []
         inputs = subdomains * values
         for neurons in hidden:

@@ -40,18 +40,38 @@ class Architecture:
         factory: "package.module:function", imported when it is used.
         width: default of ``--width``, the channels of the first stage of the global network.
         smallest: smallest side of a subimage, pixels.
+        heads: what ``--head`` may be, the default first.
     """
 
     factory: str
     width: int
     smallest: int
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """A network by its options; what images it takes is said when it is made.
+
+    Attributes:
+        width: channels of the first stage of the *global* network; None for the default.
+        divisor: of the width rule; 1 for the global network.
+        features: F; None for the network's own.
+        head: of a built-in network; None for the default.
+    """
+
+    name: str
+    width: int | None = None
+    divisor: float = 1
+    features: int | None = None
+    head: str | None = None
 
 
 NETWORKS = {
-    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4),
-    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4),
-    "resnet20": Architecture("ddcnn.networks.resnet:resnet20", 16, 4),
-    "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8),  # below 8 pixels all stages would see a single one
+    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4, ("dense", "pooled")),
+    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4, ("dense", "pooled")),
+    "resnet20": Architecture("ddcnn.networks.resnet:resnet20", 16, 4, ("pooled",)),
+    "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8, ("pooled",)),  # below 8 pixels all stages would see a single one
 }
 
 LARGER_SUBIMAGES = "choose a coarser --grid or a larger --overlap"
@@ -63,7 +83,7 @@ def default_width(name: str) -> int | None:
     return NETWORKS[name].width if name in NETWORKS else None
 
 
-def make(name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None) -> "nn.Module":
+def make(design: Design, shape: Shape) -> "nn.Module":
     """Makes a local CNN or the global CNN, with new initial parameters.
 
     The network maps images (B, C, *spatial) to logits (B, K). Its method ``features`` maps images to the last hidden layer (B, F), and
@@ -71,30 +91,26 @@ def make(name: str, shape: Shape, width: int | None = None, divisor: float = 1, 
 
     Args:
         shape: of the network's input.
-        width: channels of the first stage of the *global* network; None for the default.
-        divisor: of the width rule; 1 for the global network.
-        features: F; None for the network's own.
 
     Raises:
         InputError: an unknown network, or unsupported options.
     """
-    if name in NETWORKS:
-        built_in = NETWORKS[name]
+    name = design.name
+    if built_in := NETWORKS.get(name):
         module, _, function = built_in.factory.partition(":")
-        return getattr(importlib.import_module(module), function)(shape, width or built_in.width, divisor, features)
+        factory = getattr(importlib.import_module(module), function)
+        return factory(shape, design.width or built_in.width, design.divisor, design.features, head=design.head or built_in.heads[0])
     from ddcnn.networks import custom, torchvision_models
 
     if ":" in name:
-        network = custom.make(name, shape, width, divisor)
+        network = custom.make(name, shape, design.width, design.divisor)
     else:
-        network = torchvision_models.make(name, shape, width, divisor, built_in=list(NETWORKS))
+        network = torchvision_models.make(name, shape, design.width, design.divisor, built_in=list(NETWORKS))
     with custom.errors_as_input_error(_does_not_work(name, shape), ""):
-        return custom.HeadedNetwork(name, network, shape, features)
+        return custom.HeadedNetwork(name, network, shape, design.features)
 
 
-def check(
-    name: str, shape: Shape, width: int | None = None, divisor: float = 1, features: int | None = None, remedy: str = LARGER_SUBIMAGES
-) -> None:
+def check(design: Design, shape: Shape, remedy: str = LARGER_SUBIMAGES) -> None:
     """Refuses unsupported options and images that the network cannot take, before anything is trained.
 
     Built-in networks are checked without torch. Any other network is made and passes two images of zeros in training mode on the CPU,
@@ -106,6 +122,10 @@ def check(
     Raises:
         InputError: with the network, the size and the reason.
     """
+    name, head = design.name, design.head
+    if head and head not in (heads := NETWORKS[name].heads if name in NETWORKS else ()):
+        has = f"which has {' and '.join(heads)}" if heads else "whose head is its own"
+        raise InputError(f"--head {head}: there is no such head of --network {name}, {has}: leave --head out")
     if name in NETWORKS:
         smallest = NETWORKS[name].smallest
         if min(shape.spatial) < smallest:
@@ -116,7 +136,7 @@ def check(
     from ddcnn.networks.custom import errors_as_input_error
 
     with torch.random.fork_rng(devices=[]):
-        network = make(name, shape, width, divisor, features)
+        network = make(design, shape)
         with errors_as_input_error(_does_not_work(name, shape), f"; if they are too small for it, {remedy}"):
             network.check_on_zeros(shape)  # type: ignore[operator]
 

@@ -26,8 +26,9 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, blocks: Sequence[int], large_images: bool
-    ):
+        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, blocks: Sequence[int], large_images: bool,
+        head: str = "pooled",
+    ):  # fmt: skip
         super().__init__()
         dimensions = len(shape.spatial)
         channels = scaled_width(width, divisor)
@@ -46,6 +47,8 @@ class ResNet(nn.Module):
                 stages.append(BasicBlock(dimensions, channels, outputs, 2 if stage > 0 and block == 0 else 1, large_images))
                 channels = outputs
         self.convolutions = nn.Sequential(*stem, *stages)
+        self._first_stage = len(stem) + blocks[0]
+        self.channels, self.cell = channels, ((4 if large_images else 1) << (len(blocks) - 1),) * dimensions
         dense: list[nn.Module] = [MEAN_POOLING[dimensions](1), nn.Flatten()]
         if features:
             dense += [nn.Linear(channels, features), nn.ReLU(inplace=True)]
@@ -54,6 +57,20 @@ class ResNet(nn.Module):
         for module in self.convolutions.modules():
             if isinstance(module, CONVOLUTION[dimensions]):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def early(self) -> tuple[str, ...]:
+        """Beginnings of the names of the first stage's parameters."""
+        return tuple(f"convolutions.{layer}." for layer in range(self._first_stage))
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last stage sees: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
+        return self.convolutions(images)
+
+    def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``maps`` and ``features`` in one pass."""
+        maps = self.maps(images)
+        return maps, self.dense(maps)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last hidden layer: (B, C, *spatial) -> (B, F)."""

@@ -1,4 +1,4 @@
-"""VGG networks: stages of 3x3 convolutions, each followed by pooling, then dense layers (Simonyan, Zisserman, 2014)."""
+"""VGG networks: stages of 3x3 convolutions, each followed by pooling, then dense layers or a pooling (Simonyan, Zisserman, 2014)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION
+from ddcnn.networks.layers import ADAPTIVE_MAX_POOLING, CONVOLUTION, MAX_POOLING, NORMALISATION
 from ddcnn.networks.shape import Shape, scaled_width
 
 
 class VGG(nn.Module):
-    """Stages of convolution, batch normalisation and ReLU, then dense layers with ReLU, then the logits; 2-D or 3-D.
+    """Stages of convolution, batch normalisation and ReLU, then a head, then the logits; 2-D or 3-D.
 
     Args:
         shape: of the network's input.
@@ -19,19 +19,23 @@ class VGG(nn.Module):
         divisor: of the width rule; 1 for the global network.
         convolutions: layers per stage.
         dense_layers: hidden dense layers, each with 4 ``width`` neurons before the width rule.
-        features: neurons of the last hidden layer; None: as many as in the others.
+        features: neurons of the last hidden layer; None: as many as in the others, or of the pooled head none.
+        head: "dense", hidden dense layers with ReLU on all pixels of the last stage; "pooled", the largest values in each half of every
+            axis, whose number does not depend on the size of the image.
 
     An axis is pooled only where at least 2 pixels remain, so a subimage may be as small as 4 pixels a side.
     """
 
     def __init__(
-        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, convolutions: Sequence[int], dense_layers: int
-    ):
+        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, convolutions: Sequence[int], dense_layers: int,
+        head: str = "dense",
+    ):  # fmt: skip
         super().__init__()
         dimensions = len(shape.spatial)
         convolution, normalisation, pooling = CONVOLUTION[dimensions], NORMALISATION[dimensions], MAX_POOLING[dimensions]
         layers: list[nn.Module] = []
         channels, size = shape.channels, shape.spatial
+        self.cell = (1,) * dimensions
         for stage, repeats in enumerate(convolutions):
             outputs = scaled_width(width << stage, divisor)
             for _ in range(repeats):
@@ -40,16 +44,45 @@ class VGG(nn.Module):
             factors = tuple(2 if side >= 4 else 1 for side in size)
             if max(factors) > 1:
                 layers.append(pooling(factors))
+            if stage == 0:
+                self._first_stage = len(layers)
+            if stage < len(convolutions) - 1:
+                self.cell = tuple(c * factor for c, factor in zip(self.cell, factors, strict=True))
             size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.convolutions = nn.Sequential(*layers)
-        inputs = channels * int(torch.Size(size).numel())
-        hidden = scaled_width(4 * width, divisor)
+        self.channels = channels
         dense: list[nn.Module] = [nn.Flatten()]
-        for neurons in [hidden] * (dense_layers - 1) + [features or hidden]:
+        hidden = scaled_width(4 * width, divisor)
+        neurons_of = [hidden] * (dense_layers - 1) + [features or hidden]
+        if head == "pooled":
+            size = tuple(min(side, 2) for side in size)
+            dense.insert(0, ADAPTIVE_MAX_POOLING[dimensions](size))
+            neurons_of = [features] if features else []
+        inputs = channels * int(torch.Size(size).numel())
+        for neurons in neurons_of:
             dense += [nn.Linear(inputs, neurons), nn.ReLU(inplace=True)]
             inputs = neurons
         self.dense = nn.Sequential(*dense)
         self.classifier = nn.Linear(inputs, shape.classes)
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last stage sees before it pools: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
+        return self.convolutions[: self._before_pooling](images)
+
+    def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``maps`` and ``features`` in one pass."""
+        maps = self.maps(images)
+        return maps, self.dense(self.convolutions[self._before_pooling :](maps))
+
+    @property
+    def early(self) -> tuple[str, ...]:
+        """Beginnings of the names of the first stage's parameters."""
+        return tuple(f"convolutions.{layer}." for layer in range(self._first_stage))
+
+    @property
+    def _before_pooling(self) -> int:
+        last = self.convolutions[-1]
+        return len(self.convolutions) - isinstance(last, tuple(MAX_POOLING.values()))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last hidden layer: (B, C, *spatial) -> (B, F)."""

@@ -126,8 +126,19 @@ class World:
         self.timeline.count((self.size - 1) * part.nbytes)
         return gathered
 
+    def all_to_all(self, parts: np.ndarray) -> np.ndarray:
+        """``MPI_Alltoall`` within a step of training: ``parts`` (size, ...), one for each rank -> those that all ranks have for it."""
+        parts = np.ascontiguousarray(parts)
+        arrived = np.empty_like(parts)
+        self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)
+        self._wait(self.communicator.Ialltoall(parts, arrived), "communicate")
+        self.timeline.count(parts.nbytes - parts.nbytes // self.size)
+        return arrived
+
     def broadcast_(self, array: np.ndarray) -> None:
         """``MPI_Bcast`` of rank 0's ``array`` (...) into those of the other ranks, in place and in chunks."""
+        if not array.flags.c_contiguous:
+            raise ValueError("only a contiguous array can be filled in place")
         self.barrier()
         flat = array.reshape(-1)
         step = max(1, CHUNK_BYTES // array.itemsize)

@@ -1,7 +1,7 @@
 """The workload of a scaling study on any number of ranks: sizes of subdomains and networks, by the rules of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ddcnn.config.methods import Method
@@ -9,7 +9,8 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
-from ddcnn.method.work import Sizes, networks
+from ddcnn.method.costs import networks
+from ddcnn.method.work import SECONDS, Sizes, divides
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.timeline import PHASES
@@ -36,6 +37,7 @@ class Workload:
     classes: int
     phases: tuple[str, ...]
     bytes_a_value: int
+    device: str
 
     @classmethod
     def of(cls, run: FinishedRun, kind: Kind, phases: set[str]) -> "Workload":
@@ -53,7 +55,7 @@ class Workload:
         return cls(
             kind, settings, shape, grid, run.results.environment.ranks,
             {"train": data.train_samples, "validation": data.validation_samples, "test": data.test_samples},
-            data.classes, ordered, run.details.examples.dtype.itemsize,
+            data.classes, ordered, run.details.examples.dtype.itemsize, run.results.environment.device,
         )  # fmt: skip
 
     @property
@@ -87,14 +89,15 @@ class Workload:
         else:
             grid = grid_of(ranks, spatial)  # a finer one, since a rank has a subdomain at least
         settings, subdomains = self.settings, prod(grid)
-        boxes = Decomposition(tuple(spatial), grid, settings.overlap).subdomains
-        subimage = max((box.subimage.shape for box in boxes), key=prod)
-        divisor = settings.divisor(subdomains)
-        for spatial_size in {box.subimage.shape for box in boxes}:
-            registry.check(settings.network, Shape(spatial_size, channels, self.classes), settings.width, divisor, settings.features)
-        costs = networks(settings, (*spatial, channels), subimage, subdomains, self.classes)
+        decomposition = Decomposition(tuple(spatial), grid, settings.overlap)
+        shapes = {one.subimage.shape for one in decomposition.subdomains}
+        subimage = max(shapes, key=prod)
+        for spatial_size in shapes:
+            registry.check(settings.local_design(subdomains), Shape(spatial_size, channels, self.classes))
+        costs = networks(settings, decomposition, channels, self.classes)
         images = self.bytes_a_value * channels * sum(self.samples.values())
-        return Sizes(
+        sizes = Sizes(
             settings, ranks, subdomains, self.phases, self.samples, self.classes, subimage, *costs,
             local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
         )  # fmt: skip
+        return replace(sizes, divided=divides(sizes, SECONDS["cpu" if self.device == "cpu" else "cuda"]))

@@ -70,7 +70,8 @@ class _AcrossRanks(WrappedCallback):
         network, device = state.network, state.loss_sum.device
         before, sent = [buffer.clone() for buffer in network.buffers()], self.world.timeline.sent
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            network(self.samples.batch(torch.arange(2 * self.samples.ranks, device=device))[0]).float().sum().backward()
+            output = network(self.samples.batch(torch.arange(2 * self.samples.ranks, device=device))[0])
+            sum(part.float().sum() for part in (output if isinstance(output, tuple) else (output,))).backward()
         network.zero_grad(set_to_none=True)
         self.world.timeline.count(int(sum(sent.values()) - sum(self.world.timeline.sent.values())))  # this step is not counted
         with torch.no_grad():
@@ -115,9 +116,9 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
 def broadcast_(world: World, tensors: Iterable[torch.Tensor]) -> None:
     """All ranks: copies rank 0's tensors into those of the other ranks, in place."""
     for tensor in tensors:
-        values = tensor.detach().cpu().numpy()
+        values = np.ascontiguousarray(tensor.detach().cpu().numpy())  # convolutions may be channels last
         world.broadcast_(values)
-        tensor.copy_(torch.from_numpy(values))
+        tensor.copy_(torch.from_numpy(values).reshape(tensor.shape))
 
 
 def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:

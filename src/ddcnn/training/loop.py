@@ -51,6 +51,7 @@ class TrainState:
     """The state of a training between two steps: all that is needed to continue it bit for bit.
 
     Attributes:
+        steps_in_all: of the training.
         augmentation: generator of this epoch's augmentation.
         average: of the parameters over the steps, if there is one.
         loss_sum, correct, seen: sums over the steps of this epoch.
@@ -65,6 +66,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     loss_sum: torch.Tensor
     correct: torch.Tensor
+    steps_in_all: int
     augmentation: torch.Generator
     average: Average | None = None
     epoch: int = 1
@@ -80,7 +82,7 @@ class TrainState:
         schedule = recipe.schedule_of(optimizer, steps)
         scaler = torch.amp.GradScaler(device.type, enabled=policy.precision == "fp16")
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-        state = cls(network, optimizer, schedule, scaler, loss_sum, correct, torch.Generator())
+        state = cls(network, optimizer, schedule, scaler, loss_sum, correct, recipe.epochs * steps, torch.Generator())
         if recipe.ema is not None:
             state.average = Average(parts_of(state.module), recipe.ema)
         return state
@@ -89,6 +91,11 @@ class TrainState:
     def module(self) -> nn.Module:
         """The network, without DistributedDataParallel around it."""
         return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+
+    @property
+    def remaining(self) -> float:
+        """The share of the steps that is left."""
+        return 1 - self.schedule.last_epoch / self.steps_in_all
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
@@ -146,6 +153,9 @@ class Callback:
     def restore(self, state: TrainState) -> None:
         """Before the first step; may bring back the state of an earlier attempt."""
 
+    def after_backward(self, state: TrainState) -> None:
+        """Between the backward pass and the step of the optimizer; may change gradients."""
+
     def after_step(self, state: TrainState) -> None:
         """Between two steps of an epoch; may raise ``Stopped``."""
 
@@ -161,6 +171,9 @@ class WrappedCallback(Callback):
 
     def restore(self, state: TrainState) -> None:
         self.inner.restore(state)
+
+    def after_backward(self, state: TrainState) -> None:
+        self.inner.after_backward(state)
 
     def after_step(self, state: TrainState) -> None:
         self.inner.after_step(state)
@@ -204,7 +217,7 @@ class Trainer:
             network.train()
             state.begin = time.perf_counter()
             for index in batches[state.step :]:
-                take_step(state, *samples.batch(index, state.augmentation), recipe, policy, weights)
+                take_step(state, *samples.batch(index, state.augmentation), self, weights)
                 if state.step < steps:
                     self.callback.after_step(state)
             epoch = state.end_epoch()
@@ -213,19 +226,24 @@ class Trainer:
             self.callback.after_epoch(state, epoch)
 
 
-def take_step(
-    state: TrainState, inputs: Any, labels: Labels, recipe: Recipe, policy: DevicePolicy, weights: torch.Tensor | None
-) -> None:  # fmt: skip
+def take_step(state: TrainState, inputs: Any, labels: Labels, trainer: Trainer, weights: torch.Tensor | None) -> None:
     """One step of the optimizer on a batch with labels (B,); ``weights`` (K,) of the classes in the loss."""
-    with policy.autocast():
-        logits = at_least_single(state.network(inputs))
-    loss = cross_entropy(logits, labels, weights, recipe.label_smoothing)
+    recipe = trainer.recipe
+    with trainer.policy.autocast():
+        output = state.network(inputs)
+    logits, others = output if isinstance(output, tuple) else (output, None)
+    logits = at_least_single(logits)
+    loss = objective = cross_entropy(logits, labels, weights, recipe.label_smoothing)
+    if others is not None:
+        each = [cross_entropy(at_least_single(one), labels, weights, recipe.label_smoothing) for one in others]
+        objective = loss + recipe.auxiliary * state.remaining * sum(each)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    state.scaler.scale(objective).backward()
+    trainer.callback.after_backward(state)
     if recipe.clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
-        for part in parts_of(state.module).values():
-            nn.utils.clip_grad_norm_(part.parameters(), recipe.clip_norm)
+        for part in getattr(state.module, "clipped", None) or [part.parameters() for part in parts_of(state.module).values()]:
+            nn.utils.clip_grad_norm_(part, recipe.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.schedule.step()

@@ -19,6 +19,7 @@ class Recipe:
         class_weights: (K,) weight of each class in the loss, with mean 1 over the samples; None for equal weights.
         clip_norm: largest norm of the gradient of each part of the network (see ``parts_of``), by itself; None for no limit.
         ema: decay of the average of the parameters over the steps, which is evaluated and kept; None for no average.
+        auxiliary: weight of the further logits that a network has while it trains, in the loss; it falls to zero over the steps.
         warmup: epochs in which the learning rate rises to the schedules "cosine" and "constant"; None for none.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     clip_norm: float | None = None
     ema: float | None = None
     warmup: float | None = None
+    auxiliary: float = 0.0
 
     def steps_per_epoch(self, samples: int) -> int:
         """Number of full batches of an epoch; the samples left over (others in every epoch) are skipped, unless there is no full batch."""

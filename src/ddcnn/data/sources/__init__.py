@@ -19,6 +19,8 @@ from ddcnn.data.sources.decoding import format_like
 from ddcnn.data.sources.digits import digits
 from ddcnn.data.sources.folders import class_folders
 from ddcnn.data.sources.resizing import fit_split
+from ddcnn.data.sources.scattered_digits import PREFIX as SCATTERED
+from ddcnn.data.sources.scattered_digits import scattered_digits
 from ddcnn.data.sources.splits import balanced_subset, complete
 from ddcnn.data.sources.synthetic import PREFIX as SYNTHETIC
 from ddcnn.data.sources.synthetic import synthetic
@@ -41,7 +43,7 @@ NAMED: dict[str, Opener] = {
     "cifar10": partial(torchvision_set, class_name="CIFAR10"),
     "fashion-mnist": partial(torchvision_set, class_name="FashionMNIST"),
 }
-PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic}
+PREFIXES: dict[str, Opener] = {SYNTHETIC: synthetic, SCATTERED: scattered_digits}
 FILES: dict[str, Opener] = {".npz": array_file, ".h5": array_file}
 
 
@@ -116,7 +118,8 @@ def _unknown(name: str) -> str:
         return f"--data {name}: no such file or folder{guess}"
     return (
         f"--data {name}: no such file or folder, and no known set{guess}. Known are {', '.join(NAMED)}, {SYNTHETIC}SHAPExCLASSESxSAMPLES, "
-        f"torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), files ending in {' or '.join(FILES)}, "
+        f"{SCATTERED}ROWSxCOLUMNSxSAMPLES, torchvision's classification sets by class name (KMNIST, SVHN, EuroSAT …), "
+        f"files ending in {' or '.join(FILES)}, "
         f"folders of class folders, folders of volumes (NIfTI, DICOM, TIFF) with a {TABLE}"
     )
 

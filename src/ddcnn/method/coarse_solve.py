@@ -1,0 +1,90 @@
+"""The coarse problem of a step: which rank solves it for which samples.
+
+A small dense DNN is solved by all ranks for all samples, as domain decomposition codes do with a small coarse problem. A
+convolutional one costs as much as a local CNN: there the samples of a batch are divided into N chunks, and each rank solves its chunks
+(``divided``), or, where that is cheaper than more exchanges, all of them. The gradient is the sum over the chunks in their order: the
+same, bit for bit, on any number of ranks and either way.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ddcnn.method.interface import Collect, Exchange
+from ddcnn.method.shared import bytes_of_sum, sum_over_subdomains
+from ddcnn.parallel.world import World
+
+
+class CoarseSolve:
+    """
+    Args:
+        world: the ranks that together have every subdomain once, in order.
+        dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks; no sample may depend on others.
+        chunks: of a batch, N; 1: not chunked.
+        divided: whether a rank solves for its own chunks alone.
+    """
+
+    def __init__(self, world: World, dnn: nn.Module, chunks: int = 1, divided: bool = False):
+        self.world, self.dnn, self.chunks, self.divided = world, dnn, chunks, divided and world.size > 1
+        self.seen: list[np.ndarray] | None = None  # interface values (B, N, C) of batches, kept if this is a list; then nothing is divided
+        self._copies: list[dict[str, torch.Tensor]] = []  # of the DNN's parameters, for each chunk, with gradients of their own
+
+    def logits(self, own: torch.Tensor) -> torch.Tensor:
+        """Interface values (n, B, C) of the rank's own subdomains -> logits (B, K), on all ranks."""
+        batch = own.shape[1]
+        own = nn.functional.pad(own, (0, 0, 0, -batch % self.chunks))
+        divided = self.divided and self.seen is None
+        values: Any = own
+        if self.world.size > 1:
+            values = Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world)  # (N, B, C), or (N, B/P, C)
+        if self.seen is not None:
+            self.seen.append(values[:, :batch].movedim(0, 1).float().cpu().numpy())
+        chunks = values.movedim(0, 1).flatten(1).split(own.shape[1] // self.chunks)
+        logits = torch.cat(list(self._solved(chunks)))
+        if divided:
+            logits = Collect.apply(logits, self.world)  # type: ignore[no-untyped-call]
+        return logits[:batch]
+
+    def _solved(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
+        apart = self.chunks > 1 and torch.is_grad_enabled()
+        self._copies = []
+        for chunk in chunks:
+            if not apart:
+                yield self.dnn(chunk)
+                continue
+            parameters = self.dnn.named_parameters()
+            self._copies.append({name: one.detach().requires_grad_(one.requires_grad) for name, one in parameters})
+            yield functional_call(self.dnn, self._copies[-1], (chunk,))
+
+    @torch.no_grad()
+    def finish_gradient(self) -> None:
+        """All ranks, after a backward pass: the DNN gets the sum of its chunks' gradients."""
+        learning = [name for name, one in self.dnn.named_parameters() if one.requires_grad]
+        if not (self._copies and learning):
+            return
+        own = torch.stack([torch.cat([_gradient(copy[name]) for name in learning]) for copy in self._copies])
+        total = sum_over_subdomains(own, self.world if self.divided else None)
+        begin = 0
+        for name in learning:
+            one = self.dnn.get_parameter(name)
+            one.grad = total[begin : begin + one.numel()].view(one.shape)
+            begin += one.numel()
+        self._copies = []
+
+
+def bytes_of_divided_solve(batch: int, subdomains: int, values: int, classes: int, parameters: int, ranks: int) -> int:
+    """Bytes that all ranks together send in a step of single precision whose samples the ranks divide.
+
+    Interface values, and their cotangents back; the logits of each rank's samples; the gradient of so many parameters, by chunks.
+    """
+    batch += -batch % subdomains
+    exchanges = 2 * 4 * subdomains * values * batch * (ranks - 1) // ranks
+    return exchanges + 4 * classes * batch * (ranks - 1) + bytes_of_sum(parameters, subdomains, ranks)
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()

@@ -1,0 +1,138 @@
+"""One set of parameters for the local CNNs of all subdomains, so that what one learns of a pixel's surroundings serves all.
+
+Every subdomain keeps a copy. The operator that spreads the parameters over the copies has the sum over the subdomains as its adjoint:
+all copies get the sum of their gradients, take the same step, and stay equal bit for bit.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from ddcnn.errors import InputError
+from ddcnn.networks.registry import NETWORKS, Design, make
+from ddcnn.networks.shape import Shape
+from ddcnn.parallel.world import World
+
+
+def spread(parameters: torch.Tensor, subdomains: int) -> torch.Tensor:
+    """A parameter vector (G,) -> the copies of all subdomains, (N, G)."""
+    return parameters.expand(subdomains, -1)
+
+
+def sum_over_subdomains(copies: torch.Tensor, world: World | None) -> torch.Tensor:
+    """The adjoint of ``spread``: copies (n, G) of this rank's subdomains -> their sum over all N, (G,), on all ranks.
+
+    Without a world, the rank has all copies.
+
+    The terms are added in the order of the subdomains, so that the sum is the same, bit for bit, on any number of ranks: each rank sums
+    a slice, which it gets from all others, and sends it to them. With a subdomain a rank that is as many bytes as of a ring all-reduce.
+    """
+    if world is None or world.size == 1:
+        return _summed(copies)
+    length = copies.shape[1]
+    each = -(-length // world.size)
+    slices = nn.functional.pad(copies, (0, each * world.size - length)).unflatten(1, (world.size, each)).transpose(0, 1)
+    arrived = torch.from_numpy(world.all_to_all(slices.contiguous().cpu().numpy()))  # (P, n, G/P)
+    whole = torch.from_numpy(world.all_gather(_summed(arrived.flatten(0, 1)).numpy()))
+    return whole.flatten()[:length].to(copies.device)
+
+
+def bytes_of_sum(numbers: int, subdomains: int, ranks: int) -> int:
+    """Bytes that all ranks together send for a sum of N copies of so many float32 numbers."""
+    each = -(-numbers // ranks)
+    return 4 * each * (subdomains + ranks) * (ranks - 1)
+
+
+def _summed(terms: torch.Tensor) -> torch.Tensor:
+    total = terms[0].clone()
+    for term in terms[1:]:
+        total += term
+    return total
+
+
+class SharedParameters:
+    """Those that the local CNNs of all subdomains have in common.
+
+    Args:
+        world: the ranks that together have every local CNN once, in the order of the subdomains.
+        local_cnns: of this rank's subdomains, with equal parameters.
+        share: "all", or "early", those of the first stage.
+    """
+
+    def __init__(self, world: World, local_cnns: Sequence[nn.Module], share: str):
+        self.world, self.subdomains = world, world.size * len(local_cnns)
+        names = shared_names(local_cnns[0], share)
+        self.parameters: list[list[nn.Parameter]] = [[network.get_parameter(name) for name in names] for network in local_cnns]
+        running = [name for name, buffer in local_cnns[0].named_buffers() if buffer.is_floating_point() and share == "all"]
+        self.running = [[network.get_buffer(name) for name in running] for network in local_cnns]
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Every copy gets the gradient of the one set of parameters."""
+        copies = [[one.grad for one in copy if one.grad is not None] for copy in self.parameters]
+        if copies[0]:
+            total = sum_over_subdomains(_stacked(copies), self.world)
+            for copy in copies:
+                _fill(copy, total)
+
+    @torch.no_grad()
+    def begin(self, weights: Sequence[float]) -> None:
+        """All copies get one combination of what the local CNNs have learnt on their own, with weights (N,) that sum to one."""
+        own = [weights[self.world.rank * len(self.parameters) + k] for k in range(len(self.parameters))]
+        for copies in (self.parameters, self.running):
+            if copies[0]:
+                total = sum_over_subdomains(_stacked(copies) * torch.tensor(own, device=copies[0][0].device)[:, None], self.world)
+                for copy in copies:
+                    _fill(copy, total)
+
+    @torch.no_grad()
+    def average_running(self) -> None:
+        """All copies get the mean of the running statistics of batch normalisation."""
+        if self.running[0]:
+            mean = sum_over_subdomains(_stacked(self.running), self.world) / self.subdomains
+            for copy in self.running:
+                _fill(copy, mean)
+
+
+def check_shared(share: str, design: Design, shapes: Sequence[Shape]) -> None:
+    """Raises InputError if local CNNs of subimages of these shapes cannot share parameters, with the way out."""
+    found: dict[str, Shape] = {}
+    for shape in dict.fromkeys(shapes):
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if design.name in NETWORKS else "cpu"):
+            network = make(design, shape)
+        sizes = {name: tuple(network.get_parameter(name).shape) for name in shared_names(network, share)}
+        found.setdefault(str(sizes), shape)
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        pooled = "--head pooled, " if design.name in NETWORKS else ""
+        raise InputError(
+            f"--share {share}: local CNNs of {first.size} and {second.size} pixels have parameters of different sizes: take {pooled}a "
+            "--grid and an --overlap that make subimages of one size, or --share none"
+        )
+
+
+def shared_names(local_cnn: nn.Module, share: str) -> list[str]:
+    """Names of the parameters that local CNNs share.
+
+    Raises:
+        InputError: it is not known which are early.
+    """
+    names = [name for name, _ in local_cnn.named_parameters()]
+    if share == "all":
+        return names
+    early = getattr(local_cnn, "early", None)
+    if early is None:
+        raise InputError("--share early is of built-in networks, whose first stage is known: take --share all or none")
+    return [name for name in names if name.startswith(early)]
+
+
+def _stacked(copies: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([torch.cat([tensor.flatten() for tensor in copy]) for copy in copies])
+
+
+def _fill(tensors: Iterable[torch.Tensor], vector: torch.Tensor) -> None:
+    begin = 0
+    for tensor in tensors:
+        tensor.copy_(vector[begin : begin + tensor.numel()].view(tensor.shape))
+        begin += tensor.numel()

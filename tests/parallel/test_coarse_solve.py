@@ -1,0 +1,157 @@
+"""The coarse problem of maps, solved by all ranks for all samples or by each for its own: the same, bit for bit, as on one rank."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddcnn.decomposition import Decomposition
+from ddcnn.method.coarse_solve import CoarseSolve, bytes_of_divided_solve
+from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.interface import Exchange
+from ddcnn.method.shared import SharedParameters, bytes_of_sum, spread, sum_over_subdomains
+from ddcnn.networks.coarse import ConvolutionalNetwork
+from ddcnn.networks.maps import MapInterface, map_interface
+from ddcnn.networks.registry import Design, make
+from ddcnn.networks.shape import Shape
+from ddcnn.parallel.groups import owned_subdomains
+from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.world import World
+from ddcnn.training.loop import Trainer
+from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
+
+POLICY = DevicePolicy(torch.device("cpu"), "fp32")
+DESIGN, CUT = Design("vgg3", 4, head="pooled"), Decomposition((24, 32), (3, 4), 4)
+N, K, SAMPLES, BATCH = len(CUT), 3, 54, 20  # a batch that N does not divide
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_the_adjoint_of_the_exchange_is_its_inverse(world):
+    """⟨X u, y⟩ = ⟨u, Xᵀ y⟩ summed over the ranks, and Xᵀ X u = u."""
+    part = normal(2, 3 * world.size, 5, seed=world.rank).requires_grad_()
+    mine = normal(2 * world.size, 3, 5, seed=100 + world.rank)
+    exchanged = Exchange.apply(part, world)
+    everyone = torch.cat([normal(2, 3 * world.size, 5, seed=rank) for rank in range(world.size)])
+    assert torch.equal(exchanged, everyone[:, 3 * world.rank : 3 * world.rank + 3])
+    (returned,) = torch.autograd.grad(exchanged, part, mine, retain_graph=True)
+    left, right = world.mean([(exchanged * mine).sum().item(), (part * returned).sum().item()])
+    assert left == pytest.approx(right, rel=1e-12)
+    (back,) = torch.autograd.grad(exchanged, part, exchanged.detach())
+    assert torch.equal(back, part)
+
+
+def test_half_precision_travels_as_it_is(world):
+    part = normal(1, world.size, 7, seed=world.rank, dtype=torch.float32)
+    world.timeline.begin()
+    with world.timeline.phase("coherent"):
+        halves = Exchange.apply(part.bfloat16(), world)
+        sent = sum(world.timeline.sent.values())
+        whole = Exchange.apply(part, world)
+    assert torch.equal(halves, whole.bfloat16())
+    assert ((halves.float() - whole).abs() <= whole.abs() / 256).all()  # eight significant bits, rounded
+    assert 3 * sent == sum(world.timeline.sent.values())
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 64])
+def test_the_adjoint_of_spreading_sums_over_the_subdomains_in_their_order(world, numbers):
+    owned = owned_subdomains(world, N)
+    copies = torch.stack([normal(numbers, seed=index, dtype=torch.float32) for index in owned])
+    found, parameters = sum_over_subdomains(copies, world), normal(numbers, seed=50, dtype=torch.float32)
+    expected = normal(numbers, seed=0, dtype=torch.float32)
+    for index in range(1, N):
+        expected = expected + normal(numbers, seed=index, dtype=torch.float32)
+    assert torch.equal(found, expected)
+    own = spread(parameters, N)[owned.start : owned.stop]
+    left = world.size * world.mean([(own * copies).double().sum().item()])[0]
+    assert left == pytest.approx((parameters * found).double().sum().item(), rel=1e-4, abs=1e-4)
+
+
+class Numbers:
+    """Subimages of the subdomains ``owned``, (S, 1, *subimage) each."""
+
+    pixels = 144
+
+    def __init__(self, owned):
+        images = normal(SAMPLES, 1, *CUT.shape, seed=0, dtype=torch.float32)
+        self.images = [CUT.restrict(images, index, first_axis=2) for index in owned]
+        self.labels = torch.arange(SAMPLES) % K
+
+    def batch(self, index, generator=None):
+        return [images[index] for images in self.images], self.labels[index]
+
+
+def parts(owned, same: bool) -> tuple[list[nn.Module], nn.Module, MapInterface]:
+    """Local CNNs, with the same parameters or not, and a convolutional DNN whose last layer is not zero."""
+    maps, networks = map_interface(DESIGN, CUT, 1, K), []
+    for index in owned:
+        torch.manual_seed(0 if same else index)
+        shape = Shape(CUT.subdomains[index].subimage.shape, 1, K)
+        networks.append(POLICY.place(maps.hands_on(lambda shape=shape: make(DESIGN, shape), index)()))
+    torch.manual_seed(1000)
+    dnn = POLICY.place(ConvolutionalNetwork(maps, 8))
+    nn.init.normal_(dnn.classifier.weight, std=0.1)
+    return networks, dnn, maps
+
+
+def trained(world: World, divided: bool, share: str = "none") -> dict[str, torch.Tensor]:
+    """Parameters after two epochs by name, of this rank's local CNNs and of the DNN."""
+    owned = owned_subdomains(world, N)
+    networks, dnn, _ = parts(owned, share != "none")
+    shared = SharedParameters(world, networks, share) if share != "none" else None
+    network = CoherentNetwork(world, "maps", networks, CoarseSolve(world, dnn, N, divided), shared)
+    trainer = Trainer(Recipe(2, BATCH, "adamw", 0.01, 0.01, "one-cycle", clip_norm=1.0, auxiliary=0.3 / N), POLICY, Seeds(0, "c"))
+    train_coherent(world.alone(), trainer, network, Numbers(owned), np.arange(SAMPLES))
+    return {f"{part} {name}": tensor for part, one in network.parts.items() for name, tensor in one.state_dict().items()}
+
+
+@pytest.mark.parametrize("share", ["none", "early", "all"])
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_solve_does_not_depend_on_the_number_of_ranks_and_on_who_solves(world, divided, share):
+    found, expected = trained(world, divided, share), trained(world.alone(), False, share)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+    locals_ = [{k.split(" ")[1]: v for k, v in expected.items() if k.startswith(f"local-{i:04}")} for i in (0, N - 1)]
+    same = [name for name in locals_[0] if torch.equal(locals_[0][name], locals_[1][name]) and "num_batches" not in name]
+    early = [name for name in same if name.startswith("convolutions.0.")]
+    assert {"none": not same, "early": bool(early) and len(same) < 6, "all": len(same) == len(locals_[0]) - 3}[share]
+
+
+def test_gradients_are_those_of_one_network_whose_local_cnns_are_one(world):
+    """Against the plain network in one process, without any operator of ours but the stitching, in float64."""
+    owned = owned_subdomains(world, N)
+    networks, dnn, maps = parts(owned, same=True)
+    network = CoherentNetwork(world, "maps", networks, CoarseSolve(world, dnn, N, True), SharedParameters(world, networks, "all")).double()
+    (one,), other_dnn, _ = parts([0], same=True)
+    one, other_dnn = one.double(), other_dnn.double()
+    inputs, labels = Numbers(owned).batch(torch.arange(BATCH))
+    nn.functional.cross_entropy(network([images.double() for images in inputs]), labels).backward()
+    network.solve.finish_gradient()
+    network.shared.sum_gradients()
+    values = []
+    for index, images in enumerate(Numbers(range(N)).batch(torch.arange(BATCH))[0]):
+        own, features = one.maps_and_features(images.double())
+        values.append(maps.pack(own, one.classifier(features), index))
+    nn.functional.cross_entropy(other_dnn(torch.cat(values, 1)), labels).backward()
+    for found, expected in ((networks[0], one), (dnn, other_dnn)):
+        for (name, parameter), wanted in zip(found.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, wanted.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_bytes_of_a_step_are_counted_as_the_formula_says(world):
+    owned = owned_subdomains(world, N)
+    networks, dnn, maps = parts(owned, same=True)
+    solve = CoarseSolve(world, dnn, N, divided=True)
+    network = CoherentNetwork(world, "maps", networks, solve, SharedParameters(world, networks, "all"))
+    inputs, labels = Numbers(owned).batch(torch.arange(BATCH))
+    world.timeline.begin()
+    with world.timeline.phase("coherent"):
+        nn.functional.cross_entropy(network(inputs), labels).backward()
+        solve.finish_gradient()
+        network.shared.sum_gradients()
+    sent = world.size * world.mean([sum(world.timeline.sent.values())])[0]
+    local, coarse = (sum(one.numel() for one in part.parameters()) for part in (networks[0], dnn))
+    assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, world.size) + bytes_of_sum(local, N, world.size)

@@ -1,0 +1,190 @@
+"""Maps as the interface: which networks have them, what a subdomain hands on, and what a run, predict and exports make of it."""
+
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from launching import on_ranks, refusal
+from quick import quick
+from torch import nn
+
+import ddcnn
+from ddcnn.config.load import load
+from ddcnn.config.settings import RunSettings
+from ddcnn.decomposition import Decomposition
+from ddcnn.errors import InputError
+from ddcnn.networks.coarse import ConvolutionalNetwork
+from ddcnn.networks.layers import count_parameters
+from ddcnn.networks.maps import map_interface
+from ddcnn.networks.registry import NETWORKS, Design, make
+from ddcnn.networks.shape import Shape
+
+OWN = """
+    from torch import nn
+    from ddcnn.networks.shape import scaled_width
+
+    class Small(nn.Sequential):
+        map_layer = "0"
+
+    def told(shape, divisor=1):
+        return Small(*plain(shape, divisor))
+
+    def plain(shape, divisor=1):
+        channels = scaled_width(16, divisor)
+        return nn.Sequential(
+            nn.Conv2d(shape.channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(channels, shape.classes),
+        )
+
+    def flat(shape, divisor=1):
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape.spatial[0] * shape.spatial[1] * shape.channels, shape.classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "with_maps.py").write_text(textwrap.dedent(OWN), "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_built_in_networks_hand_on_the_cells_of_the_whole_image(name, dimension):
+    """With no padding at cuts to tell them apart, the stitched map is that of the whole image: here with networks of one-pixel kernels."""
+    design, side = Design(name, 8, 2, head="pooled"), {"resnet18": 64}.get(name, 16)
+    cut = Decomposition((side,) * dimension, (2,) * dimension, 0)
+    maps = map_interface(design, cut, 1, 5)
+    network = make(design, Shape(cut.subdomains[0].subimage.shape, 1, 5)).double().eval()
+    images = torch.randn(3, 1, *cut.shape, dtype=torch.float64)
+    values = []
+    for index in range(len(cut)):
+        own, features = network.maps_and_features(cut.restrict(images, index, 2))
+        torch.testing.assert_close(own, network.maps(cut.restrict(images, index, 2)))
+        torch.testing.assert_close(features, network.features(cut.restrict(images, index, 2)))
+        values.append(maps.pack(own, network.classifier(features), index))
+    values = torch.stack(values, 1)
+    assert values.shape == (3, len(cut), maps.values)
+    stitched = maps.stitched(values)
+    assert stitched.shape == (3, network.channels, *(pixels // cell for pixels, cell in zip(cut.shape, network.cell, strict=True)))
+    for index, box in enumerate(maps.stitching.own):
+        own = network.maps(cut.restrict(images, index, 2))
+        torch.testing.assert_close(stitched[(slice(None), slice(None), *box.slices)], own)
+        torch.testing.assert_close(maps.logits(values)[:, index], network(cut.restrict(images, index, 2)))
+
+
+def test_uneven_subdomains_are_filled_up_and_unpacked():
+    cut = Decomposition((36, 36), (2, 2), 2)
+    maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 2, 3)
+    assert len({box.shape for box in maps.stitching.own}) > 1
+    whole, logits = torch.randn(2, maps.channels, *maps.stitching.shape), torch.randn(2, len(cut), 3)
+    values = []
+    for index in range(len(cut)):
+        mine = maps.stitching.extend(maps.stitching.cut(whole, index), index)
+        values.append(maps.pack(mine, logits[:, index], index))
+    assert torch.equal(maps.stitched(torch.stack(values, 1)), whole)
+    assert torch.equal(maps.logits(torch.stack(values, 1)), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "channels"),
+    [("with_maps:told", 1, 16), ("with_maps:plain", 2, 16), ("mobilenet_v2", 32, 1280), ("densenet121", 32, 1024)],
+)
+def test_the_last_map_of_other_networks_is_found_or_told(own, name, cell, channels):
+    side = 2 * max(cell, 2) if cell < 32 else 64
+    network, images = make(Design(name), Shape((side, side), 3, 4)).eval(), torch.randn(2, 3, side, side)
+    maps, features = network.maps_and_features(images)
+    assert (network.cell, network.channels) == ((cell, cell), channels)
+    assert maps.shape == (2, channels, side // cell, side // cell)
+    torch.testing.assert_close(features, network.features(images))
+
+
+def test_a_network_without_maps_is_refused(own):
+    with pytest.raises(InputError, match="--interface maps: --network with_maps:flat has no feature map"):
+        map_interface(Design("with_maps:flat"), Decomposition((8, 8), (2, 2), 0), 1, 3)
+
+
+@pytest.mark.parametrize(("width", "side"), [(8, 32), (16, 8), (3, 4)])
+def test_the_untrained_coarse_network_is_the_mean_of_the_local_logits(width, side):
+    cut = Decomposition((side, side), (2, 2), 0)
+    maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 1, 3)
+    values = torch.randn(5, 4, maps.values)
+    network = ConvolutionalNetwork(maps, width)
+    torch.testing.assert_close(network(values.flatten(1)), maps.logits(values).mean(1))
+    nn.init.normal_(network.classifier.weight)
+    alone = torch.cat([network(values[k : k + 1].flatten(1)) for k in range(5)])
+    torch.testing.assert_close(network(values.flatten(1)), alone)  # no sample depends on others
+
+
+def test_a_pooled_head_does_not_grow_with_the_image():
+    count = {
+        head: [count_parameters(make(Design("vgg9", 8, head=head), Shape((s, s), 1, 4))) for s in (32, 64)] for head in ("dense", "pooled")
+    }
+    assert count["pooled"][0] == count["pooled"][1] < count["dense"][0] < count["dense"][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"network": "resnet20", "head": "dense"}, "--head dense: there is no such head of --network resnet20, which has pooled"),
+        ({"network": "mobilenet_v2", "width_divisor": 1, "head": "pooled"}, "whose head is its own"),
+        ({"interface": "maps", "decomposition": "width"}, "--interface maps: networks that are decomposed in width"),
+        ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),
+        ({"coarse_width": 8}, "--coarse-width is of a convolutional DNN"),
+        ({"interface": "maps", "dnn_data": "out-of-fold"}, "--dnn-data out-of-fold does not work with --interface maps"),
+        ({"interface": "maps", "overlap": 1, "network": "vgg3"}, "an --overlap of 0, 2 or 4 would do"),
+        ({"share": "early", "network": "mobilenet_v2", "width_divisor": 1}, "--share early is of built-in networks"),
+        (
+            {"share": "all", "head": "dense", "data": "synthetic:16x24x2x300", "grid": "1x3", "overlap": 4},
+            "local CNNs of 16x12 and 16x16 pixels have parameters of different sizes: take --head pooled",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_way_out(tmp_path, options, words):
+    assert words in refusal(on_ranks(None, "run", *quick(**options), cwd=tmp_path))
+
+
+def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(tmp_path):
+    options = quick(
+        interface="maps", share="all", auxiliary=0.3, coarse_width=8, width=8, methods="average,dnn,coherent,transfer", output="run"
+    )
+    done = on_ranks(2, "run", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = ddcnn_results(tmp_path / "run")
+    for method in ("average", "dnn", "coherent", "transfer"):
+        said = on_ranks(None, "predict", "run", "digits", "--method", method, "--local", "--output", f"{method}.csv", cwd=tmp_path)
+        assert f"accuracy {results['methods'][method]['test_accuracy']:.6g}" in said.stdout + said.stderr
+    divided = on_ranks(
+        2, "predict", "run", "digits", "--method", "coherent", "--local", "--divide", "subdomains", "--output", "d.csv", cwd=tmp_path
+    )
+    assert divided.returncode == 0
+    assert (tmp_path / "d.csv").read_bytes() == (tmp_path / "coherent.csv").read_bytes()
+    assert "since the run has --interface maps" in refusal(
+        on_ranks(None, "predict", "run", "digits", "--method", "dnn", "--without", "1", "--output", "w.csv", cwd=tmp_path)
+    )
+    assert on_ranks(None, "predict", "run", "digits", "--without", "1", "--output", "w.csv", cwd=tmp_path).returncode == 0
+    network = ddcnn.load(tmp_path / "run", "coherent")
+    images = network.read("digits")[:9]
+    assert on_ranks(None, "export", "run", "--method", "coherent", "--output", "c.pt2", cwd=tmp_path).returncode == 0
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.export.load(tmp_path / "c.pt2").module()(images.float()), network(images), rtol=1e-4, atol=1e-5)
+    files = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*.h5")}
+    assert {"coherent-0000.h5", "transfer-0000.h5", "local-0003.h5"} <= files  # what is shared is stored once
+    assert not {"coherent-0001.h5", "transfer-0003.h5"} & files
+    local, coherent = (results["methods"][name]["parameters"] for name in ("average", "coherent"))
+    dnn = results["methods"]["dnn"]["parameters"] - local
+    assert coherent == local // 4 + dnn
+
+
+def ddcnn_results(folder):
+    import json
+
+    return json.loads((folder / "results.json").read_text("utf-8"))
+
+
+def test_options_of_maps_in_a_file_are_the_run_s(tmp_path):
+    (tmp_path / "o.toml").write_text('interface = "maps"\ncoarse-width = 32\nshare = "early"\n', "utf-8")
+    settings = load(RunSettings, {}, tmp_path / "o.toml")
+    assert (settings.convolutional, settings.share, settings.local_cnns_classify) == (32, "early", False)
+    assert load(RunSettings, {"coarse": "dense"}, None).convolutional is None
+    assert np.isfinite(settings.auxiliary)
