@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
-from ddcnn.networks.registry import NETWORKS, Design, check, default_width, make
+from ddcnn.networks.registry import NETWORKS, Design, check, make
 from ddcnn.networks.resnet import PaddedShortcut
 from ddcnn.networks.shape import Shape, scaled_width
 from ddcnn.networks.torchvision_compat import import_torchvision
@@ -166,13 +167,14 @@ def test_layers_are_as_wide_as_the_rule_says(name, convolutions, stages, dense):
     assert [module.out_features for module in network.modules() if isinstance(module, nn.Linear)] == [*dense, 10]
 
 
-def test_without_a_width_a_network_has_its_own_default():
+def test_without_width_and_head_a_network_has_its_own_defaults():
     shape = Shape((32, 32), 3, 10)
-    assert [default_width(name) for name in ("vgg3", "vgg9", "resnet20", "resnet18")] == [32, 32, 16, 64]
-    for name in NETWORKS:
-        assert count(make(Design(name), shape)) == count(make(Design(name, default_width(name)), shape))
-    assert default_width("densenet121") is None
-    assert default_width("mine:small") is None
+    defaults = [(chosen.width, chosen.head) for chosen in (RunSettings(network=name) for name in NETWORKS)]
+    assert [width for width, _ in defaults] == [32, 32, 16, 64]
+    for name, (width, head) in zip(NETWORKS, defaults, strict=True):
+        assert count(make(Design(name), shape)) == count(make(Design(name, width, head=head), shape))
+    for name in ("densenet121", "mine:small"):
+        assert (RunSettings(network=name).width, RunSettings(network=name).head) == (None, None)
 
 
 # Residual networks as published
@@ -307,10 +309,10 @@ def test_built_in_networks_are_known_and_checked_without_torch():
     program = """
         import sys
         from ddcnn.errors import InputError
-        from ddcnn.networks.registry import NETWORKS, Design, check, default_width
+        from ddcnn.networks.registry import NETWORKS, Design, check
         from ddcnn.networks.shape import Shape
         for name in NETWORKS:
-            check(Design(name, default_width(name), 2), Shape((8, 8), 3, 10))
+            check(Design(name, NETWORKS[name].width, 2), Shape((8, 8), 3, 10))
             try:
                 check(Design(name), Shape((3, 8), 3, 10))
             except InputError:

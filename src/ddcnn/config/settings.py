@@ -9,7 +9,7 @@ from ddcnn.config.data_settings import SOURCES, DataSettings
 from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import Device, Every, Group, Interface, Methods, Settings, Signals, option
-from ddcnn.networks.registry import NETWORKS, Design, default_width
+from ddcnn.networks.registry import NETWORKS, Design
 
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
@@ -64,7 +64,9 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
     )
     folds: int = option(Group.DNN, 5, "folds of --dnn-data out-of-fold; holdout uses one of them", "F", ge=2)
-    dnn_epochs: int = option(Group.DNN, 10, "epochs of training the DNN", "E", ge=1)
+    dnn_epochs: int = option(
+        Group.DNN, 10, "epochs of training the DNN (default: 10, with convolutions 2)", "E", ge=1
+    )
     dnn_lr: float = option(Group.DNN, 0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
 
     seed: int = option(Group.RUN, 0, "random seed of everything but the subsets", "S", ge=0)
@@ -181,6 +183,12 @@ class RunSettings(DataSettings, TrainingSettings):
         """The settings on which parameters and metrics depend, as JSON values."""
         return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from", "weights"})  # paths, which may lead there from elsewhere
 
+    def as_stored(self) -> Self:
+        """As an older version meant them, which lacked some options: no validation images, dense heads."""
+        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head"} - self.model_fields_set
+        older = {"validation_fraction": 0.0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
+        return self.model_copy(update={name: value for name, value in older.items() if name in lacks})
+
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:
         if self.frozen_epochs and Method.TRANSFER in self.methods and self.splitting.composes(Method.TRANSFER):
@@ -209,9 +217,11 @@ class RunSettings(DataSettings, TrainingSettings):
     @classmethod
     def _defaults(cls, values: dict[str, Any], validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Defaults that depend on other options; like other defaults they do not count as given."""
-        width = default_width(str(values.get("network", cls.model_fields["network"].default)))
+        built_in = NETWORKS.get(str(values.get("network", cls.model_fields["network"].default)))
         defaults: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
-        defaults |= {"width": width} if width else {}
+        defaults |= {"width": built_in.width, "head": built_in.heads[0]} if built_in else {}
+        if values.get("interface") == "maps" and values.get("coarse") != "dense":
+            defaults["dnn_epochs"] = 2  # each of which costs rank 0 as much as one of local training
         defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))

@@ -132,8 +132,7 @@ class RunFolder:
         if self.config.is_file():
             settings = load(RunSettings, OF_AN_ATTEMPT, self.config)
             if "seed" in settings.model_fields_set:  # not an empty file, nor the beginning of one
-                older = "validation_fraction" not in settings.model_fields_set  # stored before there were validation images
-                return settings.model_copy(update={"validation_fraction": 0.0}) if older else settings
+                return settings.as_stored()
         raise InputError(f"{self}: {self.config.name} is missing, damaged or foreign; bring it back, or run again")
 
     def check_has_results(self) -> None:

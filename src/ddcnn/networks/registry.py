@@ -78,11 +78,6 @@ LARGER_SUBIMAGES = "choose a coarser --grid or a larger --overlap"
 LARGER_IMAGES = "choose another --network, or larger images"
 
 
-def default_width(name: str) -> int | None:
-    """The default of ``--width``; None where the network has fixed widths or a default of its own."""
-    return NETWORKS[name].width if name in NETWORKS else None
-
-
 def make(design: Design, shape: Shape) -> "nn.Module":
     """Makes a local CNN or the global CNN, with new initial parameters.
 
