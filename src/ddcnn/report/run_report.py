@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from ddcnn.config.methods import Method
+from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import times
 from ddcnn.io.atomic import write_text
 from ddcnn.io.results_schema import DataSummary, DecompositionSummary, PhaseSeconds, RunResults, SubdomainResult
@@ -136,14 +137,13 @@ def report_text(run: FinishedRun) -> str:
     if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
         methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL) else [*row[:-1], "–"] for row in methods]
     about = results.environment.model_dump(exclude_unset=True).items()
-    environment = [(name.replace("_", " "), ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in about]
+    told = [(name.replace("_", " "), value) for name, value in about if value is not None]
+    environment = [(name, ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in told]
     phases = [phase_row(name, phase) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}
 
 {samples_text(data)} images of {times(data.shape)}, {data.classes} classes\
-{f" (damaged and left out: {data.skipped})" if data.skipped else ""}; network {settings.network}\
-{f" from the trained weights {settings.weights.name}" if settings.weights else ""}, \
-{f"width {settings.width}, " if settings.width else ""}interface {settings.interface}, seed {settings.seed}. \
+{f" (damaged and left out: {data.skipped})" if data.skipped else ""}; {networks_text(settings)}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
 {sources_note(run.folder)}
 
@@ -169,6 +169,17 @@ A rank is busy while it computes.
 
 {table(("what", "value"), environment)}
 """
+
+
+def networks_text(settings: RunSettings) -> str:
+    """Which networks there are, and what connects them."""
+    weights, shared = settings.weights, {"all": "shared parameters", "early": "a shared first stage"}
+    parts = (
+        f"network {settings.network}{f' from the trained weights {weights.name}' if weights else ''}",
+        settings.width and f"width {settings.width}", settings.head and f"{settings.head} head", f"interface {settings.interface}",
+        settings.convolutional and f"a convolutional DNN of width {settings.convolutional}", shared.get(settings.share),
+    )  # fmt: skip
+    return ", ".join(part for part in parts if part)
 
 
 def samples_text(data: DataSummary) -> str:
