@@ -34,7 +34,7 @@ CALLS = [
      [f"{ARRAYS} --decomposition width --methods transfer --width 16"]),
     (f"{ARRAYS} --decomposition width --methods transfer --width 10", "a --width that is a multiple of 4 N",
      [f"{ARRAYS} --decomposition width --methods transfer --width 16", f"{ARRAYS} --decomposition width --methods vote --width 10"]),
-    (f"{ARRAYS} --interface features --dnn-data out-of-fold --methods dnn", "another interface, or --dnn-data holdout",
+    (f"{ARRAYS} --interface features --dnn-data out-of-fold --methods dnn", "probabilities or logits, or --dnn-data holdout",
      [f"{ARRAYS} --interface logits --dnn-data out-of-fold --methods dnn",
       f"{ARRAYS} --interface features --dnn-data holdout --methods dnn"]),
     (f"{ARRAYS} --train-samples 4 --dnn-data holdout --methods dnn", "give more, or a smaller --folds",

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
+from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, Trainer, classify
 from ddcnn.training.precision import DevicePolicy
@@ -75,13 +76,17 @@ def pairs(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return probabilities, (said[:, 0] == said[:, 1]).astype(np.int64)
 
 
+def make_dnn() -> DenseNetwork:
+    return DenseNetwork("probabilities", 2, 2, 2)
+
+
 def decisions(network, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     found = classify(network, dnn_rows(probabilities, labels, POLICY), torch.arange(len(labels)), POLICY)
     return found.argmax(1).numpy()
 
 
 def test_the_dnn_learns_what_no_vote_can_tell():
-    network = train_dnn(Trainer(RECIPE, POLICY, Seeds(0, "dnn")), *pairs(512, seed=1), "probabilities", 2)
+    network = train_dnn(Trainer(RECIPE, POLICY, Seeds(0, "dnn")), make_dnn, *pairs(512, seed=1))
     probabilities, labels = pairs(200, seed=2)
     assert (decisions(network, probabilities, labels) == labels).mean() > 0.98
 
@@ -89,7 +94,7 @@ def test_the_dnn_learns_what_no_vote_can_tell():
 def test_the_dnn_is_a_function_of_its_seed_and_data_alone():
     def parameters(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
-        network = train_dnn(Trainer(RECIPE, POLICY, Seeds(seed, "dnn")), *pairs(128, seed=1), "probabilities", 2)
+        network = train_dnn(Trainer(RECIPE, POLICY, Seeds(seed, "dnn")), make_dnn, *pairs(128, seed=1))
         return torch.nn.utils.parameters_to_vector(network.parameters())
 
     first = parameters(seed=0, before=5)

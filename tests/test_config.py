@@ -52,7 +52,7 @@ VALUES = {
         "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (2, 2), "dry_run": (True, True),
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
-        "head": ("pooled", "pooled"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "share": ("early", "early"),
+        "head": ("dense", "dense"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "share": ("early", "early"),
         "auxiliary": (0.25, 0.25),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),

@@ -98,6 +98,6 @@ def test_what_is_handed_over_gives_the_local_classification(world, interface):
     network = make(Design("vgg3", 4), Shape((4, 4), 1, 3))
     samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
     values = evaluate_interface(world, interface, network, samples, np.arange(60), POLICY)
-    assert values.shape == (60, 16 if interface == "features" else 3)
+    assert values.shape == (60, 64 if interface == "features" else 3)
     expected = classify(network, samples, torch.arange(60), POLICY).numpy()
     np.testing.assert_allclose(probabilities_of(interface, network, values, POLICY), expected, rtol=1e-4, atol=1e-7)

@@ -161,7 +161,7 @@ def test_local_networks_have_about_one_nth_of_the_parameters(name, subdomains):
      ("resnet18", 20, [16, 32, 64, 128], [])],
 )  # fmt: skip
 def test_layers_are_as_wide_as_the_rule_says(name, convolutions, stages, dense):
-    network = make(Design(name, 32, 2), Shape((16, 16), 3, 10))
+    network = make(Design(name, 32, 2, head=NETWORKS[name].heads[-1]), Shape((16, 16), 3, 10))
     assert len(filters_of(network)) == convolutions
     assert sorted({module.out_channels for module in filters_of(network)}) == stages
     assert [module.out_features for module in network.modules() if isinstance(module, nn.Linear)] == [*dense, 10]

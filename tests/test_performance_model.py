@@ -164,7 +164,7 @@ def test_operations_are_those_of_the_layers():
     """VGG3 on 4x4 grey pixels, by hand: 2 a multiplication, three times (forward, and for both factors backward)."""
     network = cnn("probabilities", Design("vgg3", 8), Shape((4, 4), 1, 10))
     convolutions = 9 * (16 * 1 * 8 + 4 * 8 * 16 + 4 * 16 * 32)  # two pixels a side are not pooled
-    forward = 2 * (convolutions + 128 * 32 + 32 * 10)
+    forward = 2 * (convolutions + 2 * 2 * 32 * 10)
     images_need_none = 2 * 9 * 16 * 1 * 8  # gradient with respect to the pixels
     assert network.operations == 3 * forward - images_need_none
 

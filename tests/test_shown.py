@@ -126,7 +126,7 @@ def test_names_are_the_same_in_all_files_of_a_run_and_of_predictions(odd_run, tm
     assert text.count("](figures/") == len(list(folder.figures.iterdir())) >= 8
 
     for suffix in ("csv", "h5"):
-        arguments = ("predict", odd_run, odd_run.parent / "set", f"--output=p.{suffix}", "--split=all", "--threads=1")
+        arguments = ("predict", odd_run, odd_run.parent / "set", f"--output=p.{suffix}", "--split=all", "--threads=1", "--method=dnn")
         assert on_ranks(None, *arguments, cwd=tmp_path).returncode == 0
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -68,8 +68,8 @@ class Design:
 
 
 NETWORKS = {
-    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4, ("dense", "pooled")),
-    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4, ("dense", "pooled")),
+    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4, ("pooled", "dense")),
+    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4, ("pooled", "dense")),
     "resnet20": Architecture("ddcnn.networks.resnet:resnet20", 16, 4, ("pooled",)),
     "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8, ("pooled",)),  # below 8 pixels all stages would see a single one
 }
