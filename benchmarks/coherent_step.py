@@ -19,6 +19,7 @@ from torch import nn
 
 from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.plan import check_ranks
+from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
 from ddcnn.networks.dense import DenseNetwork
@@ -116,7 +117,7 @@ def variants(world, policy, decomposition, asked):
         local = [build(partial(make, Design("vgg9", asked.width, divisor), shape), Seeds(0, "b"), policy) for shape in shapes]
         values = values_per_subdomain(asked.interface, local[0])
         dnn = build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "dnn"), policy)
-        return kind(world, asked.interface, local, dnn), values
+        return kind(world, asked.interface, local, CoarseSolve(world, dnn)), values
 
     redundant, values = coherent(CoherentNetwork)
     on_root, _ = coherent(CoherentOnRoot)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import RankSubimages, Subimages
+from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
 from ddcnn.method.interface import evaluate_interface
@@ -129,7 +130,7 @@ def test_groups_train_the_coherent_network_as_one_process_does(world, subdomains
         torch.manual_seed(1000)
         dnn = DenseNetwork(interface, N, 8 if interface == "features" else K, K, hidden=(16,))
         nn.init.normal_(dnn.layers[-1].weight)
-        network = CoherentNetwork(peers, interface, networks, dnn)
+        network = CoherentNetwork(peers, interface, networks, CoarseSolve(peers, dnn))
         samples = RankSubimages([images(index, Augmentation(True, 1)) for index in owned], pixels=1)
         before = Trainer(RECIPE, POLICY, Seeds(0, "coherent frozen")) if frozen else None
         train_coherent(group, Trainer(RECIPE, POLICY, Seeds(0, "coherent")), network, samples, np.arange(SAMPLES), before)
