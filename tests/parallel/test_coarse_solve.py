@@ -9,7 +9,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.method.coarse_solve import CoarseSolve, bytes_of_divided_solve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import Exchange
-from ddcnn.method.shared import SharedParameters, bytes_of_sum, spread, sum_over_subdomains
+from ddcnn.method.shared import SharedParameters, Total, bytes_of_sum, spread, sum_over_subdomains
 from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.maps import MapInterface, map_interface
 from ddcnn.networks.registry import Design, make
@@ -68,6 +68,19 @@ def test_the_adjoint_of_spreading_sums_over_the_subdomains_in_their_order(world,
     own = spread(parameters, N)[owned.start : owned.stop]
     left = world.size * world.mean([(own * copies).double().sum().item()])[0]
     assert left == pytest.approx((parameters * found).double().sum().item(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("numbers", [1, 7])
+def test_the_total_is_its_own_adjoint(world, numbers):
+    """⟨T u, y⟩ = ⟨u, Tᵀ y⟩ summed over the ranks, with Tᵀ = T."""
+    owned = owned_subdomains(world, N)
+    own, mine = (torch.stack([normal(numbers, seed=first + index, dtype=torch.float32) for index in owned]) for first in (0, 100))
+    own.requires_grad_()
+    total = Total.apply(own, world)
+    (returned,) = torch.autograd.grad(total, own, mine)
+    assert torch.equal(returned, Total.apply(mine, world))
+    left, right = world.mean([(total * mine).double().sum().item(), (own * returned).double().sum().item()])
+    assert left == pytest.approx(right, rel=1e-4, abs=1e-4)
 
 
 class Numbers:
@@ -136,6 +149,8 @@ def test_gradients_are_those_of_one_network_whose_local_cnns_are_one(world):
         own, features = one.maps_and_features(images.double())
         values.append(maps.pack(own, one.classifier(features), index))
     nn.functional.cross_entropy(other_dnn(torch.cat(values, 1)), labels).backward()
+    for name, found in dnn.named_buffers():
+        torch.testing.assert_close(found, other_dnn.get_buffer(name), msg=name)
     for found, expected in ((networks[0], one), (dnn, other_dnn)):
         for (name, parameter), wanted in zip(found.named_parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad, wanted.grad, rtol=1e-9, atol=1e-12, msg=name)
@@ -154,4 +169,4 @@ def test_bytes_of_a_step_are_counted_as_the_formula_says(world):
         network.shared.sum_gradients()
     sent = world.size * world.mean([sum(world.timeline.sent.values())])[0]
     local, coarse = (sum(one.numel() for one in part.parameters()) for part in (networks[0], dnn))
-    assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, world.size) + bytes_of_sum(local, N, world.size)
+    assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, 8, world.size) + bytes_of_sum(local, N, world.size)

@@ -64,9 +64,7 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
     )
     folds: int = option(Group.DNN, 5, "folds of --dnn-data out-of-fold; holdout uses one of them", "F", ge=2)
-    dnn_epochs: int = option(
-        Group.DNN, 10, "epochs of training the DNN (default: 10, with convolutions 2)", "E", ge=1
-    )
+    dnn_epochs: int = option(Group.DNN, 10, "epochs of training the DNN (default: 10, with convolutions 2)", "E", ge=1)
     dnn_lr: float = option(Group.DNN, 0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
 
     seed: int = option(Group.RUN, 0, "random seed of everything but the subsets", "S", ge=0)

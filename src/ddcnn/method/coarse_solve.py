@@ -2,20 +2,20 @@
 
 A small dense DNN is solved by all ranks for all samples, as domain decomposition codes do with a small coarse problem. A
 convolutional one costs as much as a local CNN: there the samples of a batch are divided into N chunks, and each rank solves its chunks
-(``divided``), or, where that is cheaper than more exchanges, all of them. The gradient is the sum over the chunks in their order: the
-same, bit for bit, on any number of ranks and either way.
+(``divided``), or, where that is cheaper than more exchanges, all of them. The gradient, and the statistics of batch normalisation, are
+sums over the chunks in their order: the same, bit for bit, on any number of ranks and either way.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from ddcnn.method.interface import Collect, Exchange
-from ddcnn.method.shared import bytes_of_sum, sum_over_subdomains
+from ddcnn.method.shared import Total, bytes_of_sum, sum_over_subdomains
+from ddcnn.networks.coarse import statistics
 from ddcnn.parallel.world import World
 
 
@@ -23,12 +23,12 @@ class CoarseSolve:
     """
     Args:
         world: the ranks that together have every subdomain once, in order.
-        dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks; no sample may depend on others.
-        chunks: of a batch, N; 1: not chunked.
+        dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks.
+        chunks: of a batch, N, of a ``ConvolutionalNetwork``; 1: not chunked.
         divided: whether a rank solves for its own chunks alone.
     """
 
-    def __init__(self, world: World, dnn: nn.Module, chunks: int = 1, divided: bool = False):
+    def __init__(self, world: World, dnn: Any, chunks: int = 1, divided: bool = False):
         self.world, self.dnn, self.chunks, self.divided = world, dnn, chunks, divided and world.size > 1
         self.seen: list[np.ndarray] | None = None  # interface values (B, N, C) of batches, kept if this is a list; then nothing is divided
         self._copies: list[dict[str, torch.Tensor]] = []  # of the DNN's parameters, for each chunk, with gradients of their own
@@ -43,22 +43,22 @@ class CoarseSolve:
             values = Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world)  # (N, B, C), or (N, B/P, C)
         if self.seen is not None:
             self.seen.append(values[:, :batch].movedim(0, 1).float().cpu().numpy())
-        chunks = values.movedim(0, 1).flatten(1).split(own.shape[1] // self.chunks)
-        logits = torch.cat(list(self._solved(chunks)))
+        size = own.shape[1] // self.chunks
+        chunks = values.movedim(0, 1).flatten(1).split(size)
+        if self.chunks > 1 and self.dnn.training:
+            first = self.world.rank * len(chunks) if divided else 0
+            logits = torch.cat(self._learning(chunks, [min(max(0, batch - (first + k) * size), size) for k in range(len(chunks))]))
+        else:
+            logits = torch.cat([self.dnn(chunk) for chunk in chunks])
         if divided:
             logits = Collect.apply(logits, self.world)  # type: ignore[no-untyped-call]
         return logits[:batch]
 
-    def _solved(self, chunks: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
-        apart = self.chunks > 1 and torch.is_grad_enabled()
-        self._copies = []
-        for chunk in chunks:
-            if not apart:
-                yield self.dnn(chunk)
-                continue
-            parameters = self.dnn.named_parameters()
-            self._copies.append({name: one.detach().requires_grad_(one.requires_grad) for name, one in parameters})
-            yield functional_call(self.dnn, self._copies[-1], (chunk,))
+    def _learning(self, chunks: tuple[torch.Tensor, ...], real: list[int]) -> list[torch.Tensor]:
+        """Logits of chunks, each with a copy of the parameters, of which the first ``real`` samples are of the batch."""
+        parameters = dict(self.dnn.named_parameters())
+        self._copies = [{name: one.detach().requires_grad_(one.requires_grad) for name, one in parameters.items()} for _ in chunks]
+        return self.dnn.in_chunks(chunks, self._copies, real, partial(_total, world=self.world if self.divided else None))
 
     @torch.no_grad()
     def finish_gradient(self) -> None:
@@ -76,14 +76,22 @@ class CoarseSolve:
         self._copies = []
 
 
-def bytes_of_divided_solve(batch: int, subdomains: int, values: int, classes: int, parameters: int, ranks: int) -> int:
+def _total(numbers: torch.Tensor, world: World | None) -> torch.Tensor:
+    return Total.apply(numbers, world)  # type: ignore[no-untyped-call]
+
+
+def bytes_of_divided_solve(
+    batch: int, subdomains: int, values: int, classes: int, parameters: int, width: int, ranks: int
+) -> int:  # fmt: skip
     """Bytes that all ranks together send in a step of single precision whose samples the ranks divide.
 
-    Interface values, and their cotangents back; the logits of each rank's samples; the gradient of so many parameters, by chunks.
+    Interface values, and their cotangents back; the logits of each rank's samples; by chunks the gradient of so many parameters of a
+    DNN of such a ``width``, and the statistics of its normalisation forward and backward.
     """
     batch += -batch % subdomains
     exchanges = 2 * 4 * subdomains * values * batch * (ranks - 1) // ranks
-    return exchanges + 4 * classes * batch * (ranks - 1) + bytes_of_sum(parameters, subdomains, ranks)
+    sums = (parameters, *(2 * statistics(width)))
+    return exchanges + 4 * classes * batch * (ranks - 1) + sum(bytes_of_sum(numbers, subdomains, ranks) for numbers in sums)
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

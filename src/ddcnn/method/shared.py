@@ -5,6 +5,7 @@ all copies get the sum of their gradients, take the same step, and stay equal bi
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,22 @@ def sum_over_subdomains(copies: torch.Tensor, world: World | None) -> torch.Tens
     arrived = torch.from_numpy(world.all_to_all(slices.contiguous().cpu().numpy()))  # (P, n, G/P)
     whole = torch.from_numpy(world.all_gather(_summed(arrived.flatten(0, 1)).numpy()))
     return whole.flatten()[:length].to(copies.device)
+
+
+class Total(torch.autograd.Function):
+    """T: the sum over the subdomains, spread over them again; copies (n, G) of this rank's -> of each the sum over all N.
+
+    T is symmetric, so it is its own adjoint: cotangents are summed in the same order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, copies: torch.Tensor, world: World | None) -> torch.Tensor:
+        ctx.world = world
+        return spread(sum_over_subdomains(copies.detach(), world), len(copies)).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
+        return spread(sum_over_subdomains(cotangents[0], ctx.world), len(cotangents[0])).clone(), None
 
 
 def bytes_of_sum(numbers: int, subdomains: int, ranks: int) -> int:

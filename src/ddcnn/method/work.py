@@ -40,6 +40,7 @@ import numpy as np
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.method.costs import Network
+from ddcnn.networks.coarse import statistics
 
 FORWARD = 1 / 3  # of the operations of training
 FLOAT = 4  # bytes
@@ -223,7 +224,8 @@ def coarse_step(sizes: Sizes, batch: int, divided: bool) -> Counts:
     exchanges = _collectives(sizes, 2, FLOAT * sizes.own * sizes.local.values * batch)
     logits = _collectives(sizes, 1, FLOAT * sizes.classes * batch)
     each = solved._replace(local_operations=solved.local_operations / sizes.ranks, layer_steps=sizes.own * sizes.dnn.layers)
-    return each.plus(exchanges, logits, _sum(sizes, sizes.dnn.parameters))
+    width = sizes.settings.convolutional or 0
+    return each.plus(exchanges, logits, *(_sum(sizes, numbers) for numbers in (sizes.dnn.parameters, *(2 * statistics(width)))))
 
 
 def _sum(sizes: Sizes, numbers: int) -> Counts:

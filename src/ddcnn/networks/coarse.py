@@ -1,17 +1,17 @@
 """The coarse network of maps: convolutions on the map of the whole image, in place of dense layers."""
 
-from math import gcd, prod
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from ddcnn.networks.layers import ADAPTIVE_MAX_POOLING, CONVOLUTION, MAX_POOLING
+from ddcnn.networks.layers import ADAPTIVE_MAX_POOLING, CONVOLUTION, MAX_POOLING, NORMALISATION
 from ddcnn.networks.maps import MapInterface
 
-
-def normalisation(channels: int) -> nn.GroupNorm:
-    """Of each sample by itself, so that samples may be divided over the ranks."""
-    return nn.GroupNorm(gcd(channels, 16), channels)
+Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -29,23 +29,81 @@ class ConvolutionalNetwork(nn.Module):
         super().__init__()
         size = interface.stitching.shape
         dimensions = len(size)
-        convolution, pooling = CONVOLUTION[dimensions], MAX_POOLING[dimensions]
+        convolution, normalisation = CONVOLUTION[dimensions], NORMALISATION[dimensions]
         factors = tuple(2 if side >= 4 else 1 for side in size)
-        size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
+        pooled = tuple(min(side // factor, 2) for side, factor in zip(size, factors, strict=True))
         self.interface, self.subdomains = interface, len(interface.stitching.own)
-        self.convolutions = nn.Sequential(
+        self.layers = nn.Sequential(
             convolution(interface.channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True),
-            pooling(factors),
+            MAX_POOLING[dimensions](factors),
             convolution(width, 2 * width, 3, padding=1, bias=False), normalisation(2 * width), nn.ReLU(inplace=True),
+            ADAPTIVE_MAX_POOLING[dimensions](pooled), nn.Flatten(), nn.Linear(2 * width * prod(pooled), interface.classes),
         )  # fmt: skip
-        pooled = tuple(min(side, 2) for side in size)
-        self.head = nn.Sequential(ADAPTIVE_MAX_POOLING[dimensions](pooled), nn.Flatten())
-        self.classifier = nn.Linear(2 * width * prod(pooled), interface.classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.layers[-1]  # type: ignore[return-value]
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, N·C) -> logits (B, K)."""
+        maps, mean = self._parts(values)
+        return mean + self.layers(maps)
+
+    def in_chunks(
+        self, chunks: Sequence[torch.Tensor], copies: Sequence[Mapping[str, torch.Tensor]], real: Sequence[int], total: Total
+    ) -> list[torch.Tensor]:
+        """While it trains, the logits of a batch in chunks, (b, N·C) -> (b, K) each.
+
+        Each chunk has a copy of the parameters, and so a gradient of its own; batch normalisation sees the whole batch.
+
+        Args:
+            copies: by the name of the parameter.
+            real: samples of a chunk; what is behind them fills up.
+            total: over the chunks of all ranks.
+        """
+        parts = [self._parts(values) for values in chunks]
+        maps = [one for one, _ in parts]
+        for name, layer in self.layers.named_children():
+            own = [{key: copy[f"layers.{name}.{key}"] for key, _ in layer.named_parameters()} for copy in copies]
+            if hasattr(layer, "running_mean"):
+                maps = _normalised(layer, maps, own, real, total)
+            else:
+                maps = [functional_call(layer, copy, (one,)) for one, copy in zip(maps, own, strict=True)]
+        return [mean + one for (_, mean), one in zip(parts, maps, strict=True)]
+
+    def _parts(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The map of the whole image, and the mean of the local CNNs' logits."""
         values = values.unflatten(1, (self.subdomains, -1))
-        correction = self.classifier(self.head(self.convolutions(self.interface.stitched(values))))
-        return self.interface.logits(values).mean(1) + correction
+        return self.interface.stitched(values), self.interface.logits(values).mean(1)
+
+
+def statistics(width: int) -> tuple[int, int]:
+    """G: numbers that ``in_chunks`` sums over the chunks, forward and once more backward, for each of the normalisations."""
+    return 2 * width + 1, 4 * width + 1
+
+
+def _normalised(
+    layer: Any, maps: Sequence[torch.Tensor], copies: Sequence[Mapping[str, torch.Tensor]], real: Sequence[int], total: Total
+) -> list[torch.Tensor]:  # fmt: skip
+    """Batch normalisation, by mean and variance over all chunks."""
+    axes, per_channel = (0, *range(2, maps[0].ndim)), (-1, *[1] * (maps[0].ndim - 2))
+    exact, sums = torch.promote_types(maps[0].dtype, torch.float32), []
+    for one, samples in zip(maps, real, strict=True):
+        values = one[:samples].to(exact)
+        sums.append(torch.cat([values.sum(axes), values.square().sum(axes), values.new_full((1,), values[:, 0].numel())]))
+    normalised = []
+    for one, copy, row in zip(maps, copies, total(torch.stack(sums)), strict=True):
+        count = row[-1]
+        mean, square = (row[:-1] / count).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        scale = copy["weight"] * (variance + layer.eps).rsqrt()
+        shift = copy["bias"] - mean * scale
+        normalised.append(torch.addcmul(shift.view(per_channel), one.to(exact), scale.view(per_channel)).to(one.dtype))
+    with torch.no_grad():  # the statistics of all chunks are the same
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(variance * count / (count - 1).clamp_min(1), layer.momentum)
+        layer.num_batches_tracked += 1
+    return normalised
