@@ -1,10 +1,11 @@
 """What a step of coherent training costs, and where its DNN should lie.
 
     mpirun -n 2 python benchmarks/coherent_step.py [--grid 2x2] [--size 32] [--overlap 0] [--batch-size 256] [--rounds 7]
+    mpirun -n 4 python benchmarks/coherent_step.py --interface maps --overlap 4 --share all
 
-Interleaves, on random images, steps of: the coherent network with the DNN on every rank (one allgather, as ddcnn does it); the same
-with the DNN on rank 0 (gather, and scatter of the gradient); the undecomposed CNN under DistributedDataParallel. Prints JSON and a
-table: medians over the rounds, of the slowest rank.
+Interleaves, on random images, steps of: the coherent network with the DNN on every rank (one allgather); the same with the DNN on rank 0
+(gather, and scatter of the gradient), or of maps with a DNN that is divided over the samples (two all-to-alls); the undecomposed CNN under
+DistributedDataParallel. Prints JSON and a table: medians over the rounds, of the slowest rank.
 """
 
 import argparse
@@ -21,8 +22,11 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.plan import check_ranks
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork
-from ddcnn.method.interface import bytes_per_sample, values_per_subdomain
+from ddcnn.method.interface import values_per_subdomain
+from ddcnn.method.shared import SharedParameters
+from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.maps import map_interface
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
@@ -74,7 +78,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--width-divisor", type=float)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--interface", default="probabilities", choices=("probabilities", "logits", "features"))
+    parser.add_argument("--interface", default="probabilities", choices=("probabilities", "logits", "features", "maps"))
+    parser.add_argument("--coarse-width", type=int, default=128)
+    parser.add_argument("--share", default="none", choices=("none", "early", "all"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=7)
@@ -86,7 +92,7 @@ def main() -> None:
     decomposition = Decomposition((asked.size, asked.size), tuple(map(int, asked.grid.split("x"))), asked.overlap)
     check_ranks(world.size, len(decomposition), f"{len(decomposition)} subdomains")
     with process_group(world, policy.device):
-        steps, facts = variants(world, policy, decomposition, asked)
+        steps = variants(world, policy, decomposition, asked)
         found: dict = {name: [] for name in steps}
         for turn in range(asked.rounds + 1):
             for name, step in steps.items():
@@ -97,7 +103,7 @@ def main() -> None:
         rows = [
             {"variant": name, "step_ms": 1e3 * statistics.median(row[0] for row in rounds)}
             | {f"{kind}_share": statistics.median(row[1 + k] for row in rounds) for k, kind in enumerate(KINDS)}
-            | facts[name]
+            | {"bytes_per_step": round(statistics.median(row[-1] for row in rounds))}
             for name, rounds in found.items()
         ]
         print(json.dumps({"benchmark": "coherent_step", "ranks": world.size, "options": vars(asked), "results": rows}, indent=1))
@@ -113,14 +119,28 @@ def variants(world, policy, decomposition, asked):
     shapes = [Shape(decomposition.subdomains[index].subimage.shape, 3, CLASSES) for index in owned]
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
-    def coherent(kind):
-        local = [build(partial(make, Design("vgg9", asked.width, divisor), shape), Seeds(0, "b"), policy) for shape in shapes]
-        values = values_per_subdomain(asked.interface, local[0])
-        dnn = build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "dnn"), policy)
-        return kind(world, asked.interface, local, CoarseSolve(world, dnn)), values
+    def coherent(kind=CoherentNetwork, divided=False):
+        design = Design("vgg9", asked.width, divisor)
+        makes = [partial(make, design, shape) for shape in shapes]
+        maps = map_interface(design, decomposition, 3, CLASSES) if asked.interface == "maps" else None
+        if maps:
+            makes = [maps.hands_on(one, index) for one, index in zip(makes, owned, strict=True)]
+        local = [build(one, Seeds(0, "b"), policy) for one in makes]
+        shared = SharedParameters(world, local, asked.share) if asked.share != "none" else None
+        if maps:
+            dnn = build(lambda: ConvolutionalNetwork(maps, asked.coarse_width), Seeds(0, "dnn"), policy)
+            solve = CoarseSolve(world, dnn, len(decomposition), divided)
+        else:
+            values = values_per_subdomain(asked.interface, local[0])
+            solve = CoarseSolve(
+                world, build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "d"), policy)
+            )
+        return kind(world, asked.interface, local, solve, shared)
 
-    redundant, values = coherent(CoherentNetwork)
-    on_root, _ = coherent(CoherentOnRoot)
+    other = (
+        {"coherent, DNN divided over the samples": coherent(divided=True)} if asked.interface == "maps"
+        else {"coherent, DNN on rank 0": coherent(CoherentOnRoot)}
+    )  # fmt: skip
     whole = build(lambda: make(Design("vgg9", asked.width), Shape(decomposition.shape, 3, CLASSES)), Seeds(0, "g"), policy)
     ddp = nn.parallel.DistributedDataParallel(whole)
     ddp.register_comm_hook(world, all_reduce)
@@ -135,23 +155,22 @@ def variants(world, policy, decomposition, asked):
             loss = nn.functional.cross_entropy(logits.float(), of_labels) if len(logits) == len(of_labels) else logits.sum()
             optimizer.zero_grad()
             loss.backward()
+            if isinstance(network, CoherentNetwork):
+                network.solve.finish_gradient()
+                if network.shared:
+                    network.shared.sum_gradients()
             optimizer.step()
 
         return step
 
-    sent = asked.batch_size * bytes_per_sample(len(decomposition), values, world.size)
-    parameters, buffers = sum(p.numel() for p in whole.parameters()), sum(b.nbytes for b in whole.buffers())
-    steps = {
-        "coherent, DNN on every rank": step_of(redundant, batch, labels),
-        "coherent, DNN on rank 0": step_of(on_root, batch, labels),
-        "global, DistributedDataParallel": step_of(ddp, share, labels[: len(share)]),
+    coherents = {"coherent, DNN on every rank": coherent()} | other
+    return {name: step_of(network, batch, labels) for name, network in coherents.items()} | {
+        "global, DistributedDataParallel": step_of(ddp, share, labels[: len(share)])
     }
-    bytes_of = [sent, 2 * sent // world.size, bytes_per_step(parameters, buffers, world.size)]
-    return steps, {name: {"bytes_per_step": number} for name, number in zip(steps, bytes_of, strict=True)}
 
 
 def measure(world, step, steps: int) -> list[float]:
-    """Seconds of a step of the slowest rank, and the shares of the kinds, mean over the ranks."""
+    """Seconds of a step of the slowest rank, the shares of the kinds, mean over the ranks, and bytes that all ranks together send."""
     world.barrier()
     world.timeline.begin()
     begin = time.perf_counter()
@@ -160,7 +179,8 @@ def measure(world, step, steps: int) -> list[float]:
             step()
     seconds = (time.perf_counter() - begin) / steps
     kinds = [seconds_of([world.timeline.array()], ("start",), kind)[0] / steps / seconds for kind in KINDS]
-    return [world.largest(int(1e9 * seconds)) / 1e9, *world.mean(kinds)]
+    sent = world.size * world.mean([sum(world.timeline.sent.values()) / steps])[0]
+    return [world.largest(int(1e9 * seconds)) / 1e9, *world.mean(kinds), sent]
 
 
 if __name__ == "__main__":
