@@ -36,7 +36,7 @@ from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.parallel.timeline import KINDS, seconds_of
 from ddcnn.parallel.world import STEP_SLEEP, World
-from ddcnn.training.data_parallel import all_reduce, bytes_per_step
+from ddcnn.training.data_parallel import all_reduce
 from ddcnn.training.loop import build
 from ddcnn.training.precision import DevicePolicy
 
@@ -52,6 +52,7 @@ class OnRoot(torch.autograd.Function):
         everyone = np.empty((world.size if world.rank == 0 else 0, *part.shape), np.float32)
         world._wait(world.communicator.Ibarrier(), longest=STEP_SLEEP)
         world._wait(world.communicator.Igather(part.detach().numpy(), everyone), "communicate")
+        world.timeline.count(part.nbytes if world.rank else 0)
         return torch.from_numpy(everyone).flatten(0, 1)
 
     @staticmethod
@@ -59,6 +60,7 @@ class OnRoot(torch.autograd.Function):
         own, world = np.empty(ctx.shape, np.float32), ctx.world
         world._wait(world.communicator.Ibarrier(), longest=STEP_SLEEP)
         world._wait(world.communicator.Iscatter(cotangent.contiguous().numpy(), own), "communicate")
+        world.timeline.count(own.nbytes if world.rank else 0)
         return torch.from_numpy(own), None
 
 
@@ -131,10 +133,8 @@ def variants(world, policy, decomposition, asked):
             dnn = build(lambda: ConvolutionalNetwork(maps, asked.coarse_width), Seeds(0, "dnn"), policy)
             solve = CoarseSolve(world, dnn, len(decomposition), divided)
         else:
-            values = values_per_subdomain(asked.interface, local[0])
-            solve = CoarseSolve(
-                world, build(lambda: DenseNetwork(asked.interface, len(decomposition), values, CLASSES), Seeds(0, "d"), policy)
-            )
+            dense = partial(DenseNetwork, asked.interface, len(decomposition), values_per_subdomain(asked.interface, local[0]), CLASSES)
+            solve = CoarseSolve(world, build(dense, Seeds(0, "dnn"), policy))
         return kind(world, asked.interface, local, solve, shared)
 
     other = (

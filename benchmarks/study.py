@@ -64,12 +64,12 @@ STUDIES = {
         "--data cifar10 --train-samples 20000 --head dense --overlap 8 --interface features --augment flip --epochs 3 --transfer-epochs 4"
     ),
     "flowers": Study(
-        "--data flower_photos --image-size 96 --width 16 --head dense --overlap 8 --batch-size 32 --interface features --augment flip --epochs 5 "
-        "--transfer-epochs 3", {"local": 0.0008, "transfer": 0.0008, "global": 0.0008},
+        "--data flower_photos --image-size 96 --width 16 --head dense --overlap 8 --batch-size 32 --interface features --augment flip "
+        "--epochs 5 --transfer-epochs 3", {"local": 0.0008, "transfer": 0.0008, "global": 0.0008},
     ),
     "adrenal": Study(
-        "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --head dense --batch-size 16 "
-        "--class-weights balanced --interface features --epochs 6 --transfer-epochs 3",
+        "--data adrenalmnist3d_64.npz --volumes --volume-size 32 --grid 2x2x2 --overlap 4 --network vgg3 --width 8 --head dense "
+        "--batch-size 16 --class-weights balanced --interface features --epochs 6 --transfer-epochs 3",
         {"local": 0.0008, "transfer": 0.0004, "coherent": 0.0008, "global": 0.0008}, imbalanced=True,
     ),
 }  # fmt: skip
