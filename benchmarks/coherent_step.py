@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--width-divisor", type=float)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--interface", default="probabilities", choices=("probabilities", "logits", "features", "maps"))
-    parser.add_argument("--coarse-width", type=int, default=128)
+    parser.add_argument("--coarse-width", type=int, default=64)
     parser.add_argument("--share", default="none", choices=("none", "early", "all"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--steps", type=int, default=6)

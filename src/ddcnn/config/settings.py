@@ -58,7 +58,7 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.DNN, None, "layers of the DNN (default: convolutional on maps, else dense)"
     )
     coarse_width: int | None = option(
-        Group.DNN, None, "channels of the first convolution of a convolutional DNN (default: 128)", "CHANNELS", ge=1
+        Group.DNN, None, "channels of the first convolution of a convolutional DNN (default: 64)", "CHANNELS", ge=1
     )
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
@@ -125,7 +125,7 @@ class RunSettings(DataSettings, TrainingSettings):
     @property
     def convolutional(self) -> int | None:
         """Channels of the first convolution of the DNN, if it is convolutional."""
-        return (self.coarse_width or 128) if self.interface == "maps" and self.coarse != "dense" else None
+        return (self.coarse_width or 64) if self.interface == "maps" and self.coarse != "dense" else None
 
     @property
     def keeps(self) -> str:
