@@ -71,7 +71,8 @@ class CoarseSolve:
         begin = 0
         for name in learning:
             one = self.dnn.get_parameter(name)
-            one.grad = total[begin : begin + one.numel()].view(one.shape)
+            one.grad = torch.empty_like(one)  # with its strides, which fused optimizers take for granted
+            one.grad.copy_(total[begin : begin + one.numel()].view(one.shape))
             begin += one.numel()
         self._copies = []
 
