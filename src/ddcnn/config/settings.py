@@ -123,6 +123,11 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.interface in ("probabilities", "logits")
 
     @property
+    def decides_in_part(self) -> bool:
+        """Whether the DNN can do without some subdomains: something can stand for what they hand on."""
+        return self.local_cnns_classify or bool(self.convolutional)
+
+    @property
     def convolutional(self) -> int | None:
         """Channels of the first convolution of the DNN, if it is convolutional."""
         return (self.coarse_width or 64) if self.interface == "maps" and self.coarse != "dense" else None

@@ -132,7 +132,7 @@ class RunContext:
         frozen, policy = copy.deepcopy(dnn), problem.networks.dnn_policy  # transfer continues to train the DNN
         return Decision(
             values, labels, lambda values, present: classify_by_dnn(frozen, values, policy, present).argmax(axis=1),
-            in_part=problem.settings.local_cnns_classify,
+            in_part=problem.settings.decides_in_part,
         )  # fmt: skip
 
     def save(self, name: str, network: nn.Module, **attributes: Attribute) -> None:

@@ -86,7 +86,7 @@ class TrainedRun:
         """Why a method cannot classify without a subdomain; empty if it can."""
         if self.settings.sees_whole_image(method):
             return "which sees the whole image"
-        if method.has_dnn and not self.settings.local_cnns_classify:
+        if method.has_dnn and not self.settings.decides_in_part:
             interface = f"--interface {self.settings.interface}"
             return f"since the run has {interface}: these mean something else in every subdomain, and nothing can stand for them"
         return ""
