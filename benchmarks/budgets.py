@@ -91,9 +91,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "interval" in difference:
             told += f", {difference['interval'][0]:+.2f} to {difference['interval'][1]:+.2f} ({difference['p']:.2g})"
         cells.append(told)
-        for name, scale, digits in (("multiply_adds", 1, 2), ("seconds", 1, 0), ("bytes", 1e9, 2)):
+        for name, scale in (("multiply_adds", 1), ("seconds", 1), ("bytes", 1e9)):
             means = [np.mean([run[name] for run in one["sides"][method]]) / scale for method in ("global", "transfer")]
-            cells.append(" → ".join(f"{mean:.{digits}f}" for mean in means))
+            cells.append(" → ".join(f"{mean:.3g}" for mean in means))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
