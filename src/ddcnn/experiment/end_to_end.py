@@ -1,6 +1,5 @@
 """Networks of all subdomains, trained end to end: the coherent network (arXiv 2408.14442) and the undecomposed CNN."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -29,13 +28,7 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     across = problem.groups.across_subdomains
     shared = SharedParameters(across, local_cnns, settings.share) if settings.share != "none" else None
     if shared and method == Method.TRANSFER:
-        if os.environ.get("DDCNN_START") == "best":
-            accuracies = (results.local_classes["validation"] == problem.labels["validation"][:, None]).mean(0) if not world.rank else None
-            best = world.broadcast(int(accuracies.argmax()) if accuracies is not None else 0)
-            weights = [float(k == best) for k in range(networks.subdomains)]
-        else:
-            weights = [1 / networks.subdomains] * networks.subdomains
-        shared.begin(weights)
+        shared.begin()
     solve = coarse_solve(problem, dnn)
     network = CoherentNetwork(across, settings.interface, local_cnns, solve, shared)
 

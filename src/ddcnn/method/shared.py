@@ -93,22 +93,20 @@ class SharedParameters:
             for copy in copies:
                 _fill(copy, total)
 
-    @torch.no_grad()
-    def begin(self, weights: Sequence[float]) -> None:
-        """All copies get one combination of what the local CNNs have learnt on their own, with weights (N,) that sum to one."""
-        own = [weights[self.world.rank * len(self.parameters) + k] for k in range(len(self.parameters))]
-        for copies in (self.parameters, self.running):
-            if copies[0]:
-                total = sum_over_subdomains(_stacked(copies) * torch.tensor(own, device=copies[0][0].device)[:, None], self.world)
-                for copy in copies:
-                    _fill(copy, total)
+    def begin(self) -> None:
+        """All copies get the mean of what the local CNNs have learnt on their own."""
+        self._average(self.parameters)
+        self.average_running()
 
-    @torch.no_grad()
     def average_running(self) -> None:
         """All copies get the mean of the running statistics of batch normalisation."""
-        if self.running[0]:
-            mean = sum_over_subdomains(_stacked(self.running), self.world) / self.subdomains
-            for copy in self.running:
+        self._average(self.running)
+
+    @torch.no_grad()
+    def _average(self, copies: Sequence[Sequence[torch.Tensor]]) -> None:
+        if copies[0]:
+            mean = sum_over_subdomains(_stacked(copies), self.world) / self.subdomains
+            for copy in copies:
                 _fill(copy, mean)
 
 
