@@ -27,8 +27,20 @@ from ddcnn.__main__ import execute
 from ddcnn.networks.torchvision_compat import import_torchvision
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
-SMALL = {"--data": {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}}
-SHRUNK = {"--train-samples": "50", "--test-samples": "10", "--image-size": "32", "--volume-size": "16", "--seeds": "2"}  # if they are there
+SMALL = {
+    "--data": {
+        "cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60",
+        "scattered-digits:128x128x6000": "scattered-digits:64x64x40",
+    }
+}  # fmt: skip
+SHRUNK = {
+    "--train-samples": "50",
+    "--validation-samples": "5",
+    "--test-samples": "10",
+    "--image-size": "32",
+    "--volume-size": "16",
+    "--seeds": "2",
+}  # if they are there
 QUICK = ("--epochs=1", "--transfer-epochs=1", "--dnn-epochs=1", "--threads=1", "--progress=none", "--no-figures", "--no-download")
 FOREIGN = {
     "--build", "--ntasks", "--mpi", "--gpus-per-task", "--cpus-per-task", "--oversubscribe", "--time", "--logdir", "--signal", 
