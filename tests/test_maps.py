@@ -7,6 +7,7 @@ import pytest
 import torch
 from launching import on_ranks, refusal
 from quick import quick
+from torch import nn
 
 import ddcnn
 from ddcnn.config.load import load
@@ -14,7 +15,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.networks.coarse import ConvolutionalNetwork
-from ddcnn.networks.layers import count_parameters
+from ddcnn.networks.layers import count_parameters, halves_pooling
 from ddcnn.networks.maps import map_interface
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
@@ -103,6 +104,45 @@ def test_a_network_without_maps_is_refused(own):
         map_interface(Design("with_maps:flat"), Decomposition((8, 8), (2, 2), 0), 1, 3)
 
 
+@pytest.mark.parametrize(("layer", "words"), [("9", "has no attribute"), ("0.9", "has no attribute"), ("4", "is no map: name another")])
+def test_a_layer_that_makes_no_map_is_refused(own, layer, words):
+    import with_maps
+
+    class Odd(with_maps.Small):
+        map_layer = layer
+
+    with_maps.odd = lambda shape, divisor=1: Odd(*list(with_maps.plain(shape, divisor).children()))
+    with pytest.raises(InputError, match=f"--interface maps: .*with_maps:odd.*{words}"):
+        map_interface(Design("with_maps:odd"), Decomposition((8, 8), (2, 2), 0), 1, 3)
+
+
+def test_local_cnns_know_their_map_layer_from_the_beginning(own):
+    """Nothing passes through them before the first step, which would change running statistics."""
+    maps = map_interface(Design("with_maps:plain"), Decomposition((8, 8), (2, 2), 0), 1, 3)
+    assert maps.hands_on(lambda: make(Design("with_maps:plain"), Shape((4, 4), 1, 3)), 0)().map_layer == maps.layer == "2"
+
+
+@pytest.mark.parametrize("size", [(1, 2), (3, 5), (4, 7), (2, 3, 6)])
+def test_the_pooled_head_is_adaptive_pooling_of_a_fixed_size(size):
+    """Exporters know no adaptive pooling of odd sizes."""
+    pooling = {2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}[len(size)]
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(halves_pooling(size)(images), pooling(tuple(min(side, 2) for side in size))(images))
+
+
+def test_dense_layers_on_maps_take_half_precision(tmp_path):
+    options = quick(image_size=40, interface="maps", coarse="dense", methods="coherent", precision="bf16", epochs=1, width=8, output="run")
+    done = on_ranks(None, "run", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_to_start_from_has_the_same_head_and_sharing(tmp_path):
+    assert on_ranks(None, "run", *quick(methods="dnn", head="dense", epochs=1, width=8, output="a"), cwd=tmp_path).returncode == 0
+    again = quick(methods="transfer", start_from="a", epochs=None, width=8, output="b")
+    assert "give --head dense, too" in refusal(on_ranks(None, "run", *again, cwd=tmp_path))
+    assert "whose mean is worth nothing" in refusal(on_ranks(None, "run", *again, "--head=dense", "--share=early", cwd=tmp_path))
+
+
 @pytest.mark.parametrize(("width", "side"), [(8, 32), (16, 8), (3, 4)])
 def test_the_untrained_coarse_network_is_the_mean_of_the_local_logits(width, side):
     cut = Decomposition((side, side), (2, 2), 0)
@@ -123,6 +163,7 @@ def test_a_pooled_head_does_not_grow_with_the_image():
     ("options", "words"),
     [
         ({"network": "resnet20", "head": "dense"}, "--head dense: there is no such head of --network resnet20, which has pooled"),
+        ({"decomposition": "width", "share": "all"}, "--share all: networks that are decomposed in width would all be one"),
         ({"network": "mobilenet_v2", "width_divisor": 1, "head": "pooled"}, "whose head is its own"),
         ({"interface": "maps", "decomposition": "width"}, "--interface maps: networks that are decomposed in width"),
         ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),

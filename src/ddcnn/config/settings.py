@@ -205,6 +205,8 @@ class RunSettings(DataSettings, TrainingSettings):
             raise ValueError(
                 "--interface maps: networks that are decomposed in width all have maps of the whole image; take another interface"
             )
+        if self.share != "none" and not self.splitting.cuts_images:
+            raise ValueError(f"--share {self.share}: networks that are decomposed in width would all be one; leave it out")
         if self.coarse == "convolutional" and self.interface != "maps":
             raise ValueError("--coarse convolutional works on maps: add --interface maps")
         if self.coarse_width and not self.convolutional:

@@ -110,7 +110,7 @@ class DecomposedProblem:
         """
         problem = self._problem
         interface = interface or problem.settings.interface
-        known = tuple(name for name in get_args(Interface) if name in ("maps", problem.settings.interface) or name != "maps")
+        known = tuple(name for name in get_args(Interface) if name != "maps" or problem.settings.interface == "maps")
         for name, value, allowed in (("interface", interface, known), ("split", split, tuple(self.labels))):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r}: known are {', '.join(allowed)}")

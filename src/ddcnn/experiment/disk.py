@@ -76,10 +76,11 @@ def _trainings(estimate: Estimate) -> list[Training]:
         if method.joint or method.whole_image:
             whole = settings.sees_whole_image(method)
             size = _size(networks.make_global(method)) if whole else number * local + dnn
+            stored = local + dnn if settings.share == "all" and not whole else size
             if method == Method.TRANSFER and settings.frozen_epochs:
                 found.append(Training(1, 1, size, size + more * dnn, states(settings.frozen_epochs, 0.0), stays=False))
             its_states = states(estimate.recipe(method)[0].epochs, estimate.seconds(method))
-            found.append(Training(1, 1, size, (1 + more) * size, its_states))
+            found.append(Training(1, 1, stored, (1 + more) * size, its_states))
     return found
 
 

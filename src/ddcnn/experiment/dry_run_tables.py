@@ -124,7 +124,9 @@ def _method_rows(problem: Problem, estimate: Estimate) -> list[list[str]]:
         if settings.sees_whole_image(method):
             parts = [(1, _cost(networks.make_global(method), _sample(problem, store.shape[:-1])))]
         else:
-            parts = [*local, *([(1, _cost(networks.make_dnn(), (networks.subdomains * estimate.values,)))] if method.has_dnn else [])]
+            once = method.joint and settings.share == "all"  # parameters; of equal subimages
+            mine = [(1, (parameters, operations and count * operations)) for count, (parameters, operations) in local] if once else local
+            parts = [*mine, *([(1, _cost(networks.make_dnn(), (networks.subdomains * estimate.values,)))] if method.has_dnn else [])]
         rows.append([method, *_words(*_sum(parts)), str(settings.epochs_of(method))])
     return rows
 

@@ -226,6 +226,14 @@ def check_methods(settings: RunSettings) -> None:
                 raise InputError(f"--start-from {start}: has no {start.seed(seed).path.name}; take the seeds of that run")
         if not kept and settings.seeds > 1:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
+        earlier = (start.seed(settings.seed) if kept else start).settings()
+        if earlier.network == settings.network and earlier.head != settings.head:
+            raise InputError(f"--start-from {start}: its networks have another head than this run's: give --head {earlier.head}, too")
+        if earlier.share == "none" != settings.share:
+            raise InputError(
+                f"--start-from {start}: its local CNNs began from different parameters, whose mean is worth nothing: leave --share "
+                f"{settings.share} out, or train them with it"
+            )
 
 
 def check_given(settings: RunSettings, store: PartitionedSet, of_a_source: Sequence[str] = OF_A_SOURCE) -> None:

@@ -21,6 +21,7 @@ from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import train_local
+from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import train_data_parallel
 from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState, classify, evaluation_batch
@@ -142,7 +143,9 @@ class Trial:
         images, test = self.few.owned_subimages("train"), self.few.owned_subimages("test")
         parts = [networks.new_local(index, "coherent") for index in problem.owned]
         dnn = networks.new_dnn("coherent dnn")
-        network = CoherentNetwork(problem.groups.across_subdomains, problem.settings.interface, parts, coarse_solve(problem, dnn))
+        across, settings = problem.groups.across_subdomains, problem.settings
+        shared = SharedParameters(across, parts, settings.share) if settings.share != "none" else None
+        network = CoherentNetwork(across, settings.interface, parts, coarse_solve(problem, dnn), shared)
 
         def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
             train_coherent(group, trainer, network, images, chosen)

@@ -30,7 +30,7 @@ class CoarseSolve:
 
     def __init__(self, world: World, dnn: Any, chunks: int = 1, divided: bool = False):
         self.world, self.dnn, self.chunks, self.divided = world, dnn, chunks, divided and world.size > 1
-        self.seen: list[np.ndarray] | None = None  # interface values (B, N, C) of batches, kept if this is a list; then nothing is divided
+        self.seen: list[np.ndarray] | None = None  # where rank 0 keeps interface values (B, N, C) of batches; then nothing is divided
         self._copies: list[dict[str, torch.Tensor]] = []  # of the DNN's parameters, for each chunk, with gradients of their own
 
     def logits(self, own: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ class CoarseSolve:
         values: Any = own
         if self.world.size > 1:
             values = Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world)  # (N, B, C), or (N, B/P, C)
-        if self.seen is not None:
+        if self.seen is not None and self.world.rank == 0:
             self.seen.append(values[:, :batch].movedim(0, 1).float().cpu().numpy())
         size = own.shape[1] // self.chunks
         chunks = values.movedim(0, 1).flatten(1).split(size)

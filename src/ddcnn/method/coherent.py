@@ -18,7 +18,7 @@ from ddcnn.method.interface import interface_values, local_logits
 from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import broadcast_, train_data_parallel
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback, at_least_single
 
 
 class CoherentNetwork(nn.Module):
@@ -51,7 +51,7 @@ class CoherentNetwork(nn.Module):
         """
         own = self.interface_values(subimages)
         with nullcontext() if self.dnn.half_precision else torch.autocast(own.device.type, enabled=False):
-            logits = self.solve.logits(own)
+            logits = self.solve.logits(own if self.dnn.half_precision else at_least_single(own))
         if not (self.training and self.with_local_logits):
             return logits
         pairs = zip(self.local_cnns, own, strict=True)

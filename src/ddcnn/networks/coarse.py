@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ddcnn.networks.layers import ADAPTIVE_MAX_POOLING, CONVOLUTION, MAX_POOLING, NORMALISATION
+from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, halves_pooling
 from ddcnn.networks.maps import MapInterface
 
 Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
@@ -31,13 +31,13 @@ class ConvolutionalNetwork(nn.Module):
         dimensions = len(size)
         convolution, normalisation = CONVOLUTION[dimensions], NORMALISATION[dimensions]
         factors = tuple(2 if side >= 4 else 1 for side in size)
-        pooled = tuple(min(side // factor, 2) for side, factor in zip(size, factors, strict=True))
+        pooled = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.interface, self.subdomains = interface, len(interface.stitching.own)
         self.layers = nn.Sequential(
             convolution(interface.channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True),
             MAX_POOLING[dimensions](factors),
             convolution(width, 2 * width, 3, padding=1, bias=False), normalisation(2 * width), nn.ReLU(inplace=True),
-            ADAPTIVE_MAX_POOLING[dimensions](pooled), nn.Flatten(), nn.Linear(2 * width * prod(pooled), interface.classes),
+            halves_pooling(pooled), nn.Flatten(), nn.Linear(2 * width * prod(min(side, 2) for side in pooled), interface.classes),
         )  # fmt: skip
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)

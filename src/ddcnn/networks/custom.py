@@ -15,6 +15,7 @@ from torch import nn
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.networks.shape import Shape
 
+ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d)
 LIBRARIES = ("ddcnn", "torch", "torchvision", "importlib")  # packages whose frames an error message does not name
 INSTALLED = tuple(
     map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -111,14 +112,15 @@ class HeadedNetwork(nn.Module):
             features = self.features(images)
         maps = seen[-1]
         self.channels = maps.shape[1]
-        self.cell = tuple(round(pixels / cells) for pixels, cells in zip(images.shape[2:], maps.shape[2:], strict=True))
+        self.cell = tuple(round(pixels / cells) for pixels, cells in zip(images.shape[2:], maps.shape[2:], strict=False))
         return maps, features
 
     def _find_map_layer(self, images: torch.Tensor) -> str:
         found: list[str] = []
 
         def look(name: str, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == images.ndim and max(output.shape[2:]) > 1:
+            spread = isinstance(output, torch.Tensor) and output.ndim == images.ndim and max(output.shape[2:]) > 1
+            if spread and not isinstance(self.backbone.get_submodule(name), ADAPTIVE):  # whose cells are no boxes of pixels
                 found.append(name)
 
         with ExitStack() as hooks, torch.no_grad():

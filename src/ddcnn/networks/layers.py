@@ -5,11 +5,12 @@ from torch import nn
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORMALISATION: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-ADAPTIVE_MAX_POOLING: dict[int, type[nn.AdaptiveMaxPool2d] | type[nn.AdaptiveMaxPool3d]] = {
-    2: nn.AdaptiveMaxPool2d,
-    3: nn.AdaptiveMaxPool3d,
-}
 MEAN_POOLING: dict[int, type[nn.AdaptiveAvgPool2d] | type[nn.AdaptiveAvgPool3d]] = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+
+
+def halves_pooling(size: tuple[int, ...]) -> nn.Module:
+    """The largest value in each half of every axis: (B, C, *size) -> (B, C, *min(size, 2)); halves of an odd axis overlap."""
+    return MAX_POOLING[len(size)](tuple(-(-side // 2) for side in size), tuple(max(1, side // 2) for side in size))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
+from ddcnn.networks.custom import errors_as_input_error
 from ddcnn.networks.shape import Shape
 from ddcnn.networks.stitching import Stitching
 
@@ -23,11 +24,13 @@ class MapInterface:
     Attributes:
         channels: of a map.
         classes: K.
+        layer: path of the module in a network that is not built in, whose output the maps are.
     """
 
     stitching: Stitching
     channels: int
     classes: int
+    layer: str = ""
 
     @property
     def cells(self) -> int:
@@ -45,6 +48,8 @@ class MapInterface:
         def made() -> nn.Module:
             network: Any = make()
             network.map_interface, network.pack = self, partial(self.pack, index=index)
+            if self.layer:
+                network.map_layer = self.layer
             return network
 
         return made
@@ -78,10 +83,16 @@ def map_interface(design: registry.Design, decomposition: Decomposition, channel
         shape = Shape(spatial, channels, classes)
         with torch.random.fork_rng(devices=[]), torch.inference_mode(), torch.device("meta" if design.name in registry.NETWORKS else "cpu"):
             network: Any = registry.make(design, shape).eval()
-            sizes[spatial] = tuple(network.maps(torch.zeros(1, channels, *spatial)).shape[2:])
+            with errors_as_input_error(f"--interface maps: --network {design.name}"):
+                size = tuple(network.maps(torch.zeros(1, channels, *spatial)).shape[2:])
+            if len(size) != len(spatial) or min(network.cell) < 1:
+                found = f"what --network {design.name} makes of {times(spatial)} pixels is no map"
+                raise InputError(f"--interface maps: {found}: name another map_layer")
+            sizes[spatial] = size
             cells[network.cell] = spatial
     if len(cells) > 1:
         told = " and ".join(f"{times(cell)} for subimages of {times(spatial)}" for cell, spatial in cells.items())
         raise InputError(f"--interface maps: cells have different sizes, {told} pixels: {registry.LARGER_SUBIMAGES}")
     maps = tuple(sizes[subdomain.subimage.shape] for subdomain in decomposition.subdomains)
-    return MapInterface(Stitching(decomposition, network.cell, maps), network.channels, classes)
+    layer = getattr(network, "map_layer", "")
+    return MapInterface(Stitching(decomposition, network.cell, maps), network.channels, classes, layer)

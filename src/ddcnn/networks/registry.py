@@ -17,8 +17,9 @@ The factory is called as ``factory(shape, width=..., divisor=...)`` for every lo
 global CNN. The network maps images (B, C, *spatial) to logits (B, K), and its last operation is an ``nn.Linear`` with K outputs,
 whose input is the last hidden layer. Initial parameters must come from PyTorch's generator, which is seeded.
 
-To add a built-in network, write a module with a factory ``(shape, width, divisor, features) -> nn.Module``, and enter it in
-``NETWORKS``. This module imports torch only when a network is made.
+To add a built-in network, write a module with a factory ``(shape, width, divisor, features, head=...) -> nn.Module``, and enter it in
+``NETWORKS``. For ``--interface maps`` it has ``maps``, ``maps_and_features``, ``cell`` and ``channels``, for ``--share early`` also
+``early``, as the VGGs have. This module imports torch only when a network is made.
 """
 
 import importlib

@@ -104,7 +104,7 @@ class Checkpointer(Callback):
         if not isinstance(about.get("recipe"), dict):
             raise InputError(f"{path}: its newest checkpoint is not one of a training; delete it")
         for name, expected in json.loads(json.dumps(self.recipe)).items():
-            if (saved := about["recipe"].get(name)) != expected:
+            if (saved := about["recipe"].get(name, getattr(Recipe, name, None))) != expected:  # an older version lacks some
                 raise InputError(
                     f"{path}: trained with {name.replace('_', ' ')} {saved}, where this run, on {self.world.size} ranks, has {expected}; "
                     "resume with the same options and number of ranks"
