@@ -57,21 +57,25 @@ def _sizes(problem: Problem) -> Sizes:
     try:
         local, whole, dnn = networks(settings, store.decomposition, store.shape[-1], makes.classes)
     except Exception:  # a user's network may compute while it is made, or not take whole images
-        local, whole, dnn = UNKNOWN, UNKNOWN, dense(settings.interface, makes.subdomains, UNKNOWN.values, makes.classes)
+        local, whole, dnn = UNKNOWN, UNKNOWN, dense(settings.interface, makes.subdomains, makes.classes, makes.classes)
     phases = dict.fromkeys((*settings.phases, Method.GLOBAL))
     sizes = Sizes(settings, problem.world.size, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn)
     return replace(sizes, divided=divides(sizes, SECONDS[problem.policy.device.type]))
+
+
+def _is_divided(problem: Problem) -> bool:
+    return bool(problem.settings.convolutional) and 1 < problem.world.size <= problem.networks.subdomains and _sizes(problem).divided
 
 
 def who_solves(problem: Problem) -> Literal["by every rank", "divided over the samples"] | None:
     """Of the coarse problem of a step."""
     if not problem.settings.joint or problem.world.size == 1:
         return None
-    return "divided over the samples" if _sizes(problem).divided else "by every rank"
+    return "divided over the samples" if _is_divided(problem) else "by every rank"
 
 
 def coarse_solve(problem: Problem, dnn: nn.Module) -> CoarseSolve:
     """How the ranks solve the coarse problem of a step: whatever costs less, which is the same on all ranks."""
     chunked = bool(problem.settings.convolutional) and problem.groups.data_parallel.size == 1
-    divided = problem.world.broadcast(_sizes(problem).divided) if chunked and problem.world.size > 1 else False
+    divided = problem.world.broadcast(_is_divided(problem))
     return CoarseSolve(problem.groups.across_subdomains, dnn, problem.networks.subdomains if chunked else 1, divided)
