@@ -15,7 +15,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.networks.coarse import ConvolutionalNetwork
-from ddcnn.networks.layers import count_parameters, halves_pooling
+from ddcnn.networks.layers import LargestOfHalves, count_parameters
 from ddcnn.networks.maps import map_interface
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
@@ -123,11 +123,11 @@ def test_local_cnns_know_their_map_layer_from_the_beginning(own):
 
 
 @pytest.mark.parametrize("size", [(1, 2), (3, 5), (4, 7), (2, 3, 6)])
-def test_the_pooled_head_is_adaptive_pooling_of_a_fixed_size(size):
+def test_the_pooled_head_is_adaptive_pooling(size):
     """Exporters know no adaptive pooling of odd sizes."""
     pooling = {2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}[len(size)]
     images = torch.randn(2, 3, *size)
-    assert torch.equal(halves_pooling(size)(images), pooling(tuple(min(side, 2) for side in size))(images))
+    assert torch.equal(LargestOfHalves()(images), pooling(tuple(min(side, 2) for side in size))(images))
 
 
 def test_dense_layers_on_maps_take_half_precision(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, halves_pooling
+from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
 from ddcnn.networks.maps import MapInterface
 
 Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
@@ -37,7 +37,7 @@ class ConvolutionalNetwork(nn.Module):
             convolution(interface.channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True),
             MAX_POOLING[dimensions](factors),
             convolution(width, 2 * width, 3, padding=1, bias=False), normalisation(2 * width), nn.ReLU(inplace=True),
-            halves_pooling(pooled), nn.Flatten(), nn.Linear(2 * width * prod(min(side, 2) for side in pooled), interface.classes),
+            LargestOfHalves(), nn.Flatten(), nn.Linear(2 * width * prod(min(side, 2) for side in pooled), interface.classes),
         )  # fmt: skip
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)

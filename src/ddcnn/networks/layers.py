@@ -1,5 +1,6 @@
 """PyTorch's layer classes by the dimension of the images, 2 or 3."""
 
+import torch
 from torch import nn
 
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -8,9 +9,16 @@ MAX_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool
 MEAN_POOLING: dict[int, type[nn.AdaptiveAvgPool2d] | type[nn.AdaptiveAvgPool3d]] = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 
 
-def halves_pooling(size: tuple[int, ...]) -> nn.Module:
-    """The largest value in each half of every axis: (B, C, *size) -> (B, C, *min(size, 2)); halves of an odd axis overlap."""
-    return MAX_POOLING[len(size)](tuple(-(-side // 2) for side in size), tuple(max(1, side // 2) for side in size))
+class LargestOfHalves(nn.Module):
+    """The largest value in each half of every axis: (B, C, *size) -> (B, C, *min(size, 2)); halves of an odd axis overlap.
+
+    It is adaptive pooling, of which exporters know even sizes alone.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        size = values.shape[2:]
+        pooling = {2: nn.functional.max_pool2d, 3: nn.functional.max_pool3d}[len(size)]
+        return pooling(values, [-(-side // 2) for side in size], [max(1, side // 2) for side in size])
 
 
 def count_parameters(network: nn.Module) -> int:

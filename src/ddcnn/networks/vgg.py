@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, halves_pooling
+from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
 from ddcnn.networks.shape import Shape, scaled_width
 
 
@@ -55,7 +55,7 @@ class VGG(nn.Module):
         hidden = scaled_width(4 * width, divisor)
         neurons_of = [hidden] * (dense_layers - 1) + [features or hidden]
         if head == "pooled":
-            dense.insert(0, halves_pooling(size))
+            dense.insert(0, LargestOfHalves())
             size = tuple(min(side, 2) for side in size)
             neurons_of = [features] if features else []
         inputs = channels * int(torch.Size(size).numel())
