@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -123,7 +124,7 @@ def variants(world, policy, decomposition, asked):
 
     def coherent(kind=CoherentNetwork, divided=False):
         design = Design("vgg9", asked.width, divisor)
-        makes = [partial(make, design, shape) for shape in shapes]
+        makes: list[Callable[[], nn.Module]] = [partial(make, design, shape) for shape in shapes]
         maps = map_interface(design, decomposition, 3, CLASSES) if asked.interface == "maps" else None
         if maps:
             makes = [maps.hands_on(one, index) for one, index in zip(makes, owned, strict=True)]
