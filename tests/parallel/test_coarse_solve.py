@@ -56,7 +56,7 @@ def test_half_precision_travels_as_it_is(world):
     assert 3 * sent == sum(world.timeline.sent.values())
 
 
-@pytest.mark.parametrize("numbers", [1, 7, 64])
+@pytest.mark.parametrize("numbers", [1, 7, 2000])  # few are summed by every rank
 def test_the_adjoint_of_spreading_sums_over_the_subdomains_in_their_order(world, numbers):
     owned = owned_subdomains(world, N)
     copies = torch.stack([normal(numbers, seed=index, dtype=torch.float32) for index in owned])

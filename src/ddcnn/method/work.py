@@ -40,6 +40,7 @@ import numpy as np
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.method.costs import Network
+from ddcnn.method.shared import are_few
 from ddcnn.networks.coarse import statistics
 
 FORWARD = 1 / 3  # of the operations of training
@@ -229,7 +230,9 @@ def coarse_step(sizes: Sizes, batch: int, divided: bool) -> Counts:
 
 
 def _sum(sizes: Sizes, numbers: int) -> Counts:
-    """Of a sum over the subdomains: an all-to-all of n copies, and an allgather."""
+    """Of a sum over the subdomains: an all-to-all of n copies, and an allgather; of few numbers an allgather alone."""
+    if are_few(numbers, sizes.subdomains):
+        return _collectives(sizes, 1, FLOAT * sizes.subdomains * numbers)
     return _collectives(sizes, 1, FLOAT * sizes.own * numbers).plus(_collectives(sizes, 1, FLOAT * numbers))
 
 
