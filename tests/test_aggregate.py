@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer, classify
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Recipe, Trainer
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")

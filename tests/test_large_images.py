@@ -13,7 +13,7 @@ from torch import nn
 
 import ddcnn
 from ddcnn.__main__ import execute
-from ddcnn.training.loop import evaluation_batch
+from ddcnn.training.evaluation import evaluation_batch
 
 PIXELS = 1 << 18  # of a batch at most, but for single images
 METHODS = ("average", "dnn", "coherent", "global")

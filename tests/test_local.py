@@ -12,7 +12,8 @@ from ddcnn.method.local import train_local
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer, classify
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Recipe, Trainer
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")

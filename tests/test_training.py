@@ -11,7 +11,8 @@ from torch import nn
 from ddcnn.data.augmentation import MixedLabels
 from ddcnn.data.batches import Rows
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Callback, Recipe, Trainer, build, classify, cross_entropy
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Callback, Recipe, Trainer, build, cross_entropy
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")

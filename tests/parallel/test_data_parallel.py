@@ -10,7 +10,8 @@ from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import Subimages
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
-from ddcnn.training.loop import Recipe, Trainer, build, classify
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Recipe, Trainer, build
 from ddcnn.training.precision import DevicePolicy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")

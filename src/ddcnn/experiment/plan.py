@@ -230,10 +230,8 @@ def check_methods(settings: RunSettings) -> None:
         if earlier.network == settings.network and earlier.head != settings.head:
             raise InputError(f"--start-from {start}: its networks have another head than this run's: give --head {earlier.head}, too")
         if earlier.share == "none" != settings.share:
-            raise InputError(
-                f"--start-from {start}: its local CNNs began from different parameters, whose mean is worth nothing: leave --share "
-                f"{settings.share} out, or train them with it"
-            )
+            why = "its local CNNs began from different parameters, whose mean is worth nothing"
+            raise InputError(f"--start-from {start}: {why}: leave --share {settings.share} out, or train them with it")
 
 
 def check_given(settings: RunSettings, store: PartitionedSet, of_a_source: Sequence[str] = OF_A_SOURCE) -> None:

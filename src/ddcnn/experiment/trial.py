@@ -24,7 +24,8 @@ from ddcnn.method.local import train_local
 from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import train_data_parallel
-from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState, classify, evaluation_batch
+from ddcnn.training.evaluation import classify, evaluation_batch
+from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState
 from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 

@@ -20,7 +20,7 @@ from ddcnn.io import parameters
 from ddcnn.method.aggregate import fill_missing, vote_scores
 from ddcnn.method.factory import Networks
 from ddcnn.method.interface import interface_values, local_probabilities
-from ddcnn.training.loop import evaluation_batch
+from ddcnn.training.evaluation import evaluation_batch
 from ddcnn.training.precision import DevicePolicy
 
 SCANS = "NIfTI and DICOM: the closest canonical one, depth from foot to head, rows from back to front, columns from left to right"

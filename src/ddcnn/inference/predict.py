@@ -31,7 +31,7 @@ from ddcnn.method.interface import gather_interface
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import EVALUATION_SAMPLES as BATCH
+from ddcnn.training.evaluation import EVALUATION_SAMPLES as BATCH
 from ddcnn.training.precision import DevicePolicy, choose_device
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.training.loop import Trainer, classify
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
 
 

@@ -18,7 +18,8 @@ from ddcnn.method.interface import interface_values, local_logits
 from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import broadcast_, train_data_parallel
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback, at_least_single
+from ddcnn.training.evaluation import at_least_single
+from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
 
 
 class CoherentNetwork(nn.Module):

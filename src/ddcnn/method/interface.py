@@ -15,7 +15,7 @@ from ddcnn.data.batches import Samples
 from ddcnn.networks.dense import SMALLEST_PROBABILITY
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided
-from ddcnn.training.loop import at_least_single, evaluate
+from ddcnn.training.evaluation import at_least_single, evaluate
 from ddcnn.training.precision import DevicePolicy
 
 

@@ -16,7 +16,8 @@ from ddcnn.data.batches import Images, RankShare, Samples
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback, classify
+from ddcnn.training.evaluation import classify
+from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
 from ddcnn.training.precision import DevicePolicy
 
 

@@ -18,12 +18,10 @@ from ddcnn.data.batches import Samples
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.averaging import Average
+from ddcnn.training.evaluation import at_least_single
 from ddcnn.training.kept import KeptEpoch, Score
 from ddcnn.training.precision import DevicePolicy, Network
 from ddcnn.training.recipe import Recipe
-
-EVALUATION_SAMPLES = 512  # of a batch at most
-EVALUATION_PIXELS = 1 << 18  # of a batch of larger images; one image of 512x512, four of 256x256
 
 
 @dataclass(frozen=True)
@@ -257,41 +255,6 @@ def take_step(state: TrainState, inputs: Any, labels: Labels, trainer: Trainer, 
     beat(f"epoch {state.epoch}, step {state.step}")
 
 
-def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy: DevicePolicy) -> torch.Tensor:
-    """Class probabilities of the samples ``chosen`` (S,): (S, K) float32, on the CPU.
-
-    Raises:
-        FloatingPointError: an output is NaN or infinite.
-    """
-    return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, policy)
-
-
-def evaluation_batch(pixels: int) -> int:
-    """Samples of an evaluation batch of images of so many pixels; small for large images, so that it takes less memory than training."""
-    return min(EVALUATION_SAMPLES, max(1, EVALUATION_PIXELS // pixels))
-
-
-@torch.inference_mode()
-def evaluate(
-    network: nn.Module, function: Callable[[Any], torch.Tensor], samples: Samples, chosen: torch.Tensor, policy: DevicePolicy
-) -> torch.Tensor:
-    """Values (S, ...) on the CPU of ``function`` of the samples ``chosen`` (S,), with the network in evaluation mode.
-
-    Raises:
-        FloatingPointError: a value is NaN or infinite.
-    """
-    network.eval()
-    parts = []
-    for index in chosen.to(policy.device).split(evaluation_batch(samples.pixels)):
-        with policy.autocast():
-            parts.append(function(samples.batch(index)[0]))
-        beat("evaluation")
-    values = torch.cat(parts).cpu()
-    if not values.isfinite().all():
-        raise FloatingPointError("a network's output is NaN or infinite: try a smaller learning rate")
-    return values
-
-
 def cross_entropy(logits: torch.Tensor, labels: Labels, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:
     """Mean cross entropy of logits (B, K) against labels (B,), with weights (K,) of the classes.
 
@@ -304,8 +267,3 @@ def cross_entropy(logits: torch.Tensor, labels: Labels, weights: torch.Tensor | 
     if weights is None:
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return functional.cross_entropy(logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing).mean()
-
-
-def at_least_single(values: torch.Tensor) -> torch.Tensor:
-    """Half precision, from an autocast region, becomes float32; float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
