@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ddcnn.config.load import load
+from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.plan import check_ranks
 from ddcnn.method.coarse_solve import CoarseSolve
@@ -82,7 +84,8 @@ def main() -> None:
     parser.add_argument("--width-divisor", type=float)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--interface", default="probabilities", choices=("probabilities", "logits", "features", "maps"))
-    parser.add_argument("--coarse-width", type=int, default=64)
+    parser.add_argument("--coarse-width", type=int)
+    parser.add_argument("--coarse-stages", type=int, default=0)
     parser.add_argument("--share", default="none", choices=("none", "early", "all"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--steps", type=int, default=6)
@@ -118,20 +121,22 @@ def main() -> None:
 
 def variants(world, policy, decomposition, asked):
     divisor = asked.width_divisor or len(decomposition) ** 0.5
+    options = {"interface": asked.interface, "width": asked.width, "coarse_width": asked.coarse_width, "coarse_stages": asked.coarse_stages}
+    stages = load(RunSettings, options).convolutional
     owned, labels = owned_subdomains(world, len(decomposition)), torch.arange(asked.batch_size) % CLASSES
     shapes = [Shape(decomposition.subdomains[index].subimage.shape, 3, CLASSES) for index in owned]
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
 
     def coherent(kind=CoherentNetwork, divided=False):
-        design = Design("vgg9", asked.width, divisor)
+        design = Design("vgg9", asked.width, divisor, coarse_stages=asked.coarse_stages)
         makes: list[Callable[[], nn.Module]] = [partial(make, design, shape) for shape in shapes]
         maps = map_interface(design, decomposition, 3, CLASSES) if asked.interface == "maps" else None
         if maps:
             makes = [maps.hands_on(one, index) for one, index in zip(makes, owned, strict=True)]
         local = [build(one, Seeds(0, "b"), policy) for one in makes]
         shared = SharedParameters(world, local, asked.share) if asked.share != "none" else None
-        if maps:
-            dnn = build(lambda: ConvolutionalNetwork(maps, asked.coarse_width), Seeds(0, "dnn"), policy)
+        if maps and stages:
+            dnn = build(lambda: ConvolutionalNetwork(maps, stages), Seeds(0, "dnn"), policy)
             solve = CoarseSolve(world, dnn, len(decomposition), divided)
         else:
             dense = partial(DenseNetwork, asked.interface, len(decomposition), values_per_subdomain(asked.interface, local[0]), CLASSES)

@@ -52,8 +52,8 @@ VALUES = {
         "figures": (False, False), "tensorboard": (True, True), "evaluate_every": (2, 2), "dry_run": (True, True),
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
-        "head": ("dense", "dense"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "share": ("early", "early"),
-        "auxiliary": (0.25, 0.25),
+        "head": ("dense", "dense"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "coarse_stages": (2, 2),
+        "share": ("early", "early"), "auxiliary": (0.25, 0.25),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),
         "transfer_schedule": ("constant", "constant"), "flip_axes": ("depth+columns", "depth+columns"),
@@ -63,7 +63,7 @@ VALUES = {
     },
 }  # fmt: skip
 REQUIRED = {PartitionSettings: {"source": "digits", "output": "out.h5"}, RunSettings: {}}
-NEEDED = {"coarse_width": {"interface": "maps"}}  # beside an option
+NEEDED = {name: {"interface": "maps"} for name in ("coarse_width", "coarse_stages")}  # beside an option
 OPTIONS = [(kind, name) for kind, values in VALUES.items() for name in values]
 
 
@@ -221,7 +221,7 @@ def store(world, write_arrays, random_arrays, tmp_path_factory):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
-    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap", "decomposition", "resume"}))),
+    chosen=st.sets(st.sampled_from(sorted(set(VALUES[RunSettings]) - {"output", "grid", "overlap", "decomposition", "resume", *NEEDED}))),
     methods=st.lists(st.sampled_from(["vote", "average", "dnn"]), min_size=1, unique=True),
     lr=st.floats(1e-300, 1e300),
 )

@@ -148,7 +148,7 @@ def test_the_untrained_coarse_network_is_the_mean_of_the_local_logits(width, sid
     cut = Decomposition((side, side), (2, 2), 0)
     maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 1, 3)
     values = torch.randn(5, 4, maps.values)
-    network = ConvolutionalNetwork(maps, width)
+    network = ConvolutionalNetwork(maps, ((width,), (2 * width,)))
     torch.testing.assert_close(network(values.flatten(1)), maps.logits(values).mean(1))
 
 
@@ -168,6 +168,12 @@ def test_a_pooled_head_does_not_grow_with_the_image():
         ({"interface": "maps", "decomposition": "width"}, "--interface maps: networks that are decomposed in width"),
         ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),
         ({"coarse_width": 8}, "--coarse-width is of a convolutional DNN"),
+        ({"coarse_stages": 1}, "--coarse-stages 1 is of a convolutional DNN: add --interface maps"),
+        ({"interface": "maps", "coarse_stages": 3}, "--network vgg3 has 3 stages; leave one to the local CNNs"),
+        (
+            {"interface": "maps", "coarse_stages": 1, "network": "resnet20"},
+            "of --network resnet20 the DNN cannot have stages, of vgg3 and vgg9 it can",
+        ),
         ({"interface": "maps", "dnn_data": "out-of-fold"}, "--dnn-data out-of-fold does not work with --interface maps"),
         ({"interface": "maps", "overlap": 1, "network": "vgg3"}, "an --overlap of 0, 2 or 4 would do"),
         ({"share": "early", "network": "mobilenet_v2", "width_divisor": 1}, "--share early is of built-in networks"),
@@ -181,9 +187,38 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(tmp_path, options
     assert words in refusal(on_ranks(None, "run", *quick(**options), cwd=tmp_path))
 
 
-def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(tmp_path):
+@pytest.mark.parametrize(("stages", "cell"), [(1, 4), (2, 2)])
+def test_local_cnn_and_dnn_with_its_last_stages_are_the_global_cnn(stages, cell):
+    """On a single subdomain, whose cuts disturb nothing; the DNN hands on what it adds to the local logits."""
+    cut, width = Decomposition((16, 16), (1, 1), 0), 8
+    design = Design("vgg9", width, head="pooled", coarse_stages=stages)
+    maps, shape = map_interface(design, cut, 3, 5), Shape((16, 16), 3, 5)
+    local, whole = make(design, shape).double().eval(), make(Design("vgg9", width, head="pooled"), shape).double().eval()
+    settings = load(RunSettings, {"interface": "maps", "width": width, "coarse_stages": stages}, None)
+    dnn = ConvolutionalNetwork(maps, settings.convolutional).double().eval()
+    assert local.cell == (cell, cell)
+    of_whole = [one for one in whole.convolutions if any(True for _ in one.parameters())]
+    in_parts = [one for part in (local.convolutions, dnn.layers[:-1]) for one in part if any(True for _ in one.parameters())]
+    for one, other in zip(in_parts, of_whole, strict=True):
+        one.load_state_dict(other.state_dict())
+    dnn.classifier.load_state_dict(whole.classifier.state_dict())
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    own, features = local.maps_and_features(images)
+    logits = local.classifier(features)
+    torch.testing.assert_close(dnn(maps.pack(own, logits, 0)), logits + whole(images))
+
+
+@pytest.mark.parametrize("more", [{}, {"coarse_stages": 1, "dnn_epochs": 0}])
+def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(tmp_path, more):
     options = quick(
-        interface="maps", share="all", auxiliary=0.3, coarse_width=8, width=8, methods="average,dnn,coherent,transfer", output="run"
+        interface="maps",
+        share="all",
+        auxiliary=0.3,
+        coarse_width=8,
+        width=8,
+        methods="average,dnn,coherent,transfer",
+        output="run",
+        **more,
     )
     done = on_ranks(2, "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -220,7 +255,11 @@ def ddcnn_results(folder):
 def test_options_of_maps_in_a_file_are_the_run_s(tmp_path):
     (tmp_path / "o.toml").write_text('interface = "maps"\ncoarse-width = 32\nshare = "early"\n', "utf-8")
     settings = load(RunSettings, {}, tmp_path / "o.toml")
-    assert (settings.convolutional, settings.share, settings.decides_in_part) == (32, "early", True)
+    assert (settings.convolutional, settings.share, settings.decides_in_part) == (((32,), (64,)), "early", True)
+    given = {"interface": "maps", "coarse_stages": 2}
+    assert load(RunSettings, given, None).convolutional == ((64, 64), (128, 128))
+    assert load(RunSettings, given | {"network": "vgg3", "width": 8}, None).convolutional == ((16,), (32,))
+    assert load(RunSettings, given | {"coarse_width": 24}, None).convolutional == ((24, 24), (48, 48))
     assert load(RunSettings, {"coarse": "dense"}, None).convolutional is None
     assert not load(RunSettings, {"coarse": "dense", "interface": "maps"}, None).decides_in_part
     assert np.isfinite(settings.auxiliary)

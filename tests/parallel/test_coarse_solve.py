@@ -23,6 +23,7 @@ from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 DESIGN, CUT = Design("vgg3", 4, head="pooled"), Decomposition((24, 32), (3, 4), 4)
+STAGES = ((8, 8), (16,))  # of the DNN
 N, K, SAMPLES, BATCH = len(CUT), 3, 54, 20  # a batch that N does not divide
 
 
@@ -105,7 +106,7 @@ def parts(owned, same: bool) -> tuple[list[nn.Module], nn.Module, MapInterface]:
         shape = Shape(CUT.subdomains[index].subimage.shape, 1, K)
         networks.append(POLICY.place(maps.hands_on(lambda shape=shape: make(DESIGN, shape), index)()))
     torch.manual_seed(1000)
-    dnn = POLICY.place(ConvolutionalNetwork(maps, 8))
+    dnn = POLICY.place(ConvolutionalNetwork(maps, STAGES))
     nn.init.normal_(dnn.classifier.weight, std=0.1)
     return networks, dnn, maps
 
@@ -177,4 +178,4 @@ def test_bytes_of_a_step_are_counted_as_the_formula_says(world):
         network.shared.sum_gradients()
     sent = world.size * world.mean([sum(world.timeline.sent.values())])[0]
     local, coarse = (sum(one.numel() for one in part.parameters()) for part in (networks[0], dnn))
-    assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, 8, world.size) + bytes_of_sum(local, N, world.size)
+    assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, STAGES, world.size) + bytes_of_sum(local, N, world.size)

@@ -58,13 +58,23 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.DNN, None, "layers of the DNN (default: convolutional on maps, else dense)"
     )
     coarse_width: int | None = option(
-        Group.DNN, None, "channels of the first convolution of a convolutional DNN (default: 64)", "CHANNELS", ge=1
+        Group.DNN,
+        None,
+        "channels of the first convolution of a convolutional DNN (default: 64, of stages the global CNN's)",
+        "CHANNELS",
+        ge=1,
     )
+    coarse_stages: int = option(
+        Group.DNN, 0, "give the last S stages of a VGG to the convolutional DNN, as wide as in the global CNN; local CNNs have the others",
+        "S", ge=0,
+    )  # fmt: skip
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
     )
     folds: int = option(Group.DNN, 5, "folds of --dnn-data out-of-fold; holdout uses one of them", "F", ge=2)
-    dnn_epochs: int = option(Group.DNN, 10, "epochs of training the DNN (default: 10, with convolutions 2)", "E", ge=1)
+    dnn_epochs: int = option(
+        Group.DNN, 10, "epochs of training the DNN (default: 10, with convolutions 2); 0: it stays as it starts", "E", ge=0
+    )
     dnn_lr: float = option(Group.DNN, 0.001, "largest learning rate of the DNN (AdamW, one-cycle)", "LR", gt=0)
 
     seed: int = option(Group.RUN, 0, "random seed of everything but the subsets", "S", ge=0)
@@ -110,6 +120,11 @@ class RunSettings(DataSettings, TrainingSettings):
         return any(phase in self.phases_of(name) for name in self.methods)
 
     @property
+    def trains_dnn(self) -> bool:
+        """Whether the DNN is trained on its own; without, it stays as it starts."""
+        return self.needs("dnn") and self.dnn_epochs > 0
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """Those that take place after the partitioning, in their order."""
         phases = (*PHASES_OF[Method.DNN], Method.COHERENT, Method.TRANSFER, Method.GLOBAL)
@@ -128,9 +143,17 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.local_cnns_classify or bool(self.convolutional)
 
     @property
-    def convolutional(self) -> int | None:
-        """Channels of the first convolution of the DNN, if it is convolutional."""
-        return (self.coarse_width or 64) if self.interface == "maps" and self.coarse != "dense" else None
+    def convolutional(self) -> tuple[tuple[int, ...], ...] | None:
+        """Channels of the convolutions of each stage of the DNN, if it is convolutional."""
+        if self.interface != "maps" or self.coarse == "dense":
+            return None
+        if not self.coarse_stages:
+            first = self.coarse_width or 64
+            return (first,), (2 * first,)
+        built_in = NETWORKS[self.network]
+        local, given = built_in.stages[: -self.coarse_stages], built_in.stages[-self.coarse_stages :]
+        first = self.coarse_width or (self.width or built_in.width) << len(local)
+        return tuple((first << stage,) * convolutions for stage, convolutions in enumerate(given))
 
     @property
     def keeps(self) -> str:
@@ -148,7 +171,7 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def local_design(self, subdomains: int) -> Design:
         """Of the local CNNs of N subdomains."""
-        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head)
+        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head, self.coarse_stages)
 
     def global_design(self, method: Method) -> Design:
         """Of a method's network of whole images."""
@@ -211,12 +234,24 @@ class RunSettings(DataSettings, TrainingSettings):
             raise ValueError("--coarse convolutional works on maps: add --interface maps")
         if self.coarse_width and not self.convolutional:
             raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
+        if self.coarse_stages:
+            self._check_stages()
         self.check_warmup(self._schedules())
         if self.selects and not self.evaluate_every:
             raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")
         if self.resume and self.overwrite:
             raise ValueError("--overwrite deletes the run that --resume continues: give only one of them")
         return self
+
+    def _check_stages(self) -> None:
+        option, built_in = f"--coarse-stages {self.coarse_stages}", NETWORKS.get(self.network)
+        if self.interface != "maps" or self.coarse == "dense":
+            raise ValueError(f"{option} is of a convolutional DNN: add --interface maps, or leave it out")
+        if not (built_in and built_in.stages):
+            with_stages = " and ".join(name for name, one in NETWORKS.items() if one.stages)
+            raise ValueError(f"{option}: of --network {self.network} the DNN cannot have stages, of {with_stages} it can: leave it out")
+        if self.coarse_stages >= len(built_in.stages):
+            raise ValueError(f"{option}: --network {self.network} has {len(built_in.stages)} stages; leave one to the local CNNs at least")
 
     @model_validator(mode="wrap")
     @classmethod

@@ -232,7 +232,7 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
             store = replace(store, mean=mean, std=std)
     if not world.all_equal(policy.precision.encode()):
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
-    dnn_data = settings.dnn_data if settings.needs("dnn") else "none"
+    dnn_data = settings.dnn_data if settings.trains_dnn else "none"
     problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
     if not world.all_equal(problem.weights_sha256.encode()):
         raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)

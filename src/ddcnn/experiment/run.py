@@ -107,7 +107,7 @@ def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, sto
 def of_seed(problem: Problem, settings: RunSettings) -> Problem:
     """The problem with the settings of one seed; all ranks together."""
     networks = replace(problem.networks, settings=settings)
-    trains_dnn = settings.needs("dnn") and not problem.world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
+    trains_dnn = settings.trains_dnn and not problem.world.broadcast(settings.start_from is not None and networks.has_earlier_dnn)
     return replace(problem, settings=settings, dnn_data=settings.dnn_data if trains_dnn else "none")
 
 

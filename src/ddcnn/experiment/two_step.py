@@ -176,6 +176,8 @@ def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_s
 
     with problem.world.timeline.span("compute"), failing_in("DNN", "--dnn-lr"), context.progress("DNN", recipe.epochs) as progress:
         network = networks.earlier_dnn() if settings.start_from else None
+        if network is None and not recipe.epochs:
+            network = networks.new_dnn("dnn")
         if network is None:
             labels = problem.labels["train"][problem.dnn_samples.for_dnn]
             alone, history = problem.world.alone(), results.records("dnn", None)

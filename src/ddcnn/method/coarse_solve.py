@@ -15,7 +15,7 @@ from torch import nn
 
 from ddcnn.method.interface import Collect, Exchange
 from ddcnn.method.shared import Total, bytes_of_sum, sum_over_subdomains
-from ddcnn.networks.coarse import statistics
+from ddcnn.networks.coarse import Stages, statistics
 from ddcnn.parallel.world import World
 
 
@@ -82,16 +82,16 @@ def _total(numbers: torch.Tensor, world: World | None) -> torch.Tensor:
 
 
 def bytes_of_divided_solve(
-    batch: int, subdomains: int, values: int, classes: int, parameters: int, width: int, ranks: int
+    batch: int, subdomains: int, values: int, classes: int, parameters: int, stages: Stages, ranks: int
 ) -> int:  # fmt: skip
     """Bytes that all ranks together send in a step of single precision whose samples the ranks divide.
 
     Interface values, and their cotangents back; the logits of each rank's samples; by chunks the gradient of so many parameters of a
-    DNN of such a ``width``, and the statistics of its normalisation forward and backward.
+    DNN of such ``stages``, and the statistics of its normalisation forward and backward.
     """
     batch += -batch % subdomains
     exchanges = 2 * 4 * subdomains * values * batch * (ranks - 1) // ranks
-    sums = (parameters, *(2 * statistics(width)))
+    sums = (parameters, *(2 * statistics(stages)))
     return exchanges + 4 * classes * batch * (ranks - 1) + sum(bytes_of_sum(numbers, subdomains, ranks) for numbers in sums)
 
 

@@ -12,7 +12,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks import registry
-from ddcnn.networks.coarse import ConvolutionalNetwork
+from ddcnn.networks.coarse import ConvolutionalNetwork, Stages
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.maps import MapInterface, map_interface
 from ddcnn.networks.operations import layers, trained_operations
@@ -61,9 +61,9 @@ def dense(interface: str, subdomains: int, values: int, classes: int) -> Network
 
 
 @lru_cache
-def convolutional(maps: MapInterface, width: int) -> Network:
+def convolutional(maps: MapInterface, stages: Stages) -> Network:
     """Cost of a convolutional DNN."""
-    return _cost(_made(partial(ConvolutionalNetwork, maps, width)), (len(maps.stitching.own) * maps.values,), maps.classes)
+    return _cost(_made(partial(ConvolutionalNetwork, maps, stages)), (len(maps.stitching.own) * maps.values,), maps.classes)
 
 
 def _made(make: Callable[[], Any]) -> Any:

@@ -136,7 +136,7 @@ class Networks:
         if not path.is_file():
             return False
         found, wanted = parameters.attributes_of(path), self.about_dnn()
-        return all(found.get(name) == wanted.get(name) for name in ("interface", "coarse_width"))
+        return all(found.get(name) == wanted.get(name) for name in ("interface", "coarse_width", "coarse_stages"))
 
     def earlier_dnn(self) -> nn.Module | None:
         if not self.has_earlier_dnn:
@@ -179,7 +179,9 @@ class Networks:
     def about_dnn(self) -> dict[str, Attribute]:
         settings = self.settings
         about: dict[str, Attribute] = {"interface": settings.interface, "subdomains": self.subdomains, "classes": self.classes}
-        return about | {"coarse_width": settings.convolutional} if settings.convolutional else about
+        if settings.convolutional:
+            about["coarse_width"] = settings.convolutional[0][0]
+        return about | {"coarse_stages": settings.coarse_stages} if settings.coarse_stages else about
 
     def _local_shape(self, index: int) -> Shape:
         return self._shape(self.store.decomposition.subdomains[self.subimage(index)].subimage.shape)

@@ -123,7 +123,8 @@ class Sizes:
     def epochs(self, phase: str) -> int:
         """E: of a training, without those with frozen local CNNs."""
         settings = self.settings
-        return {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}.get(phase) or settings.epochs_of(phase)
+        own = {"dnn": settings.dnn_epochs, "transfer": settings.transfer_epochs}
+        return own[phase] if phase in own else settings.epochs_of(phase)
 
     @property
     def global_share(self) -> int:
@@ -225,8 +226,8 @@ def coarse_step(sizes: Sizes, batch: int, divided: bool) -> Counts:
     exchanges = _collectives(sizes, 2, FLOAT * sizes.own * sizes.local.values * batch)
     logits = _collectives(sizes, 1, FLOAT * sizes.classes * batch)
     each = solved._replace(local_operations=solved.local_operations / sizes.ranks, layer_steps=sizes.own * sizes.dnn.layers)
-    width = sizes.settings.convolutional or 0
-    return each.plus(exchanges, logits, *(_sum(sizes, numbers) for numbers in (sizes.dnn.parameters, *(2 * statistics(width)))))
+    sums = (sizes.dnn.parameters, *(2 * statistics(sizes.settings.convolutional or ())))
+    return each.plus(exchanges, logits, *(_sum(sizes, numbers) for numbers in sums))
 
 
 def _sum(sizes: Sizes, numbers: int) -> Counts:

@@ -11,34 +11,39 @@ from torch.func import functional_call
 from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
 from ddcnn.networks.maps import MapInterface
 
+Stages = tuple[tuple[int, ...], ...]
 Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
 
 
 class ConvolutionalNetwork(nn.Module):
-    """Convolution, pooling, convolution, pooled head on the stitched map, as a correction of the mean of the local CNNs' logits.
+    """Stages of convolutions on the stitched map, pooled between them, and a pooled head: a correction of the mean of the local logits.
 
     The last layer starts at zero, so the untrained network returns that mean, as that of ``DenseNetwork`` does.
 
     Args:
-        width: channels of the first convolution; the second has twice as many.
+        stages: channels of the convolutions of each.
     """
 
     half_precision = True  # where the local CNNs have it
 
-    def __init__(self, interface: MapInterface, width: int):
+    def __init__(self, interface: MapInterface, stages: Stages):
         super().__init__()
         size = interface.stitching.shape
         dimensions = len(size)
         convolution, normalisation = CONVOLUTION[dimensions], NORMALISATION[dimensions]
-        factors = tuple(2 if side >= 4 else 1 for side in size)
-        pooled = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.interface, self.subdomains = interface, len(interface.stitching.own)
-        self.layers = nn.Sequential(
-            convolution(interface.channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True),
-            MAX_POOLING[dimensions](factors),
-            convolution(width, 2 * width, 3, padding=1, bias=False), normalisation(2 * width), nn.ReLU(inplace=True),
-            LargestOfHalves(), nn.Flatten(), nn.Linear(2 * width * prod(min(side, 2) for side in pooled), interface.classes),
-        )  # fmt: skip
+        layers: list[nn.Module] = []
+        channels = interface.channels
+        for stage, outputs in enumerate(stages):
+            if stage:
+                factors = tuple(2 if side >= 4 else 1 for side in size)
+                layers.append(MAX_POOLING[dimensions](factors))
+                size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
+            for width in outputs:
+                layers += [convolution(channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True)]
+                channels = width
+        inputs = channels * prod(min(side, 2) for side in size)
+        self.layers = nn.Sequential(*layers, LargestOfHalves(), nn.Flatten(), nn.Linear(inputs, interface.classes))
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
@@ -80,9 +85,9 @@ class ConvolutionalNetwork(nn.Module):
         return self.interface.stitched(values), self.interface.logits(values).mean(1)
 
 
-def statistics(width: int) -> tuple[int, int]:
+def statistics(stages: Stages) -> list[int]:
     """G: numbers that ``in_chunks`` sums over the chunks, forward and once more backward, for each of the normalisations."""
-    return 2 * width + 1, 4 * width + 1
+    return [2 * width + 1 for stage in stages for width in stage]
 
 
 def _normalised(

@@ -19,7 +19,8 @@ whose input is the last hidden layer. Initial parameters must come from PyTorch'
 
 To add a built-in network, write a module with a factory ``(shape, width, divisor, features, head=...) -> nn.Module``, and enter it in
 ``NETWORKS``. For ``--interface maps`` it has ``maps``, ``maps_and_features``, ``cell`` and ``channels``, for ``--share early`` also
-``early``, as the VGGs have. This module imports torch only when a network is made.
+``early``, as the VGGs have; with ``stages`` in its entry, its factory takes ``stages`` and ``coarse_stages``, too. This module imports
+torch only when a network is made.
 """
 
 import importlib
@@ -42,12 +43,14 @@ class Architecture:
         width: default of ``--width``, the channels of the first stage of the global network.
         smallest: smallest side of a subimage, pixels.
         heads: what ``--head`` may be, the default first.
+        stages: convolutions of every stage, where ``--coarse-stages`` can give the last ones to the DNN.
     """
 
     factory: str
     width: int
     smallest: int
     heads: tuple[str, ...]
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Design:
         divisor: of the width rule; 1 for the global network.
         features: F; None for the network's own.
         head: of a built-in network; None for the default.
+        coarse_stages: of the last stages, those that a local CNN lacks, since the DNN has them.
     """
 
     name: str
@@ -66,11 +70,12 @@ class Design:
     divisor: float = 1
     features: int | None = None
     head: str | None = None
+    coarse_stages: int = 0
 
 
 NETWORKS = {
-    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4, ("pooled", "dense")),
-    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4, ("pooled", "dense")),
+    "vgg3": Architecture("ddcnn.networks.vgg:vgg3", 32, 4, ("pooled", "dense"), (1, 1, 1)),
+    "vgg9": Architecture("ddcnn.networks.vgg:vgg9", 32, 4, ("pooled", "dense"), (2, 2, 2)),
     "resnet20": Architecture("ddcnn.networks.resnet:resnet20", 16, 4, ("pooled",)),
     "resnet18": Architecture("ddcnn.networks.resnet:resnet18", 64, 8, ("pooled",)),  # below 8 pixels all stages would see a single one
 }
@@ -95,7 +100,9 @@ def make(design: Design, shape: Shape) -> "nn.Module":
     if built_in := NETWORKS.get(name):
         module, _, function = built_in.factory.partition(":")
         factory = getattr(importlib.import_module(module), function)
-        return factory(shape, design.width or built_in.width, design.divisor, design.features, head=design.head or built_in.heads[0])
+        stages = {"stages": built_in.stages, "coarse_stages": design.coarse_stages} if built_in.stages else {}
+        head = design.head or built_in.heads[0]
+        return factory(shape, design.width or built_in.width, design.divisor, design.features, head=head, **stages)
     from ddcnn.networks import custom, torchvision_models
 
     if ":" in name:

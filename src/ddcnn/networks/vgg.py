@@ -17,7 +17,8 @@ class VGG(nn.Module):
         shape: of the network's input.
         width: channels of the first stage of the *global* network; they double from stage to stage.
         divisor: of the width rule; 1 for the global network.
-        convolutions: layers per stage.
+        stages: convolutions of each.
+        coarse_stages: of the last stages, those that the DNN has in place of this network; ``maps`` is then what they see, pooled.
         dense_layers: hidden dense layers, each with 4 ``width`` neurons before the width rule.
         features: neurons of the last hidden layer; None: as many as in the others, or of the pooled head none.
         head: "dense", hidden dense layers with ReLU on all pixels of the last stage; "pooled", the largest values in each half of every
@@ -27,16 +28,17 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, convolutions: Sequence[int], dense_layers: int,
-        head: str = "dense",
+        self, shape: Shape, width: int, divisor: float = 1, features: int | None = None, *, stages: Sequence[int], dense_layers: int,
+        head: str = "dense", coarse_stages: int = 0,
     ):  # fmt: skip
         super().__init__()
         dimensions = len(shape.spatial)
         convolution, normalisation, pooling = CONVOLUTION[dimensions], NORMALISATION[dimensions], MAX_POOLING[dimensions]
         layers: list[nn.Module] = []
         channels, size = shape.channels, shape.spatial
-        self.cell = (1,) * dimensions
-        for stage, repeats in enumerate(convolutions):
+        self.cell, self.hands_on_pooled = (1,) * dimensions, coarse_stages > 0
+        own = stages[: len(stages) - coarse_stages]
+        for stage, repeats in enumerate(own):
             outputs = scaled_width(width << stage, divisor)
             for _ in range(repeats):
                 layers += [convolution(channels, outputs, 3, padding=1, bias=False), normalisation(outputs), nn.ReLU(inplace=True)]
@@ -46,7 +48,7 @@ class VGG(nn.Module):
                 layers.append(pooling(factors))
             if stage == 0:
                 self._first_stage = len(layers)
-            if stage < len(convolutions) - 1:
+            if stage < len(own) - 1 or self.hands_on_pooled:
                 self.cell = tuple(c * factor for c, factor in zip(self.cell, factors, strict=True))
             size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.convolutions = nn.Sequential(*layers)
@@ -66,13 +68,13 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(inputs, shape.classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last stage sees before it pools: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
-        return self.convolutions[: self._before_pooling](images)
+        """The last stage, pooled if the DNN goes on: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
+        return self.convolutions[: self._map_layers](images)
 
     def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``maps`` and ``features`` in one pass."""
         maps = self.maps(images)
-        return maps, self.dense(self.convolutions[self._before_pooling :](maps))
+        return maps, self.dense(self.convolutions[self._map_layers :](maps))
 
     @property
     def early(self) -> tuple[str, ...]:
@@ -80,9 +82,9 @@ class VGG(nn.Module):
         return tuple(f"convolutions.{layer}." for layer in range(self._first_stage))
 
     @property
-    def _before_pooling(self) -> int:
-        last = self.convolutions[-1]
-        return len(self.convolutions) - isinstance(last, tuple(MAX_POOLING.values()))
+    def _map_layers(self) -> int:
+        pools = isinstance(self.convolutions[-1], tuple(MAX_POOLING.values()))
+        return len(self.convolutions) - (pools and not self.hands_on_pooled)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last hidden layer: (B, C, *spatial) -> (B, F)."""
@@ -93,5 +95,5 @@ class VGG(nn.Module):
         return self.classifier(self.features(images))
 
 
-vgg3 = partial(VGG, convolutions=(1, 1, 1), dense_layers=1)
-vgg9 = partial(VGG, convolutions=(2, 2, 2), dense_layers=2)
+vgg3 = partial(VGG, dense_layers=1)
+vgg9 = partial(VGG, dense_layers=2)
