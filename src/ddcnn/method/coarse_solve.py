@@ -91,7 +91,7 @@ def bytes_of_divided_solve(
     """
     batch += -batch % subdomains
     exchanges = 2 * 4 * subdomains * values * batch * (ranks - 1) // ranks
-    sums = (parameters, *(2 * statistics(stages)))
+    sums = (parameters, *statistics(stages))
     return exchanges + 4 * classes * batch * (ranks - 1) + sum(bytes_of_sum(numbers, subdomains, ranks) for numbers in sums)
 
 

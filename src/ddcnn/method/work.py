@@ -226,7 +226,7 @@ def coarse_step(sizes: Sizes, batch: int, divided: bool) -> Counts:
     exchanges = _collectives(sizes, 2, FLOAT * sizes.own * sizes.local.values * batch)
     logits = _collectives(sizes, 1, FLOAT * sizes.classes * batch)
     each = solved._replace(local_operations=solved.local_operations / sizes.ranks, layer_steps=sizes.own * sizes.dnn.layers)
-    sums = (sizes.dnn.parameters, *(2 * statistics(sizes.settings.convolutional or ())))
+    sums = (sizes.dnn.parameters, *statistics(sizes.settings.convolutional or ()))
     return each.plus(exchanges, logits, *(_sum(sizes, numbers) for numbers in sums))
 
 

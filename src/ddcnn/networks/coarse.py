@@ -1,8 +1,7 @@
 """The coarse network of maps: convolutions on the map of the whole image, in place of dense layers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +9,9 @@ from torch.func import functional_call
 
 from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
 from ddcnn.networks.maps import MapInterface
+from ddcnn.networks.normalisation import Total, normalised
 
 Stages = tuple[tuple[int, ...], ...]
-Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -74,7 +73,7 @@ class ConvolutionalNetwork(nn.Module):
         for name, layer in self.layers.named_children():
             own = [{key: copy[f"layers.{name}.{key}"] for key, _ in layer.named_parameters()} for copy in copies]
             if hasattr(layer, "running_mean"):
-                maps = _normalised(layer, maps, own, real, total)
+                maps = normalised(layer, maps, own, real, total)
             else:
                 maps = [functional_call(layer, copy, (one,)) for one, copy in zip(maps, own, strict=True)]
         return [mean + one for (_, mean), one in zip(parts, maps, strict=True)]
@@ -86,29 +85,5 @@ class ConvolutionalNetwork(nn.Module):
 
 
 def statistics(stages: Stages) -> list[int]:
-    """G: numbers that ``in_chunks`` sums over the chunks, forward and once more backward, for each of the normalisations."""
-    return [2 * width + 1 for stage in stages for width in stage]
-
-
-def _normalised(
-    layer: Any, maps: Sequence[torch.Tensor], copies: Sequence[Mapping[str, torch.Tensor]], real: Sequence[int], total: Total
-) -> list[torch.Tensor]:  # fmt: skip
-    """Batch normalisation, by mean and variance over all chunks."""
-    axes, per_channel = (0, *range(2, maps[0].ndim)), (-1, *[1] * (maps[0].ndim - 2))
-    exact, sums = torch.promote_types(maps[0].dtype, torch.float32), []
-    for one, samples in zip(maps, real, strict=True):
-        values = one[:samples].to(exact)
-        sums.append(torch.cat([values.sum(axes), values.square().sum(axes), values.new_full((1,), values[:, 0].numel())]))
-    normalised = []
-    for one, copy, row in zip(maps, copies, total(torch.stack(sums)), strict=True):
-        count = row[-1]
-        mean, square = (row[:-1] / count).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
-        scale = copy["weight"] * (variance + layer.eps).rsqrt()
-        shift = copy["bias"] - mean * scale
-        normalised.append(torch.addcmul(shift.view(per_channel), one.to(exact), scale.view(per_channel)).to(one.dtype))
-    with torch.no_grad():  # the statistics of all chunks are the same
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(variance * count / (count - 1).clamp_min(1), layer.momentum)
-        layer.num_batches_tracked += 1
-    return normalised
+    """Numbers that ``in_chunks`` sums over the chunks for each of the normalisations, forward and backward."""
+    return [numbers for stage in stages for width in stage for numbers in (2 * width + 1, 2 * width)]

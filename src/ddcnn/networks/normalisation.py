@@ -1,0 +1,74 @@
+"""Batch normalisation of a batch that lies in chunks, here and on other ranks: mean and variance are those of all of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Total = Callable[[torch.Tensor], torch.Tensor]  # numbers (n, G) of n chunks of a batch -> their sum over all chunks, for each of them
+
+
+def normalised(
+    layer: Any, chunks: Sequence[torch.Tensor], copies: Sequence[Mapping[str, torch.Tensor]], real: Sequence[int], total: Total
+) -> list[torch.Tensor]:
+    """What a layer of batch normalisation makes of chunks (b, C, *size) while it trains; it keeps its running statistics.
+
+    Args:
+        copies: of its parameters, for each chunk.
+        real: samples of a chunk; what is behind them fills up.
+    """
+    weights, biases = ([copy[name] for copy in copies] for name in ("weight", "bias"))
+    *outputs, count, mean, variance = _Normalise.apply(layer.eps, real, total, *chunks, *weights, *biases)  # type: ignore[no-untyped-call]
+    with torch.no_grad():  # the statistics of all chunks are the same
+        layer.running_mean.lerp_(mean[0], layer.momentum)
+        layer.running_var.lerp_(variance[0] * (count[0] / (count[0] - 1).clamp_min(1)), layer.momentum)
+        layer.num_batches_tracked += 1
+    return outputs
+
+
+class _Normalise(torch.autograd.Function):
+    """y = w x̂ + b with x̂ = (x - mean) / √(variance + ε).
+
+    Forward: sums of x and x² over all chunks. Adjoint: sums of ȳ and ȳ x̂, likewise; x̄ = w / √(variance + ε) (ȳ - Σȳ / n - x̂ Σȳx̂ / n).
+    The passes over the pixels are PyTorch's own, of a normalisation whose statistics are given.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, real: Sequence[int], total: Total, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        chunks, weights, biases = (tensors[k * len(real) : (k + 1) * len(real)] for k in range(3))
+        exact, sums = weights[0].dtype, []
+        for one, samples in zip(chunks, real, strict=True):
+            values = one[:samples].movedim(1, -1).flatten(0, -2).to(exact)  # (n, C), in place where channels are last
+            sums.append(torch.cat([values.sum(0), values.square().sum(0), values.new_full((1,), len(values))]))
+        statistics = total(torch.stack(sums))
+        count, (mean, square) = statistics[:, -1:], (statistics[:, :-1] / statistics[:, -1:]).chunk(2, 1)
+        variance = (square - mean.square()).clamp_min(0)
+        outputs = [
+            torch.native_batch_norm(one, weight, bias, its_mean, its_variance, False, 0.0, eps)[0]
+            for one, weight, bias, its_mean, its_variance in zip(chunks, weights, biases, mean, variance, strict=True)
+        ]
+        ctx.eps, ctx.real, ctx.total = eps, real, total
+        ctx.save_for_backward(*chunks, *weights, count, mean, variance)
+        ctx.mark_non_differentiable(count, mean, variance)
+        return *outputs, count, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        number, eps = len(ctx.real), ctx.eps
+        *tensors, count, mean, variance = ctx.saved_tensors
+        chunks, weights = tensors[:number], tensors[number:]
+        rows = zip(cotangents, chunks, weights, mean, variance, strict=False)
+        parts = [
+            torch.ops.aten.native_batch_norm_backward(one, x, weight, its_mean, its_variance, None, None, False, eps, [True, True, True])
+            for one, x, weight, its_mean, its_variance in rows
+        ]
+        sums = ctx.total(torch.stack([torch.cat([of_bias, of_weight]) for _, of_weight, of_bias in parts]))
+        for k, (of_chunk, _, _) in enumerate(parts):
+            scale = (variance[k] + eps).rsqrt()
+            of_bias, of_weight = (weights[k] * scale / count[k] * sums[k].unflatten(0, (2, -1))).unbind(0)
+            slope, samples = of_weight * scale, ctx.real[k]
+            per_channel = (-1, *[1] * (of_chunk.ndim - 2))
+            x = chunks[k][:samples].to(slope.dtype)
+            of_chunk[:samples] -= torch.addcmul((of_bias - slope * mean[k]).view(per_channel), x, slope.view(per_channel))
+        of_chunks, of_weights, of_biases = zip(*parts, strict=True)
+        return None, None, None, *of_chunks, *of_weights, *of_biases
