@@ -143,15 +143,6 @@ def test_a_run_to_start_from_has_the_same_head_and_sharing(tmp_path):
     assert "whose mean is worth nothing" in refusal(on_ranks(None, "run", *again, "--head=dense", "--share=early", cwd=tmp_path))
 
 
-@pytest.mark.parametrize(("width", "side"), [(8, 32), (16, 8), (3, 4)])
-def test_the_untrained_coarse_network_is_the_mean_of_the_local_logits(width, side):
-    cut = Decomposition((side, side), (2, 2), 0)
-    maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 1, 3)
-    values = torch.randn(5, 4, maps.values)
-    network = ConvolutionalNetwork(maps, ((width,), (2 * width,)))
-    torch.testing.assert_close(network(values.flatten(1)), maps.logits(values).mean(1))
-
-
 def test_a_pooled_head_does_not_grow_with_the_image():
     count = {
         head: [count_parameters(make(Design("vgg9", 8, head=head), Shape((s, s), 1, 4))) for s in (32, 64)] for head in ("dense", "pooled")
@@ -189,7 +180,7 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(tmp_path, options
 
 @pytest.mark.parametrize(("stages", "cell"), [(1, 4), (2, 2)])
 def test_local_cnn_and_dnn_with_its_last_stages_are_the_global_cnn(stages, cell):
-    """On a single subdomain, whose cuts disturb nothing; the DNN hands on what it adds to the local logits."""
+    """On a single subdomain, whose cuts disturb nothing."""
     cut, width = Decomposition((16, 16), (1, 1), 0), 8
     design = Design("vgg9", width, head="pooled", coarse_stages=stages)
     maps, shape = map_interface(design, cut, 3, 5), Shape((16, 16), 3, 5)
@@ -204,8 +195,7 @@ def test_local_cnn_and_dnn_with_its_last_stages_are_the_global_cnn(stages, cell)
     dnn.classifier.load_state_dict(whole.classifier.state_dict())
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     own, features = local.maps_and_features(images)
-    logits = local.classifier(features)
-    torch.testing.assert_close(dnn(maps.pack(own, logits, 0)), logits + whole(images))
+    torch.testing.assert_close(dnn(maps.pack(own, local.classifier(features), 0)), whole(images))
 
 
 @pytest.mark.parametrize("more", [{}, {"coarse_stages": 1, "dnn_epochs": 0}])

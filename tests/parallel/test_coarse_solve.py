@@ -99,7 +99,7 @@ class Numbers:
 
 
 def parts(owned, same: bool) -> tuple[list[nn.Module], nn.Module, MapInterface]:
-    """Local CNNs, with the same parameters or not, and a convolutional DNN whose last layer is not zero."""
+    """Local CNNs, with the same parameters or not, and a convolutional DNN."""
     maps, networks = map_interface(DESIGN, CUT, 1, K), []
     for index in owned:
         torch.manual_seed(0 if same else index)
@@ -107,7 +107,6 @@ def parts(owned, same: bool) -> tuple[list[nn.Module], nn.Module, MapInterface]:
         networks.append(POLICY.place(maps.hands_on(lambda shape=shape: make(DESIGN, shape), index)()))
     torch.manual_seed(1000)
     dnn = POLICY.place(ConvolutionalNetwork(maps, STAGES))
-    nn.init.normal_(dnn.classifier.weight, std=0.1)
     return networks, dnn, maps
 
 

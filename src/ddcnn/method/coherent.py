@@ -143,5 +143,5 @@ def train_coherent(
         train_data_parallel(group, synced(frozen, 0), network, images, chosen)
         network.local_cnns.requires_grad_(True)
     before = frozen.recipe.epochs if frozen else 0
-    has_unused = network.interface == "features" and not network.with_local_logits  # the last layers of the local CNNs
+    has_unused = network.interface in ("features", "maps") and not network.with_local_logits  # the last layers of the local CNNs
     train_data_parallel(group, synced(trainer, before), network, images, chosen, has_unused)

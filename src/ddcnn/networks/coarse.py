@@ -15,9 +15,9 @@ Stages = tuple[tuple[int, ...], ...]
 
 
 class ConvolutionalNetwork(nn.Module):
-    """Stages of convolutions on the stitched map, pooled between them, and a pooled head: a correction of the mean of the local logits.
+    """Stages of convolutions on the map of the whole image, pooled between them, and a pooled head.
 
-    The last layer starts at zero, so the untrained network returns that mean, as that of ``DenseNetwork`` does.
+    It leaves out the logits of the local CNNs, unlike ``DenseNetwork``: with them it learns worse maps (benchmarks/accuracy.md).
 
     Args:
         stages: channels of the convolutions of each.
@@ -43,8 +43,6 @@ class ConvolutionalNetwork(nn.Module):
                 channels = width
         inputs = channels * prod(min(side, 2) for side in size)
         self.layers = nn.Sequential(*layers, LargestOfHalves(), nn.Flatten(), nn.Linear(inputs, interface.classes))
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -53,8 +51,7 @@ class ConvolutionalNetwork(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, N·C) -> logits (B, K)."""
-        maps, mean = self._parts(values)
-        return mean + self.layers(maps)
+        return self.layers(self._map(values))
 
     def in_chunks(
         self, chunks: Sequence[torch.Tensor], copies: Sequence[Mapping[str, torch.Tensor]], real: Sequence[int], total: Total
@@ -68,20 +65,17 @@ class ConvolutionalNetwork(nn.Module):
             real: samples of a chunk; what is behind them fills up.
             total: over the chunks of all ranks.
         """
-        parts = [self._parts(values) for values in chunks]
-        maps = [one for one, _ in parts]
+        maps = [self._map(values) for values in chunks]
         for name, layer in self.layers.named_children():
             own = [{key: copy[f"layers.{name}.{key}"] for key, _ in layer.named_parameters()} for copy in copies]
             if hasattr(layer, "running_mean"):
                 maps = normalised(layer, maps, own, real, total)
             else:
                 maps = [functional_call(layer, copy, (one,)) for one, copy in zip(maps, own, strict=True)]
-        return [mean + one for (_, mean), one in zip(parts, maps, strict=True)]
+        return maps
 
-    def _parts(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The map of the whole image, and the mean of the local CNNs' logits."""
-        values = values.unflatten(1, (self.subdomains, -1))
-        return self.interface.stitched(values), self.interface.logits(values).mean(1)
+    def _map(self, values: torch.Tensor) -> torch.Tensor:
+        return self.interface.stitched(values.unflatten(1, (self.subdomains, -1)))
 
 
 def statistics(stages: Stages) -> list[int]:
