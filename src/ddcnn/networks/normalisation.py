@@ -59,16 +59,22 @@ class _Normalise(torch.autograd.Function):
         chunks, weights = tensors[:number], tensors[number:]
         rows = zip(cotangents, chunks, weights, mean, variance, strict=False)
         parts = [
-            torch.ops.aten.native_batch_norm_backward(one, x, weight, its_mean, its_variance, None, None, False, eps, [True, True, True])
+            torch.ops.aten.native_batch_norm_backward(one, x, weight, its_mean, its_variance, None, None, False, eps, [False, True, True])[
+                1:
+            ]
             for one, x, weight, its_mean, its_variance in rows
         ]
-        sums = ctx.total(torch.stack([torch.cat([of_bias, of_weight]) for _, of_weight, of_bias in parts]))
-        for k, (of_chunk, _, _) in enumerate(parts):
-            scale = (variance[k] + eps).rsqrt()
-            of_bias, of_weight = (weights[k] * scale / count[k] * sums[k].unflatten(0, (2, -1))).unbind(0)
-            slope, samples = of_weight * scale, ctx.real[k]
-            per_channel = (-1, *[1] * (of_chunk.ndim - 2))
-            x = chunks[k][:samples].to(slope.dtype)
-            of_chunk[:samples] -= torch.addcmul((of_bias - slope * mean[k]).view(per_channel), x, slope.view(per_channel))
-        of_chunks, of_weights, of_biases = zip(*parts, strict=True)
+        sums = ctx.total(torch.stack([torch.cat(part) for part in parts]))  # of ȳ x̂, and of ȳ
+        of_chunks = []
+        for k, x in enumerate(chunks):
+            deviation = (variance[k] + eps).rsqrt()
+            scale = weights[k] * deviation
+            slope, shift = (-scale / count[k] * sums[k].unflatten(0, (2, -1))).unbind(0)
+            slope = slope * deviation
+            per_channel = (-1, *[1] * (x.ndim - 2))
+            along, constant, by = (one.view(per_channel) for one in (slope, shift - slope * mean[k], scale))
+            found = torch.addcmul(constant, x.to(scale.dtype), along).addcmul_(cotangents[k].to(scale.dtype), by).to(x.dtype)
+            found[ctx.real[k] :] = 0
+            of_chunks.append(found)
+        of_weights, of_biases = zip(*parts, strict=True)
         return None, None, None, *of_chunks, *of_weights, *of_biases
