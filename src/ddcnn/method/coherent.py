@@ -61,12 +61,13 @@ class CoherentNetwork(nn.Module):
     def interface_values(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor:
         """Interface values (n, B, C) of the rank's own subdomains."""
         seed = int(torch.randint(1 << 62, ())) if self.training else 0  # the same on all ranks
+        with_logits = self.with_local_logits or self.dnn.sees_logits or not self.training
         parts = []
         for k, (network, images) in enumerate(zip(self.local_cnns, subimages, strict=True)):
             with torch.random.fork_rng([images.device] if images.is_cuda else [], enabled=self.training):
                 if self.training:
                     torch.manual_seed(seed + self.first + k)  # dropout depends on the subdomain, not on the rank
-                parts.append(interface_values(self.interface, network, images))
+                parts.append(interface_values(self.interface, network, images, with_logits))
         return torch.stack(parts)
 
     @property

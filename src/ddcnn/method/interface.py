@@ -19,13 +19,16 @@ from ddcnn.training.evaluation import at_least_single, evaluate
 from ddcnn.training.precision import DevicePolicy
 
 
-def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor) -> torch.Tensor:
+def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor, with_logits: bool = True) -> torch.Tensor:
     """Interface values of a local CNN: (B, channels, *subimage) -> (B, C), of maps as they were computed, else at least float32.
 
-    C = K but for features and maps.
+    C = K but for features and maps. Zeros may stand for the logits of maps, which then need not be computed.
     """
     cnn: Any = network
     if interface == "maps":
+        if not with_logits:
+            maps = cnn.maps(subimages)
+            return cnn.pack(maps, maps.new_zeros(len(maps), cnn.classifier.out_features))
         maps, features = cnn.maps_and_features(subimages)
         return cnn.pack(maps, cnn.classifier(features))
     values = at_least_single(cnn.features(subimages) if interface == "features" else cnn(subimages))

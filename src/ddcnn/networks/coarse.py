@@ -24,6 +24,7 @@ class ConvolutionalNetwork(nn.Module):
     """
 
     half_precision = True  # where the local CNNs have it
+    sees_logits = False
 
     def __init__(self, interface: MapInterface, stages: Stages):
         super().__init__()

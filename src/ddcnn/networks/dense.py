@@ -21,6 +21,7 @@ class DenseNetwork(nn.Module):
     """
 
     half_precision = False  # it is too small to gain from it
+    sees_logits = True
 
     def __init__(self, interface: str, subdomains: int, values: int, classes: int, hidden: tuple[int, ...] = (128, 128)):
         super().__init__()
