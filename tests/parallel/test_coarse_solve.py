@@ -177,5 +177,5 @@ def test_bytes_of_a_step_are_counted_as_the_formula_says(world):
         solve.finish_gradient()
         network.shared.sum_gradients()
     sent = world.size * world.mean([sum(world.timeline.sent.values())])[0]
-    local, coarse = (sum(one.numel() for one in part.parameters()) for part in (networks[0], dnn))
+    local, coarse = (sum(one.numel() for one in part.parameters() if one.grad is not None) for part in (networks[0], dnn))
     assert sent == bytes_of_divided_solve(BATCH, N, maps.values, K, coarse, STAGES, world.size) + bytes_of_sum(local, N, world.size)
