@@ -58,8 +58,9 @@ def summary(method: str, folder: Path, results: dict[str, Any]) -> dict[str, Any
     subdomains, operations = int(np.prod(grid)), settings.epochs * whole.operations
     if method == "transfer":
         of_locals = subdomains * local.operations
-        operations = settings.epochs * of_locals + of_locals / 3 + settings.dnn_epochs * dnn.operations  # a third: the gather
-        operations += settings.transfer_epochs * (of_locals + dnn.operations)
+        operations = (settings.epochs + settings.transfer_epochs) * of_locals
+        operations += (settings.dnn_epochs + settings.transfer_epochs) * dnn.operations
+        operations += of_locals / 3 if settings.dnn_epochs else 0.0  # forward alone, for the gather
     return {
         "accuracy": 100 * one["test_accuracy"], "seconds": one["seconds"]["total"], "bytes": one["bytes_communicated"],
         "multiply_adds": operations * results["data"]["train_samples"] / 2e12,

@@ -198,7 +198,7 @@ def test_local_cnn_and_dnn_with_its_last_stages_are_the_global_cnn(stages, cell)
     torch.testing.assert_close(dnn(maps.pack(own, local.classifier(features), 0)), whole(images))
 
 
-@pytest.mark.parametrize("more", [{}, {"coarse_stages": 1, "dnn_epochs": 0}])
+@pytest.mark.parametrize("more", [{"coarse_stages": 0}, {"dnn_epochs": 0}])
 def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(tmp_path, more):
     options = quick(
         interface="maps",
@@ -243,9 +243,11 @@ def ddcnn_results(folder):
 
 
 def test_options_of_maps_in_a_file_are_the_run_s(tmp_path):
-    (tmp_path / "o.toml").write_text('interface = "maps"\ncoarse-width = 32\nshare = "early"\n', "utf-8")
+    (tmp_path / "o.toml").write_text('interface = "maps"\ncoarse-stages = 0\ncoarse-width = 32\nshare = "early"\n', "utf-8")
     settings = load(RunSettings, {}, tmp_path / "o.toml")
     assert (settings.convolutional, settings.share, settings.decides_in_part) == (((32,), (64,)), "early", True)
+    assert load(RunSettings, {"interface": "maps"}, None).convolutional == ((128, 128),)
+    assert load(RunSettings, {"interface": "maps", "network": "resnet20"}, None).convolutional == ((64,), (128,))
     given = {"interface": "maps", "coarse_stages": 2}
     assert load(RunSettings, given, None).convolutional == ((64, 64), (128, 128))
     assert load(RunSettings, given | {"network": "vgg3", "width": 8}, None).convolutional == ((16,), (32,))

@@ -58,14 +58,12 @@ class RunSettings(DataSettings, TrainingSettings):
         Group.DNN, None, "layers of the DNN (default: convolutional on maps, else dense)"
     )
     coarse_width: int | None = option(
-        Group.DNN,
-        None,
-        "channels of the first convolution of a convolutional DNN (default: 64, of stages the global CNN's)",
-        "CHANNELS",
-        ge=1,
-    )
+        Group.DNN, None, "channels of the first convolution of a convolutional DNN (default: as in the global CNN, without stages 64)",
+        "CHANNELS", ge=1,
+    )  # fmt: skip
     coarse_stages: int = option(
-        Group.DNN, 0, "give the last S stages of a VGG to the convolutional DNN, as wide as in the global CNN; local CNNs have the others",
+        Group.DNN, 0,
+        "give the last S stages of a VGG to the convolutional DNN, as wide as in the global CNN; local CNNs have the others (default: 1)",
         "S", ge=0,
     )  # fmt: skip
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
@@ -211,8 +209,8 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def as_stored(self) -> Self:
         """As an older version meant them, which lacked some options: no validation images, dense heads."""
-        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head"} - self.model_fields_set
-        older = {"validation_fraction": 0.0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
+        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head", "coarse_stages"} - self.model_fields_set
+        older = {"validation_fraction": 0.0, "coarse_stages": 0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
         return self.model_copy(update={name: value for name, value in older.items() if name in lacks})
 
     @model_validator(mode="after")
@@ -262,6 +260,7 @@ class RunSettings(DataSettings, TrainingSettings):
         defaults |= {"width": built_in.width, "head": built_in.heads[0]} if built_in else {}
         if values.get("interface") == "maps" and values.get("coarse") != "dense":
             defaults["dnn_epochs"] = 2  # each of which costs rank 0 as much as one of local training
+            defaults["coarse_stages"] = 1 if built_in and built_in.stages else 0
         defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))

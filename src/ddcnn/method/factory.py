@@ -180,8 +180,8 @@ class Networks:
         settings = self.settings
         about: dict[str, Attribute] = {"interface": settings.interface, "subdomains": self.subdomains, "classes": self.classes}
         if settings.convolutional:
-            about["coarse_width"] = settings.convolutional[0][0]
-        return about | {"coarse_stages": settings.coarse_stages} if settings.coarse_stages else about
+            about |= {"coarse_width": settings.convolutional[0][0], "coarse_stages": settings.coarse_stages}
+        return about
 
     def _local_shape(self, index: int) -> Shape:
         return self._shape(self.store.decomposition.subdomains[self.subimage(index)].subimage.shape)
