@@ -136,9 +136,36 @@ def test_dense_layers_on_maps_take_half_precision(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("interface", ["probabilities", "maps"])
+def test_a_dnn_that_stays_as_it_starts_is_not_taken_for_a_trained_one(tmp_path, interface):
+    def accuracy(folder, **more):
+        options = quick(
+            **{"interface": interface, "train_samples": 400, "epochs": None, "width": 8, "output": folder, "progress": "lines"} | more
+        )
+        done = on_ranks(None, "run", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return ddcnn_results(tmp_path / folder)["methods"].get("dnn", {}).get("test_accuracy")
+
+    accuracy("untrained", epochs=2, dnn_epochs=0, methods="transfer", checkpoint_every=1)
+    trained = accuracy("trained", dnn_epochs=8, methods="dnn", start_from="untrained")
+    at_start = accuracy("start", dnn_epochs=0, methods="dnn", start_from="trained")
+    assert at_start != trained == accuracy("again", methods="dnn", start_from="trained")
+
+
+def test_a_stopped_or_finished_run_whose_dnn_added_the_local_logits_is_refused(tmp_path):
+    options = quick(interface="maps", methods="coherent", epochs=1, width=8, output="run")
+    assert on_ranks(None, "run", *options, cwd=tmp_path).returncode == 0
+    config = tmp_path / "run" / "config.toml"
+    config.write_text("".join(line for line in config.read_text("utf-8").splitlines(True) if "coarse" not in line), "utf-8")
+    for command in (("predict", "run", "digits", "--output", "p.csv"), ("run", "--resume", "--output", "run")):
+        assert "whose convolutional DNN added the local logits: train it again" in refusal(on_ranks(None, *command, cwd=tmp_path))
+
+
 def test_a_run_to_start_from_has_the_same_head_and_sharing(tmp_path):
     assert on_ranks(None, "run", *quick(methods="dnn", head="dense", epochs=1, width=8, output="a"), cwd=tmp_path).returncode == 0
     again = quick(methods="transfer", start_from="a", epochs=None, width=8, output="b")
+    maps = (*again, "--head=dense", "--interface=maps")
+    assert "give --coarse-stages 0, too" in refusal(on_ranks(None, "run", *maps, cwd=tmp_path))
     assert "give --head dense, too" in refusal(on_ranks(None, "run", *again, cwd=tmp_path))
     assert "whose mean is worth nothing" in refusal(on_ranks(None, "run", *again, "--head=dense", "--share=early", cwd=tmp_path))
 
@@ -160,6 +187,11 @@ def test_a_pooled_head_does_not_grow_with_the_image():
         ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),
         ({"coarse_width": 8}, "--coarse-width is of a convolutional DNN"),
         ({"coarse_stages": 1}, "--coarse-stages 1 is of a convolutional DNN: add --interface maps"),
+        (
+            {"interface": "maps", "coarse_stages": 1, "coarse_width": 8, "network": "mobilenet_v2"},
+            "of --network mobilenet_v2 the DNN cannot",
+        ),
+        ({"dnn_epochs": 0, "dnn_data": "holdout"}, "--dnn-data holdout: with --dnn-epochs 0 the DNN learns from none"),
         ({"interface": "maps", "coarse_stages": 3}, "--network vgg3 has 3 stages; leave one to the local CNNs"),
         (
             {"interface": "maps", "coarse_stages": 1, "network": "resnet20"},
@@ -252,6 +284,8 @@ def test_options_of_maps_in_a_file_are_the_run_s(tmp_path):
     assert load(RunSettings, given, None).convolutional == ((64, 64), (128, 128))
     assert load(RunSettings, given | {"network": "vgg3", "width": 8}, None).convolutional == ((16,), (32,))
     assert load(RunSettings, given | {"coarse_width": 24}, None).convolutional == ((24, 24), (48, 48))
+    assert load(RunSettings, given | {"width": 5}, None).convolutional == ((12, 12), (20, 20))  # as in the global CNN
+    assert load(RunSettings, given | {"methods": "average,global"}, None).local_design(4).coarse_stages == 0  # no DNN would have them
     assert load(RunSettings, {"coarse": "dense"}, None).convolutional is None
     assert not load(RunSettings, {"coarse": "dense", "interface": "maps"}, None).decides_in_part
     assert np.isfinite(settings.auxiliary)

@@ -9,7 +9,9 @@ from ddcnn.config.data_settings import SOURCES, DataSettings
 from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import Device, Every, Group, Interface, Methods, Settings, Signals, option
+from ddcnn.errors import InputError
 from ddcnn.networks.registry import NETWORKS, Design
+from ddcnn.networks.shape import scaled_width
 
 THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided by the ranks on them)"
 CHANGEABLE = (
@@ -63,7 +65,7 @@ class RunSettings(DataSettings, TrainingSettings):
     )  # fmt: skip
     coarse_stages: int = option(
         Group.DNN, 0,
-        "give the last S stages of a VGG to the convolutional DNN, as wide as in the global CNN; local CNNs have the others (default: 1)",
+        "give the last S stages of a VGG to the convolutional DNN, as wide as --width says; local CNNs have the others (default: 1)",
         "S", ge=0,
     )  # fmt: skip
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
@@ -151,7 +153,7 @@ class RunSettings(DataSettings, TrainingSettings):
         built_in = NETWORKS[self.network]
         local, given = built_in.stages[: -self.coarse_stages], built_in.stages[-self.coarse_stages :]
         first = self.coarse_width or (self.width or built_in.width) << len(local)
-        return tuple((first << stage,) * convolutions for stage, convolutions in enumerate(given))
+        return tuple((scaled_width(first << stage, 1),) * convolutions for stage, convolutions in enumerate(given))
 
     @property
     def keeps(self) -> str:
@@ -169,7 +171,14 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def local_design(self, subdomains: int) -> Design:
         """Of the local CNNs of N subdomains."""
-        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head, self.coarse_stages)
+        return Design(
+            self.network,
+            self.width,
+            self.divisor(subdomains),
+            self.features,
+            self.head,
+            self.coarse_stages if self.needs("dnn") or self.joint else 0,
+        )
 
     def global_design(self, method: Method) -> Design:
         """Of a method's network of whole images."""
@@ -208,9 +217,15 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from", "weights"})  # paths, which may lead there from elsewhere
 
     def as_stored(self) -> Self:
-        """As an older version meant them, which lacked some options: no validation images, dense heads."""
-        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head", "coarse_stages"} - self.model_fields_set
-        older = {"validation_fraction": 0.0, "coarse_stages": 0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
+        """As an older version meant them, which lacked some options: no validation images, dense heads.
+
+        Raises:
+            InputError: its networks were others.
+        """
+        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head"} - self.model_fields_set
+        if self.convolutional and "coarse_stages" not in self.model_fields_set:
+            raise InputError("a run of an older version, whose convolutional DNN added the local logits: train it again")
+        older = {"validation_fraction": 0.0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
         return self.model_copy(update={name: value for name, value in older.items() if name in lacks})
 
     @model_validator(mode="after")
@@ -230,10 +245,12 @@ class RunSettings(DataSettings, TrainingSettings):
             raise ValueError(f"--share {self.share}: networks that are decomposed in width would all be one; leave it out")
         if self.coarse == "convolutional" and self.interface != "maps":
             raise ValueError("--coarse convolutional works on maps: add --interface maps")
-        if self.coarse_width and not self.convolutional:
-            raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
         if self.coarse_stages:
             self._check_stages()
+        if self.coarse_width and not self.convolutional:
+            raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
+        if self.dnn_data != "train" and not self.dnn_epochs:
+            raise ValueError(f"--dnn-data {self.dnn_data}: with --dnn-epochs 0 the DNN learns from none; leave one of them out")
         self.check_warmup(self._schedules())
         if self.selects and not self.evaluate_every:
             raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")

@@ -50,6 +50,8 @@ def decompose(world: World, **options: Any) -> "DecomposedProblem":
     settings = load(RunSettings, DEFAULTS | options)
     if settings.dnn_data == "out-of-fold":
         raise InputError("dnn_data out-of-fold: needs further local CNNs, which ddcnn run trains; take train or holdout")
+    if not settings.dnn_epochs:
+        raise InputError("dnn_epochs 0: train_dnn would have nothing to do; leave out one of them")
     return DecomposedProblem(prepare(world, settings, prepare_run(world, settings)))
 
 

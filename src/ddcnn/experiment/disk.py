@@ -61,7 +61,7 @@ def _trainings(estimate: Estimate) -> list[Training]:
     groups, dnn = number // estimate.own, _size(estimate.networks.make_dnn()) if estimate.local_cnn else 0.0
 
     def states(epochs: int, took: float) -> int:
-        return (epochs - 1) // every if every else int(took / seconds) if seconds else 0
+        return max(0, epochs - 1) // every if every else int(took / seconds) if seconds else 0
 
     found = []
     if settings.needs("local") and not settings.start_from:
@@ -69,7 +69,7 @@ def _trainings(estimate: Estimate) -> list[Training]:
     if "folds" in settings.phases:
         took = estimate.seconds("folds") / estimate.own / settings.folds
         found.append(Training(number * settings.folds, groups, local, (1 + more) * local, states(settings.epochs, took), stays=False))
-    if settings.needs("dnn"):
+    if settings.trains_dnn:
         its_states = states(settings.dnn_epochs, estimate.seconds("dnn"))
         found.append(Training(1, 1, dnn, (1 + STATE["adamw"]) * dnn, its_states))
     for method in map(Method, settings.methods):

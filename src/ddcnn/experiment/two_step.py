@@ -176,7 +176,8 @@ def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_s
 
     with problem.world.timeline.span("compute"), failing_in("DNN", "--dnn-lr"), context.progress("DNN", recipe.epochs) as progress:
         network = networks.earlier_dnn() if settings.start_from else None
-        if network is None and not recipe.epochs:
+        epochs = recipe.epochs
+        if network is None and not epochs:
             network = networks.new_dnn("dnn")
         if network is None:
             labels = problem.labels["train"][problem.dnn_samples.for_dnn]
@@ -186,7 +187,7 @@ def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_s
             callback = problem.validated(recorded, classify, alone, recipe.epochs)
             trainer = Trainer(recipe, policy, networks.seeds("dnn"), callback)
             network = train_dnn(trainer, networks.make_dnn(), gathered["dnn"], labels)
-        context.save("dnn", network, **networks.about_dnn())
+        context.save("dnn", network, epochs=epochs, **networks.about_dnn())
         if Method.DNN in settings.methods:
             score = problem.score_of(classify(network)) if problem.validates else None
             probabilities = classify_by_dnn(network, values["test"], policy)

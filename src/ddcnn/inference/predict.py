@@ -107,6 +107,9 @@ def check(settings: PredictSettings, run: TrainedRun, method: Method) -> None:
     if run.settings.sees_whole_image(method) and (settings.local or settings.divide == "subdomains"):
         option = "--local" if settings.local else "--divide subdomains"
         raise InputError(f"{option}: the network of {method} sees the whole image and has no subdomains; leave it out")
+    learnt = run.settings.local_cnns_classify or run.settings.auxiliary
+    if settings.local and Method(method).joint and not learnt:
+        raise InputError(f"--local: in {method} of this run local CNNs hand on no classifications; take another --method or leave it out")
 
 
 def _summary(

@@ -112,7 +112,7 @@ class Progress:
 
     @property
     def _part(self) -> float:
-        return (self.done - self.skipped) / self.total
+        return (self.done - self.skipped) / self.total if self.total else 1.0
 
     def in_all(self) -> str:
         return self.overall.text(self._part, self.last_piece - self.begin, self.left) if self.overall else ""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddcnn.method.interface import Collect, Exchange
-from ddcnn.method.shared import Total, bytes_of_sum, sum_over_subdomains
+from ddcnn.method.shared import bytes_of_sum, sum_over_subdomains, total
 from ddcnn.networks.coarse import Stages, statistics
 from ddcnn.parallel.world import World
 
@@ -58,7 +58,7 @@ class CoarseSolve:
         """Logits of chunks, each with a copy of the parameters, of which the first ``real`` samples are of the batch."""
         parameters = dict(self.dnn.named_parameters())
         self._copies = [{name: one.detach().requires_grad_(one.requires_grad) for name, one in parameters.items()} for _ in chunks]
-        return self.dnn.in_chunks(chunks, self._copies, real, partial(_total, world=self.world if self.divided else None))
+        return self.dnn.in_chunks(chunks, self._copies, real, partial(total, world=self.world if self.divided else None))
 
     @torch.no_grad()
     def finish_gradient(self) -> None:
@@ -67,18 +67,14 @@ class CoarseSolve:
         if not (self._copies and learning):
             return
         own = torch.stack([torch.cat([_gradient(copy[name]) for name in learning]) for copy in self._copies])
-        total = sum_over_subdomains(own, self.world if self.divided else None)
+        found = sum_over_subdomains(own, self.world if self.divided else None)
         begin = 0
         for name in learning:
             one = self.dnn.get_parameter(name)
             one.grad = torch.empty_like(one)  # with its strides, which fused optimizers take for granted
-            one.grad.copy_(total[begin : begin + one.numel()].view(one.shape))
+            one.grad.copy_(found[begin : begin + one.numel()].view(one.shape))
             begin += one.numel()
         self._copies = []
-
-
-def _total(numbers: torch.Tensor, world: World | None) -> torch.Tensor:
-    return Total.apply(numbers, world)  # type: ignore[no-untyped-call]
 
 
 def bytes_of_divided_solve(

@@ -131,12 +131,14 @@ class Networks:
 
     @property
     def has_earlier_dnn(self) -> bool:
-        """Whether that run has a DNN for the same interface."""
+        """Whether that run has a trained DNN for the same interface, and this one asks for one."""
         path = self._earlier.parameters("dnn")
         if not path.is_file():
             return False
         found, wanted = parameters.attributes_of(path), self.about_dnn()
-        return all(found.get(name) == wanted.get(name) for name in ("interface", "coarse_width", "coarse_stages"))
+        return bool(self.settings.dnn_epochs and found.get("epochs", 1)) and all(
+            found.get(name) == wanted.get(name) for name in ("interface", "coarse_width", "coarse_stages")
+        )
 
     def earlier_dnn(self) -> nn.Module | None:
         if not self.has_earlier_dnn:
@@ -165,7 +167,7 @@ class Networks:
 
     def about_local(self, index: int) -> dict[str, Attribute]:
         settings, shape = self.settings, self._local_shape(index)
-        held_out = settings.dnn_data == "holdout" and settings.needs("dnn")
+        held_out = settings.dnn_data == "holdout" and settings.trains_dnn
         return {
             "data": self.store.source_sha256,
             "samples": f"all but fold 0 of {settings.folds}, seed {settings.seed}" if held_out else "all",

@@ -5,7 +5,6 @@ all copies get the sum of their gradients, take the same step, and stay equal bi
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -47,20 +46,12 @@ def are_few(numbers: int, subdomains: int) -> bool:
     return numbers * subdomains <= 1 << 14
 
 
-class Total(torch.autograd.Function):
+def total(copies: torch.Tensor, world: World | None) -> torch.Tensor:
     """T: the sum over the subdomains, spread over them again; copies (n, G) of this rank's -> of each the sum over all N.
 
-    T is symmetric, so it is its own adjoint: cotangents are summed in the same order.
+    T is symmetric, so it is its own adjoint.
     """
-
-    @staticmethod
-    def forward(ctx: Any, copies: torch.Tensor, world: World | None) -> torch.Tensor:
-        ctx.world = world
-        return spread(sum_over_subdomains(copies.detach(), world), len(copies)).clone()
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
-        return spread(sum_over_subdomains(cotangents[0], ctx.world), len(cotangents[0])).clone(), None
+    return spread(sum_over_subdomains(copies, world), len(copies))
 
 
 def bytes_of_sum(numbers: int, subdomains: int, ranks: int) -> int:

@@ -160,7 +160,7 @@ def _evaluated(sizes: Sizes, phase: str) -> float:
 def _local(sizes: Sizes) -> Counts:
     steps, batch = sizes.steps(sizes.training)
     training = sizes.epochs("local") * steps
-    handed = sizes.training if "dnn" in sizes.phases else 0
+    handed = sizes.training if sizes.settings.trains_dnn else 0
     operations = training * batch + FORWARD * (_evaluated(sizes, "local") + handed)
     return Counts(
         local_operations=sizes.own * operations * sizes.local.operations,
@@ -188,7 +188,7 @@ def _collectives(sizes: Sizes, number: float, bytes_arriving: float) -> Counts:
 def _gather(sizes: Sizes) -> Counts:
     arriving = [sizes.classes * samples for samples in sizes.judged]
     if "dnn" in sizes.phases:
-        arriving.append(sizes.local.values * sizes.training)
+        arriving += [sizes.local.values * sizes.training] if sizes.settings.trains_dnn else []
         if sizes.settings.interface != "probabilities":
             arriving += [sizes.local.values * samples for samples in sizes.judged]
     return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
