@@ -227,11 +227,9 @@ def check_methods(settings: RunSettings) -> None:
         if not kept and settings.seeds > 1:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
         earlier = (start.seed(settings.seed) if kept else start).settings()
-        if earlier.network == settings.network and earlier.head != settings.head:
-            raise InputError(f"--start-from {start}: its networks have another head than this run's: give --head {earlier.head}, too")
-        if earlier.network == settings.network and earlier.coarse_stages != settings.coarse_stages:
-            found = f"its local CNNs have other stages of --network {earlier.network} than this run's"
-            raise InputError(f"--start-from {start}: {found}: give --coarse-stages {earlier.coarse_stages}, too")
+        for name in ("head", "coarse_stages") if earlier.network == settings.network else ():
+            if (found := getattr(earlier, name)) != getattr(settings, name):
+                raise InputError(f"--start-from {start}: has other networks than this run: give --{name.replace('_', '-')} {found}, too")
         if earlier.share == "none" != settings.share:
             why = "its local CNNs began from different parameters, whose mean is worth nothing"
             raise InputError(f"--start-from {start}: {why}: leave --share {settings.share} out, or train them with it")
