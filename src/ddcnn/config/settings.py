@@ -171,14 +171,8 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def local_design(self, subdomains: int) -> Design:
         """Of the local CNNs of N subdomains."""
-        return Design(
-            self.network,
-            self.width,
-            self.divisor(subdomains),
-            self.features,
-            self.head,
-            self.coarse_stages if self.needs("dnn") or self.joint else 0,
-        )
+        given = self.coarse_stages if self.needs("dnn") or self.joint else 0
+        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head, given)
 
     def global_design(self, method: Method) -> Design:
         """Of a method's network of whole images."""

@@ -57,13 +57,10 @@ class _Normalise(torch.autograd.Function):
         number, eps = len(ctx.real), ctx.eps
         *tensors, count, mean, variance = ctx.saved_tensors
         chunks, weights = tensors[:number], tensors[number:]
-        rows = zip(cotangents, chunks, weights, mean, variance, strict=False)
-        parts = [
-            torch.ops.aten.native_batch_norm_backward(one, x, weight, its_mean, its_variance, None, None, False, eps, [False, True, True])[
-                1:
-            ]
-            for one, x, weight, its_mean, its_variance in rows
-        ]
+        parts = []
+        for k, x in enumerate(chunks):
+            given, wanted = (weights[k], mean[k], variance[k], None, None, False, eps), [False, True, True]
+            parts.append(torch.ops.aten.native_batch_norm_backward(cotangents[k], x, *given, wanted)[1:])
         sums = ctx.total(torch.stack([torch.cat(part) for part in parts]))  # of ȳ x̂, and of ȳ
         of_chunks = []
         for k, x in enumerate(chunks):
