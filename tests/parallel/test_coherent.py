@@ -18,8 +18,8 @@ from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import Collect, bytes_per_sample
 from ddcnn.networks.dense import DenseNetwork
+from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
-from ddcnn.networks.vgg import vgg3
 from ddcnn.parallel.groups import owned_subdomains
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import Recipe, Trainer
@@ -66,7 +66,7 @@ def parts(interface: str, owned) -> tuple[list[nn.Module], nn.Module]:
     networks = []
     for index in owned:
         torch.manual_seed(index)
-        networks.append(vgg3(Shape((4, 4), 1, K), 4, 1, 8).double())
+        networks.append(make(Design("vgg3", 4, features=8, head="dense"), Shape((4, 4), 1, K)).double())
     torch.manual_seed(1000)
     dnn = DenseNetwork(interface, N, VALUES[interface], K, hidden=(16,)).double()
     nn.init.normal_(dnn.layers[-1].weight)
