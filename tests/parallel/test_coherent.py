@@ -211,7 +211,7 @@ def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of
         networks, dnn = [], parts("features", [])[1].float()
         for index in owned:
             torch.manual_seed(index)
-            network = vgg3(Shape(store.decomposition.subdomains[index].subimage.shape, 1, K), 4, 1, 8)
+            network = make(Design("vgg3", 4, features=8, head="dense"), Shape(store.decomposition.subdomains[index].subimage.shape, 1, K))
             network.dense.append(nn.Dropout(0.3))
             networks.append(POLICY.place(network))
         samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1, (-1, -2), 0.5, 1.0))
