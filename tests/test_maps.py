@@ -158,7 +158,9 @@ def test_a_stopped_or_finished_run_whose_dnn_added_the_local_logits_is_refused(t
     config = tmp_path / "run" / "config.toml"
     config.write_text("".join(line for line in config.read_text("utf-8").splitlines(True) if "coarse" not in line), "utf-8")
     for command in (("predict", "run", "digits", "--output", "p.csv"), ("run", "--resume", "--output", "run")):
-        assert "whose convolutional DNN added the local logits: train it again" in refusal(on_ranks(None, *command, cwd=tmp_path))
+        assert "run: a run of an older version, whose convolutional DNN added the local logits: train it again" in refusal(
+            on_ranks(None, *command, cwd=tmp_path)
+        )
 
 
 def test_a_run_to_start_from_has_the_same_head_and_sharing(tmp_path):

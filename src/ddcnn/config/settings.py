@@ -9,7 +9,6 @@ from ddcnn.config.data_settings import SOURCES, DataSettings
 from ddcnn.config.methods import PHASES_OF, Method
 from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import Device, Every, Group, Interface, Methods, Settings, Signals, option
-from ddcnn.errors import InputError
 from ddcnn.networks.registry import NETWORKS, Design
 from ddcnn.networks.shape import scaled_width
 
@@ -211,14 +210,8 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from", "weights"})  # paths, which may lead there from elsewhere
 
     def as_stored(self) -> Self:
-        """As an older version meant them, which lacked some options: no validation images, dense heads.
-
-        Raises:
-            InputError: its networks were others.
-        """
+        """As an older version meant them, which lacked some options: no validation images, dense heads."""
         built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head"} - self.model_fields_set
-        if self.convolutional and "coarse_stages" not in self.model_fields_set:
-            raise InputError("a run of an older version, whose convolutional DNN added the local logits: train it again")
         older = {"validation_fraction": 0.0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
         return self.model_copy(update={name: value for name, value in older.items() if name in lacks})
 

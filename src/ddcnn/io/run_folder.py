@@ -132,6 +132,8 @@ class RunFolder:
         if self.config.is_file():
             settings = load(RunSettings, OF_AN_ATTEMPT, self.config)
             if "seed" in settings.model_fields_set:  # not an empty file, nor the beginning of one
+                if settings.convolutional and "coarse_stages" not in settings.model_fields_set:
+                    raise InputError(f"{self}: a run of an older version, whose convolutional DNN added the local logits: train it again")
                 return settings.as_stored()
         raise InputError(f"{self}: {self.config.name} is missing, damaged or foreign; bring it back, or run again")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
+from ddcnn.networks.layers import MAX_POOLING, LargestOfHalves, convolved, halving
 from ddcnn.networks.maps import MapInterface
 from ddcnn.networks.normalisation import Total, normalised
 
@@ -30,17 +30,16 @@ class ConvolutionalNetwork(nn.Module):
         super().__init__()
         size = interface.stitching.shape
         dimensions = len(size)
-        convolution, normalisation = CONVOLUTION[dimensions], NORMALISATION[dimensions]
         self.interface, self.subdomains = interface, len(interface.stitching.own)
         layers: list[nn.Module] = []
         channels = interface.channels
         for stage, outputs in enumerate(stages):
             if stage:
-                factors = tuple(2 if side >= 4 else 1 for side in size)
+                factors = halving(size)
                 layers.append(MAX_POOLING[dimensions](factors))
                 size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
             for width in outputs:
-                layers += [convolution(channels, width, 3, padding=1, bias=False), normalisation(width), nn.ReLU(inplace=True)]
+                layers += convolved(dimensions, channels, width)
                 channels = width
         inputs = channels * prod(min(side, 2) for side in size)
         self.layers = nn.Sequential(*layers, LargestOfHalves(), nn.Flatten(), nn.Linear(inputs, interface.classes))

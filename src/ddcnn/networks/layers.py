@@ -1,5 +1,7 @@
 """PyTorch's layer classes by the dimension of the images, 2 or 3."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,6 +9,17 @@ CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn
 NORMALISATION: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 MEAN_POOLING: dict[int, type[nn.AdaptiveAvgPool2d] | type[nn.AdaptiveAvgPool3d]] = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+
+
+def convolved(dimensions: int, inputs: int, outputs: int) -> list[nn.Module]:
+    """A 3x3 convolution, batch normalisation and ReLU."""
+    convolution = CONVOLUTION[dimensions](inputs, outputs, 3, padding=1, bias=False)
+    return [convolution, NORMALISATION[dimensions](outputs), nn.ReLU(inplace=True)]
+
+
+def halving(size: Sequence[int]) -> tuple[int, ...]:
+    """By how much an axis is pooled: not at all where fewer than 2 pixels would remain."""
+    return tuple(2 if side >= 4 else 1 for side in size)
 
 
 class LargestOfHalves(nn.Module):

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, NORMALISATION, LargestOfHalves
+from ddcnn.networks.layers import MAX_POOLING, LargestOfHalves, convolved, halving
 from ddcnn.networks.shape import Shape, scaled_width
 
 
@@ -33,7 +33,6 @@ class VGG(nn.Module):
     ):  # fmt: skip
         super().__init__()
         dimensions = len(shape.spatial)
-        convolution, normalisation, pooling = CONVOLUTION[dimensions], NORMALISATION[dimensions], MAX_POOLING[dimensions]
         layers: list[nn.Module] = []
         channels, size = shape.channels, shape.spatial
         self.cell, self.hands_on_pooled = (1,) * dimensions, coarse_stages > 0
@@ -41,11 +40,11 @@ class VGG(nn.Module):
         for stage, repeats in enumerate(own):
             outputs = scaled_width(width << stage, divisor)
             for _ in range(repeats):
-                layers += [convolution(channels, outputs, 3, padding=1, bias=False), normalisation(outputs), nn.ReLU(inplace=True)]
+                layers += convolved(dimensions, channels, outputs)
                 channels = outputs
-            factors = tuple(2 if side >= 4 else 1 for side in size)
+            factors = halving(size)
             if max(factors) > 1:
-                layers.append(pooling(factors))
+                layers.append(MAX_POOLING[dimensions](factors))
             if stage == 0:
                 self._first_stage = len(layers)
             if stage < len(own) - 1 or self.hands_on_pooled:
