@@ -73,6 +73,20 @@ def test_built_in_networks_hand_on_the_cells_of_the_whole_image(name, dimension)
         torch.testing.assert_close(maps.logits(values)[:, index], network(cut.restrict(images, index, 2)))
 
 
+@pytest.mark.parametrize(("side", "last"), [(4, 2), (12, 3), (14, 3), (16, 2)])
+def test_an_axis_is_pooled_only_where_two_pixels_remain(side, last):
+    """4 -> 2; 12 -> 6 -> 3; 14 -> 7 -> 3; 16 -> 8 -> 4 -> 2. The DNN that has the last stages pools alike."""
+    shape, cut = Shape((side, side), 1, 3), Decomposition((side, side), (1, 1), 0)
+    whole = make(Design("vgg3", 4, head="pooled"), shape)
+    assert whole.convolutions(torch.zeros(1, 1, side, side)).shape[2:] == (last, last)
+    maps = map_interface(Design("vgg3", 4, head="pooled", coarse_stages=2), cut, 1, 3)
+    dnn = ConvolutionalNetwork(maps, ((8,), (16,)))
+    before = torch.zeros(1, maps.channels, *maps.stitching.shape)
+    for layer in dnn.layers[:-3]:
+        before = layer(before)
+    assert before.shape[2:] == {4: (2, 2), 12: (3, 3), 14: (3, 3), 16: (4, 4)}[side]
+
+
 def test_uneven_subdomains_are_filled_up_and_unpacked():
     cut = Decomposition((36, 36), (2, 2), 2)
     maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 2, 3)
