@@ -1,31 +1,37 @@
 """Transfer against the undecomposed CNN at several budgets: accuracy over multiply-adds, wall time and bytes.
 
-    python benchmarks/budgets.py --data-root DIR [--budgets 3=1+3,7=2+6] [--seeds 5] [--ranks 2] [--output runs/budgets] [-- options of run]
+    python benchmarks/budgets.py --data-root DIR [--budgets 3=1+3,7=2+8] [--rates 0.002,0.004] [--seeds 5] [--ranks 2] [-- options of run]
 
-A budget is epochs of global = epochs of local training + epochs of transfer; the further options are those of all runs. Runs are made
-one after the other, seed by seed and side by side. Finished runs are kept and not repeated. Prints JSON and a table: mean and standard
-deviation over the seeds, and the difference of the two sides with the same seed: mean, 95 % interval and p value of Student's paired test.
+A budget is epochs of global = epochs of local training + epochs of transfer; the further options are those of all runs. With --rates, each
+side first tries these learning rates at the first budget, with a seed of their own, and takes the one with the best validation accuracy
+(one rate for both trainings of a side, so that both have as many trials); test images are not looked at. Then runs are made one after the
+other, seed by seed and side by side. Finished runs are kept and not repeated. Prints JSON and a table: mean and standard deviation over the
+seeds, and the difference of the two sides with the same seed: mean, 95 % interval and p value of Student's paired test.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
-from study import finished
+from study import TRIAL_SEED, finished
 
 from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.costs import networks
 
+SIDES = ("transfer", "global")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--budgets", default="3=1+3,7=2+6")
+    parser.add_argument("--budgets", default="3=1+3,7=2+8")
+    parser.add_argument("--rates", default="", help="learning rates that both sides try (default: that of the further options)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/budgets"))
@@ -34,19 +40,31 @@ def main() -> None:
     common = ["--precision", "fp32", "--threads", "1", "--evaluate-every", "0", "--no-figures", "--data-root", asked.data_root]
     common += ["--partitions", str(asked.output / "partitions"), *asked.further]
     budgets = [tuple(map(int, budget.replace("=", "+").split("+"))) for budget in asked.budgets.split(",")]
-    found: dict[tuple[int, ...], dict[str, list[dict[str, Any]]]] = {budget: {"transfer": [], "global": []} for budget in budgets}
+
+    def run(method: str, budget: tuple[int, ...], seed: int, rate: list[str], further: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+        whole, local, transfer = budget
+        name, epochs = f"{local}+{transfer}", ["--epochs", str(local), "--transfer-epochs", str(transfer)]
+        if method == "global":
+            name, epochs = str(whole), ["--epochs", str(whole), "--global-epochs", str(whole)]
+        folder = asked.output / "-".join([method, name, "seed", str(seed), *rate[1:2]])
+        return folder, finished(folder, asked.ranks, [*common, *epochs, *rate, *further, "--methods", method, "--seed", str(seed)])
+
+    trials: dict[str, dict[str, float]] = {method: {} for method in SIDES}
+    chosen: dict[str, list[str]] = {method: [] for method in SIDES}
+    for method in SIDES if asked.rates else ():
+        for rate in asked.rates.split(","):
+            _, results = run(method, budgets[0], TRIAL_SEED, ["--lr", rate, "--transfer-lr", rate], ["--test-samples", "100"])
+            trials[method][rate] = 100 * results["methods"][method]["validation_accuracy"]
+        best = max(trials[method], key=trials[method].__getitem__)
+        chosen[method] = ["--lr", best, "--transfer-lr", best]
+    found: dict[tuple[int, ...], dict[str, list[dict[str, Any]]]] = {budget: {method: [] for method in SIDES} for budget in budgets}
     for seed in range(asked.seeds):
-        for (whole, local, transfer), sides in found.items():
-            epochs = {
-                "transfer": ["--epochs", str(local), "--transfer-epochs", str(transfer)],
-                "global": ["--epochs", str(whole), "--global-epochs", str(whole)],
-            }  # fmt: skip
+        for budget, sides in found.items():
             for method, runs in sides.items():
-                folder = asked.output / f"{method}-{'+'.join(epochs[method][1::2]) if method == 'transfer' else whole}-seed-{seed}"
-                options = [*common, *epochs[method], "--methods", method, "--seed", str(seed)]
-                runs.append(summary(method, folder, finished(folder, asked.ranks, options)))
+                runs.append(summary(method, *run(method, budget, seed, chosen[method])))
     rows = [row(budget, sides) for budget, sides in found.items()]
-    print(json.dumps({"benchmark": "budgets", "ranks": asked.ranks, "options": " ".join(common), "budgets": rows}, indent=1))
+    document = {"benchmark": "budgets", "ranks": asked.ranks, "options": " ".join(common), "trials": trials, "budgets": rows}
+    print(json.dumps(document, indent=1))
     print(table(rows))
 
 
@@ -68,12 +86,35 @@ def summary(method: str, folder: Path, results: dict[str, Any]) -> dict[str, Any
 
 
 def row(budget: tuple[int, ...], sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    differences = [a["accuracy"] - b["accuracy"] for a, b in zip(sides["transfer"], sides["global"], strict=True)]
-    found: dict[str, Any] = {"epochs": budget, "sides": sides, "difference": {"mean": float(np.mean(differences))}}
+    transfer, whole = ([run["accuracy"] for run in sides[method]] for method in SIDES)
+    return {"epochs": budget, "sides": sides, "difference": paired(transfer, whole)}
+
+
+def paired(values: list[float], base: list[float]) -> dict[str, Any]:
+    """Mean of the differences of the same seed; of several, its 95 % interval and p value of Student's paired test."""
+    differences = np.subtract(values, base)
+    found: dict[str, Any] = {"mean": float(differences.mean())}
     if len(differences) > 1:
-        paired = stats.ttest_1samp(differences, 0)
-        found["difference"] |= {"interval": list(paired.confidence_interval(0.95)), "p": float(paired.pvalue)}
+        test = stats.ttest_1samp(differences, 0)
+        found |= {"interval": list(test.confidence_interval(0.95)), "p": float(test.pvalue)}
     return found
+
+
+def told(difference: dict[str, Any] | None) -> str:
+    """A difference as a cell of a table."""
+    if not difference:
+        return "–"
+    if "interval" not in difference:
+        return f"{difference['mean']:+.2f}"
+    low, high = difference["interval"]
+    return f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
+
+
+def spread(values: Sequence[Any]) -> str:
+    """Mean and standard deviation over the seeds, as a cell of a table."""
+    if None in values:
+        return "–"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -83,17 +124,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| --: " * len(heads) + "|"]
     for one in rows:
-        (whole, local, transfer), difference = one["epochs"], one["difference"]
+        whole, local, transfer = one["epochs"]
         cells = [str(whole), f"{local} + {transfer}"]
-        for method in ("global", "transfer"):
-            values = [run["accuracy"] for run in one["sides"][method]]
-            cells.append(f"{np.mean(values):.2f}{f' ± {np.std(values, ddof=1):.2f}' if len(values) > 1 else ''}")
-        told = f"{difference['mean']:+.2f}"
-        if "interval" in difference:
-            told += f", {difference['interval'][0]:+.2f} to {difference['interval'][1]:+.2f} ({difference['p']:.2g})"
-        cells.append(told)
+        cells += [spread([run["accuracy"] for run in one["sides"][method]]) for method in reversed(SIDES)]
+        cells.append(told(one["difference"]))
         for name, scale in (("multiply_adds", 1), ("seconds", 1), ("bytes", 1e9)):
-            means = [np.mean([run[name] for run in one["sides"][method]]) / scale for method in ("global", "transfer")]
+            means = [np.mean([run[name] for run in one["sides"][method]]) / scale for method in reversed(SIDES)]
             cells.append(" → ".join(f"{mean:.3g}" for mean in means))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
