@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from study import TRIAL_SEED, finished
+from study import TRIAL_SEED, finished, paired, spread, told
 
 from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
@@ -88,33 +87,6 @@ def summary(method: str, folder: Path, results: dict[str, Any]) -> dict[str, Any
 def row(budget: tuple[int, ...], sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     transfer, whole = ([run["accuracy"] for run in sides[method]] for method in SIDES)
     return {"epochs": budget, "sides": sides, "difference": paired(transfer, whole)}
-
-
-def paired(values: list[float], base: list[float]) -> dict[str, Any]:
-    """Mean of the differences of the same seed; of several, its 95 % interval and p value of Student's paired test."""
-    differences = np.subtract(values, base)
-    found: dict[str, Any] = {"mean": float(differences.mean())}
-    if len(differences) > 1:
-        test = stats.ttest_1samp(differences, 0)
-        found |= {"interval": list(test.confidence_interval(0.95)), "p": float(test.pvalue)}
-    return found
-
-
-def told(difference: dict[str, Any] | None) -> str:
-    """A difference as a cell of a table."""
-    if not difference:
-        return "–"
-    if "interval" not in difference:
-        return f"{difference['mean']:+.2f}"
-    low, high = difference["interval"]
-    return f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
-
-
-def spread(values: Sequence[Any]) -> str:
-    """Mean and standard deviation over the seeds, as a cell of a table."""
-    if None in values:
-        return "–"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

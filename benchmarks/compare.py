@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budgets import paired, spread, told
-from study import finished
+from study import finished, paired, spread, told
 
 
 def main() -> None:
@@ -48,11 +47,8 @@ def main() -> None:
     for row in rows.values():
         if row[asked.measure] is not base and None not in row[asked.measure]:
             row["difference"] = paired(row[asked.measure], base)
-    print(
-        json.dumps(
-            {"benchmark": "compare", "ranks": asked.ranks, "options": " ".join(common), "variants": variants, "methods": rows}, indent=1
-        )
-    )
+    document = {"benchmark": "compare", "ranks": asked.ranks, "options": " ".join(common), "variants": variants, "methods": rows}
+    print(json.dumps(document, indent=1))
     print(table(rows, asked.measure))
 
 

@@ -11,7 +11,9 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +56,8 @@ def main() -> None:
         network = build(lambda: make(Design(asked.network, 32, asked.divisor), Shape(spatial, 3, 10)), Seeds(0, "benchmark"), policy)
         sides[precision, "ddcnn"] = partial(Trainer(recipe, policy, Seeds(0, "benchmark")).train, network, samples, chosen)
         sides[precision, "bare"] = partial(bare_epoch, network, batches * EPOCHS, policy)
-    measured: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
-    for turn in range(asked.rounds + 1):
-        for side in list(sides)[:: (-1) ** turn]:
-            begin = time.perf_counter()
-            sides[side]()
-            if turn:  # the first turn warms up
-                measured[side].append(EPOCHS * len(batches) * asked.batch_size / (time.perf_counter() - begin))
+    images = EPOCHS * len(batches) * asked.batch_size
+    measured = {side: [images / seconds for seconds in all_seconds] for side, all_seconds in timed_in_turn(sides, asked.rounds).items()}
     first = asked.precisions.split(",")[0]
     print(json.dumps({
         "benchmark": "engine", **vars(asked), "torch": torch.__version__,
@@ -68,6 +65,18 @@ def main() -> None:
         "ddcnn_to_bare": {one: ratios(measured[one, "ddcnn"], measured[one, "bare"]) for one in asked.precisions.split(",")},
         f"to_{first}": {one: ratios(measured[one, "ddcnn"], measured[first, "ddcnn"]) for one in asked.precisions.split(",")[1:]},
     }, indent=1))  # fmt: skip
+
+
+def timed_in_turn(sides: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
+    """Seconds of each side in every round, A B C C B A …, after a round to warm up."""
+    measured: dict[Any, list[float]] = {side: [] for side in sides}
+    for turn in range(rounds + 1):
+        for side in list(sides)[:: (-1) ** turn]:
+            begin = time.perf_counter()
+            sides[side]()
+            if turn:
+                measured[side].append(time.perf_counter() - begin)
+    return measured
 
 
 def random_subimages(images: int, spatial: tuple[int, ...], device: torch.device) -> Subimages:

@@ -9,11 +9,10 @@ the time of 512 samples, and 10⁹ multiplications and additions a second, forwa
 import argparse
 import json
 import statistics
-import time
 from functools import partial
 
 import torch
-from engine import bare_epoch, random_subimages
+from engine import bare_epoch, random_subimages, timed_in_turn
 
 from ddcnn.networks.operations import trained_operations
 from ddcnn.networks.registry import Design, make
@@ -49,14 +48,7 @@ def main() -> None:
         for size in map(int, asked.batch_sizes.split(",")):
             batches = [(samples.batch(index)[0], samples.labels[index]) for index in torch.arange(SAMPLES).split(size)]
             sides[width, size] = partial(bare_epoch, build(new, Seeds(0, "benchmark"), policy), batches, policy)
-    measured: dict[tuple[int, int], list[float]] = {side: [] for side in sides}
-    for turn in range(asked.rounds + 1):
-        for side in list(sides)[:: (-1) ** turn]:
-            begin = time.perf_counter()
-            sides[side]()
-            if turn:  # the first turn warms up
-                measured[side].append(time.perf_counter() - begin)
-    medians = {side: statistics.median(values) for side, values in measured.items()}
+    medians = {side: statistics.median(seconds) for side, seconds in timed_in_turn(sides, asked.rounds).items()}
     rows = [
         {"width": width, "batch_size": size, "milliseconds": 1e3 * seconds, "operations_per_second": operations[width] * SAMPLES / seconds}
         for (width, size), seconds in medians.items()

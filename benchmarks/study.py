@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,35 @@ def row(method: str, results: list[dict[str, Any]], measure: str) -> dict[str, A
         "total_seconds": [one["seconds"]["total"] for one in each], "parameters": each[0]["parameters"], "epochs": each[0]["epochs"],
     }  # fmt: skip
     if method != "global" and len(results) > 1 and None not in values:  # vote has no AUC
-        differences = 100 * (np.array(values) - np.array(baseline))
-        paired = stats.ttest_1samp(differences, 0)
-        low, high = paired.confidence_interval(0.95)
-        found["difference"] = {"mean": float(differences.mean()), "interval": [low, high], "p": float(paired.pvalue)}
+        found["difference"] = paired(*([100 * value for value in side] for side in (values, baseline)))
     return found
+
+
+def paired(values: list[float], base: list[float]) -> dict[str, Any]:
+    """Mean of the differences of the same seed; of several, its 95 % interval and p value of Student's paired test."""
+    differences = np.subtract(values, base)
+    found: dict[str, Any] = {"mean": float(differences.mean())}
+    if len(differences) > 1:
+        test = stats.ttest_1samp(differences, 0)
+        found |= {"interval": list(test.confidence_interval(0.95)), "p": float(test.pvalue)}
+    return found
+
+
+def told(difference: dict[str, Any] | None) -> str:
+    """A difference as a cell of a table."""
+    if not difference:
+        return "–"
+    if "interval" not in difference:
+        return f"{difference['mean']:+.2f}"
+    low, high = difference["interval"]
+    return f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
+
+
+def spread(values: Sequence[Any]) -> str:
+    """Mean and standard deviation over the seeds, as a cell of a table."""
+    if None in values:
+        return "–"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, float]]], chosen: dict[str, float], measure: str) -> str:
@@ -150,14 +175,10 @@ def table(rows: dict[str, dict[str, Any]], trials: dict[str, list[dict[str, floa
     )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| :-- " + "| --: " * (len(heads) - 1) + "|"]
     for method, found in rows.items():
-        side, difference, values = METHODS[method], found.get("difference"), found[measure]
-        tried, told = len(trials[side]) + (len(trials["local"]) if side == "transfer" else 0), "–"
-        if difference:
-            low, high = difference["interval"]
-            told = f"{difference['mean']:+.2f}, {low:+.2f} to {high:+.2f} ({difference['p']:.2g})"
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 and None not in values else ""
-        mean = "–" if None in values else f"{np.mean(values):.2f}"
-        cells = (f"{tried} ({chosen[side]:g})", f"{mean}{spread}", told, f"{found['parameters']:,}", str(found["epochs"]))
+        side = METHODS[method]
+        tried = len(trials[side]) + (len(trials["local"]) if side == "transfer" else 0)
+        results = (spread(found[measure]), told(found.get("difference")))
+        cells = (f"{tried} ({chosen[side]:g})", *results, f"{found['parameters']:,}", str(found["epochs"]))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
