@@ -15,7 +15,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.networks.coarse import ConvolutionalNetwork
-from ddcnn.networks.layers import LargestOfHalves, count_parameters
+from ddcnn.networks.layers import LargestOfHalves, cell_means, count_parameters
 from ddcnn.networks.maps import map_interface
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
@@ -48,13 +48,22 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+def means(images, cell):
+    """The mean of each cell's pixels, one by one; a last cell has the pixels that remain."""
+    whole = torch.empty(*images.shape[:2], *(-(-pixels // c) for pixels, c in zip(images.shape[2:], cell, strict=True)), dtype=images.dtype)
+    for index in np.ndindex(*whole.shape[2:]):
+        box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, cell, strict=True))
+        whole[(..., *index)] = images[(..., *box)].flatten(2).mean(2)
+    return whole
+
+
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_built_in_networks_hand_on_the_cells_of_the_whole_image(name, dimension):
     """With no padding at cuts to tell them apart, the stitched map is that of the whole image: here with networks of one-pixel kernels."""
     design, side = Design(name, 8, 2, head="pooled"), {"resnet18": 64}.get(name, 16)
     cut = Decomposition((side,) * dimension, (2,) * dimension, 0)
-    maps = map_interface(design, cut, 1, 5)
+    maps = map_interface(design, cut, 1, 5, image=True)
     network = make(design, Shape(cut.subdomains[0].subimage.shape, 1, 5)).double().eval()
     images = torch.randn(3, 1, *cut.shape, dtype=torch.float64)
     values = []
@@ -62,11 +71,12 @@ def test_built_in_networks_hand_on_the_cells_of_the_whole_image(name, dimension)
         own, features = network.maps_and_features(cut.restrict(images, index, 2))
         torch.testing.assert_close(own, network.maps(cut.restrict(images, index, 2)))
         torch.testing.assert_close(features, network.features(cut.restrict(images, index, 2)))
-        values.append(maps.pack(own, network.classifier(features), index))
+        values.append(maps.pack(cut.restrict(images, index, 2), own, network.classifier(features), index))
     values = torch.stack(values, 1)
     assert values.shape == (3, len(cut), maps.values)
-    stitched = maps.stitched(values)
+    stitched, of_image = maps.stitched(values).tensor_split([network.channels], 1)
     assert stitched.shape == (3, network.channels, *(pixels // cell for pixels, cell in zip(cut.shape, network.cell, strict=True)))
+    torch.testing.assert_close(of_image, means(images, network.cell))
     for index, box in enumerate(maps.stitching.own):
         own = network.maps(cut.restrict(images, index, 2))
         torch.testing.assert_close(stitched[(slice(None), slice(None), *box.slices)], own)
@@ -87,16 +97,26 @@ def test_an_axis_is_pooled_only_where_two_pixels_remain(side, last):
     assert before.shape[2:] == {4: (2, 2), 12: (3, 3), 14: (3, 3), 16: (4, 4)}[side]
 
 
-def test_uneven_subdomains_are_filled_up_and_unpacked():
-    cut = Decomposition((36, 36), (2, 2), 2)
-    maps = map_interface(Design("vgg3", 4, head="pooled"), cut, 2, 3)
-    assert len({box.shape for box in maps.stitching.own}) > 1
-    whole, logits = torch.randn(2, maps.channels, *maps.stitching.shape), torch.randn(2, len(cut), 3)
-    values = []
+@pytest.mark.parametrize(
+    ("name", "shape", "grid", "overlap"),
+    [
+        ("vgg3", (36, 36), (2, 2), 2), ("vgg3", (39, 39), (2, 2), 3), ("vgg3", (12, 17, 11), (1, 2, 1), 4),
+        ("resnet20", (38, 47), (2, 2), 3), ("resnet20", (37, 45), (2, 1), 2),
+    ],
+)  # fmt: skip
+def test_uneven_subdomains_are_filled_up_and_unpacked(name, shape, grid, overlap):
+    """VGG makes no cell of pixels that remain, ResNet does. The image's cells are what they would be without a decomposition."""
+    cut = Decomposition(shape, grid, overlap)
+    maps = map_interface(Design(name, 4, head="pooled"), cut, 2, 3, image=True)
+    whole, logits = torch.randn(2, maps.channels - 2, *maps.stitching.shape), torch.randn(2, len(cut), 3)
+    images, values = torch.randn(2, 2, *shape), []
     for index in range(len(cut)):
         mine = maps.stitching.extend(maps.stitching.cut(whole, index), index)
-        values.append(maps.pack(mine, logits[:, index], index))
-    assert torch.equal(maps.stitched(torch.stack(values, 1)), whole)
+        values.append(maps.pack(cut.restrict(images, index, 2), mine, logits[:, index], index))
+    found, of_image = maps.stitched(torch.stack(values, 1)).tensor_split([maps.channels - 2], 1)
+    assert torch.equal(found, whole)
+    cells = (slice(None), slice(None), *map(slice, maps.stitching.shape))
+    torch.testing.assert_close(of_image, means(images, maps.stitching.cell)[cells])
     assert torch.equal(maps.logits(torch.stack(values, 1)), logits)
 
 
@@ -134,6 +154,14 @@ def test_local_cnns_know_their_map_layer_from_the_beginning(own):
     """Nothing passes through them before the first step, which would change running statistics."""
     maps = map_interface(Design("with_maps:plain"), Decomposition((8, 8), (2, 2), 0), 1, 3)
     assert maps.hands_on(lambda: make(Design("with_maps:plain"), Shape((4, 4), 1, 3)), 0)().map_layer == maps.layer == "2"
+
+
+def test_a_cell_beyond_the_image_is_empty(own):
+    """Some networks make more cells than pixels suggest: 10 of 26 pixels, which is 3 pixels a cell."""
+    images = torch.randn(2, 3, 26, 5)
+    torch.testing.assert_close(cell_means(images, (3, 2), (9, 2)), means(images, (3, 2))[..., :2])
+    more = cell_means(images, (3, 2), (10, 2))
+    assert torch.equal(more[:, :, :9], cell_means(images, (3, 2), (9, 2))) and not more[:, :, 9].any()
 
 
 @pytest.mark.parametrize("size", [(1, 2), (3, 5), (4, 7), (2, 3, 6)])
@@ -202,6 +230,7 @@ def test_a_pooled_head_does_not_grow_with_the_image():
         ({"interface": "maps", "decomposition": "width"}, "--interface maps: networks that are decomposed in width"),
         ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),
         ({"coarse_width": 8}, "--coarse-width is of a convolutional DNN"),
+        ({"coarse_image": True}, "--coarse-image is of a convolutional DNN"),
         ({"coarse_stages": 1}, "--coarse-stages 1 is of a convolutional DNN: add --interface maps"),
         (
             {"interface": "maps", "coarse_stages": 1, "coarse_width": 8, "network": "mobilenet_v2"},
@@ -243,10 +272,10 @@ def test_local_cnn_and_dnn_with_its_last_stages_are_the_global_cnn(stages, cell)
     dnn.classifier.load_state_dict(whole.classifier.state_dict())
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     own, features = local.maps_and_features(images)
-    torch.testing.assert_close(dnn(maps.pack(own, local.classifier(features), 0)), whole(images))
+    torch.testing.assert_close(dnn(maps.pack(images, own, local.classifier(features), 0)), whole(images))
 
 
-@pytest.mark.parametrize("more", [{"coarse_stages": 0}, {"dnn_epochs": 0}])
+@pytest.mark.parametrize("more", [{"coarse_stages": 0}, {"dnn_epochs": 0, "no_coarse_image": True}])
 def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(tmp_path, more):
     options = quick(
         interface="maps",
@@ -261,6 +290,9 @@ def test_a_run_with_maps_and_shared_parameters_is_predicted_exported_and_loaded(
     done = on_ranks(2, "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = ddcnn_results(tmp_path / "run")
+    if "no_coarse_image" in more:  # as a run of before there was such an option
+        config = tmp_path / "run" / "config.toml"
+        config.write_text("".join(line for line in config.read_text("utf-8").splitlines(True) if "image" not in line), "utf-8")
     for method in ("average", "dnn", "coherent", "transfer"):
         said = on_ranks(None, "predict", "run", "digits", "--method", method, "--local", "--output", f"{method}.csv", cwd=tmp_path)
         assert f"accuracy {results['methods'][method]['test_accuracy']:.6g}" in said.stdout + said.stderr

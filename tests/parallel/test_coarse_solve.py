@@ -96,7 +96,7 @@ class Numbers:
 
 def parts(owned, same: bool) -> tuple[list[nn.Module], nn.Module, MapInterface]:
     """Local CNNs, with the same parameters or not, and a convolutional DNN."""
-    maps, networks = map_interface(DESIGN, CUT, 1, K), []
+    maps, networks = map_interface(DESIGN, CUT, 1, K, image=True), []
     for index in owned:
         torch.manual_seed(0 if same else index)
         shape = Shape(CUT.subdomains[index].subimage.shape, 1, K)
@@ -151,7 +151,7 @@ def test_gradients_are_those_of_one_network_whose_local_cnns_are_one(world):
     values = []
     for index, images in enumerate(Numbers(range(N)).batch(torch.arange(BATCH))[0]):
         own, features = one.maps_and_features(images.double())
-        values.append(maps.pack(own, one.classifier(features), index))
+        values.append(maps.pack(images.double(), own, one.classifier(features), index))
     nn.functional.cross_entropy(other_dnn(torch.cat(values, 1)), labels).backward()
     for name, found in dnn.named_buffers():
         torch.testing.assert_close(found, other_dnn.get_buffer(name), msg=name)

@@ -67,6 +67,9 @@ class RunSettings(DataSettings, TrainingSettings):
         "give the last S stages of a VGG to the convolutional DNN, as wide as --width says; local CNNs have the others (default: 1)",
         "S", ge=0,
     )  # fmt: skip
+    coarse_image: bool = option(
+        Group.DNN, False, "the convolutional DNN also gets the image itself, each cell of the map the mean of its pixels (default: yes)"
+    )
     dnn_data: Literal["train", "holdout", "out-of-fold"] = option(
         Group.DNN, "train", "samples that train the DNN: those of the local CNNs, some that they have not seen, or all, out of fold"
     )
@@ -210,9 +213,9 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.model_dump(mode="json", exclude={*CHANGEABLE, "start_from", "weights"})  # paths, which may lead there from elsewhere
 
     def as_stored(self) -> Self:
-        """As an older version meant them, which lacked some options: no validation images, dense heads."""
-        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head"} - self.model_fields_set
-        older = {"validation_fraction": 0.0, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
+        """As an older version meant them, which lacked some options: no validation images, dense heads, maps alone."""
+        built_in, lacks = NETWORKS.get(self.network), {"validation_fraction", "head", "coarse_image"} - self.model_fields_set
+        older = {"validation_fraction": 0.0, "coarse_image": False, **({"head": "dense"} if built_in and "dense" in built_in.heads else {})}
         return self.model_copy(update={name: value for name, value in older.items() if name in lacks})
 
     @model_validator(mode="after")
@@ -236,6 +239,8 @@ class RunSettings(DataSettings, TrainingSettings):
             self._check_stages()
         if self.coarse_width and not self.convolutional:
             raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
+        if self.coarse_image and not self.convolutional:
+            raise ValueError("--coarse-image is of a convolutional DNN: add --interface maps, or leave it out")
         if self.dnn_data != "train" and not self.dnn_epochs:
             raise ValueError(f"--dnn-data {self.dnn_data}: with --dnn-epochs 0 the DNN learns from none; leave one of them out")
         self.check_warmup(self._schedules())
@@ -264,7 +269,7 @@ class RunSettings(DataSettings, TrainingSettings):
         defaults |= {"width": built_in.width, "head": built_in.heads[0]} if built_in else {}
         if values.get("interface") == "maps" and values.get("coarse") != "dense":
             defaults["dnn_epochs"] = 2  # each of which costs rank 0 as much as one of local training
-            defaults["coarse_stages"] = 1 if built_in and built_in.stages else 0
+            defaults |= {"coarse_stages": 1 if built_in and built_in.stages else 0, "coarse_image": True}
         defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))

@@ -42,7 +42,7 @@ def networks(settings: RunSettings, decomposition: Decomposition, channels: int,
     whole = cnn("logits", settings.global_design(Method.GLOBAL), Shape(decomposition.shape, channels, classes))
     if settings.interface != "maps":
         return local, whole, dense(settings.interface, subdomains, local.values, classes)
-    maps = map_interface(design, decomposition, channels, classes)
+    maps = map_interface(design, decomposition, channels, classes, settings.coarse_image)
     dnn = convolutional(maps, settings.convolutional) if settings.convolutional else dense("maps", subdomains, maps.values, classes)
     return local._replace(values=maps.values), whole, dnn
 

@@ -74,10 +74,11 @@ class Networks:
     @property
     def map_interface(self) -> MapInterface | None:
         """What local CNNs hand on, with ``--interface maps``."""
-        settings = self.settings
+        settings, channels = self.settings, self.store.shape[-1]
         if settings.interface != "maps":
             return None
-        return map_interface(settings.local_design(self.subdomains), self.store.decomposition, self.store.shape[-1], self.classes)
+        design = settings.local_design(self.subdomains)
+        return map_interface(design, self.store.decomposition, channels, self.classes, settings.coarse_image)
 
     def _started(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         """What makes the same networks, from the trained weights if there are some."""
@@ -137,7 +138,7 @@ class Networks:
             return False
         found, wanted = parameters.attributes_of(path), self.about_dnn()
         return bool(self.settings.dnn_epochs and found.get("epochs", 1)) and all(
-            found.get(name) == wanted.get(name) for name in ("interface", "coarse_width", "coarse_stages")
+            found.get(name) == wanted.get(name) for name in ("interface", "coarse_width", "coarse_stages", "coarse_image")
         )
 
     def earlier_dnn(self) -> nn.Module | None:
@@ -183,6 +184,8 @@ class Networks:
         about: dict[str, Attribute] = {"interface": settings.interface, "subdomains": self.subdomains, "classes": self.classes}
         if settings.convolutional:
             about |= {"coarse_width": settings.convolutional[0][0], "coarse_stages": settings.coarse_stages}
+        if settings.coarse_image:
+            about["coarse_image"] = 1
         return about
 
     def _local_shape(self, index: int) -> Shape:

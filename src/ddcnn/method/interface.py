@@ -1,7 +1,8 @@
 """The interface between local CNNs and DNN: what travels, and the operators that bring it there, each beside its adjoint.
 
 In the papers these are the probabilities p_i = softmax of f_i(R_i x), K numbers (arXiv 2302.06564, section 3). The logits f_i(R_i x) are
-K numbers as well; the features are the last hidden layer of f_i, F numbers. Of maps, a subdomain hands on its own cells and its logits.
+K numbers as well; the features are the last hidden layer of f_i, F numbers. Of maps, a subdomain hands on its own cells, with the means of
+their pixels if they are wanted, and its logits.
 """
 
 from collections.abc import Callable
@@ -28,9 +29,9 @@ def interface_values(interface: str, network: nn.Module, subimages: torch.Tensor
     if interface == "maps":
         if not with_logits:
             maps = cnn.maps(subimages)
-            return cnn.pack(maps, maps.new_zeros(len(maps), cnn.classifier.out_features))
+            return cnn.pack(subimages, maps, maps.new_zeros(len(maps), cnn.classifier.out_features))
         maps, features = cnn.maps_and_features(subimages)
-        return cnn.pack(maps, cnn.classifier(features))
+        return cnn.pack(subimages, maps, cnn.classifier(features))
     values = at_least_single(cnn.features(subimages) if interface == "features" else cnn(subimages))
     return values.softmax(1) if interface == "probabilities" else values
 

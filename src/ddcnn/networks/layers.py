@@ -34,5 +34,12 @@ class LargestOfHalves(nn.Module):
         return pooling(values, [-(-side // 2) for side in size], [max(1, side // 2) for side in size])
 
 
+def cell_means(images: torch.Tensor, cell: Sequence[int], cells: Sequence[int]) -> torch.Tensor:
+    """The mean of each cell's pixels: (B, C, *spatial) -> (B, C, *cells); a cell beyond the image is 0, a last one may be cut off."""
+    pooling = {2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}[len(cell)]
+    means = pooling(images, tuple(cell), ceil_mode=True)
+    return nn.functional.pad(means, [side for n, found in zip(cells, means.shape[2:], strict=True) for side in (n - found, 0)][::-1])
+
+
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())

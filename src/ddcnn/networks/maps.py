@@ -13,6 +13,7 @@ from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.networks import registry
 from ddcnn.networks.custom import errors_as_input_error
+from ddcnn.networks.layers import cell_means
 from ddcnn.networks.shape import Shape
 from ddcnn.networks.stitching import Stitching
 
@@ -22,15 +23,17 @@ class MapInterface:
     """A subdomain hands on its own cells of its last map, and its K logits; one vector of C numbers a sample.
 
     Attributes:
-        channels: of a map.
+        channels: of a map, with those of the image.
         classes: K.
         layer: path of the module in a network that is not built in, whose output the maps are.
+        image: whether the mean of each cell's pixels joins the map, as further channels.
     """
 
     stitching: Stitching
     channels: int
     classes: int
     layer: str = ""
+    image: bool = False
 
     @property
     def cells(self) -> int:
@@ -54,8 +57,10 @@ class MapInterface:
 
         return made
 
-    def pack(self, maps: torch.Tensor, logits: torch.Tensor, index: int) -> torch.Tensor:
-        """Maps (B, channels, *map) and logits (B, K) of a subdomain -> (B, C); zeros fill up where others have more cells."""
+    def pack(self, subimages: torch.Tensor, maps: torch.Tensor, logits: torch.Tensor, index: int) -> torch.Tensor:
+        """Subimages, their maps (B, ..., *map) and logits (B, K) of a subdomain -> (B, C); zeros fill up where others have more cells."""
+        if self.image:
+            maps = torch.cat([maps, cell_means(subimages, self.stitching.cell, maps.shape[2:]).to(maps.dtype)], 1)
         own = self.stitching.restrict(maps, index).movedim(1, -1).flatten(1)  # channels last, as convolutions like it
         return torch.cat([nn.functional.pad(own, (0, self.cells - own.shape[1])), logits], 1)
 
@@ -71,8 +76,8 @@ class MapInterface:
 
 
 @lru_cache
-def map_interface(design: registry.Design, decomposition: Decomposition, channels: int, classes: int) -> MapInterface:
-    """Of the local CNNs of a decomposition.
+def map_interface(design: registry.Design, decomposition: Decomposition, channels: int, classes: int, image: bool = False) -> MapInterface:
+    """Of the local CNNs of a decomposition, whose images have so many channels.
 
     Raises:
         InputError: the network has no maps, or their cells are not cells of the whole image.
@@ -95,4 +100,5 @@ def map_interface(design: registry.Design, decomposition: Decomposition, channel
         raise InputError(f"--interface maps: cells have different sizes, {told} pixels: {registry.LARGER_SUBIMAGES}")
     maps = tuple(sizes[subdomain.subimage.shape] for subdomain in decomposition.subdomains)
     layer = getattr(network, "map_layer", "")
-    return MapInterface(Stitching(decomposition, network.cell, maps), network.channels, classes, layer)
+    of_image = channels if image else 0
+    return MapInterface(Stitching(decomposition, network.cell, maps), network.channels + of_image, classes, layer, image)

@@ -178,7 +178,8 @@ def networks_text(settings: RunSettings) -> str:
         f"network {settings.network}{f' from the trained weights {weights.name}' if weights else ''}",
         settings.width and f"width {settings.width}", settings.head and f"{settings.head} head", f"interface {settings.interface}",
         settings.convolutional and f"a convolutional DNN of width {settings.convolutional[0][0]}",
-        settings.coarse_stages and f"{settings.coarse_stages} of the network's stages in it", shared.get(settings.share),
+        settings.coarse_stages and f"{settings.coarse_stages} of the network's stages in it",
+        settings.coarse_image and "the image's cells beside the maps", shared.get(settings.share),
     )  # fmt: skip
     return ", ".join(part for part in parts if part)
 
