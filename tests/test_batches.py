@@ -13,9 +13,10 @@ from ddcnn.data.batches import RankShare, RankSubimages, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.stored import Place
 from ddcnn.decomposition import Decomposition
 
-CPU = torch.device("cpu")
+CPU = Place(torch.device("cpu"))
 SAMPLES = 40
 EVERYTHING = Augmentation(True, 2, (-1,), 0.7, 1.0)
 ONE_BY_ONE = [
@@ -256,3 +257,31 @@ def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
     if isinstance(labels, MixedLabels):
         for name in ("other", "weight"):
             assert torch.equal(torch.stack([getattr(part, name) for _, part in shares], 1).flatten(), getattr(labels, name))
+
+
+@pytest.mark.parametrize("resident", ["host", "stream"])
+@pytest.mark.parametrize("case", CASES)
+def test_batches_are_the_same_wherever_the_images_are(stores, case, resident):
+    """Announced or not, in the announced order or another one, of parts of a batch and with images that are mixed in."""
+    store, _ = stores(case)
+    there, announced = Place(CPU.device, resident), list(torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(1)).split(8))
+    for augmentation, part in product([Augmentation(), EVERYTHING], [slice(None), slice(1, None, 3)]):
+        augmented = augmentation.flip
+        loads = [lambda place: RankSubimages.load(store, "train", range(len(store.decomposition)), place, augmentation)]  # noqa: B023
+        loads += [lambda place: Subimages.load_whole(store, "train", place, augmentation)]  # noqa: B023
+        for load in loads:
+            near, far = load(CPU), load(there)
+            for asked in (announced, announced[1:], announced[::-1]):
+                far.ahead(announced, augmented, part)
+                for index in asked:
+                    draws = [torch.Generator().manual_seed(5) if augmented else None for _ in range(2)]
+                    for found, expected in zip(
+                        tensors(far.batch(index, draws[0], part)), tensors(near.batch(index, draws[1], part)), strict=True
+                    ):
+                        assert torch.equal(found, expected)
+
+
+def tensors(batch) -> list[torch.Tensor]:
+    images, labels = batch
+    mixed = [labels.main, labels.other, labels.weight] if isinstance(labels, MixedLabels) else [labels]
+    return [*(images if isinstance(images, list) else [images]), *mixed]

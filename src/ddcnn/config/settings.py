@@ -16,6 +16,7 @@ THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided b
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
     "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard", "dry_run",
+    "resident",
 )  # settings that may change when a run is resumed: --data to a path of the same images  # fmt: skip
 
 
@@ -85,6 +86,10 @@ class RunSettings(DataSettings, TrainingSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         Group.RUN, "auto", "floating-point precision; auto: bf16 on GPUs that support it, else fp32"
     )
+    resident: Literal["auto", "device", "host", "stream"] = option(
+        Group.RUN, "auto", "where the images are: the device, the host's memory, or the partitioned set, which is read meanwhile; "
+        "auto: where there is room",
+    )  # fmt: skip
     threads: int | None = option(Group.RUN, None, THREADS, "T", ge=1)
     resume: bool = option(Group.RUN, False, "continue the run in --output, with its settings; start it if there is none")
     checkpoint_every: Every = option(Group.RUN, "10min", "epochs (5) or minutes (10min) between checkpoints of a training", "EVERY")

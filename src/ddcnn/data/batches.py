@@ -1,25 +1,28 @@
-"""Batches: samples stay on the device in the source's pixel type, and each batch is converted to network input."""
+"""Batches: samples stay in the source's pixel type where they are, and each batch is converted to network input on the device."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.stored import Place, Stored, to_device
 
 
 class Samples(Protocol):
-    """A set of labelled samples on the device."""
+    """A set of labelled samples, for networks on the device; indices of samples are on the CPU."""
 
     @property
     def pixels(self) -> int:
         """Pixels of the largest image that a network gets of a sample, the same on all ranks; 1 for rows."""
+
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
+        """The batches that will be asked for next, in this order; reading may begin."""
 
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
         """Network input and labels (B,) int64 of the samples ``index`` (B,); augmented if there is a ``generator`` to draw from."""
@@ -28,20 +31,26 @@ class Samples(Protocol):
 class Images(Samples, Protocol):
     """Samples that can return part of a batch with the whole batch's augmentation."""
 
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False, part: slice = slice(None)) -> None:
+        """As of ``Samples``, of the same part of every batch."""
+
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)) -> tuple[Any, Labels]:
         """Network input and labels of ``index[part]``, augmented as in the batch ``index`` (B,)."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples that are network input as they are: ``inputs`` (S, features) float32, ``labels`` (S,) int64."""
+    """Samples that are network input as they are: ``inputs`` (S, ...) float32, flattened, and ``labels`` (S,) int64 on the device."""
 
-    inputs: torch.Tensor
+    inputs: Stored
     labels: torch.Tensor
     pixels = 1
 
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
+        self.inputs.ahead(batches)
+
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inputs[index], self.labels[index]
+        return self.inputs.take(index).flatten(1), self.labels[to_device(index, self.labels.device)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Subimages:
 
     Attributes:
         images: (S, *stored, C) in the source's type.
-        labels: (S,) int64.
+        labels: (S,) int64, on the device.
         mean, scale: (C,) float32; a pixel becomes (pixel - mean) · scale.
         window: slices of the subimage in the stored box.
         padding: per axis, zeros before and after the stored box, where the image border has clipped the margin.
@@ -61,74 +70,91 @@ class Subimages:
         start: (d,) of the subimage in the whole image, which has ``shape`` (d,); empty if it is the whole image.
     """
 
-    images: torch.Tensor
+    images: Stored
     labels: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
     window: tuple[slice, ...]
     padding: tuple[tuple[int, int], ...]
     augmentation: Augmentation = Augmentation()
-    mirrored: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    mirrored: Mapping[tuple[int, ...], Stored] = field(default_factory=dict)
     start: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
 
     @classmethod
     def load(
-        cls, store: PartitionedSet, split: str, subdomain: int, device: torch.device, augmentation: Augmentation = Augmentation()
+        cls, store: PartitionedSet, split: str, subdomain: int, place: Place, augmentation: Augmentation = Augmentation()
     ) -> "Subimages":
-        """Reads one subdomain of one split onto the device; for flips also its mirror subdomain."""
-        return RankSubimages.load(store, split, [subdomain], device, augmentation).parts[0]
+        """One subdomain of one split; for flips also its mirror subdomain."""
+        return RankSubimages.load(store, split, [subdomain], place, augmentation).parts[0]
 
     @classmethod
-    def load_whole(
-        cls, store: PartitionedSet, split: str, device: torch.device, augmentation: Augmentation = Augmentation()
-    ) -> "Subimages":
-        """Reads the whole images of one split onto the device: the undecomposed image as a single subdomain."""
-        images, labels = to_tensor(store.whole(split)).to(device), torch.from_numpy(store.labels(split)).to(device)
+    def load_whole(cls, store: PartitionedSet, split: str, place: Place, augmentation: Augmentation = Augmentation()) -> "Subimages":
+        """The whole images of one split: the undecomposed image as a single subdomain."""
+        images = place.stored(partial(store.whole, split), partial(store.whole_rows, split))
+        labels = torch.from_numpy(store.labels(split)).to(place.device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)
         mirrored = dict.fromkeys(augmentation.mirrors, images)
-        return cls(images, labels, *_normalisation(store, device), window, padding, augmentation, mirrored)
+        return cls(images, labels, *_normalisation(store, place.device), window, padding, augmentation, mirrored)
 
     @property
     def pixels(self) -> int:
         return math.prod(side.stop - side.start for side in self.window)
 
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
     @cached_property
     def _per_pixel(self) -> list[torch.Tensor]:
         """Mean and scale as (*stored, C), five times as fast as (C,): CPUs vectorise along the last axis, and C is small."""
-        return [values.expand(self.images.shape[1:]).contiguous() for values in (self.mean, self.scale)]
+        return [values.expand(self.images.shape).contiguous() for values in (self.mean, self.scale)]
+
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False, part: slice = slice(None)) -> None:
+        for stored in self.read_of(augmented):
+            stored.ahead(self.needed(batches, augmented, part))
+
+    def read_of(self, augmented: bool) -> list[Stored]:
+        """All that batches are made of."""
+        return [self.images, *(self.mirrored.values() if augmented else ())]
+
+    def needed(self, batches: Sequence[torch.Tensor], augmented: bool, part: slice) -> Sequence[torch.Tensor]:
+        """The samples that a part of each batch is made of: others are mixed in."""
+        return batches if augmented and self.augmentation.mixup else [index[part] for index in batches]
 
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
     ) -> tuple[torch.Tensor, Labels]:
         """(B,) -> (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
         drawn = self.draw(len(index), generator)
-        return self.augmented(index, drawn, part), drawn.labels(self.labels[index], part)
+        return self.augmented(index, drawn, part), drawn.labels(self.labels[to_device(index, self.device)], part)
 
     def draw(self, batch_size: int, generator: torch.Generator | None) -> Drawn:
         """Draws for a batch of whole images."""
         shape = self.shape or tuple(side.stop - side.start for side in self.window)
-        return self.augmentation.draw(batch_size, shape, generator).to(self.images.device)
+        return self.augmentation.draw(batch_size, shape, generator).to(self.device)
 
     def augmented(self, index: torch.Tensor, drawn: Drawn, part: slice) -> torch.Tensor:
         """(B,) -> (B, C, *subimage) float32, of a part of the batch."""
-        images = self._unmixed(index[part], drawn[part])
-        if drawn.partners is not None and drawn.weights is not None:
-            partners = drawn.partners[part]
-            mix_(images, self._unmixed(index[partners], drawn[partners]), drawn.weights[part])
-        return images.movedim(-1, 1)
+        (needed,) = self.needed([index], drawn.partners is not None, part)
+        rows = [stored.take(needed) for stored in self.read_of(drawn.flips is not None)]
+        if drawn.partners is None or drawn.weights is None:
+            return self._unmixed(rows, drawn[part]).movedim(-1, 1)
+        partners = drawn.partners[part]
+        images, others = (self._unmixed([one[chosen] for one in rows], drawn[chosen]) for chosen in (part, partners))
+        return mix_(images, others, drawn.weights[part]).movedim(-1, 1)
 
-    def _unmixed(self, index: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        """(B,) -> (B, *subimage, C) float32, flipped, shifted and erased."""
-        images = self.images.index_select(0, index)
+    def _unmixed(self, rows: list[torch.Tensor], drawn: Drawn) -> torch.Tensor:
+        """Pixels (B, *stored, C) of ``read_of`` -> (B, *subimage, C) float32, flipped, shifted and erased."""
+        images = rows[0]
         if drawn.flips is not None:
             flips = dict(zip(self.augmentation.flip_axes, drawn.flips, strict=True))
-            for axes, mirrored in self.mirrored.items():
+            for axes, mirrored in zip(self.mirrored, rows[1:], strict=True):
                 flipped = torch.stack([flip if axis in axes else ~flip for axis, flip in flips.items()]).all(0)
                 flipped, dims = flipped.reshape(-1, *[1] * (images.ndim - 1)), [axis - 1 for axis in axes]
-                images = torch.where(flipped, mirrored.index_select(0, index).flip(dims), images)
-        images = images.float().sub_(self._per_pixel[0]).mul_(self._per_pixel[1])
+                images = torch.where(flipped, mirrored.flip(dims), images)
+        images = images.to(torch.float32, copy=True).sub_(self._per_pixel[0]).mul_(self._per_pixel[1])
         if drawn.offsets is not None:
             images = self._shifted(images, drawn.offsets)
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):
@@ -159,14 +185,14 @@ class RankSubimages:
 
     @classmethod
     def load(
-        cls, store: PartitionedSet, split: str, subdomains: Sequence[int], device: torch.device, augmentation: Augmentation = Augmentation()
+        cls, store: PartitionedSet, split: str, subdomains: Sequence[int], place: Place, augmentation: Augmentation = Augmentation()
     ) -> "RankSubimages":
-        """Reads the subdomains, and for flips their mirror subdomains, each once."""
+        """The subdomains, and for flips their mirror subdomains, each once."""
         decomposition, shape = store.decomposition, store.shape[:-1]
         mirrors = [{axes: decomposition.mirror(i, axes) for axes in augmentation.mirrors} for i in subdomains]
         needed = dict.fromkeys((*subdomains, *chain.from_iterable(found.values() for found in mirrors)))
-        images = {i: to_tensor(store.read(split, i)).to(device) for i in needed}
-        labels, normalisation = torch.from_numpy(store.labels(split)).to(device), _normalisation(store, device)
+        images = {i: place.stored(partial(store.read, split, i), partial(store.rows, split, i)) for i in needed}
+        labels, normalisation = torch.from_numpy(store.labels(split)).to(place.device), _normalisation(store, place.device)
         parts = []
         for i, found in zip(subdomains, mirrors, strict=True):
             subimage, stored = decomposition.subdomains[i].subimage, decomposition.subdomains[i].stored
@@ -175,13 +201,18 @@ class RankSubimages:
             parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored, subimage.start, shape))
         return cls(parts, decomposition.most_pixels)
 
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False, part: slice = slice(None)) -> None:
+        needed = self.parts[0].needed(batches, augmented, part)
+        for stored in dict.fromkeys(chain.from_iterable(subimages.read_of(augmented) for subimages in self.parts)):
+            stored.ahead(needed)
+
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
     ) -> tuple[list[torch.Tensor], Labels]:
         """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
         first = self.parts[0]
-        drawn = first.draw(len(index), generator)
-        return [subimages.augmented(index, drawn, part) for subimages in self.parts], drawn.labels(first.labels[index], part)
+        drawn, labels = first.draw(len(index), generator), first.labels[to_device(index, first.device)]
+        return [subimages.augmented(index, drawn, part) for subimages in self.parts], drawn.labels(labels, part)
 
 
 @dataclass(frozen=True)
@@ -196,19 +227,19 @@ class RankShare:
     def pixels(self) -> int:
         return self.images.pixels
 
+    @property
+    def part(self) -> slice:
+        return slice(self.rank, None, self.ranks)
+
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
+        self.images.ahead(batches, augmented, self.part)
+
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
-        return self.images.batch(index, generator, slice(self.rank, None, self.ranks))
+        return self.images.batch(index, generator, self.part)
 
 
 def _normalisation(store: PartitionedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scale of the channels."""
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (store.mean, store.std))
     return mean, 1 / std
-
-
-def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """A tensor in the machine's byte order; unsigned types that torch cannot compute with become the next larger signed one."""
-    native = images.dtype.newbyteorder("=")
-    dtype = {"u2": np.int32, "u4": np.int64, "u8": np.int64}.get(native.str[1:], native)
-    return torch.from_numpy(np.ascontiguousarray(images, dtype=dtype))

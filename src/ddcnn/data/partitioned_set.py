@@ -17,14 +17,17 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ddcnn.data.row_reader import FileRows, RowReader, extent_of
 from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
@@ -162,9 +165,7 @@ class PartitionedSet:
         subdomain, path = self.decomposition.subdomains[index], Path(self.path)
         name, shape = images_name(split, subdomain.index), (*subdomain.stored.shape, self.shape[-1])
         runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, subdomain.index]
-        with opened(path, *REFUSAL) as file:
-            if attribute(file, "digest") != self.digest:
-                raise InputError(f"{path}: was replaced by another partitioned set; start again")
+        self._check_unchanged()
         parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
 
         def read(first: int, last: int) -> np.ndarray:
@@ -190,17 +191,65 @@ class PartitionedSet:
         images = [read(k, k + 1)[wanted[run_of_row == k] - runs[k]] for k in np.unique(run_of_row).tolist()]
         return np.concatenate([np.empty((0, *shape), self.dtype), *images])
 
+    def rows(self, split: str, index: int, check: bool = True) -> RowReader:
+        """The stored subimages of subdomain ``index``, (S, *stored, C) in the source's type, to be read in any order.
+
+        Args:
+            check: read all of them once, a run at a time, to compare their checksums; single rows have none.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        subdomain, path = self.decomposition.subdomains[index], Path(self.path)
+        shape, extents = (*subdomain.stored.shape, self.shape[-1]), []
+        for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if check else ():
+            self.read(split, index, slice(start, stop))
+        self._check_unchanged()
+        for part in parts_of(path, self.parts, self.tables[f"{split}/parts"]):
+            with part.opened(path) as file:
+                dataset = checked_dataset(file, images_name(split, index), (part.stop - part.start, *shape), self.dtype)
+                extents.append(extent_of(dataset, part.file, part.start))
+        return FileRows(path, extents, shape, np.dtype(self.dtype))
+
+    def whole_rows(self, split: str, check: bool = True) -> RowReader:
+        """Whole images, (S, *spatial, C) in the source's type, to be read in any order; otherwise as ``rows``."""
+        parts = [self.rows(split, subdomain.index, check) for subdomain in self.decomposition.subdomains]
+        return WholeRows(self.decomposition, parts, self.shape, np.dtype(self.dtype))
+
+    def _check_unchanged(self) -> None:
+        with opened(Path(self.path), *REFUSAL) as file:
+            if attribute(file, "digest") != self.digest:
+                raise InputError(f"{self.path}: was replaced by another partitioned set; start again")
+
     def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Whole images, joined from their cores, for all samples or ascending ``rows``: (rows, *spatial, C) in the source's type.
 
         Raises:
             InputError: as ``read``.
         """
-        images = np.empty((len(np.arange(self.samples[split])[rows]), *self.shape), self.dtype)
-        for subdomain in self.decomposition.subdomains:
-            stored = self.read(split, subdomain.index, rows)
-            images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
-        return images
+        number = len(np.arange(self.samples[split])[rows])
+        parts = (self.read(split, subdomain.index, rows) for subdomain in self.decomposition.subdomains)
+        return joined(self.decomposition, parts, np.empty((number, *self.shape), self.dtype))
+
+
+def joined(decomposition: Decomposition, parts: Iterable[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Fills whole ``images`` (B, *spatial, C) with the cores of the stored subimages (B, *stored, C) of all subdomains."""
+    for subdomain, stored in zip(decomposition.subdomains, parts, strict=True):
+        images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
+    return images
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """Whole images, joined from the rows of all subdomains."""
+
+    decomposition: Decomposition
+    parts: Sequence[RowReader]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return joined(self.decomposition, (part.read(rows) for part in self.parts), np.empty((len(rows), *self.shape), self.dtype))
 
 
 def _opened(path: Path) -> PartitionedSet:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.row_reader import ArrayRows, RowReader
 
 UNIFORM = 255  # pixels that are integers lie below this, and below the largest of their type
 
@@ -32,6 +33,12 @@ class StandIn(PartitionedSet):
 
     def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         return self._images(split, self.shape[:-1], rows)
+
+    def rows(self, split: str, index: int, check: bool = True) -> RowReader:
+        return ArrayRows(self.read(split, index))
+
+    def whole_rows(self, split: str, check: bool = True) -> RowReader:
+        return ArrayRows(self.whole(split))
 
     def _images(self, split: str, spatial: tuple[int, ...], rows: slice | np.ndarray) -> np.ndarray:
         random, dtype = np.random.default_rng(0), np.dtype(self.dtype)

@@ -1,14 +1,13 @@
 """What a run will take, from the pace of its trainings and the sizes of what it holds: seconds, and memory of a rank."""
 
 from dataclasses import dataclass
-from math import prod
-
-import numpy as np
+from functools import partial
 
 from ddcnn.config.methods import Method
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_whole
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks.layers import count_parameters
@@ -140,25 +139,14 @@ class Estimate:
             few: their images.
         """
         tried = self._parameters(phase, 1 if phase in ("local", "folds") else self.own)
-        data = self._images(phase, self.store) + self._interface(phase)
+        data = (0.0 if self._streams(phase) else self._images(phase, self.store)) + self._interface(phase)
         rest = peak - program - sum(tried) - self._images(phase, few)
         return Memory(program, data, *self._parameters(phase, self.own), max(0.0, rest))
 
     def _images(self, phase: str, store: PartitionedSet) -> float:
         """Bytes of the images in a phase; of the local CNNs' those of one at a time."""
-        mirrors = self.problem.augmentation("train").mirrors
         places = sorted({self.networks.subimage(index) for index in self.problem.owned})
-
-        def held(chosen: list[int], most: float = float("inf")) -> float:
-            """Those of arrays of so many bytes at most."""
-            mirrored = {store.decomposition.mirror(place, axes) for place in chosen for axes in mirrors}
-            sizes = [
-                stored_bytes(store, split, place) * self._widening
-                for split in store.samples
-                for place in ({*chosen, *mirrored} if split == "train" else chosen)
-            ]
-            return sum(size for size in sizes if size <= most)
-
+        held = partial(bytes_of_subimages, store, self.problem.augmentation("train").mirrors)
         on_cpu, before = self.problem.policy.device.type == "cpu", self.settings.phases[0] != phase
         if phase in ("gather", "dnn"):
             return max(held([place], LARGE) for place in places) if on_cpu else 0.0  # what the allocator keeps
@@ -166,17 +154,17 @@ class Estimate:
             return max(held([place]) for place in places)
         if not self.settings.sees_whole_image(phase):
             return held(places)
-        image = prod(store.shape) * np.dtype(store.dtype).itemsize
         beside = stored_bytes(store, "train", 0)  # as they arrive
         if on_cpu and before:
             beside += int(held(places, LARGE))  # kept from the phases before
-        return image * sum(store.samples.values()) * self._widening + beside
+        return bytes_of_whole(store) + beside
 
-    @property
-    def _widening(self) -> float:
-        """Bytes of a pixel in a tensor, over those in the set: torch computes with no large unsigned integers."""
-        dtype = np.dtype(self.store.dtype)
-        return 2.0 if dtype.kind == "u" and dtype.itemsize in (2, 4) else 1.0
+    def _streams(self, phase: str) -> bool:
+        """Whether a phase reads images as it needs them; the few of the timed steps are in memory."""
+        where = self.problem.residency
+        if phase in ("local", "folds", "gather", "dnn"):
+            return where.local == "stream"
+        return (where.whole if self.settings.sees_whole_image(phase) else where.joint) == "stream"
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""

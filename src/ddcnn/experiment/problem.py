@@ -14,8 +14,11 @@ from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import RankSubimages, Subimages
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.stored import Place
 from ddcnn.errors import InputError
+from ddcnn.experiment import residency
 from ddcnn.experiment.plan import resolved
+from ddcnn.experiment.residency import Residency
 from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
@@ -45,6 +48,7 @@ class Problem:
         policy: device and precision of this rank.
         dnn_data: what the DNN learns from, as ``DnnSamples.kind``: "none" if no DNN is trained.
         weights: that CNNs start from; None for random ones.
+        residency: where the images are.
     """
 
     world: World
@@ -54,6 +58,7 @@ class Problem:
     policy: DevicePolicy
     dnn_data: str
     weights: Weights | None = None
+    residency: Residency = Residency()
 
     @property
     def networks(self) -> Networks:
@@ -107,19 +112,20 @@ class Problem:
         """Which training samples the local CNNs and the DNN learn from."""
         return DnnSamples.choose(self.dnn_data, self.labels["train"], self.settings.folds, self.settings.seed)
 
-    # Images on the device
+    # Images
 
     def subimages(self, split: str, index: int) -> Subimages:
         """Those of a subdomain; training images are augmented."""
-        return Subimages.load(self.store, split, self.networks.subimage(index), self.policy.device, self.augmentation(split))
+        place = Place(self.policy.device, self.residency.local)
+        return Subimages.load(self.store, split, self.networks.subimage(index), place, self.augmentation(split))
 
     def owned_subimages(self, split: str) -> RankSubimages:
         """Those of all subdomains of this rank."""
-        places = [self.networks.subimage(index) for index in self.owned]
-        return RankSubimages.load(self.store, split, places, self.policy.device, self.augmentation(split))
+        place, subdomains = Place(self.policy.device, self.residency.joint), [self.networks.subimage(index) for index in self.owned]
+        return RankSubimages.load(self.store, split, subdomains, place, self.augmentation(split))
 
     def whole_images(self, split: str) -> Subimages:
-        return Subimages.load_whole(self.store, split, self.policy.device, self.augmentation(split))
+        return Subimages.load_whole(self.store, split, Place(self.policy.device, self.residency.whole), self.augmentation(split))
 
     def augmentation(self, split: str) -> Augmentation:
         settings, names = self.settings, self.settings.augmentations
@@ -234,6 +240,9 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
     dnn_data = settings.dnn_data if settings.trains_dnn else "none"
     problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
+    places = sorted({problem.networks.subimage(index) for index in problem.owned})
+    found = residency.choose(world, settings.resident, store, problem.augmentation("train").mirrors, places, policy.device)
+    problem = replace(problem, residency=found)
     if not world.all_equal(problem.weights_sha256.encode()):
         raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)
     return problem

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ddcnn.config.methods import Method
-from ddcnn.data.batches import to_tensor
 from ddcnn.data.image_spec import value_range, window_of
 from ddcnn.data.prediction_source import Wanted, open_images
 from ddcnn.data.sources import SourceOptions
+from ddcnn.data.stored import to_tensor
 from ddcnn.errors import InputError
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.io import parameters

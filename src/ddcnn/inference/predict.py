@@ -18,10 +18,10 @@ import torch
 
 from ddcnn.config.methods import Method
 from ddcnn.config.trained_settings import PredictSettings
-from ddcnn.data.batches import to_tensor
 from ddcnn.data.partition import Block, blocks, read_block
 from ddcnn.data.prediction_source import Selection, Wanted, open_images
 from ddcnn.data.sources import SourceOptions, Split
+from ddcnn.data.stored import to_tensor
 from ddcnn.errors import InputError
 from ddcnn.inference.network import Assembled, assemble
 from ddcnn.inference.trained_run import TrainedRun

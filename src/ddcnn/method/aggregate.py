@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
+from ddcnn.data.stored import InMemory
 from ddcnn.training.evaluation import classify
 from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
@@ -79,5 +80,5 @@ def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) 
 
 def dnn_rows(values: np.ndarray, labels: np.ndarray, policy: DevicePolicy) -> Rows:
     """Samples of the DNN: interface values (S, N, C) -> inputs (S, N·C), on the device."""
-    inputs = torch.from_numpy(values.reshape(len(labels), -1)).to(policy.device)
+    inputs = InMemory(torch.from_numpy(values).to(policy.device), policy.device)
     return Rows(inputs, torch.from_numpy(labels).to(policy.device))

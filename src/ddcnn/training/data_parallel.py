@@ -71,7 +71,7 @@ class _AcrossRanks(WrappedCallback):
         network, device = state.network, state.loss_sum.device
         before, sent = [buffer.clone() for buffer in network.buffers()], self.world.timeline.sent
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            output = network(self.samples.batch(torch.arange(2 * self.samples.ranks, device=device))[0])
+            output = network(self.samples.batch(torch.arange(2 * self.samples.ranks))[0])
             sum(part.float().sum() for part in (output if isinstance(output, tuple) else (output,))).backward()
         network.zero_grad(set_to_none=True)
         self.world.timeline.count(int(sum(sent.values()) - sum(self.world.timeline.sent.values())))  # this step is not counted

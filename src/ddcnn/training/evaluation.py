@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
+from ddcnn.data.stored import on_host
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.training.precision import DevicePolicy
 
@@ -39,7 +40,9 @@ def evaluate(
     """
     network.eval()
     parts = []
-    for index in chosen.to(policy.device).split(evaluation_batch(samples.pixels)):
+    batches = on_host(chosen, policy.device).split(evaluation_batch(samples.pixels))
+    samples.ahead(batches)
+    for index in batches:
         with policy.autocast():
             parts.append(function(samples.batch(index)[0]))
         beat("evaluation")

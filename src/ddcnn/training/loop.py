@@ -1,4 +1,4 @@
-"""The one training loop, for local CNNs, the DNN and every other network, on samples that are resident on the device."""
+"""The one training loop, for local CNNs, the DNN and every other network, on samples wherever they are."""
 
 import math
 import time
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.augmentation import Labels, MixedLabels
 from ddcnn.data.batches import Samples
+from ddcnn.data.stored import on_host
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.averaging import Average
@@ -211,7 +212,8 @@ class Trainer:
                 torch.manual_seed(seeds.at("dropout", state.epoch))
                 state.augmentation.manual_seed(seeds.at("augmentation", state.epoch))
             order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seeds.at("order", state.epoch)))]
-            batches = order.to(policy.device).split(recipe.batch_size)[:steps]
+            batches = on_host(order, policy.device).split(recipe.batch_size)[:steps]
+            samples.ahead(batches[state.step :], augmented=True)
             network.train()
             state.begin = time.perf_counter()
             for index in batches[state.step :]:

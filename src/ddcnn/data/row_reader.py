@@ -1,0 +1,140 @@
+"""Rows of a partitioned set in any order, straight from the bytes of its files: a random batch costs a read of each of its rows.
+
+HDF5 would read and keep whole chunks, of which a random batch needs a row or none. The data are neither compressed nor filtered
+(``checked_dataset``), so all that has to be known is where the chunks lie. Reads release the interpreter, and the kernel's page cache
+serves all ranks of a node.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+
+from ddcnn.io.hdf5 import Damaged, parsing, reading
+
+OPEN_FILES = 16  # of a reader, at once
+
+
+class RowReader(Protocol):
+    """Rows (S, *shape) that can be read in any order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) int64 -> (B, *shape), an array of its own."""
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Rows of an array (S, ...) in memory."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape[1:]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.array[rows]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The rows start <= s < stop of a set, in pieces of ``each`` rows that begin at the bytes ``places`` (pieces,) of a file."""
+
+    file: Path
+    start: int
+    stop: int
+    each: int
+    places: np.ndarray
+
+
+@parsing()
+def extent_of(dataset: h5py.Dataset, file: Path, start: int) -> Extent:
+    """Of a dataset in ``file`` that ``checked_dataset`` has checked, whose first row is row ``start`` of the set.
+
+    Raises:
+        Damaged: its rows do not lie in the file one after the other.
+    """
+    samples, chunks = len(dataset), dataset.chunks or dataset.shape
+    if chunks[1:] != dataset.shape[1:] or dataset.file.userblock_size:
+        raise Damaged(f"{dataset.name} is laid out in another way")
+    each = max(1, chunks[0])
+    places = np.full(-(-samples // each), -1, dtype=np.int64)
+
+    def note(chunk: h5py.h5d.StoreInfo) -> None:
+        if (row := chunk.chunk_offset[0]) < samples:
+            places[row // each] = chunk.byte_offset
+
+    if dataset.chunks:
+        dataset.id.chunk_iter(note)
+    elif samples:
+        places[0] = -1 if dataset.id.get_offset() is None else dataset.id.get_offset()
+    if (places < 0).any():
+        raise Damaged(f"{dataset.name} lacks some of its data")
+    return Extent(file, start, start + samples, each, places)
+
+
+class FileRows:
+    """Rows of a type and shape that lie in one or more files.
+
+    Args:
+        named: the set, for messages.
+        extents: ascending; together they have all rows.
+    """
+
+    def __init__(self, named: Path, extents: Sequence[Extent], shape: tuple[int, ...], dtype: np.dtype):
+        self.named, self.extents, self.shape, self.dtype = named, extents, shape, dtype
+        self._starts = np.array([extent.start for extent in extents])
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """
+        Raises:
+            InputError: a file is gone, has become shorter, or cannot be read.
+        """
+        found = np.empty((len(rows), *self.shape), self.dtype)
+        size, data = prod(self.shape) * self.dtype.itemsize, memoryview(found.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        numbers = np.searchsorted(self._starts, rows, "right") - 1
+        with reading(self.named, "its images cannot be read", "bring the file back, and resume"):
+            for number in np.unique(numbers).tolist():
+                extent, here = self.extents[number], np.flatnonzero(numbers == number)
+                piece, within = np.divmod(rows[here] - extent.start, extent.each)
+                places = extent.places[piece] + within * size
+                file = self._file(extent.file)
+                order = np.argsort(places)  # as disks like it
+                for k, place in zip(here[order].tolist(), places[order].tolist(), strict=True):
+                    _fill(file, data[k * size : (k + 1) * size], place)
+        return found
+
+    def _file(self, path: Path) -> int:
+        """A file's descriptor; those of the last few files are kept open."""
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        return self._open[path]
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)
+
+
+def _fill(file: int, buffer: memoryview, place: int) -> None:
+    """Reads all bytes of a buffer from a place in a file; the kernel may give fewer at a time."""
+    done = os.preadv(file, [buffer], place)
+    while done < len(buffer):
+        more = os.preadv(file, [buffer[done:]], place + done)
+        if not more:
+            raise Damaged("it has become shorter")
+        done += more

@@ -1,0 +1,79 @@
+"""Where the images of a run are: in the device's memory, in the host's, or read from the partitioned set as they are needed.
+
+Parameters are the same, bit for bit, wherever they are. By themselves (``--resident auto``) images are as near as there is room for them
+beside all else, which is taken to be half of what a rank has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import cast
+
+import numpy as np
+import torch
+
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.stand_in import stored_bytes
+from ddcnn.data.stored import Resident
+from ddcnn.parallel.memory import left
+from ddcnn.parallel.world import World
+
+PLACES: tuple[Resident, ...] = ("device", "host", "stream")  # from near to far
+ROOM = 0.5  # of what is left, for images
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Of the images of one local CNN after the other, of all local CNNs of a rank, and of whole images."""
+
+    local: Resident = "device"
+    joint: Resident = "device"
+    whole: Resident = "device"
+
+
+def widening(store: PartitionedSet) -> float:
+    """Bytes of a pixel in a tensor, over those in the set: torch computes with no large unsigned integers."""
+    dtype = np.dtype(store.dtype)
+    return 2.0 if dtype.kind == "u" and dtype.itemsize in (2, 4) else 1.0
+
+
+def bytes_of_subimages(
+    store: PartitionedSet, mirrors: Sequence[tuple[int, ...]], places: Sequence[int], most: float = float("inf")
+) -> float:
+    """Of all splits of these subdomains, with the mirror subdomains that training needs; of arrays of so many bytes at most."""
+    mirrored = {store.decomposition.mirror(place, axes) for place in places for axes in mirrors}
+    sizes = [
+        stored_bytes(store, split, place) * widening(store)
+        for split in store.samples
+        for place in ({*places, *mirrored} if split == "train" else places)
+    ]
+    return sum(size for size in sizes if size <= most)
+
+
+def bytes_of_whole(store: PartitionedSet) -> float:
+    """Of the whole images of all splits."""
+    return prod(store.shape) * np.dtype(store.dtype).itemsize * sum(store.samples.values()) * widening(store)
+
+
+def choose(
+    world: World, asked: str, store: PartitionedSet, mirrors: Sequence[tuple[int, ...]], places: Sequence[int], device: torch.device
+) -> Residency:
+    """As asked, or as far away as the rank with the least room needs; all ranks together.
+
+    Args:
+        asked: an option ``--resident``.
+        mirrors: as of ``Augmentation``.
+        places: subdomains of this rank in the set.
+    """
+    if asked != "auto":
+        return Residency(*[cast(Resident, asked)] * 3)
+    host = left(world.local_size)
+    on_device = torch.cuda.mem_get_info(device)[0] / -(-world.local_size // torch.cuda.device_count()) if device.type == "cuda" else host
+    needed = (
+        max(bytes_of_subimages(store, mirrors, [place]) for place in places), bytes_of_subimages(store, mirrors, places),
+        bytes_of_whole(store),
+    )  # fmt: skip
+    found = [next((k for k, room in enumerate((on_device, host)) if size <= ROOM * room), 2) for size in needed]
+    if world.size > 1 and device.type == "cpu":
+        found[2] = 2  # else each rank would hold all images, of which a step needs its share
+    return Residency(*(PLACES[k] for k in world.largest_of(found)))
