@@ -27,12 +27,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddcnn.data.row_reader import FileRows, RowReader, extent_of
+from ddcnn.data.row_reader import FileRows, extent_of
 from ddcnn.data.set_parts import REFUSAL, Part, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, escaped
 from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
+from ddcnn.io.rows import RowReader
 
 SCHEMA_VERSION = 4
 OLDER_VERSIONS = (3,)  # without validation images, and else the same

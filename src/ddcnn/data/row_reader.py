@@ -11,39 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import numpy as np
 
 from ddcnn.io.hdf5 import Damaged, parsing, reading
+from ddcnn.io.rows import fill
 
 OPEN_FILES = 16  # of a reader, at once
-
-
-class RowReader(Protocol):
-    """Rows (S, *shape) that can be read in any order."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of a row."""
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """(B,) int64 -> (B, *shape), an array of its own."""
-
-
-@dataclass(frozen=True)
-class ArrayRows:
-    """Rows of an array (S, ...) in memory."""
-
-    array: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape[1:]
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
 
 
 @dataclass(frozen=True)
@@ -102,17 +77,13 @@ class FileRows:
             InputError: a file is gone, has become shorter, or cannot be read.
         """
         found = np.empty((len(rows), *self.shape), self.dtype)
-        size, data = prod(self.shape) * self.dtype.itemsize, memoryview(found.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        size = prod(self.shape) * self.dtype.itemsize
         numbers = np.searchsorted(self._starts, rows, "right") - 1
         with reading(self.named, "its images cannot be read", "bring the file back, and resume"):
             for number in np.unique(numbers).tolist():
                 extent, here = self.extents[number], np.flatnonzero(numbers == number)
                 piece, within = np.divmod(rows[here] - extent.start, extent.each)
-                places = extent.places[piece] + within * size
-                file = self._file(extent.file)
-                order = np.argsort(places)  # as disks like it
-                for k, place in zip(here[order].tolist(), places[order].tolist(), strict=True):
-                    _fill(file, data[k * size : (k + 1) * size], place)
+                fill(self._file(extent.file), found, extent.places[piece] + within * size, here)
         return found
 
     def _file(self, path: Path) -> int:
@@ -128,13 +99,3 @@ class FileRows:
     def __del__(self) -> None:
         for file in self._open.values():
             os.close(file)
-
-
-def _fill(file: int, buffer: memoryview, place: int) -> None:
-    """Reads all bytes of a buffer from a place in a file; the kernel may give fewer at a time."""
-    done = os.preadv(file, [buffer], place)
-    while done < len(buffer):
-        more = os.preadv(file, [buffer[done:]], place + done)
-        if not more:
-            raise Damaged("it has become shorter")
-        done += more

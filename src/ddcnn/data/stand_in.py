@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.row_reader import ArrayRows, RowReader
+from ddcnn.io.rows import ArrayRows, RowReader
 
 UNIFORM = 255  # pixels that are integers lie below this, and below the largest of their type
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from ddcnn.data.row_reader import RowReader
+from ddcnn.io.rows import RowReader
 
 Resident = Literal["device", "host", "stream"]
 AHEAD = 4  # batches that are read before they are needed

@@ -4,8 +4,10 @@ The steps are those of ``ddcnn run``, with its options and its seeds, so that th
 folder, no checkpoints, no watch over the ranks; under mpirun, start a script with ``python -m mpi4py``, which ends all ranks if one fails.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -17,14 +19,16 @@ from ddcnn.config.types import Interface
 from ddcnn.errors import InputError, did_you_mean
 from ddcnn.experiment.plan import prepare_run
 from ddcnn.experiment.problem import Problem, prepare
+from ddcnn.io.rows import Table, kept
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
-from ddcnn.method.interface import evaluate_interface, gather_interface
+from ddcnn.method.interface import evaluate_interface, gather_tables
 from ddcnn.method.local import train_local
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.loop import Callback, Trainer
 from ddcnn.training.recipe import Recipe
 
+SCRATCH = Path(tempfile.gettempdir())  # for values that are too many for memory while they are gathered
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (
     "output", "overwrite", "resume", "start_from", "seeds", "methods", "checkpoint_every", "keep_checkpoints", "time_limit",
@@ -69,7 +73,7 @@ class DecomposedProblem:
         self.owned, self.store, self.labels = problem.owned, problem.store, problem.labels
 
     def _trainer(
-        self, recipe: Recipe, ranks: World, classify: Callable[[nn.Module], np.ndarray | None], role: str, subdomain: int = 0
+        self, recipe: Recipe, ranks: World, classify: Callable[[nn.Module], Table | None], role: str, subdomain: int = 0
     ) -> Trainer:
         """What trains a network; ``classify`` its validation images if these decide something (``early_stopping``, ``keep``)."""
         problem, callback = self._problem, Callback()
@@ -91,8 +95,9 @@ class DecomposedProblem:
             raise ValueError(f"subdomain {index} is not one of this rank's, {list(self.owned)}")
         group, validation = problem.groups.data_parallel, problem.subimages("validation", index) if problem.settings.selects else None
 
-        def classify(network: nn.Module) -> np.ndarray | None:
-            return classify_together(group, network, validation, problem.store.validation_samples, problem.policy) if validation else None
+        def classify(network: nn.Module) -> Table | None:
+            samples = problem.store.validation_samples
+            return classify_together(group, network, validation, samples, problem.policy, SCRATCH) if validation else None
 
         trainer, make = self._trainer(problem.local_recipe, group, classify, "local", index), problem.networks.make_local(index)
         images, chosen = problem.subimages("train", index), problem.dnn_samples.for_cnn
@@ -120,10 +125,11 @@ class DecomposedProblem:
         group, values = problem.groups.data_parallel, []
         for index, network in zip(self.owned, local_cnns, strict=True):
             images = problem.subimages(split, index)
-            part = evaluate_interface(group, interface, network, images, chosen, problem.policy)
+            part = kept(len(chosen), evaluate_interface(group, interface, network, images, chosen, problem.policy), SCRATCH)
             if part is not None:  # on the first rank of a group
                 values.append(part)
-        return gather_interface(problem.groups.across_subdomains, np.stack(values)) if values else None
+        gathered = gather_tables(problem.groups.across_subdomains, values, SCRATCH) if values else None
+        return None if gathered is None else gathered.array
 
     def train_dnn(self, values: np.ndarray, validation: np.ndarray | None = None) -> nn.Module:
         """On rank 0: trains the DNN on gathered interface values of "train", (S, N, C); it maps (B, N·C) to logits (B, K).
@@ -138,8 +144,8 @@ class DecomposedProblem:
         if problem.settings.selects and validation is None:
             raise ValueError(f"{problem.settings.selects} needs the interface values of the validation images")
 
-        def classify(network: nn.Module) -> np.ndarray | None:
-            return None if validation is None else self.decide(network, validation)
+        def classify(network: nn.Module) -> Table | None:
+            return None if validation is None else kept(len(validation), [self.decide(network, validation)], SCRATCH)
 
         trainer = self._trainer(problem.dnn_recipe, problem.world.alone(), classify, "dnn")
         trainer = replace(trainer, policy=problem.networks.dnn_policy)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -16,6 +17,7 @@ from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Overall, Progress
+from ddcnn.io.rows import Table
 from ddcnn.method.aggregate import classify_by_dnn
 from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
@@ -94,7 +96,7 @@ class RunContext:
 
     @contextmanager
     def joint_training(
-        self, method: str, name: str, epochs: int, classify: Callable[[nn.Module], np.ndarray | None]
+        self, method: str, name: str, epochs: int, classify: Callable[[nn.Module], Table | None]
     ) -> Iterator[Callable[[Recipe, str], Trainer]]:
         """Context of training the network ``name`` of all subdomains, with all ranks.
 
@@ -125,6 +127,11 @@ class RunContext:
             self.progress(method, epochs) as progress,
         ):
             yield trainer
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of files without a name, for what grows with the samples."""
+        return self.results.folder.path
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How the DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""

@@ -9,10 +9,14 @@ from ddcnn.config.methods import Method
 from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.phase_sizes import coarse_solve
 from ddcnn.experiment.results import Decided
+from ddcnn.io.rows import Table
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
+from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.shared import SharedParameters
 from ddcnn.method.width import compose
 from ddcnn.networks.layers import count_parameters
+from ddcnn.report.analysis import stride_of
+from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import broadcast_, classify_together, train_data_parallel
 from ddcnn.training.loop import START
 
@@ -32,8 +36,8 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     solve = coarse_solve(problem, dnn)
     network = CoherentNetwork(across, settings.interface, local_cnns, solve, shared)
 
-    def classify(split: str = "validation") -> np.ndarray | None:
-        return classify_together(group, network, images[split], problem.store.samples[split], policy)
+    def classify(split: str = "validation") -> Table | None:
+        return classify_together(group, network, images[split], problem.store.samples[split], policy, context.scratch)
 
     with context.joint_training(method, method, epochs, lambda _: classify()) as trainer:
         images = {split: problem.owned_subimages(split) for split in problem.store.samples if split != "test"}
@@ -41,7 +45,10 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
         train_coherent(group, trainer(recipe, ""), network, images["train"], np.arange(problem.store.train_samples), frozen)
         score = problem.score_of(classify()) if problem.validates else None
         images["test"] = problem.owned_subimages("test")
-        solve.seen = seen = list[np.ndarray]()  # of rank 0's share of the samples
+        labels = problem.labels["test"]
+        values = values_per_subdomain(settings.interface, local_cnns[0])
+        some = Some(stride_of(len(labels[:: group.size]), problem.networks.subdomains, values))
+        solve.watch = some.add
         probabilities = classify("test")
         with world.raise_on_all_ranks():
             for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads else ():
@@ -53,9 +60,21 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
         for index, local_cnn in zip(problem.owned, local_cnns, strict=True) if leads and not settings.needs("local") else ():
             results.subdomain(index, local_cnn, float("nan"))
         if world.rank == 0 and probabilities is not None:
-            decision = context.decision(dnn, np.concatenate(seen), problem.labels["test"][:: group.size])
-            classes, parameters = probabilities.argmax(axis=1), count_parameters(dnn)
-            results.method(method, Decided(classes, recipe.batch_size, score, probabilities, parameters, decision))
+            decision = context.decision(dnn, np.concatenate(some.values), labels[:: group.size][:: some.stride])
+            probable, parameters = Probable.of(probabilities, labels), count_parameters(dnn)
+            results.method(method, Decided(probable.classes, recipe.batch_size, score, probable, parameters, decision))
+
+
+class Some:
+    """Every ``stride``-th of the interface values (B, N, C) that are added, batch by batch."""
+
+    def __init__(self, stride: int):
+        self.stride, self.values = stride, list[np.ndarray]()
+        self._next = 0  # place in the coming batch
+
+    def add(self, batch: np.ndarray) -> None:
+        self.values.append(batch[self._next :: self.stride].copy())
+        self._next = (self._next - len(batch)) % self.stride
 
 
 def run_transfer(context: RunContext, local_cnns: list[nn.Module], dnn: nn.Module | None) -> None:
@@ -75,8 +94,8 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
     problem, results = context.problem, context.results
     world, networks, policy, recipe = problem.world, problem.networks, problem.policy, problem.joint_recipe(method, problem.world.size)
 
-    def classify(split: str = "validation") -> np.ndarray | None:
-        return classify_together(world, network, images[split], problem.store.samples[split], policy)
+    def classify(split: str = "validation") -> Table | None:
+        return classify_together(world, network, images[split], problem.store.samples[split], policy, context.scratch)
 
     with context.joint_training(method, f"{method} CNN", recipe.epochs, lambda _: classify()) as trainer:
         images = {split: problem.whole_images(split) for split in problem.store.samples if split != "test"}
@@ -91,8 +110,8 @@ def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None
         images["test"] = problem.whole_images("test")
         probabilities = classify("test")
         if probabilities is not None:
-            classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
-            results.method(method, Decided(classes, recipe.batch_size, score, probabilities, parameters))
+            probable, parameters = Probable.of(probabilities, problem.labels["test"]), count_parameters(network)
+            results.method(method, Decided(probable.classes, recipe.batch_size, score, probable, parameters))
         with world.raise_on_all_ranks():
             if world.rank == 0:
                 context.save(method, network, **networks.about_global(method))

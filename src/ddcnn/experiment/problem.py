@@ -19,6 +19,7 @@ from ddcnn.errors import InputError
 from ddcnn.experiment import residency
 from ddcnn.experiment.plan import resolved
 from ddcnn.experiment.residency import Residency
+from ddcnn.io.rows import Table
 from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
@@ -85,7 +86,7 @@ class Problem:
         return "validation" in self.store.samples
 
     def validated(
-        self, inner: Callback, classify: Callable[[nn.Module], np.ndarray | None], ranks: World, epochs: int, decides: bool = True
+        self, inner: Callback, classify: Callable[[nn.Module], Table | None], ranks: World, epochs: int, decides: bool = True
     ) -> Callback:
         """``inner`` with the validation of a network that ``ranks`` train in so many epochs, if there are validation images.
 
@@ -100,12 +101,12 @@ class Problem:
         selection = Selection(settings.evaluate_every, patience, keep_best)
         return Validation(inner, lambda network: self.score_of(classify(network)), selection, ranks, epochs)
 
-    def score_of(self, probabilities: np.ndarray | None) -> Score | None:
+    def score_of(self, probabilities: Table | None) -> Score | None:
         """The score of probabilities (S_validation, K); None where there are none."""
         if probabilities is None:
             return None
-        labels = self.labels["validation"]
-        return Score(float((probabilities.argmax(1) == labels).mean()), cross_entropy(labels, probabilities))
+        labels, classes = self.labels["validation"], np.concatenate([block.argmax(1) for block in probabilities.blocks()])
+        return Score(float((classes == labels).mean()), cross_entropy(labels, probabilities))
 
     @cached_property
     def dnn_samples(self) -> DnnSamples:

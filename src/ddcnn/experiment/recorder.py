@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ddcnn.io.atomic import disk_errors, write_json, write_text
 from ddcnn.io.details import Details
 from ddcnn.io.metrics_log import COLUMNS, Recorded, Records, line, text
 from ddcnn.io.results_schema import Environment, dump
+from ddcnn.io.rows import Table
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.tensorboard import Board
 from ddcnn.networks.layers import count_parameters
@@ -101,11 +101,12 @@ class Recorder:
         """Epochs that the training of a local CNN has had, on the first rank of its group; 0 on the others."""
         return max((int(row[2]) for row in self._recorded.epochs if row[:2] == (PHASES.index(phase), subdomain)), default=0)
 
-    def local_classification(self, index: int, probabilities: np.ndarray | None) -> None:
+    def local_classification(self, index: int, probabilities: Table | None) -> None:
         """p_i (S_validation, K) after an epoch of local training, for the curve of the average."""
         if probabilities is not None:
             self._recorded.moments.append((index, self.world.timeline.now()))
-            self._recorded.classifications.append(probabilities[:: self._stride].astype(np.float16))
+            some = probabilities.read(np.arange(0, len(probabilities), self._stride))
+            self._recorded.classifications.append(some.astype(np.float16))
 
     def subdomain(self, index: int, network: Any, seconds: float) -> None:
         """A local CNN has been trained in so many seconds (NaN if only as a part of the coherent network)."""
@@ -116,8 +117,7 @@ class Recorder:
 
     def method(self, name: Method, decided: Decided) -> None:
         """The decisions of a method, on rank 0."""
-        thinned = decided.decision and decided.decision.thinned()
-        self._decided[name] = replace(decided, decision=thinned)
+        self._decided[name] = decided
 
     def rewrite_metrics(self) -> None:
         """Writes the metrics of rank 0 anew, after a training has brought back those of an earlier attempt."""
@@ -202,14 +202,13 @@ class Recorder:
 
     def _details(self, spans: list[np.ndarray]) -> Details:
         classes: dict[str, np.ndarray] = {name: decided.classes for name, decided in self._decided.items()}
-        probabilities = {name: decided.probabilities for name, decided in self._decided.items()}
         rows = np.sort(np.unique(self._labels, return_index=True)[1][:EXAMPLES])  # one of each class
         differ = to_picture(self._labels, classes)
         pictures = [small_picture(self.store.whole("test", differ[k : k + 1])[0]) for k in range(len(differ))]
         return Details(
             labels=self._labels,
             classes=classes,
-            confidence={name: values.max(axis=1).astype(np.float32) for name, values in probabilities.items() if values is not None},
+            confidence={name: decided.probable.confidence for name, decided in self._decided.items() if decided.probable},
             class_names=list(self.store.class_names),
             examples=self.store.whole("test", rows),
             example_rows=rows,

@@ -11,7 +11,7 @@ from ddcnn.io import results_schema as schema
 from ddcnn.io.metrics_log import COLUMNS, curve, rows_of
 from ddcnn.parallel.timeline import KINDS, PHASES, largest_peaks, phase_seconds, seconds_of, wall, windows
 from ddcnn.report.analysis import Decision, analyse
-from ddcnn.report.metrics import scores
+from ddcnn.report.metrics import Probable, scores
 from ddcnn.training.kept import Score
 
 POINTS = 200  # of the curve of the average
@@ -53,7 +53,7 @@ class Decided:
         classes: (S_test,)
         batch_size: samples per step of the last training that it needs.
         score: on the validation images, if there are any; NaN for the loss of decisions without probabilities.
-        probabilities: (S_test, K) if it has any.
+        probable: of its probabilities, if it has any.
         parameters: of its own network, beside the local CNNs.
         decision: how it decides on interface values, if it does.
         gathered_bytes: sent for it in the phase ``gather``, if that is less than the whole phase.
@@ -62,7 +62,7 @@ class Decided:
     classes: np.ndarray
     batch_size: int
     score: Score | None = None
-    probabilities: np.ndarray | None = None
+    probable: Probable | None = None
     parameters: int = 0
     decision: Decision | None = None
     gathered_bytes: int | None = None
@@ -79,7 +79,7 @@ def results_of(
         methods[Method.TRANSFER] = transfer.model_copy(update={"curve": [*start[-1:], *(transfer.curve or [])]})
     networks = len(store.decomposition) * settings.networks_per_subimage
     classes: dict[str, np.ndarray] = {name: one.classes for name, one in decided.items()}
-    probabilities: dict[str, np.ndarray | None] = {name: one.probabilities for name, one in decided.items()}
+    confidence: dict[str, np.ndarray] = {name: one.probable.confidence for name, one in decided.items() if one.probable}
     decisions: dict[str, Decision] = {name: one.decision for name, one in decided.items() if one.decision}
     return schema.RunResults(
         schema_version=schema.SCHEMA_VERSION,
@@ -94,7 +94,7 @@ def results_of(
             global_parameters=gathered.global_parameters, subdomains=subdomain_results(gathered, networks, store, labels, settings),
         ),
         methods=methods,
-        analysis=analyse(decisions, labels["test"], classes, probabilities, settings.seed),
+        analysis=analyse(decisions, labels["test"], classes, confidence, settings.seed),
         phases={name: phase_result(name, seconds, gathered.peaks) for name, seconds in phase_seconds(gathered.spans).items()},
         environment=environment,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def method_result(
     phases, spans = settings.phases_of(name), gathered.spans
     intervals = windows(spans, phases)
     score, end = decided.score, wall(intervals)
-    measures = scores(labels["test"], decided.classes, decided.probabilities, classes)
+    measures = scores(labels["test"], decided.classes, decided.probable, classes)
     points = curve(gathered.epochs, phases[-1], "validation_accuracy" if score else "accuracy")
     if name == Method.AVERAGE and gathered.classifications:
         points = average_curve(*gathered.classifications, labels["validation"][:: gathered.stride])

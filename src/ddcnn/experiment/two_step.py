@@ -7,16 +7,19 @@ import numpy as np
 from torch import nn
 
 from ddcnn.config.methods import Method
+from ddcnn.data.batches import Images
 from ddcnn.experiment.context import RecordedEpochs, RunContext, failing_in
 from ddcnn.experiment.results import Decided
 from ddcnn.io.progress import Progress
-from ddcnn.method.aggregate import average, classify_by_dnn, train_dnn, vote
+from ddcnn.io.rows import Table, kept
+from ddcnn.method.aggregate import average, classify_all_by_dnn, train_dnn, vote
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
-from ddcnn.method.interface import evaluate_interface, gather_interface, probabilities_of
+from ddcnn.method.interface import evaluate_interface, gather_tables, probabilities_of
 from ddcnn.method.local import train_local
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.world import Tag
-from ddcnn.report.analysis import Decision
+from ddcnn.report.analysis import Decision, some_of
+from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.kept import Score
 from ddcnn.training.loop import Callback, Epoch, Trainer
@@ -42,10 +45,10 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
             pairs = zip(problem.owned, networks, strict=True)
             classified = [classify_local(context, index, network, progress, others_stop) for index, network in pairs]
 
-    gathered: dict[str, np.ndarray] = {}  # on rank 0, as of ``classify_local`` (S, N, ...)
-    with world.timeline.phase("gather"):
-        for name in classified[0]:  # on the first rank of a group
-            values = gather_interface(problem.groups.across_subdomains, np.stack([values[name] for values in classified]))
+    gathered: dict[str, Table] = {}  # on rank 0, as of ``classify_local`` (S, N, ...)
+    with world.timeline.phase("gather"), world.raise_on_all_ranks():
+        for name in tuple(classified[0]):  # on the first rank of a group
+            values = gather_tables(problem.groups.across_subdomains, [values.pop(name) for values in classified], context.scratch)
             if values is not None:
                 gathered[name] = values
 
@@ -63,8 +66,8 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
     problem, results = context.problem, context.results
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
 
-    def classify(network: nn.Module) -> np.ndarray | None:
-        probabilities = classify_together(group, network, validation, problem.store.validation_samples, policy)
+    def classify(network: nn.Module) -> Table | None:
+        probabilities = classify_together(group, network, validation, problem.store.validation_samples, policy, context.scratch)
         results.local_classification(index, probabilities)
         return probabilities
 
@@ -96,13 +99,14 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
 
 def classify_local(
     context: RunContext, index: int, network: nn.Module, progress: Progress, others_stop: OthersStop
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, Table]:  # fmt: skip
     """What a trained local CNN f_i says, on the first rank of a group.
 
     Returns:
         "test" and, if there are such images, "validation": p_i of their samples, (S, K). If there is a DNN, "dnn": the interface values
         that it learns from, (S_dnn, C), out of fold from local CNNs that are trained here without one fold each; and "interface test",
-        "interface validation": those of the samples, (S, C), unless they are p_i. Nothing on the other ranks of the group.
+        "interface validation": those of the samples, (S, C), if it decides on them and they are not p_i. Nothing on the other ranks of
+        the group.
     """
     problem = context.problem
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
@@ -116,63 +120,80 @@ def classify_local(
             callback = problem.validated(callback, classify, group, settings.epochs)
         return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), callback)
 
-    def classify(network: nn.Module) -> np.ndarray | None:
-        return classify_together(group, network, judged["validation"], problem.store.validation_samples, policy)
+    def classify(network: nn.Module) -> Table | None:
+        return classify_together(group, network, judged["validation"], problem.store.validation_samples, policy, context.scratch)
+
+    def values_of(images: Images, chosen: np.ndarray) -> Table | None:
+        return kept(len(chosen), evaluate_interface(group, settings.interface, network, images, chosen, policy), context.scratch)
 
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
         judged = {split: problem.subimages(split, index) for split in problem.store.samples if split != "train"}
-        interface = {
-            split: evaluate_interface(group, settings.interface, network, images, np.arange(problem.store.samples[split]), policy)
-            for split, images in judged.items()
-        }
-        interface_dnn = None
+        interface = {split: values_of(images, np.arange(problem.store.samples[split])) for split, images in judged.items()}
+        interface_dnn: Table | None = None
         if dnn_samples.kind != "none":
             training = problem.subimages("train", index)
             if dnn_samples.kind == "out-of-fold":
                 make = networks.make_local(index)
-                interface_dnn = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, dnn_samples.fold)
+                fold = dnn_samples.fold
+                for rows, block in evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, fold):
+                    if interface_dnn is None:
+                        interface_dnn = Table(len(fold), block.shape[1:], block.dtype, context.scratch)
+                    interface_dnn.write(rows, block)
             else:
-                interface_dnn = evaluate_interface(group, settings.interface, network, training, dnn_samples.for_dnn, policy)
+                interface_dnn = values_of(training, dnn_samples.for_dnn)
         present = {split: values for split, values in interface.items() if values is not None}
         if not present:
             return {}
-        values = {split: probabilities_of(settings.interface, network, one, policy) for split, one in present.items()}
-        if settings.needs("dnn"):
-            values["dnn"] = present["test"][:0] if interface_dnn is None else interface_dnn
-            if settings.interface != "probabilities":
-                values |= {f"interface {split}": one for split, one in present.items()}
-        return values
+        found: dict[str, Table] = {}
+        for split, one in present.items():
+            blocks = (probabilities_of(settings.interface, network, block, policy) for block in one.blocks())
+            probabilities = one if settings.interface == "probabilities" else kept(len(one), blocks, context.scratch)
+            assert probabilities is not None
+            found[split] = probabilities
+            decides = Method.DNN in settings.methods or (split == "validation" and settings.trains_dnn)
+            if decides and settings.interface != "probabilities":
+                found[f"interface {split}"] = one
+        if interface_dnn is not None:
+            found["dnn"] = interface_dnn
+        return found
 
 
-def vote_and_average(context: RunContext, gathered: dict[str, np.ndarray]) -> None:
+def vote_and_average(context: RunContext, gathered: dict[str, Table]) -> None:
     """On rank 0: vote and average of the local classifications, p_i (S, N, K) of the validation and of the test images."""
     problem, results = context.problem, context.results
     labels, methods, batch_size = problem.labels, problem.settings.methods, problem.local_recipe.batch_size
     probabilities = {split: gathered[split] for split in problem.labels if split in gathered}
-    results.local_classes = {split: values.argmax(axis=2) for split, values in probabilities.items()}
+    results.local_classes = {split: joined(values, lambda p: p.argmax(axis=2)) for split, values in probabilities.items()}
     ranks = problem.groups.across_subdomains.size
     sent = sum(values.nbytes - values.nbytes // ranks for values in probabilities.values())
+    some, part = some_of(probabilities["test"])
     if Method.VOTE in methods:
-        classes = {split: vote(values) for split, values in probabilities.items()}
+        classes = {split: joined(values, vote) for split, values in probabilities.items()}
         score = Score(float((classes["validation"] == labels["validation"]).mean()), nan) if problem.validates else None
-        decision = Decision(probabilities["test"], labels["test"], lambda p, present: vote(p))
+        decision = Decision(some, labels["test"][part], lambda p, present: vote(p))
         results.method(Method.VOTE, Decided(classes["test"], batch_size, score, decision=decision, gathered_bytes=sent))
     if Method.AVERAGE in methods:
-        mean = {split: average(values) for split, values in probabilities.items()}
-        decision = Decision(probabilities["test"], labels["test"], lambda p, present: average(p).argmax(axis=1))
-        score = problem.score_of(mean.get("validation"))
-        decided = Decided(mean["test"].argmax(axis=1), batch_size, score, mean["test"], decision=decision, gathered_bytes=sent)
+        mean = {split: kept(len(values), map(average, values.blocks()), context.scratch) for split, values in probabilities.items()}
+        decision = Decision(some, labels["test"][part], lambda p, present: average(p).argmax(axis=1))
+        assert mean["test"] is not None
+        score, probable = problem.score_of(mean.get("validation")), Probable.of(mean["test"], labels["test"])
+        decided = Decided(probable.classes, batch_size, score, probable, decision=decision, gathered_bytes=sent)
         results.method(Method.AVERAGE, decided)
 
 
-def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_stop: OthersStop) -> nn.Module:
+def joined(table: Table, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What ``work`` makes of every block of a table."""
+    return np.concatenate([work(block) for block in table.blocks()])
+
+
+def decide_by_dnn(context: RunContext, gathered: dict[str, Table], others_stop: OthersStop) -> nn.Module:
     """On rank 0: trains the DNN on interface values (S_dnn, N, C), or takes it from another run, and classifies (S, N, C)."""
     problem, results = context.problem, context.results
     settings, networks, policy, recipe = problem.settings, problem.networks, problem.networks.dnn_policy, problem.dnn_recipe
     values = {split: gathered.get(f"interface {split}", gathered[split]) for split in problem.labels if split in gathered}
 
-    def classify(network: nn.Module) -> np.ndarray:
-        return classify_by_dnn(network, values["validation"], policy)
+    def classify(network: nn.Module) -> Table:
+        return classify_all_by_dnn(network, values["validation"], policy, context.scratch)
 
     with problem.world.timeline.span("compute"), failing_in("DNN", "--dnn-lr"), context.progress("DNN", recipe.epochs) as progress:
         network = networks.earlier_dnn() if settings.start_from else None
@@ -190,8 +211,11 @@ def decide_by_dnn(context: RunContext, gathered: dict[str, np.ndarray], others_s
         context.save("dnn", network, epochs=epochs, **networks.about_dnn())
         if Method.DNN in settings.methods:
             score = problem.score_of(classify(network)) if problem.validates else None
-            probabilities = classify_by_dnn(network, values["test"], policy)
-            decision = context.decision(network, values["test"], problem.labels["test"])
-            classes, parameters = probabilities.argmax(axis=1), count_parameters(network)
-            results.method(Method.DNN, Decided(classes, recipe.batch_size, score, probabilities, parameters, decision))
+            labels, (some, part) = problem.labels["test"], some_of(values["test"])
+            probable = Probable.of(classify_all_by_dnn(network, values["test"], policy, context.scratch), labels)
+            decided = Decided(
+                probable.classes, recipe.batch_size, score, probable, count_parameters(network),
+                context.decision(network, some, labels[part]),
+            )  # fmt: skip
+            results.method(Method.DNN, decided)
         return network

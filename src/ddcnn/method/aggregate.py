@@ -4,6 +4,7 @@ Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s); each row sums to 
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.data.stored import InMemory
+from ddcnn.data.stored import InMemory, Stored, Streamed
+from ddcnn.io.rows import Table, kept
 from ddcnn.training.evaluation import classify
 from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
@@ -37,7 +39,7 @@ def average(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.mean(axis=1, dtype=np.float64)
 
 
-def train_dnn(trainer: Trainer, make: Callable[[], nn.Module], values: np.ndarray, labels: np.ndarray) -> nn.Module:
+def train_dnn(trainer: Trainer, make: Callable[[], nn.Module], values: np.ndarray | Table, labels: np.ndarray) -> nn.Module:
     """CNN-DNN: trains the DNN on gathered interface values, in the papers the p_i (arXiv 2302.06564, section 3); on one rank.
 
     Args:
@@ -78,7 +80,18 @@ def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) 
     return torch.stack([values[:, place[i]] if i in place else mean for i in range(subdomains)], 1)
 
 
-def dnn_rows(values: np.ndarray, labels: np.ndarray, policy: DevicePolicy) -> Rows:
-    """Samples of the DNN: interface values (S, N, C) -> inputs (S, N·C), on the device."""
-    inputs = InMemory(torch.from_numpy(values).to(policy.device), policy.device)
-    return Rows(inputs, torch.from_numpy(labels).to(policy.device))
+def classify_all_by_dnn(network: Any, values: Table, policy: DevicePolicy, folder: Path) -> Table:
+    """``classify_by_dnn`` of a table (S, N, C), block by block -> (S, K)."""
+    found = kept(len(values), (classify_by_dnn(network, block, policy) for block in values.blocks()), folder)
+    assert found is not None
+    return found
+
+
+def dnn_rows(values: np.ndarray | Table, labels: np.ndarray, policy: DevicePolicy) -> Rows:
+    """Samples of the DNN: interface values (S, N, C), on the device, or in a file from which they are read as they are needed."""
+    device = policy.device
+    if isinstance(values, Table) and not values.in_memory:
+        inputs: Stored = Streamed(values, device)
+    else:
+        inputs = InMemory(torch.from_numpy(values.array if isinstance(values, Table) else values).to(device), device)
+    return Rows(inputs, torch.from_numpy(labels).to(device))

@@ -6,6 +6,7 @@ convolutional one costs as much as a local CNN: there the samples of a batch are
 sums over the chunks in their order: the same, bit for bit, on any number of ranks and either way.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,19 +31,19 @@ class CoarseSolve:
 
     def __init__(self, world: World, dnn: Any, chunks: int = 1, divided: bool = False):
         self.world, self.dnn, self.chunks, self.divided = world, dnn, chunks, divided and world.size > 1
-        self.seen: list[np.ndarray] | None = None  # where rank 0 keeps interface values (B, N, C) of batches; then nothing is divided
+        self.watch: Callable[[np.ndarray], None] | None = None  # gets interface values (B, N, C) on rank 0; then nothing is divided
         self._copies: list[dict[str, torch.Tensor]] = []  # of the DNN's parameters, for each chunk, with gradients of their own
 
     def logits(self, own: torch.Tensor) -> torch.Tensor:
         """Interface values (n, B, C) of the rank's own subdomains -> logits (B, K), on all ranks."""
         batch = own.shape[1]
         own = nn.functional.pad(own, (0, 0, 0, -batch % self.chunks))
-        divided = self.divided and self.seen is None
+        divided = self.divided and self.watch is None
         values: Any = own
         if self.world.size > 1:
             values = Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world)  # (N, B, C), or (N, B/P, C)
-        if self.seen is not None and self.world.rank == 0:
-            self.seen.append(values[:, :batch].movedim(0, 1).float().cpu().numpy())
+        if self.watch and self.world.rank == 0:
+            self.watch(values[:, :batch].movedim(0, 1).float().cpu().numpy())
         size = own.shape[1] // self.chunks
         chunks = values.movedim(0, 1).flatten(1).split(size)
         if self.chunks > 1 and self.dnn.training:

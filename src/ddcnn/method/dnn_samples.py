@@ -1,8 +1,7 @@
 """Which samples the DNN learns from: those of the local CNNs, held-out ones, or all of them out of fold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -59,25 +58,25 @@ class DnnSamples:
 
 def evaluate_interface_out_of_fold(
     group: World, trainer_of: Callable[[int, int], Trainer], make: Callable[[], nn.Module], interface: str, images: Images, fold: np.ndarray
-) -> np.ndarray | None:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Interface values (S, C) float32 of the training samples, each from a CNN that was not trained on its fold.
 
     Args:
         trainer_of: for the number of the fold that is left out, and the number of samples that remain.
         fold: (S,) int64, the fold of each training sample.
 
-    Returns:
-        the values, in the order of the samples, on the group's first rank; None on its other ranks.
+    Yields:
+        ascending samples (b,) and their values (b, C), until all have theirs, on the group's first rank; nothing on its other ranks.
 
     Raises:
         FloatingPointError, Stopped: as ``train_local``.
     """
-    unseen: list[Any] = []
     for k in range(int(fold.max()) + 1):
         chosen = np.flatnonzero(fold != k)
         trainer = trainer_of(k, len(chosen))
         network = train_local(group, trainer, make, images, chosen)
-        unseen.append(evaluate_interface(group, interface, network, images, np.flatnonzero(fold == k), trainer.policy))
-    if group.rank:
-        return None
-    return np.concatenate(unseen)[np.argsort(np.argsort(fold, kind="stable"))]
+        unseen = np.flatnonzero(fold == k)
+        for values in evaluate_interface(group, interface, network, images, unseen, trainer.policy):
+            if values is not None:
+                yield unseen[: len(values)], values
+                unseen = unseen[len(values) :]

@@ -5,7 +5,8 @@ K numbers as well; the features are the last hidden layer of f_i, F numbers. Of 
 their pixels if they are wanted, and its logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
+from ddcnn.io.rows import BLOCK_BYTES, Table, kept
 from ddcnn.networks.dense import SMALLEST_PROBABILITY
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided
@@ -46,8 +48,8 @@ def values_per_subdomain(interface: str, network: nn.Module) -> int:
 
 def evaluate_interface(
     group: World, interface: str, network: nn.Module, samples: Samples, chosen: np.ndarray, policy: DevicePolicy
-) -> np.ndarray | None:  # fmt: skip
-    """Interface values (S, C) float32 of the samples ``chosen`` (S,), on the group's first rank; None on its other ranks."""
+) -> Iterator[np.ndarray | None]:  # fmt: skip
+    """Interface values (S, C) float32 of the samples ``chosen`` (S,) in blocks, on the group's first rank; None on its other ranks."""
 
     def values(images: torch.Tensor) -> torch.Tensor:
         return at_least_single(interface_values(interface, network, images))
@@ -55,7 +57,7 @@ def evaluate_interface(
     def work(share: np.ndarray) -> np.ndarray:
         return evaluate(network, values, samples, torch.from_numpy(share), policy).numpy()
 
-    return divided(group, chosen, work)
+    return divided(group, chosen, samples.pixels, work)
 
 
 def local_probabilities(interface: str, network: Any, values: torch.Tensor) -> torch.Tensor:
@@ -86,6 +88,13 @@ def gather_interface(across: World, own: np.ndarray) -> np.ndarray | None:
     """
     parts = across.gather(own)  # (P, n, S, C)
     return None if parts is None else np.concatenate(parts).swapaxes(0, 1)
+
+
+def gather_tables(across: World, own: Sequence[Table], folder: Path) -> Table | None:
+    """``gather_interface`` of n tables (S, C), block by block -> (S, N, C) on rank 0, in memory or in a file of ``folder``."""
+    each = across.size * len(own)
+    blocks = zip(*(table.blocks(BLOCK_BYTES // each) for table in own), strict=True)
+    return kept(len(own[0]), (gather_interface(across, np.stack(parts)) for parts in blocks), folder)
 
 
 class Collect(torch.autograd.Function):

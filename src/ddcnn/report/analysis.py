@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddcnn.io.results_schema import Analysis, Influence
+from ddcnn.io.rows import Table
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import numpy_generator
 from ddcnn.report.metrics import calibration_error
@@ -25,7 +26,7 @@ class Decision:
     """How a method decides on interface values.
 
     Attributes:
-        values: (S, N, C) float32 of test samples.
+        values: (S, N, C) float32 of every ``stride_of``-th test sample.
         labels: (S,) int64, their classes.
         decide: values (S, n, C) and the numbers of their n subdomains -> classes (S,).
         in_part: whether it can decide without some subdomains.
@@ -35,11 +36,6 @@ class Decision:
     labels: np.ndarray
     decide: Callable[[np.ndarray, Sequence[int]], np.ndarray]
     in_part: bool = True
-
-    def thinned(self) -> "Decision":
-        """The same on a part of the samples, as large as ``MOST_NUMBERS`` allows."""
-        stride = -(-self.values.size * self.subdomains // MOST_NUMBERS)
-        return Decision(np.ascontiguousarray(self.values[::stride]), self.labels[::stride], self.decide, self.in_part)
 
     @property
     def subdomains(self) -> int:
@@ -68,11 +64,22 @@ class Decision:
         return [self.accuracy(self.values[:, others], others) for others in present]
 
 
+def stride_of(samples: int, subdomains: int, values: int) -> int:
+    """Of the test samples: their part is as large as ``MOST_NUMBERS`` allows."""
+    return max(1, -(-samples * subdomains * values * subdomains // MOST_NUMBERS))
+
+
+def some_of(values: Table) -> tuple[np.ndarray, slice]:
+    """The values (S', N, C) that a ``Decision`` gets of all (S, N, C), and which samples they are of."""
+    part = slice(None, None, stride_of(len(values), *values.shape))
+    return values.read(np.arange(len(values))[part]), part
+
+
 def analyse(
     decisions: dict[str, Decision],
     labels: np.ndarray,
     classes: dict[str, np.ndarray],
-    probabilities: dict[str, np.ndarray | None],
+    confidence: dict[str, np.ndarray],
     seed: int,
 ) -> Analysis:
     """What the decisions of a run rest on.
@@ -80,7 +87,7 @@ def analyse(
     Args:
         decisions: of the methods that decide on interface values.
         labels: (S,) of the test samples.
-        classes, probabilities: per method (S,), and (S, K) if it has any.
+        classes, confidence: per method (S,), the latter if it has probabilities.
     """
     correct = {name: decisions_of == labels for name, decisions_of in classes.items()}
     return Analysis(
@@ -88,9 +95,7 @@ def analyse(
             name: Influence(samples=len(decision.values), reliance=decision.reliance(seed), without=decision.without())
             for name, decision in decisions.items()
         },
-        calibration_error={
-            name: calibration_error(values.max(axis=1), correct[name]) for name, values in probabilities.items() if values is not None
-        },
+        calibration_error={name: calibration_error(of_decisions, correct[name]) for name, of_decisions in confidence.items()},
         disagreement={kind: len(rows) for kind, rows in disagreements(labels, classes).items()},
     )
 

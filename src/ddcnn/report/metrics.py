@@ -1,15 +1,42 @@
 """Scores of decisions, computed by scikit-learn: accuracy, measures for imbalanced classes, calibration."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ddcnn.io.rows import Table
 
 MANY_CLASSES = 100  # no confusion matrix in results.json beyond
 BINS = 15  # of confidences, as usual since Guo et al., arXiv 1706.04599
 
 
-def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | None, number_of_classes: int) -> dict[str, Any]:
-    """Scores of decisions ``classes`` (S,) and, if there are any, probabilities (S, K), against ``labels`` (S,).
+@dataclass(frozen=True)
+class Probable:
+    """What is kept of probabilities (S, K), which may be very many.
+
+    Attributes:
+        classes: (S,) int64, the most probable ones.
+        confidence: (S,) float32, their probabilities.
+        loss: mean cross entropy.
+        auc: as of ``scores``.
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    loss: float
+    auc: float | None
+
+    @classmethod
+    def of(cls, probabilities: Table, labels: np.ndarray) -> "Probable":
+        """Of probabilities against ``labels`` (S,), block by block."""
+        pairs = [(block.argmax(axis=1), block.max(axis=1).astype(np.float32)) for block in probabilities.blocks()]
+        classes, confidence = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        return cls(classes, confidence, cross_entropy(labels, probabilities), auc(labels, probabilities))
+
+
+def scores(labels: np.ndarray, classes: np.ndarray, probable: Probable | None, number_of_classes: int) -> dict[str, Any]:
+    """Scores of decisions ``classes`` (S,), and of their probabilities if there are any, against ``labels`` (S,).
 
     Returns:
         ``test_accuracy``; ``balanced_accuracy``, mean per-class recall; ``auc``, the area under the ROC
@@ -22,25 +49,30 @@ def scores(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray | 
     present = np.unique(labels)
     return {
         "test_accuracy": float((classes == labels).mean()),
-        "test_loss": None if probabilities is None else cross_entropy(labels, probabilities),
+        "test_loss": probable and probable.loss,
         "balanced_accuracy": float(recall_score(labels, classes, labels=present, average="macro", zero_division=0)),
-        "auc": None if probabilities is None else auc(labels, probabilities),
+        "auc": probable and probable.auc,
         "confusion": confusion(labels, classes, number_of_classes).tolist() if number_of_classes <= MANY_CLASSES else None,
     }
 
 
-def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def cross_entropy(labels: np.ndarray, probabilities: Table) -> float:
     """Mean cross entropy of probabilities (S, K)."""
-    of_label = probabilities[np.arange(len(labels)), labels]
+    found, rest = [], labels
+    for block in probabilities.blocks():
+        found.append(block[np.arange(len(block)), rest[: len(block)]])
+        rest = rest[len(block) :]
+    of_label = np.concatenate(found)
     return float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
 
 
-def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def auc(labels: np.ndarray, probabilities: Table) -> float | None:
     """Area under the ROC curve; None if all samples are of one class."""
     from sklearn.metrics import roc_auc_score
 
-    tested = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    rates = [roc_auc_score(labels == k, probabilities[:, k]) for k in tested if 0 < (labels == k).sum() < len(labels)]
+    (classes,), counts = probabilities.shape, np.bincount(labels)
+    tested = [k for k in np.flatnonzero(counts).tolist() if counts[k] < len(labels) and (classes > 2 or k == 1)]
+    rates = [roc_auc_score(labels == k, column) for k, column in probabilities.columns(tested)]
     return float(np.mean(rates)) if rates else None
 
 

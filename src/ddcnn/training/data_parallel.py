@@ -4,8 +4,9 @@ The baseline is trained like this, the undecomposed CNN over all ranks; so is a 
 plain training loop. Order of the samples and augmentation do not depend on the number of ranks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.batches import Images, RankShare, Samples
+from ddcnn.io.rows import Table, kept
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
-from ddcnn.training.evaluation import classify
+from ddcnn.training.evaluation import classify, evaluation_block
 from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
 from ddcnn.training.precision import DevicePolicy
 
@@ -127,16 +129,28 @@ def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
     return (ranks - 1) * (2 * 4 * parameters + buffers)
 
 
-def classify_together(world: World, network: nn.Module, images: Samples, samples: int, policy: DevicePolicy) -> np.ndarray | None:
+def classify_together(
+    world: World, network: nn.Module, images: Samples, samples: int, policy: DevicePolicy, folder: Path
+) -> Table | None:  # fmt: skip
     """Probabilities (S, K) float32 of all S samples on rank 0, None on the other ranks; each rank classifies its share."""
-    return divided(world, np.arange(samples), lambda own: classify(network, images, torch.from_numpy(own), policy).numpy())
+    blocks = divided(world, np.arange(samples), images.pixels, lambda own: classify(network, images, torch.from_numpy(own), policy).numpy())
+    return kept(samples, blocks, folder)
 
 
-def divided(world: World, chosen: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    """Values (S, ...) of the samples ``chosen`` (S,) on rank 0, None on the others: each rank does ``work`` on its share."""
-    if world.size == 1 or len(chosen) == 0:
-        return work(chosen)
-    each = -(-len(chosen) // world.size)
-    share = np.minimum(np.arange(each) * world.size + world.rank, len(chosen) - 1)
-    gathered = world.gather(work(chosen[share]))  # (ranks, each, ...)
-    return None if gathered is None else gathered.swapaxes(0, 1).reshape(each * world.size, *gathered.shape[2:])[: len(chosen)]
+def divided(
+    world: World, chosen: np.ndarray, pixels: int, work: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray | None]:  # fmt: skip
+    """Values (S, ...) of the samples ``chosen`` (S,) of so many pixels on rank 0, None on the others, block by block.
+
+    Each rank does ``work`` on its share of a block, every P-th sample; all ranks take all blocks.
+    """
+    size = evaluation_block(pixels, world.size)
+    for start in range(0, max(1, len(chosen)), size):
+        block = chosen[start : start + size]
+        if world.size == 1 or len(block) == 0:
+            yield work(block)
+            continue
+        each = -(-len(block) // world.size)
+        share = np.minimum(np.arange(each) * world.size + world.rank, len(block) - 1)
+        gathered = world.gather(work(block[share]))  # (ranks, each, ...)
+        yield None if gathered is None else gathered.swapaxes(0, 1).reshape(each * world.size, *gathered.shape[2:])[: len(block)]

@@ -12,6 +12,7 @@ from ddcnn.parallel.heartbeat import beat
 from ddcnn.training.precision import DevicePolicy
 
 EVALUATION_SAMPLES = 512  # of a batch at most
+BATCHES = 8  # of a block
 EVALUATION_PIXELS = 1 << 18  # of a batch of larger images; one image of 512x512, four of 256x256
 
 
@@ -22,6 +23,11 @@ def classify(network: nn.Module, samples: Samples, chosen: torch.Tensor, policy:
         FloatingPointError: an output is NaN or infinite.
     """
     return evaluate(network, lambda inputs: at_least_single(network(inputs)).softmax(1), samples, chosen, policy)
+
+
+def evaluation_block(pixels: int, ranks: int) -> int:
+    """Samples that so many ranks evaluate before their values are gathered and put away: what is held at once is bounded."""
+    return ranks * -(-BATCHES * evaluation_batch(pixels) // ranks)
 
 
 def evaluation_batch(pixels: int) -> int:

@@ -1,0 +1,150 @@
+"""Rows of numbers that are read in any order: from memory, or from the bytes of a file, each in a read of its own.
+
+What grows with the number of samples lies in a ``Table``: in memory while it is small, else in a file without a name, which goes with the
+process.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ddcnn.io.atomic import disk_errors
+from ddcnn.io.hdf5 import Damaged
+
+IN_MEMORY = 1 << 26  # bytes of a table
+BLOCK_BYTES = 1 << 24  # that are worked on at a time
+
+
+class RowReader(Protocol):
+    """Rows (S, *shape) that can be read in any order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) int64 -> (B, *shape), an array of its own."""
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Rows of an array (S, ...) in memory."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape[1:]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.array[rows]
+
+
+def fill(file: int, rows: np.ndarray, places: np.ndarray, chosen: np.ndarray | None = None) -> None:
+    """Reads ``rows`` (B, ...), C-contiguous, or those of them that are ``chosen`` (b,), from the bytes ``places`` (b,) of an open file.
+
+    Raises:
+        Damaged: the file is shorter.
+    """
+    size, data = rows.nbytes // max(1, len(rows)), memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    order = np.argsort(places, kind="stable")  # as disks like it
+    numbers = order if chosen is None else chosen[order]
+    for k, place in zip(numbers.tolist(), places[order].tolist(), strict=True):
+        begin, end = k * size, (k + 1) * size
+        while begin < end:  # the kernel may give fewer at a time
+            got = os.preadv(file, [data[begin:end]], place)
+            if not got:
+                raise Damaged("it has become shorter")
+            begin, place = begin + got, place + got
+
+
+class Table:
+    """Rows (S, *shape), written and read in any order.
+
+    Args:
+        folder: of its file, if it needs one.
+
+    Raises:
+        InputError: no file can be made there; by ``write``: there is no room on the disk.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path):
+        self.rows, self.shape, self.dtype, self._folder = rows, shape, dtype, folder
+        self._size = prod(shape) * dtype.itemsize
+        self._array = np.empty((rows, *shape), dtype) if rows * self._size <= IN_MEMORY else None
+        if self._array is None:
+            with disk_errors(folder):
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed with the table
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def array(self) -> np.ndarray:
+        """All of it, in memory."""
+        return self._array if self._array is not None else self.read(np.arange(self.rows))
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self._size
+
+    @property
+    def in_memory(self) -> bool:
+        return self._array is not None
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """The ``values`` (B, *shape) of ascending ``rows`` (B,)."""
+        if self._array is not None:
+            self._array[rows] = values
+            return
+        with disk_errors(self._folder):
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
+                bytes_of_run = np.ascontiguousarray(values[run[0] : run[-1] + 1], self.dtype).reshape(-1).view(np.uint8)
+                data, place = memoryview(bytes_of_run), int(rows[run[0]]) * self._size  # type: ignore[arg-type]
+                while data:
+                    written = os.pwrite(self._file.fileno(), data, place)
+                    data, place = data[written:], place + written
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        if self._array is not None:
+            return self._array[rows]
+        found = np.empty((len(rows), *self.shape), self.dtype)
+        fill(self._file.fileno(), found, rows * self._size)
+        return found
+
+    def blocks(self, most: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """All rows, in blocks of so many bytes."""
+        each = max(1, most // max(1, self._size))
+        for start in range(0, max(1, self.rows), each):
+            stop = min(start + each, self.rows)
+            if self._array is not None:
+                yield self._array[start:stop]
+            else:
+                found = np.empty((1, stop - start, *self.shape), self.dtype)
+                fill(self._file.fileno(), found, np.array([start * self._size]))
+                yield found[0]
+
+    def columns(self, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Of rows (S, K) the ``chosen`` numbers of all, (S,) each; a few of them are read at a time."""
+        each = max(1, BLOCK_BYTES // max(1, self.rows * self.dtype.itemsize))
+        for start in range(0, len(chosen), each):
+            some = list(chosen[start : start + each])
+            found = np.concatenate([block[:, some] for block in self.blocks()])
+            yield from zip(some, found.T, strict=True)
+
+
+def kept(rows: int, blocks: Iterable[np.ndarray | None], folder: Path) -> Table | None:
+    """A table of so many rows, from blocks of them one after the other, one at least; None if these are None, as on ranks that get none."""
+    table, start = None, 0
+    for block in blocks:
+        if block is not None:
+            table = Table(rows, block.shape[1:], block.dtype, folder) if table is None else table
+            table.write(np.arange(start, start + len(block)), block)
+            start += len(block)
+    return table
