@@ -16,7 +16,7 @@ THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided b
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
     "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard", "dry_run",
-    "resident",
+    "resident", "recompute",
 )  # settings that may change when a run is resumed: --data to a path of the same images  # fmt: skip
 
 
@@ -49,6 +49,12 @@ class RunSettings(DataSettings, TrainingSettings):
 
     epochs: int = option(Group.LOCAL, 10, "epochs of local training", "E", ge=1)
     batch_size: int = option(Group.LOCAL, 128, "samples per step, of all ranks together", "B", ge=2)
+    accumulate: int = option(
+        Group.LOCAL, 1, "divide each batch into K parts, whose gradients are added; batch normalisation sees a part", "K", ge=1
+    )
+    recompute: bool = option(
+        Group.LOCAL, False, "compute the CNNs' activations again in the backward pass rather than keep them: less memory, more time"
+    )
     start_from: Path | None = option(
         Group.LOCAL, None, "take the local CNNs, and the DNN if it fits, from a finished run with the same --seed (default: train)", "RUN"
     )

@@ -18,6 +18,12 @@ class MixedLabels:
     other: torch.Tensor
     weight: torch.Tensor
 
+    def __getitem__(self, part: slice) -> "MixedLabels":
+        return MixedLabels(self.main[part], self.other[part], self.weight[part])
+
+    def __len__(self) -> int:
+        return len(self.main)
+
 
 Labels = torch.Tensor | MixedLabels
 

@@ -22,6 +22,10 @@ def check_networks(settings: RunSettings, decomposition: Decomposition, channels
     """Raises InputError for a network that cannot take the images, has no maps of them, or cannot share parameters."""
     for arguments in _networks(settings, decomposition, channels, classes):
         registry.check(*arguments)
+        if settings.recompute and settings.network not in registry.NETWORKS:
+            from ddcnn.networks.recompute import recompute
+
+            recompute(registry.make(*arguments[:2]), settings.network)
     if not settings.needs("dnn") and not settings.joint:
         return
     design = settings.local_design(len(decomposition) * settings.networks_per_subimage)

@@ -150,6 +150,7 @@ class Problem:
         return Recipe(
             epochs, batch_size, settings.optimizer, lr or settings.lr, settings.weight_decay, schedule or settings.schedule,
             settings.label_smoothing, self._class_weights, settings.clip_norm, settings.ema, settings.warmup or None,
+            accumulate=settings.accumulate,
         )  # fmt: skip
 
     @property

@@ -57,13 +57,14 @@ class CoarseSolve:
 
     def _learning(self, chunks: tuple[torch.Tensor, ...], real: list[int]) -> list[torch.Tensor]:
         """Logits of chunks, each with a copy of the parameters, of which the first ``real`` samples are of the batch."""
+        self.finish_gradient()  # of an earlier part of the batch
         parameters = dict(self.dnn.named_parameters())
         self._copies = [{name: one.detach().requires_grad_(one.requires_grad) for name, one in parameters.items()} for _ in chunks]
         return self.dnn.in_chunks(chunks, self._copies, real, partial(total, world=self.world if self.divided else None))
 
     @torch.no_grad()
     def finish_gradient(self) -> None:
-        """All ranks, after a backward pass: the DNN gets the sum of its chunks' gradients."""
+        """All ranks, after a backward pass: the sum of the chunks' gradients is added to that of the DNN."""
         learning = [name for name, one in self.dnn.named_parameters() if one.requires_grad]
         if not (self._copies and learning):
             return
@@ -72,8 +73,11 @@ class CoarseSolve:
         begin = 0
         for name in learning:
             one = self.dnn.get_parameter(name)
-            one.grad = torch.empty_like(one)  # with its strides, which fused optimizers take for granted
-            one.grad.copy_(found[begin : begin + one.numel()].view(one.shape))
+            of_part = found[begin : begin + one.numel()].view(one.shape)
+            if one.grad is None:
+                one.grad = torch.empty_like(one).copy_(of_part)  # with its strides, which fused optimizers take for granted
+            else:
+                one.grad += of_part
             begin += one.numel()
         self._copies = []
 

@@ -24,6 +24,7 @@ from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.layers import count_parameters
 from ddcnn.networks.maps import MapInterface, map_interface
+from ddcnn.networks.recompute import recompute
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.loop import build
@@ -81,9 +82,10 @@ class Networks:
         return map_interface(design, self.store.decomposition, channels, self.classes, settings.coarse_image)
 
     def _started(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        """What makes the same networks, from the trained weights if there are some."""
-        weights, name = self.weights, self.settings.network
-        return (lambda: weights.fill(make(), name)) if weights else make
+        """What makes the same networks, from the trained weights if there are some; activations are recomputed if that is wanted."""
+        weights, settings = self.weights, self.settings
+        filled = (lambda: weights.fill(make(), settings.network)) if weights else make
+        return (lambda: recompute(filled(), settings.network)) if settings.recompute else filled
 
     def make_global(self, method: Method) -> Callable[[], nn.Module]:
         return partial(registry.make, self.settings.global_design(method), self._shape(self.store.shape[:-1]))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddcnn.networks.layers import CONVOLUTION, MAX_POOLING, MEAN_POOLING, NORMALISATION
+from ddcnn.networks.recompute import in_segments
 from ddcnn.networks.shape import Shape, scaled_width
 
 
@@ -47,6 +48,7 @@ class ResNet(nn.Module):
                 stages.append(BasicBlock(dimensions, channels, outputs, 2 if stage > 0 and block == 0 else 1, large_images))
                 channels = outputs
         self.convolutions = nn.Sequential(*stem, *stages)
+        self.recomputes = False
         self._first_stage = len(stem) + blocks[0]
         self.channels, self.cell = channels, ((4 if large_images else 1) << (len(blocks) - 1),) * dimensions
         dense: list[nn.Module] = [MEAN_POOLING[dimensions](1), nn.Flatten()]
@@ -65,7 +67,7 @@ class ResNet(nn.Module):
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """What the last stage sees: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
-        return self.convolutions(images)
+        return in_segments(self.convolutions, images) if self.recomputes else self.convolutions(images)
 
     def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``maps`` and ``features`` in one pass."""
@@ -74,7 +76,7 @@ class ResNet(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last hidden layer: (B, C, *spatial) -> (B, F)."""
-        return self.dense(self.convolutions(images))
+        return self.dense(self.maps(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""

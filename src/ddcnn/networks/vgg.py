@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ddcnn.networks.layers import MAX_POOLING, LargestOfHalves, convolved, halving
+from ddcnn.networks.recompute import in_segments
 from ddcnn.networks.shape import Shape, scaled_width
 
 
@@ -51,6 +52,7 @@ class VGG(nn.Module):
                 self.cell = tuple(c * factor for c, factor in zip(self.cell, factors, strict=True))
             size = tuple(side // factor for side, factor in zip(size, factors, strict=True))
         self.convolutions = nn.Sequential(*layers)
+        self.recomputes = False
         self.channels = channels
         dense: list[nn.Module] = [nn.Flatten()]
         hidden = scaled_width(4 * width, divisor)
@@ -68,12 +70,12 @@ class VGG(nn.Module):
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """The last stage, pooled if the DNN goes on: (B, C, *spatial) -> (B, ``channels``, *cells), a cell for ``cell`` pixels."""
-        return self.convolutions[: self._map_layers](images)
+        return self._convolved(slice(self._map_layers), images)
 
     def maps_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``maps`` and ``features`` in one pass."""
         maps = self.maps(images)
-        return maps, self.dense(self.convolutions[self._map_layers :](maps))
+        return maps, self.dense(self._convolved(slice(self._map_layers, None), maps))
 
     @property
     def early(self) -> tuple[str, ...]:
@@ -87,7 +89,11 @@ class VGG(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last hidden layer: (B, C, *spatial) -> (B, F)."""
-        return self.dense(self.convolutions(images))
+        return self.dense(self._convolved(slice(None), images))
+
+    def _convolved(self, part: slice, images: torch.Tensor) -> torch.Tensor:
+        layers = self.convolutions[part]
+        return in_segments(layers, images) if self.recomputes else layers(images)  # type: ignore[arg-type]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> logits (B, K)."""

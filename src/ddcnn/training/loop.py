@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -229,16 +230,14 @@ class Trainer:
 def take_step(state: TrainState, inputs: Any, labels: Labels, trainer: Trainer, weights: torch.Tensor | None) -> None:
     """One step of the optimizer on a batch with labels (B,); ``weights`` (K,) of the classes in the loss."""
     recipe = trainer.recipe
-    with trainer.policy.autocast():
-        output = state.network(inputs)
-    logits, others = output if isinstance(output, tuple) else (output, None)
-    logits = at_least_single(logits)
-    loss = objective = cross_entropy(logits, labels, weights, recipe.label_smoothing)
-    if others is not None:
-        each = [cross_entropy(at_least_single(one), labels, weights, recipe.label_smoothing) for one in others]
-        objective = loss + recipe.auxiliary * state.remaining * sum(each)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(objective).backward()
+    bounds = [len(labels) * k // recipe.accumulate for k in range(recipe.accumulate + 1)]
+    parts = [slice(*pair) for pair in pairwise(bounds)]
+    for part in parts:
+        network = state.network
+        alone = part.stop < len(labels) and isinstance(network, DistributedDataParallel)  # with the last part, gradients are reduced
+        with network.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            add_gradient(state, part_of(inputs, part), labels[part], (part.stop - part.start) / len(labels), trainer, weights)
     trainer.callback.after_backward(state)
     if recipe.clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
@@ -249,12 +248,33 @@ def take_step(state: TrainState, inputs: Any, labels: Labels, trainer: Trainer, 
     state.schedule.step()
     if state.average:
         state.average.follow(state.schedule.last_epoch)
-    main = labels.main if isinstance(labels, MixedLabels) else labels
-    state.loss_sum += loss.detach()
-    state.correct += (logits.detach().argmax(1) == main).sum()
-    state.seen += len(main)
+    state.seen += len(labels)
     state.step += 1
     beat(f"epoch {state.epoch}, step {state.step}")
+
+
+def part_of(inputs: Any, part: slice) -> Any:
+    """The samples ``part`` of network input: of a tensor (B, ...), or of each in a list."""
+    return inputs[part] if isinstance(inputs, torch.Tensor) else [one[part] for one in inputs]
+
+
+def add_gradient(
+    state: TrainState, inputs: Any, labels: Labels, share: float, trainer: Trainer, weights: torch.Tensor | None
+) -> None:  # fmt: skip
+    """Adds the gradient of a part of a batch, of which it is the ``share``; arguments as of ``take_step``."""
+    recipe = trainer.recipe
+    with trainer.policy.autocast():
+        output = state.network(inputs)
+    logits, others = output if isinstance(output, tuple) else (output, None)
+    logits = at_least_single(logits)
+    loss = objective = cross_entropy(logits, labels, weights, recipe.label_smoothing)
+    if others is not None:
+        each = [cross_entropy(at_least_single(one), labels, weights, recipe.label_smoothing) for one in others]
+        objective = loss + recipe.auxiliary * state.remaining * sum(each)
+    state.scaler.scale(objective if share == 1 else share * objective).backward()
+    main = labels.main if isinstance(labels, MixedLabels) else labels
+    state.loss_sum += share * loss.detach()
+    state.correct += (logits.detach().argmax(1) == main).sum()
 
 
 def cross_entropy(logits: torch.Tensor, labels: Labels, weights: torch.Tensor | None, label_smoothing: float) -> torch.Tensor:

@@ -20,6 +20,7 @@ class Recipe:
         clip_norm: largest norm of the gradient of each part of the network (see ``parts_of``), by itself; None for no limit.
         ema: decay of the average of the parameters over the steps, which is evaluated and kept; None for no average.
         auxiliary: weight of the further logits that a network has while it trains, in the loss; it falls to zero over the steps.
+        accumulate: parts of a batch that are passed through the network one after the other; their gradients are added.
         warmup: epochs in which the learning rate rises to the schedules "cosine" and "constant"; None for none.
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     ema: float | None = None
     warmup: float | None = None
     auxiliary: float = 0.0
+    accumulate: int = 1
 
     def steps_per_epoch(self, samples: int) -> int:
         """Number of full batches of an epoch; the samples left over (others in every epoch) are skipped, unless there is no full batch."""
