@@ -36,7 +36,7 @@ class Memory(nn.Module):
 
 
 def numbered() -> Rows:
-    return Rows(torch.arange(60.0)[:, None], torch.from_numpy(LABELS))
+    return Rows.of(torch.arange(60.0)[:, None], torch.from_numpy(LABELS))
 
 
 def recipe(epochs: int = 1) -> Recipe:
@@ -49,8 +49,8 @@ def trainer_of(epochs: int):
 
 def test_out_of_fold_every_sample_is_classified_by_a_network_that_has_not_seen_it(world):
     samples = DnnSamples.choose("out-of-fold", LABELS, 4, seed=0)
-    found = evaluate_interface_out_of_fold(world, trainer_of(3), Memory, "probabilities", numbered(), samples.fold)
-    assert found.argmax(axis=1).tolist() == [0] * 60
+    found = list(evaluate_interface_out_of_fold(world, trainer_of(3), Memory, "probabilities", numbered(), samples.fold))
+    assert np.concatenate([values for _, values in found]).argmax(axis=1).tolist() == [0] * 60
 
 
 def test_out_of_fold_classifications_come_in_the_order_of_the_samples(world):
@@ -63,7 +63,9 @@ def test_out_of_fold_classifications_come_in_the_order_of_the_samples(world):
             return torch.cat([samples / 10 + self.offset, torch.zeros(len(samples), 2)], dim=1)
 
     fold = DnnSamples.choose("out-of-fold", LABELS, 5, seed=1).fold
-    found = evaluate_interface_out_of_fold(world, trainer_of(1), Echo, "probabilities", numbered(), fold)
+    found = np.empty((60, 3))
+    for rows, values in evaluate_interface_out_of_fold(world, trainer_of(1), Echo, "probabilities", numbered(), fold):
+        found[rows] = values
     assert (np.diff(found[:, 0]) > 0).all()
 
 
@@ -97,8 +99,8 @@ def test_folds_are_balanced_over_the_classes_and_a_function_of_the_seed():
 def test_what_is_handed_over_gives_the_local_classification(world, interface):
     torch.manual_seed(0)
     network = make(Design("vgg3", 4), Shape((4, 4), 1, 3))
-    samples = Rows(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
-    values = evaluate_interface(world, interface, network, samples, np.arange(60), POLICY)
+    samples = Rows.of(torch.randn(60, 1, 4, 4), torch.from_numpy(LABELS))
+    (values,) = evaluate_interface(world, interface, network, samples, np.arange(60), POLICY)
     assert values.shape == (60, 64 if interface == "features" else 3)
     expected = classify(network, samples, torch.arange(60), POLICY).numpy()
     np.testing.assert_allclose(probabilities_of(interface, network, values, POLICY), expected, rtol=1e-4, atol=1e-7)

@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
-from ddcnn.report.metrics import MANY_CLASSES, auc, scores
+from ddcnn.io.rows import Table
+from ddcnn.report.metrics import MANY_CLASSES, Probable, scores
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1])
 
 
+def of(labels, probabilities, number_of_classes):
+    probable = Probable.of(Table.of(probabilities), labels)
+    return scores(labels, probable.classes, probable, number_of_classes)
+
+
+def auc(labels, probabilities):
+    return Probable.of(Table.of(probabilities), labels).auc
+
+
 def test_of_a_rare_class_that_is_never_found():
     probabilities = np.tile([0.9, 0.1], (8, 1))
-    found = scores(LABELS, probabilities.argmax(1), probabilities, 2)
+    found = of(LABELS, probabilities, 2)
     assert found["test_accuracy"] == 0.75
     assert found["balanced_accuracy"] == 0.5
     assert found["auc"] == 0.5
@@ -38,7 +48,7 @@ def test_the_vote_has_no_probabilities_and_so_no_auc_and_no_loss():
 def test_classes_without_test_samples_do_not_count():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.2, 0.7, 0.1]])
     labels = np.array([0, 0, 1, 1])
-    found = scores(labels, probabilities.argmax(1), probabilities, 3)
+    found = of(labels, probabilities, 3)
     assert found["balanced_accuracy"] == 0.75
     assert found["auc"] == pytest.approx((1 + 0.875) / 2)
     assert found["confusion"] == [[2, 0, 0], [0, 1, 1], [0, 0, 0]]
@@ -52,5 +62,5 @@ def test_many_classes_have_no_confusion_matrix_in_the_results():
 
 def test_a_sample_that_is_surely_wrong_costs_what_its_probability_says():
     probabilities = np.array([[1 - 1e-10, 1e-10], [1.0, 0.0]])
-    assert scores(np.array([1, 0]), probabilities.argmax(1), probabilities, 2)["test_loss"] == pytest.approx(-np.log(1e-10) / 2)
-    assert np.isfinite(scores(np.array([1, 1]), probabilities.argmax(1), probabilities, 2)["test_loss"])
+    assert of(np.array([1, 0]), probabilities, 2)["test_loss"] == pytest.approx(-np.log(1e-10) / 2)
+    assert np.isfinite(of(np.array([1, 1]), probabilities, 2)["test_loss"])

@@ -13,9 +13,11 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.results import Decided, Gathered, average_curve, results_of
 from ddcnn.io.metrics_log import Recorded, Records, line, text
 from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
+from ddcnn.io.rows import Table
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
 from ddcnn.parallel.timeline import PHASES, Timeline
+from ddcnn.report.metrics import Probable
 from ddcnn.report.seeds_report import summary
 from ddcnn.training.kept import Score
 
@@ -92,7 +94,7 @@ def test_results_are_put_together_without_ranks(world, tmp_path):
     settings = RunSettings(data="digits", methods="vote,dnn", epochs=3, dnn_epochs=5, seed=0, keep="best")
     decided = {
         "vote": Decided(labels, 126, Score(0.75, np.nan), gathered_bytes=400),
-        "dnn": Decided((labels + 1) % 10, 128, Score(0.5, 2.5), np.eye(10, dtype=np.float32)[labels], 7),
+        "dnn": Decided((labels + 1) % 10, 128, Score(0.5, 2.5), Probable.of(Table.of(np.eye(10, dtype=np.float32)[labels]), labels), 7),
     }
     epochs = np.array([
         (local, 0, 1, 1, 0, 0.3, 2.0, 1, 1), (local, 0, 2, 1, 0, 0.5, 3.0, 1, 2), (local, 0, 3, 1, 0, 0.5, 2.0, 1, 3),

@@ -31,7 +31,7 @@ ORDERS: list[list[list[int]]] = []
 
 
 def samples(kind=Rows) -> Rows:
-    return kind(torch.stack([LABELS * 2.0 - 1, torch.ones(20)], dim=1), LABELS)
+    return kind.of(torch.stack([LABELS * 2.0 - 1, torch.ones(20)], dim=1), LABELS)
 
 
 def trained(epochs=1, seed=0, kind=Rows, network=None, watch=lambda epoch: None, **changes) -> nn.Module:
@@ -103,7 +103,7 @@ def movements(schedule: str, warmup: float | None = None) -> list[float]:
             return torch.stack([self.height.expand(len(inputs)) * 1e-3, torch.zeros(len(inputs))], dim=1)
 
     network = Slope()
-    rows = Rows(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
+    rows = Rows.of(torch.zeros(20, 1), torch.zeros(20, dtype=torch.int64))
     recipe = Recipe(10, 20, "adamw", 0.1, 0.0, schedule, warmup=warmup)
     Trainer(recipe, POLICY, Seeds(0, "test")).train(network, rows, torch.arange(20))
     return [after - before for before, after in zip(network.seen, [*network.seen[1:], network.height.item()], strict=True)]
@@ -267,7 +267,7 @@ def test_training_takes_the_steps_of_a_plain_loop_over_the_same_batches():
     rows = samples()
     for batch in ORDERS[-1]:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(plain(rows.inputs[batch]), LABELS[batch]).backward()
+        nn.functional.cross_entropy(plain(rows.batch(torch.tensor(batch))[0]), LABELS[batch]).backward()
         optimizer.step()
     assert weights(network) == weights(plain)
 
@@ -312,7 +312,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_batches():
     told = []
     network = trained(lr=1e-12, watch=told.append, kind=Recorder)
     rows = samples()
-    each = [nn.functional.cross_entropy(network(rows.inputs[batch]), LABELS[batch]).item() for batch in ORDERS[-1]]
+    each = [nn.functional.cross_entropy(network(rows.batch(torch.tensor(batch))[0]), LABELS[batch]).item() for batch in ORDERS[-1]]
     assert len(each) == 2
     assert told[0].loss == pytest.approx(sum(each) / 2)
 

@@ -19,6 +19,7 @@ import ddcnn
 from ddcnn.__main__ import execute
 from ddcnn.data.batches import Subimages
 from ddcnn.data.image_spec import imagenet
+from ddcnn.data.stored import Place
 from ddcnn.errors import InputError
 from ddcnn.io.weights import Weights
 from ddcnn.networks import registry
@@ -287,7 +288,7 @@ def test_a_script_starts_from_trained_weights_too(run, world):
     network = problem.train_local(0)
     state = torch.load(run / "kept.pth")
     torch.testing.assert_close(network.backbone.state_dict()["conv1.0.weight"], state["conv1.0.weight"], rtol=0, atol=0)
-    images = Subimages.load(problem.store, "test", 0, torch.device("cpu")).batch(torch.arange(8))[0]
+    images = Subimages.load(problem.store, "test", 0, Place(torch.device("cpu"))).batch(torch.arange(8))[0]
     assert images.abs().max() < 3  # about -2.1 to 2.6
     with h5py.File(next((run / "sets").glob("*.h5"))) as file:
         assert abs(np.array(file.attrs["mean"]) - 0.45 * 255).max() > 10  # the set stays as it was

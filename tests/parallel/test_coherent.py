@@ -13,6 +13,7 @@ from ddcnn.data.batches import RankSubimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
+from ddcnn.data.stored import Place
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
@@ -56,6 +57,9 @@ class Numbers:
     def __init__(self, owned):
         self.images = [normal(SAMPLES, 1, 4, 4, seed=index) for index in owned]
         self.labels = torch.arange(SAMPLES) % K
+
+    def ahead(self, batches, augmented=False):
+        pass
 
     def batch(self, index, generator=None):
         return [images[index] for images in self.images], self.labels[index]
@@ -206,7 +210,7 @@ def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of
     store = partition(world, source, chosen, Decomposition((10, 12), (3, 4), 1, 1), shared_path / "set.h5")
     store = PartitionedSet.open(shared_path / "set.h5")
 
-    def trained(ranks) -> tuple[list[nn.Module], nn.Module]:
+    def trained(ranks, resident="device") -> tuple[list[nn.Module], nn.Module]:
         owned = owned_subdomains(ranks, N)
         networks, dnn = [], parts("features", [])[1].float()
         for index in owned:
@@ -214,13 +218,13 @@ def test_training_with_augmentation_and_dropout_does_not_depend_on_the_number_of
             network = make(Design("vgg3", 4, features=8, head="dense"), Shape(store.decomposition.subdomains[index].subimage.shape, 1, K))
             network.dense.append(nn.Dropout(0.3))
             networks.append(POLICY.place(network))
-        samples = RankSubimages.load(store, "train", owned, POLICY.device, Augmentation(True, 1, (-1, -2), 0.5, 1.0))
+        samples = RankSubimages.load(store, "train", owned, Place(POLICY.device, resident), Augmentation(True, 1, (-1, -2), 0.5, 1.0))
         recipe = Recipe(2, BATCH, "adamw", 0.01, 0.01, "cosine", clip_norm=0.1, ema=0.9, warmup=0.5)
         trainer, network = Trainer(recipe, POLICY, Seeds(0, "c")), CoherentNetwork(ranks, "features", networks, CoarseSolve(ranks, dnn))
         train_coherent(world.alone(), trainer, network, samples, np.arange(SAMPLES))
         return networks, dnn
 
-    found, dnn = trained(world)
+    found, dnn = trained(world, "stream")
     expected, single = trained(world.alone())
     for one, other in [(dnn, single), *zip(found, [expected[index] for index in owned_subdomains(world, N)], strict=True)]:
         for tensor, wanted in zip(one.state_dict().values(), other.state_dict().values(), strict=True):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import Subimages
+from ddcnn.data.stored import InMemory
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
 from ddcnn.training.evaluation import classify
@@ -22,8 +23,9 @@ def images(augmentation: Augmentation = Augmentation()) -> Subimages:
     pixels = torch.randint(0, 255, (SAMPLES, 6, 6, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = (pixels[:, :3].float().mean((1, 2, 3)) > pixels[:, 3:].float().mean((1, 2, 3))).long()
     window = (slice(0, 6), slice(0, 6))
-    mirrored = dict.fromkeys(augmentation.mirrors, pixels)
-    return Subimages(pixels, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
+    stored = InMemory(pixels, pixels.device)
+    mirrored = dict.fromkeys(augmentation.mirrors, stored)
+    return Subimages(stored, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
 
 
 def without_normalisation() -> nn.Module:
@@ -78,13 +80,13 @@ def test_it_sends_a_gradient_a_step(world):
 
 
 @pytest.mark.parametrize("samples", [1, 7, SAMPLES])
-def test_all_ranks_together_classify_as_one_does(world, samples):
+def test_all_ranks_together_classify_as_one_does(world, samples, tmp_path):
     network, data = with_normalisation(), images()
     torch.manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    found = classify_together(world, network, data, samples, POLICY)
+    found = classify_together(world, network, data, samples, POLICY, tmp_path)
     if world.rank:
         assert found is None
     else:
-        np.testing.assert_allclose(found, classify(network, data, torch.arange(samples), POLICY), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found.array, classify(network, data, torch.arange(samples), POLICY), rtol=1e-5, atol=1e-7)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import RankSubimages, Subimages
+from ddcnn.data.stored import InMemory
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
@@ -29,8 +30,9 @@ def images(seed: int, augmentation: Augmentation = Augmentation()) -> Subimages:
     pixels = torch.randint(0, 255, (SAMPLES, 6, 6, 1), generator=random, dtype=torch.uint8)
     labels = torch.arange(SAMPLES) % K
     window = (slice(0, 6), slice(0, 6))
-    mirrored = dict.fromkeys(augmentation.mirrors, pixels)
-    return Subimages(pixels, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
+    stored = InMemory(pixels, pixels.device)
+    mirrored = dict.fromkeys(augmentation.mirrors, stored)
+    return Subimages(stored, labels, torch.tensor([127.0]), torch.tensor([1 / 74.0]), window, ((1, 1),) * 2, augmentation, mirrored)
 
 
 class Local(nn.Module):
@@ -97,12 +99,11 @@ def test_the_first_rank_of_a_group_has_what_all_of_it_hand_over(world, subdomain
     groups = form_groups(world, subdomains)
     torch.manual_seed(0)
     network, samples = Local(), images(groups.across_subdomains.rank)
-    found = evaluate_interface(groups.data_parallel, interface, network, samples, chosen, POLICY)
+    (found,) = evaluate_interface(groups.data_parallel, interface, network, samples, chosen, POLICY)
     assert (found is not None) == (groups.leads or not chosen.size)
     if found is not None:
-        np.testing.assert_allclose(
-            found, evaluate_interface(world.alone(), interface, network, samples, chosen, POLICY), rtol=1e-5, atol=1e-7
-        )
+        (expected,) = evaluate_interface(world.alone(), interface, network, samples, chosen, POLICY)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_group_hands_over_out_of_fold_as_one_process_does(world, subdomains):
@@ -112,11 +113,12 @@ def test_a_group_hands_over_out_of_fold_as_one_process_does(world, subdomains):
     def trainer_of(fold: int, samples: int) -> Trainer:
         return Trainer(RECIPE, POLICY, Seeds(0, f"local without fold {fold}"))
 
-    found = evaluate_interface_out_of_fold(groups.data_parallel, trainer_of, *rest)
-    expected = evaluate_interface_out_of_fold(world.alone(), trainer_of, *rest)
-    assert (found is not None) == groups.leads
-    if found is not None:
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    found = list(evaluate_interface_out_of_fold(groups.data_parallel, trainer_of, *rest))
+    expected = list(evaluate_interface_out_of_fold(world.alone(), trainer_of, *rest))
+    assert bool(found) == groups.leads
+    for (rows, values), (same_rows, wanted) in zip(found, expected if found else [], strict=True):
+        assert np.array_equal(rows, same_rows)
+        np.testing.assert_allclose(values, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("interface", ["logits", "features"])

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
 from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.stored import Place, Stored, to_device
+from ddcnn.data.stored import InMemory, Place, Stored, to_device
 
 
 class Samples(Protocol):
@@ -40,17 +40,22 @@ class Images(Samples, Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples that are network input as they are: ``inputs`` (S, ...) float32, flattened, and ``labels`` (S,) int64 on the device."""
+    """Samples that are network input as they are: ``inputs`` (S, ...) float32; and ``labels`` (S,) int64 on the device."""
 
     inputs: Stored
     labels: torch.Tensor
     pixels = 1
 
+    @classmethod
+    def of(cls, inputs: torch.Tensor, labels: torch.Tensor) -> Self:
+        """Samples on the device."""
+        return cls(InMemory(inputs, labels.device), labels)
+
     def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
         self.inputs.ahead(batches)
 
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inputs.take(index).flatten(1), self.labels[to_device(index, self.labels.device)]
+        return self.inputs.take(index), self.labels[to_device(index, self.labels.device)]
 
 
 @dataclass(frozen=True)

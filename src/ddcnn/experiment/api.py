@@ -145,7 +145,7 @@ class DecomposedProblem:
             raise ValueError(f"{problem.settings.selects} needs the interface values of the validation images")
 
         def classify(network: nn.Module) -> Table | None:
-            return None if validation is None else kept(len(validation), [self.decide(network, validation)], SCRATCH)
+            return None if validation is None else Table.of(self.decide(network, validation))
 
         trainer = self._trainer(problem.dnn_recipe, problem.world.alone(), classify, "dnn")
         trainer = replace(trainer, policy=problem.networks.dnn_policy)

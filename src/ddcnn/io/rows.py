@@ -7,6 +7,7 @@ process.
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -68,19 +69,27 @@ class Table:
     """Rows (S, *shape), written and read in any order.
 
     Args:
-        folder: of its file, if it needs one.
+        folder: of its file; None to keep it in memory, whatever its size.
 
     Raises:
         InputError: no file can be made there; by ``write``: there is no room on the disk.
     """
 
-    def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path):
-        self.rows, self.shape, self.dtype, self._folder = rows, shape, dtype, folder
+    def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path | None):
+        self.rows, self.shape, self.dtype = rows, shape, dtype
         self._size = prod(shape) * dtype.itemsize
-        self._array = np.empty((rows, *shape), dtype) if rows * self._size <= IN_MEMORY else None
-        if self._array is None:
+        self._array = np.empty((rows, *shape), dtype) if folder is None or self.nbytes <= IN_MEMORY else None
+        if folder and self._array is None:
+            self._folder = folder
             with disk_errors(folder):
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed with the table
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Table":
+        """In memory."""
+        table = cls(len(array), array.shape[1:], array.dtype, None)
+        table._array = array
+        return table
 
     def __len__(self) -> int:
         return self.rows
@@ -89,6 +98,15 @@ class Table:
     def array(self) -> np.ndarray:
         """All of it, in memory."""
         return self._array if self._array is not None else self.read(np.arange(self.rows))
+
+    @property
+    def flat(self) -> "Table":
+        """The same numbers as rows (S, numbers)."""
+        table = copy(self)
+        table.shape = (prod(self.shape),)
+        if self._array is not None:
+            table._array = self._array.reshape(self.rows, -1)
+        return table
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Rows
-from ddcnn.data.stored import InMemory, Stored, Streamed
+from ddcnn.data.stored import Streamed
 from ddcnn.io.rows import Table, kept
 from ddcnn.training.evaluation import classify
 from ddcnn.training.loop import Trainer
@@ -89,9 +89,7 @@ def classify_all_by_dnn(network: Any, values: Table, policy: DevicePolicy, folde
 
 def dnn_rows(values: np.ndarray | Table, labels: np.ndarray, policy: DevicePolicy) -> Rows:
     """Samples of the DNN: interface values (S, N, C), on the device, or in a file from which they are read as they are needed."""
-    device = policy.device
-    if isinstance(values, Table) and not values.in_memory:
-        inputs: Stored = Streamed(values, device)
-    else:
-        inputs = InMemory(torch.from_numpy(values.array if isinstance(values, Table) else values).to(device), device)
-    return Rows(inputs, torch.from_numpy(labels).to(device))
+    classes, flat = torch.from_numpy(labels).to(policy.device), (values if isinstance(values, Table) else Table.of(values)).flat
+    if flat.in_memory:
+        return Rows.of(torch.from_numpy(flat.array).to(policy.device), classes)
+    return Rows(Streamed(flat, policy.device), classes)
