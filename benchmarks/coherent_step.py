@@ -22,7 +22,7 @@ from torch import nn
 from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
-from ddcnn.experiment.plan import check_ranks
+from ddcnn.experiment.fitting import check_ranks
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork
 from ddcnn.method.interface import values_per_subdomain

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from ddcnn.data.batches import Subimages
+from ddcnn.data.stored import InMemory
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
@@ -82,7 +83,7 @@ def timed_in_turn(sides: Mapping[Any, Callable[[], object]], rounds: int) -> dic
 def random_subimages(images: int, spatial: tuple[int, ...], device: torch.device) -> Subimages:
     random = np.random.default_rng(0)
     return Subimages(
-        images=torch.from_numpy(random.integers(0, 256, (images, *spatial, 3), dtype=np.uint8)).to(device),
+        images=InMemory(torch.from_numpy(random.integers(0, 256, (images, *spatial, 3), dtype=np.uint8)).to(device), device),
         labels=torch.from_numpy(random.integers(0, 10, images)).to(device),
         mean=torch.full((3,), 127.0, device=device),
         scale=torch.full((3,), 1 / 64, device=device),

@@ -16,14 +16,14 @@ import torch
 
 from ddcnn.__main__ import execute, needs_ranks
 from ddcnn.errors import InputError
-from ddcnn.experiment import plan
+from ddcnn.experiment import fitting
 from ddcnn.parallel.world import World
 from ddcnn.scaling import collect, slurm, study
 from ddcnn.scaling import extrapolation_report as prediction
 
 asked = {"ranks": 1}
-check_ranks = plan.check_ranks
-plan.check_ranks = lambda ranks, *subdomains: check_ranks(asked["ranks"], *subdomains)  # one rank refuses subdomains as these would
+check_ranks = fitting.check_ranks
+fitting.check_ranks = lambda ranks, *subdomains: check_ranks(asked["ranks"], *subdomains)  # one rank refuses subdomains as these would
 
 
 def do(command: dict[str, Any], world: World) -> tuple[int, str]:

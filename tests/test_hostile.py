@@ -19,8 +19,8 @@ import pytest
 from launching import MPIRUN, on_ranks, refusal
 from quick import full
 
-from ddcnn.data.partitioned_set import PartitionedSet, images_name
-from ddcnn.data.set_parts import written_parts
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.set_parts import images_name, written_parts
 from ddcnn.data.sources import SPLITS
 from ddcnn.errors import InputError
 from ddcnn.io.hdf5 import HDF5_FORMAT

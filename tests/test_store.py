@@ -17,7 +17,8 @@ from launching import on_ranks
 
 from ddcnn.data import partition as partitioning
 from ddcnn.data.partition import partition
-from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, images_name, is_partitioned
+from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partitioned
+from ddcnn.data.set_parts import images_name
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddcnn.errors import InputError
-from ddcnn.experiment.plan import check_ranks
+from ddcnn.experiment.fitting import check_ranks
 from ddcnn.parallel.groups import owned_subdomains
 
 

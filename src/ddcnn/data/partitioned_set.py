@@ -16,8 +16,6 @@ SHA-256 over the attributes and the five small arrays, and by ``checks``, over t
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -27,8 +25,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddcnn.data.row_reader import FileRows, extent_of
-from ddcnn.data.set_parts import REFUSAL, Part, parts_of
+from ddcnn.data.row_reader import WholeRows, joined, open_rows
+from ddcnn.data.set_parts import REFUSAL, Part, checksum, images_name, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, escaped
@@ -43,10 +41,6 @@ NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
 SUBDOMAIN_BYTES = 256  # least size of a subdomain in a file: the file's size bounds the grid
 
 
-def images_name(split: str, index: int) -> str:
-    return f"{split}/subdomains/{index:04d}/images"
-
-
 def is_partitioned(path: Path) -> bool:
     """Whether an HDF5 file claims to be a partitioned set."""
     if not path.is_file():
@@ -56,13 +50,6 @@ def is_partitioned(path: Path) -> bool:
             return "schema_version" in file.attrs
     except InputError:
         return False
-
-
-def checksum(images: np.ndarray) -> int:
-    """CRC-32 of the row and column sums of a C-contiguous array's 64-bit words: several times as fast as CRC-32 of the array."""
-    data = images.reshape(-1).view(np.uint8)
-    table = data[: len(data) // 8192 * 8192].view(np.uint64).reshape(-1, 1024)
-    return zlib.crc32(table.sum(axis=0), zlib.crc32(table.sum(axis=1), zlib.crc32(data[table.nbytes :].data)))
 
 
 @dataclass(frozen=True)
@@ -201,16 +188,12 @@ class PartitionedSet:
         Raises:
             InputError: as ``read``.
         """
-        subdomain, path = self.decomposition.subdomains[index], Path(self.path)
-        shape, extents = (*subdomain.stored.shape, self.shape[-1]), []
+        box, path = self.decomposition.subdomains[index].stored, Path(self.path)
         for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if check else ():
             self.read(split, index, slice(start, stop))
         self._check_unchanged()
-        for part in parts_of(path, self.parts, self.tables[f"{split}/parts"]):
-            with part.opened(path) as file:
-                dataset = checked_dataset(file, images_name(split, index), (part.stop - part.start, *shape), self.dtype)
-                extents.append(extent_of(dataset, part.file, part.start))
-        return FileRows(path, extents, shape, np.dtype(self.dtype))
+        parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
+        return open_rows(path, parts, images_name(split, index), (*box.shape, self.shape[-1]), np.dtype(self.dtype))
 
     def whole_rows(self, split: str, check: bool = True) -> RowReader:
         """Whole images, (S, *spatial, C) in the source's type, to be read in any order; otherwise as ``rows``."""
@@ -231,26 +214,6 @@ class PartitionedSet:
         number = len(np.arange(self.samples[split])[rows])
         parts = (self.read(split, subdomain.index, rows) for subdomain in self.decomposition.subdomains)
         return joined(self.decomposition, parts, np.empty((number, *self.shape), self.dtype))
-
-
-def joined(decomposition: Decomposition, parts: Iterable[np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Fills whole ``images`` (B, *spatial, C) with the cores of the stored subimages (B, *stored, C) of all subdomains."""
-    for subdomain, stored in zip(decomposition.subdomains, parts, strict=True):
-        images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
-    return images
-
-
-@dataclass(frozen=True)
-class WholeRows:
-    """Whole images, joined from the rows of all subdomains."""
-
-    decomposition: Decomposition
-    parts: Sequence[RowReader]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return joined(self.decomposition, (part.read(rows) for part in self.parts), np.empty((len(rows), *self.shape), self.dtype))
 
 
 def _opened(path: Path) -> PartitionedSet:

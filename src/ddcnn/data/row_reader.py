@@ -7,7 +7,7 @@ serves all ranks of a node.
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,8 +15,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.io.hdf5 import Damaged, parsing, reading
-from ddcnn.io.rows import fill
+from ddcnn.data.set_parts import Part
+from ddcnn.decomposition import Decomposition
+from ddcnn.io.hdf5 import Damaged, checked_dataset, parsing, reading
+from ddcnn.io.rows import RowReader, fill
 
 OPEN_FILES = 16  # of a reader, at once
 
@@ -99,3 +101,37 @@ class FileRows:
     def __del__(self) -> None:
         for file in self._open.values():
             os.close(file)
+
+
+def open_rows(path: Path, parts: Sequence[Part], name: str, shape: tuple[int, ...], dtype: np.dtype) -> FileRows:
+    """The rows of the datasets ``name`` in the parts of the set ``path``.
+
+    Raises:
+        InputError: a part has been damaged or replaced.
+    """
+    extents = []
+    for part in parts:
+        with part.opened(path) as file:
+            dataset = checked_dataset(file, name, (part.stop - part.start, *shape), dtype)
+            extents.append(extent_of(dataset, part.file, part.start))
+    return FileRows(path, extents, shape, dtype)
+
+
+def joined(decomposition: Decomposition, parts: Iterable[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Fills whole ``images`` (B, *spatial, C) with the cores of the stored subimages (B, *stored, C) of all subdomains."""
+    for subdomain, stored in zip(decomposition.subdomains, parts, strict=True):
+        images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
+    return images
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """Whole images, joined from the rows of all subdomains."""
+
+    decomposition: Decomposition
+    parts: Sequence[RowReader]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return joined(self.decomposition, (part.read(rows) for part in self.parts), np.empty((len(rows), *self.shape), self.dtype))

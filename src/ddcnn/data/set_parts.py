@@ -6,6 +6,7 @@ them, read zeros where a part is missing, and crash on a damaged virtual dataset
 
 import os
 import re
+import zlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,17 @@ REFUSAL = ("not a complete partitioned set", "partition the source again")  # pr
 
 def part_name(rank: int) -> str:
     return f"{rank:05d}.h5"
+
+
+def images_name(split: str, index: int) -> str:
+    return f"{split}/subdomains/{index:04d}/images"
+
+
+def checksum(images: np.ndarray) -> int:
+    """CRC-32 of the row and column sums of a C-contiguous array's 64-bit words: several times as fast as CRC-32 of the array."""
+    data = images.reshape(-1).view(np.uint8)
+    table = data[: len(data) // 8192 * 8192].view(np.uint64).reshape(-1, 1024)
+    return zlib.crc32(table.sum(axis=0), zlib.crc32(table.sum(axis=1), zlib.crc32(data[table.nbytes :].data)))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ddcnn.data.partitioned_set import PartitionedSet, checksum, images_name
-from ddcnn.data.set_parts import part_name, written_parts
+from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.data.set_parts import checksum, images_name, part_name, written_parts
 from ddcnn.data.sources import Source
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped

@@ -1,4 +1,4 @@
-"""Whether the networks of a run fit its images, and trained weights fit both; rank 0 checks it before any rank trains.
+"""Whether images, networks and ranks of a run fit each other, and trained weights fit them; rank 0 checks it before any rank trains.
 
 Nothing here imports torch but for networks that are not built in, trained weights, maps and shared parameters.
 """
@@ -11,11 +11,42 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import Source
-from ddcnn.decomposition import Decomposition
+from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.resumed import Resumed
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
+
+
+def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:
+    """Refuses too few training samples, a network that does not fit the images, and ranks that do not fit the subdomains."""
+    subdomains = len(decomposition) * settings.networks_per_subimage
+    if settings.dnn_data != "train" and samples < settings.folds:
+        raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
+    sharing = ranks if any(map(settings.sees_whole_image, settings.methods)) else max(1, ranks // subdomains)
+    if samples < 2 * sharing:
+        raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
+    most = max(1, min(settings.batch_size, samples) // sharing // 2)
+    if settings.accumulate > most:
+        shared = f", shared by {sharing} ranks," if sharing > 1 else ""
+        raise InputError(
+            f"--accumulate {settings.accumulate}: a part would have fewer than two samples of a batch of "
+            f"{min(settings.batch_size, samples)}{shared} for batch normalisation: take {most} at most, or a larger --batch-size"
+        )
+    check_networks(settings, decomposition, channels, classes)
+    if "flip" in settings.augmentations:
+        for subdomain in decomposition.subdomains:
+            decomposition.mirror(subdomain.index, settings.flipped_axes)
+    grid = f" (--grid {times(decomposition.grid)})" if settings.splitting.cuts_images else ""
+    check_ranks(ranks, subdomains, f"{subdomains} {settings.splitting.parts}{grid}")
+
+
+def check_ranks(ranks: int, subdomains: int, parts: str) -> None:
+    """Refuses ranks that neither divide the subdomains nor are a multiple of them; names the numbers of ranks that would do."""
+    if subdomains % ranks and ranks % subdomains:
+        fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
+        fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
+        raise InputError(f"{ranks} ranks do not fit {parts}: start {fewer} ranks, or a multiple of {subdomains} with mpirun -n")
 
 
 def check_networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> None:

@@ -20,7 +20,7 @@ from ddcnn.data.partitioned_set import SCHEMA_VERSION, PartitionedSet, is_partit
 from ddcnn.data.sources import Source, SourceOptions, balanced_subset, named_without_option, open_like, open_source
 from ddcnn.decomposition import Decomposition, times
 from ddcnn.errors import InputError
-from ddcnn.experiment.fitting import check_networks, check_trained
+from ddcnn.experiment.fitting import check_fits, check_trained
 from ddcnn.experiment.resumed import Resumed, images_of
 from ddcnn.io.atomic import check_place
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
@@ -270,30 +270,6 @@ def why_none(settings: DataSettings) -> str:
     if settings.validation_fraction:
         return "since no class has an image to spare: a class needs two for training, three where the test images are drawn from them, too"
     return "with --validation-fraction 0: give a larger one"
-
-
-def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, samples: int, channels: int, classes: int) -> None:
-    """Refuses too few training samples, a network that does not fit the images, and ranks that do not fit the subdomains."""
-    subdomains = len(decomposition) * settings.networks_per_subimage
-    if settings.dnn_data != "train" and samples < settings.folds:
-        raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
-    sharing = ranks if any(map(settings.sees_whole_image, settings.methods)) else max(1, ranks // subdomains)
-    if samples < 2 * sharing:
-        raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
-    check_networks(settings, decomposition, channels, classes)
-    if "flip" in settings.augmentations:
-        for subdomain in decomposition.subdomains:
-            decomposition.mirror(subdomain.index, settings.flipped_axes)
-    grid = f" (--grid {times(decomposition.grid)})" if settings.splitting.cuts_images else ""
-    check_ranks(ranks, subdomains, f"{subdomains} {settings.splitting.parts}{grid}")
-
-
-def check_ranks(ranks: int, subdomains: int, parts: str) -> None:
-    """Refuses ranks that neither divide the subdomains nor are a multiple of them; names the numbers of ranks that would do."""
-    if subdomains % ranks and ranks % subdomains:
-        fitting = [str(n) for n in range(1, subdomains + 1) if subdomains % n == 0]
-        fewer = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else "1"
-        raise InputError(f"{ranks} ranks do not fit {parts}: start {fewer} ranks, or a multiple of {subdomains} with mpirun -n")
 
 
 def _text(value: int | tuple[int, ...]) -> str:
