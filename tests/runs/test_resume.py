@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import Started, on_ranks, refusal
+from launching import Started, launch, on_ranks, refusal
 from quick import full, quick
 from resuming import SHORT, assert_same, outcome, start
 
@@ -40,12 +40,13 @@ def undisturbed(tmp_path_factory):
      full("SIGTERM", TRAININGS), full("SIGKILL", TRAININGS)],
 )  # fmt: skip
 def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturbed, what, trainings):
-    """With SIGUSR1 rank 0 is asked alone, and with SIGTERM rank 1: all stop."""
+    """With SIGUSR1 rank 0 is asked alone, and with SIGTERM rank 1: all stop. Images that are read meanwhile change nothing."""
+    resident = ("--resident", "stream") if what == "SIGKILL" else ()
     for training in trainings:
         # of 9 steps an epoch; several ranks agree on whether to stop after the steps 1 and 4, and then hardly before the end of an epoch
         step = 3 if what != "SIGKILL" else 5 if training == "transfer-frozen" else 12
         rank = 0 if training == "dnn" or (what == "SIGUSR1" and not training.startswith("local")) else 1
-        finished = start(2, tmp_path, *SHORT, "--resume", interrupted=(training, step, rank, what))
+        finished = start(2, tmp_path, *SHORT, *resident, "--resume", interrupted=(training, step, rank, what))
         if what == "SIGKILL":
             assert finished.returncode not in (0, 2, 75)
         else:
@@ -59,6 +60,25 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
     assert not (tmp_path / "run" / "checkpoints" / "training").exists()
     finished = start(2, tmp_path, "--resume")
     assert (finished.returncode, finished.stdout) == (0, "run: finished, nothing to resume\n")
+
+
+# ddcnn, which keeps nothing in memory that grows with the samples: python in_files.py ARGUMENTS…
+IN_FILES = """
+import sys
+from ddcnn import __main__
+from ddcnn.io import rows
+rows.IN_MEMORY, rows.BLOCK_BYTES = 0, 1 << 12
+sys.exit(__main__.main())
+"""
+
+
+def test_what_is_kept_in_files_is_what_would_be_in_memory(tmp_path, undisturbed):
+    (tmp_path / "in_files.py").write_text(IN_FILES, "utf-8")
+    options = (*SHORT, "--dnn-data", "out-of-fold")
+    finished = launch(2, "run", "--output", "run", *options, "--resident", "stream", cwd=tmp_path, program=("in_files.py",))
+    assert finished.returncode == 0, finished.stderr
+    assert_same(outcome(tmp_path), undisturbed(2, "--dnn-data", "out-of-fold"))
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(("tmp", "."))]
 
 
 @pytest.mark.full

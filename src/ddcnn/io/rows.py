@@ -136,9 +136,9 @@ class Table:
         fill(self._file.fileno(), found, rows * self._size)
         return found
 
-    def blocks(self, most: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-        """All rows, in blocks of so many bytes."""
-        each = max(1, most // max(1, self._size))
+    def blocks(self, tables: int = 1) -> Iterator[np.ndarray]:
+        """All rows, in blocks of bounded size; of so many tables at once."""
+        each = max(1, BLOCK_BYTES // max(1, tables * self._size))
         for start in range(0, max(1, self.rows), each):
             stop = min(start + each, self.rows)
             if self._array is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
-from ddcnn.io.rows import BLOCK_BYTES, Table, kept
+from ddcnn.io.rows import Table, kept
 from ddcnn.networks.dense import SMALLEST_PROBABILITY
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided
@@ -92,8 +92,7 @@ def gather_interface(across: World, own: np.ndarray) -> np.ndarray | None:
 
 def gather_tables(across: World, own: Sequence[Table], folder: Path) -> Table | None:
     """``gather_interface`` of n tables (S, C), block by block -> (S, N, C) on rank 0, in memory or in a file of ``folder``."""
-    each = across.size * len(own)
-    blocks = zip(*(table.blocks(BLOCK_BYTES // each) for table in own), strict=True)
+    blocks = zip(*(table.blocks(across.size * len(own)) for table in own), strict=True)
     return kept(len(own[0]), (gather_interface(across, np.stack(parts)) for parts in blocks), folder)
 
 
