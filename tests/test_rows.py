@@ -64,7 +64,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(InputError, match="cannot be written .*No space left"):
+    with pytest.raises(InputError, match=r"cannot be written .*No space left"):
         table.write(np.arange(3), np.zeros((3, 2), np.float32))
 
 

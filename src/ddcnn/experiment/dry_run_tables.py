@@ -81,8 +81,13 @@ def _tell_disk(settings: RunSettings, estimate: Estimate, expected: Expected) ->
     (most, end), done = checkpoint_bytes(estimate), expected.partitioning is None
     earlier = (expected.seeds - 1) * end
     there, its = " (there already)" if done else "", f"at most {human(earlier + most)} while it runs, {human(earlier + end)} at the end"
-    logger.info("\ndisk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, its)
-    needed = [(settings.output or RUNS, earlier + most), *([] if done else [(settings.partitions, float(estimate.set_bytes))])]
+    its += f"; {human(estimate.in_files)} of interface values meanwhile" if estimate.in_files else ""
+    logger.info("\npixels     %s", estimate.problem.residency)
+    logger.info("disk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, its)
+    needed = [
+        (settings.output or RUNS, earlier + most + estimate.in_files),
+        *([] if done else [(settings.partitions, float(estimate.set_bytes))]),
+    ]
     for text in shortages(needed):
         logger.info("note: %s", text)
 

@@ -9,6 +9,7 @@ from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_whole
 from ddcnn.experiment.trial import Pace, pixels_of
+from ddcnn.io.rows import BLOCK_BYTES, IN_MEMORY
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.allocator import LARGE
@@ -102,10 +103,26 @@ class Estimate:
 
     @property
     def _gathered(self) -> float:
-        """Bytes that this rank hands over: p_i, and what the DNN gets where that is something else or is of other samples."""
-        learnt = len(self.problem.dnn_samples.for_dnn)
-        again = self._at_the_end if self.settings.needs("dnn") and self.settings.interface != "probabilities" else 0
-        return FLOAT * self.own * (self.networks.classes * self._at_the_end + self.values * (learnt + again))
+        """Bytes that this rank hands over."""
+        return self.own * sum(self._tables)
+
+    @property
+    def _tables(self) -> list[float]:
+        """Bytes of what a local CNN hands over: p_i, and what the DNN gets where that is something else or is of other samples."""
+        settings, judged = self.settings, [self.samples[split] for split in ("test", "validation") if self.samples.get(split)]
+        sizes = [self.networks.classes * samples for samples in judged]
+        sizes.append(self.values * len(self.problem.dnn_samples.for_dnn))
+        if settings.interface != "probabilities":
+            decides = judged if Method.DNN in settings.methods else judged[1:] if settings.trains_dnn else []
+            sizes += [self.values * samples for samples in decides]
+        return [float(FLOAT * size) for size in sizes]
+
+    @property
+    def in_files(self) -> float:
+        """Bytes of interface values that all ranks together keep in files: their own, and rank 0 those of all."""
+        subdomains, sizes = self.networks.subdomains, self._tables if self.settings.needs("local") else []
+        own, of_all = ([size for size in (number * one for one in sizes) if size > IN_MEMORY] for number in (1, subdomains))
+        return subdomains * sum(own) + sum(of_all)
 
     def _dnn(self) -> float:
         if "dnn" not in self.paces:  # of rank 0 alone
@@ -168,13 +185,13 @@ class Estimate:
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""
-        own = self._gathered
+        own = self.own * sum(min(size, IN_MEMORY) for size in self._tables)
         curve = min(1 << 28, 2 * self.own * self.networks.classes * self._evaluated(self.settings.epochs))  # of the average
         if phase in ("local", "folds"):
             return own + curve
         if phase in ("gather", "dnn"):
-            everything = own * self.networks.subdomains / self.own
-            return 2 * own + curve + (3 * everything if self.problem.world.rank == 0 else 0)  # as parts, joined, as rows
+            everything = sum(min(size * self.networks.subdomains, IN_MEMORY) for size in self._tables)
+            return own + curve + 3 * BLOCK_BYTES + (everything if self.problem.world.rank == 0 else 0)
         return curve
 
     @property

@@ -211,6 +211,8 @@ def notes(problem: Problem) -> list[str]:
     whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
     if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
         texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    if problem.residency.why:
+        texts.append(f"images are not all on the device: {problem.residency} ({problem.residency.why})")
     for split in ("validation", "test"):
         absent = np.setdiff1d(np.arange(len(store.class_names)), problem.labels.get(split, np.empty(0)))
         if len(absent) and split in store.samples:

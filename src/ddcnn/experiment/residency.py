@@ -5,7 +5,7 @@ beside all else, which is taken to be half of what a rank has.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import cast
 
@@ -17,18 +17,28 @@ from ddcnn.data.stand_in import stored_bytes
 from ddcnn.data.stored import Resident
 from ddcnn.parallel.memory import left
 from ddcnn.parallel.world import World
+from ddcnn.report.pages import human
 
 PLACES: tuple[Resident, ...] = ("device", "host", "stream")  # from near to far
+WORDS = {"device": "on the device", "host": "in the host's memory", "stream": "read as they are needed"}
 ROOM = 0.5  # of what is left, for images
 
 
 @dataclass(frozen=True)
 class Residency:
-    """Of the images of one local CNN after the other, of all local CNNs of a rank, and of whole images."""
+    """Of the images of one local CNN after the other, of all local CNNs of a rank, and of whole images.
+
+    Attributes:
+        why: those of local CNNs are far away, if nobody has asked for it.
+    """
 
     local: Resident = "device"
     joint: Resident = "device"
     whole: Resident = "device"
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"of a local CNN {WORDS[self.local]}, of all of a rank {WORDS[self.joint]}, whole ones {WORDS[self.whole]}"
 
 
 def widening(store: PartitionedSet) -> float:
@@ -76,4 +86,8 @@ def choose(
     found = [next((k for k, room in enumerate((on_device, host)) if size <= ROOM * room), 2) for size in needed]
     if world.size > 1 and device.type == "cpu":
         found[2] = 2  # else each rank would hold all images, of which a step needs its share
-    return Residency(*(PLACES[k] for k in world.largest_of(found)))
+    chosen = Residency(*(PLACES[k] for k in world.largest_of(found)))
+    if {chosen.local, chosen.joint} == {"device"}:
+        return chosen
+    most, least = world.largest(int(needed[1])), -world.largest(-int(on_device))
+    return replace(chosen, why=f"up to {human(most)} a rank, which has at least {human(least)} left")
