@@ -138,6 +138,11 @@ class RunSettings(DataSettings, TrainingSettings):
         return self.needs("dnn") and self.dnn_epochs > 0
 
     @property
+    def judged_by_dnn(self) -> tuple[str, ...]:
+        """The splits that the DNN classifies, beside its own training."""
+        return ("validation", "test") if Method.DNN in self.methods else ("validation",) if self.trains_dnn else ()
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """Those that take place after the partitioning, in their order."""
         phases = (*PHASES_OF[Method.DNN], Method.COHERENT, Method.TRANSFER, Method.GLOBAL)

@@ -109,12 +109,11 @@ class Estimate:
     @property
     def _tables(self) -> list[float]:
         """Bytes of what a local CNN hands over: p_i, and what the DNN gets where that is something else or is of other samples."""
-        settings, judged = self.settings, [self.samples[split] for split in ("test", "validation") if self.samples.get(split)]
-        sizes = [self.networks.classes * samples for samples in judged]
+        settings, judged = self.settings, {split: samples for split, samples in self.samples.items() if split != "train"}
+        sizes = [self.networks.classes * samples for samples in judged.values()]
         sizes.append(self.values * len(self.problem.dnn_samples.for_dnn))
         if settings.interface != "probabilities":
-            decides = judged if Method.DNN in settings.methods else judged[1:] if settings.trains_dnn else []
-            sizes += [self.values * samples for samples in decides]
+            sizes += [self.values * samples for split, samples in judged.items() if split in settings.judged_by_dnn]
         return [float(FLOAT * size) for size in sizes]
 
     @property

@@ -150,8 +150,7 @@ def classify_local(
             probabilities = one if settings.interface == "probabilities" else kept(len(one), blocks, context.scratch)
             assert probabilities is not None
             found[split] = probabilities
-            decides = Method.DNN in settings.methods or (split == "validation" and settings.trains_dnn)
-            if decides and settings.interface != "probabilities":
+            if split in settings.judged_by_dnn and settings.interface != "probabilities":
                 found[f"interface {split}"] = one
         if interface_dnn is not None:
             found["dnn"] = interface_dnn

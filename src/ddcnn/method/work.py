@@ -190,7 +190,7 @@ def _gather(sizes: Sizes) -> Counts:
     if "dnn" in sizes.phases:
         arriving += [sizes.local.values * sizes.training] if sizes.settings.trains_dnn else []
         if sizes.settings.interface != "probabilities":
-            arriving += [sizes.local.values * samples for samples in sizes.judged]
+            arriving += [sizes.local.values * sizes.samples.get(split, 0) for split in sizes.settings.judged_by_dnn]
     return _collectives(sizes, len(arriving), FLOAT * sizes.subdomains * sum(arriving) / len(arriving))
 
 
