@@ -7,7 +7,7 @@ from ddcnn.config.methods import Method
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
-from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_whole
+from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.io.rows import BLOCK_BYTES, IN_MEMORY
 from ddcnn.method.interface import values_per_subdomain
@@ -166,6 +166,8 @@ class Estimate:
         on_cpu, before = self.problem.policy.device.type == "cpu", self.settings.phases[0] != phase
         if phase in ("gather", "dnn"):
             return max(held([place], LARGE) for place in places) if on_cpu else 0.0  # what the allocator keeps
+        if phase == "local" and not self.settings.start_from:
+            return bytes_of_two(store, self.problem.augmentation("train").mirrors, places)
         if phase in ("local", "folds"):
             return max(held([place]) for place in places)
         if not self.settings.sees_whole_image(phase):

@@ -60,6 +60,11 @@ def bytes_of_subimages(
     return sum(size for size in sizes if size <= most)
 
 
+def bytes_of_two(store: PartitionedSet, mirrors: Sequence[tuple[int, ...]], places: Sequence[int]) -> float:
+    """Of the two largest of these subdomains: the next one is loaded while the one before is worked on."""
+    return sum(sorted(bytes_of_subimages(store, mirrors, [place]) for place in places)[-2:])
+
+
 def bytes_of_whole(store: PartitionedSet) -> float:
     """Of the whole images of all splits."""
     return prod(store.shape) * np.dtype(store.dtype).itemsize * sum(store.samples.values()) * widening(store)
@@ -80,7 +85,7 @@ def choose(
     host = left(world.local_size)
     on_device = torch.cuda.mem_get_info(device)[0] / -(-world.local_size // torch.cuda.device_count()) if device.type == "cuda" else host
     needed = (
-        max(bytes_of_subimages(store, mirrors, [place]) for place in places), bytes_of_subimages(store, mirrors, places),
+        bytes_of_two(store, mirrors, places), bytes_of_subimages(store, mirrors, places),
         bytes_of_whole(store),
     )  # fmt: skip
     found = [next((k for k, room in enumerate((on_device, host)) if size <= ROOM * room), 2) for size in needed]

@@ -1,6 +1,9 @@
 """The first way of the papers: every local CNN on its own, one gather, one decision (arXiv 2302.06564)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import repeat
 from math import nan
 
 import numpy as np
@@ -37,7 +40,8 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
             world.raise_on_all_ranks(),
             world.cancel_together(Tag.LOCAL, context.should_stop) as others_stop,
         ):
-            networks = [obtain_local(context, index, progress, others_stop) for index in problem.owned]
+            training = one_ahead(partial(problem.subimages, "train"), problem.owned) if not settings.start_from else repeat(None)
+            networks = [obtain_local(context, index, next(training), progress, others_stop) for index in problem.owned]
         with (
             world.timeline.phase("folds" if dnn_samples.kind == "out-of-fold" else "local"), world.raise_on_all_ranks(),
             world.cancel_together(Tag.FOLDS, context.should_stop) as others_stop,
@@ -61,8 +65,21 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
     return networks, dnn
 
 
-def obtain_local(context: RunContext, index: int, progress: Progress, others_stop: OthersStop) -> nn.Module:
-    """The local CNN of a subdomain, trained or taken from another run (--start-from), and saved."""
+def one_ahead(load: Callable[[int], Images], indices: Iterable[int]) -> Iterator[Images]:
+    """What ``load`` loads for one index after the other, each while the one before is worked on."""
+    with ThreadPoolExecutor(1, "loader") as thread:
+        coming: Future[Images] | None = None
+        for index in indices:
+            following = thread.submit(load, index)
+            if coming:
+                yield coming.result()
+            coming = following
+        if coming:
+            yield coming.result()
+
+
+def obtain_local(context: RunContext, index: int, training: Images | None, progress: Progress, others_stop: OthersStop) -> nn.Module:
+    """The local CNN of a subdomain, trained on its images or, without, taken from another run (--start-from), and saved."""
     problem, results = context.problem, context.results
     settings, networks, policy, group = problem.settings, problem.networks, problem.policy, problem.groups.data_parallel
 
@@ -77,10 +94,9 @@ def obtain_local(context: RunContext, index: int, progress: Progress, others_sto
 
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
         seconds = float("nan")
-        if settings.start_from:
+        if training is None:
             network, epochs = networks.earlier_local(index)
         else:
-            training = problem.subimages("train", index)
             if problem.validates:
                 validation = problem.subimages("validation", index)
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
