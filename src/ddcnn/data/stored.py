@@ -81,7 +81,7 @@ class Streamed:
                 rows = self._read.popleft()[1].result()
                 self._go_on()
             else:
-                rows = self._rows(index)
+                rows = self._thread.submit(self._rows, index).result()  # which alone reads: readers keep files open
             self._last = index, to_device(rows, self.device)
         return self._last[1]
 
