@@ -230,7 +230,7 @@ def test_a_training_ends_early_and_keeps_its_best_epoch(world, accuracies, losse
     story = Story({k + 1: Score(accuracy, losses[k] if losses else 1.0) for k, accuracy in enumerate(accuracies)})
     validation = Validation(story, story.score, Selection(1, patience, keep_best), world.alone(), epochs=6)
     torch.manual_seed(0)
-    rows = Rows(torch.randn(32, 5), torch.arange(32) % 3)
+    rows = Rows.of(torch.randn(32, 5), torch.arange(32) % 3)
     recipe = Recipe(6, 8, "sgd", 0.1, 0.0, "constant", ema=ema)
     trainer = Trainer(recipe, POLICY, Seeds(0, "test"), validation)
     network = trainer.build(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
@@ -246,7 +246,7 @@ def test_validation_takes_place_every_so_many_epochs_and_at_the_end_if_it_decide
         story = Story(dict.fromkeys(range(1, 9), Score(0.5, 1.0)))
         validation = Validation(story, story.score, Selection(2, None, keep_best), world.alone(), epochs=5)
         trainer = Trainer(Recipe(5, 8, "sgd", 0.1, 0.0, "constant"), POLICY, Seeds(0, "test"), validation)
-        trainer.train(trainer.build(lambda: nn.Linear(5, 3)), Rows(torch.randn(8, 5), torch.arange(8) % 3), torch.arange(8))
+        trainer.train(trainer.build(lambda: nn.Linear(5, 3)), Rows.of(torch.randn(8, 5), torch.arange(8) % 3), torch.arange(8))
         assert [epoch.epoch for epoch in story.epochs if epoch.validation] == expected
 
 
