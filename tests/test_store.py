@@ -222,6 +222,18 @@ def copied(of_two_ranks, tmp_path):
     shutil.rmtree(tmp_path / "set")
 
 
+def test_rows_that_are_read_one_by_one_are_compared_with_their_checksums_before(make, random_arrays, tmp_path):
+    store = make(tmp_path, random_arrays((6, 6)), (2, 2))
+    with h5py.File(store.path, "a") as file:
+        file[images_name("train", 2)][1, 0] += 1
+    rows = np.array([1, 0])
+    assert np.array_equal(store.rows("train", 1).read(rows), store.read("train", 1)[rows])
+    assert store.whole_rows("train", [0, 1]).read(rows).shape == (2, 6, 6, 1)  # another rank compares those of 2 and 3
+    for read in (lambda: store.rows("train", 2), lambda: store.whole_rows("train", [2]), lambda: store.whole_rows("train")):
+        with pytest.raises(InputError, match=r"subdomains/0002/images is damaged in rows"):
+            read()
+
+
 @in_parts
 def test_the_parts_of_two_ranks_read_as_one_set(of_two_ranks):
     folder, arrays = of_two_ranks

@@ -41,6 +41,7 @@ CALLS = [
     ("runn", r"runn: no such command \(did you mean run\?\); there are run, partition, predict"),
     ("scaling", "scaling: name a command; there are strong, weak, collect, predict"),
     ("scaling colect", r"scaling: colect: no such command \(did you mean collect\?\); there are strong"),
+    ("run --data digits --batch-size 64 --accumulate 33", "fewer than two samples of a batch of 64 .*: take 32 at most"),
     ("scaling weak --output TMP/s --samples 9", "--samples 9: give 10 or more"),
 ]
 

@@ -132,6 +132,25 @@ def test_the_solve_does_not_depend_on_the_number_of_ranks_and_on_who_solves(worl
     assert {"none": not same, "early": bool(early) and len(same) < 6, "all": len(same) == len(locals_[0]) - 3}[share]
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_gradients_of_parts_of_a_batch_are_added(world, divided):
+    owned = owned_subdomains(world, N)
+    networks, dnn, _ = parts(owned, same=False)
+    network = CoherentNetwork(world, "maps", networks, CoarseSolve(world, dnn, N, divided)).double()
+
+    def gradient(*batches: torch.Tensor) -> list[torch.Tensor]:
+        network.zero_grad()
+        for batch in batches:
+            inputs, labels = Numbers(owned).batch(batch)
+            nn.functional.cross_entropy(network([images.double() for images in inputs]), labels, reduction="sum").backward()
+        network.solve.finish_gradient()
+        return [one.grad for one in dnn.parameters()]
+
+    first, second = torch.arange(BATCH).split(13)
+    for found, one, other in zip(gradient(first, second), gradient(first), gradient(second), strict=True):
+        torch.testing.assert_close(found, one + other, rtol=1e-9, atol=1e-12)
+
+
 def test_chunks_learn_as_the_whole_batch_does(world):
     """Up to rounding, which the optimizer makes larger where a gradient is nearly zero; with fused optimizers, which see memory."""
     found, expected = trained(world, True), trained(world, False, chunks=1)

@@ -143,6 +143,24 @@ def test_five_steps_of_training_are_those_of_one_process(world, interface, optim
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
+def test_parts_of_a_batch_have_its_gradient_together(world, interface):
+    """Without batch normalisation, which sees a part."""
+    trained = []
+    for accumulate in (1, 2, 5):
+        networks, dnn = parts(interface, owned_subdomains(world, N))
+        for network in networks:
+            network.convolutions = nn.Sequential(*(one for one in network.convolutions if not isinstance(one, nn.BatchNorm2d)))
+        recipe = Recipe(1, BATCH, "sgd", 0.05, 0.01, "one-cycle", clip_norm=0.5, accumulate=accumulate)
+        coherent = CoherentNetwork(world, interface, networks, CoarseSolve(world, dnn))
+        samples = Numbers(owned_subdomains(world, N))
+        train_coherent(world.alone(), Trainer(recipe, POLICY, Seeds(0, "coherent")), coherent, samples, np.arange(SAMPLES))
+        trained.append([*coherent.parameters()])
+    for found in trained[1:]:
+        for one, expected in zip(found, trained[0], strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
 def test_a_step_sends_what_the_formula_says_and_nothing_comes_back(world, interface):
     owned = owned_subdomains(world, N)
     networks, dnn = parts(interface, owned)

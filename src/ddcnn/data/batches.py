@@ -1,7 +1,7 @@
 """Batches: samples stay in the source's pixel type where they are, and each batch is converted to network input on the device."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
@@ -94,9 +94,16 @@ class Subimages:
         return RankSubimages.load(store, split, [subdomain], place, augmentation).parts[0]
 
     @classmethod
-    def load_whole(cls, store: PartitionedSet, split: str, place: Place, augmentation: Augmentation = Augmentation()) -> "Subimages":
-        """The whole images of one split: the undecomposed image as a single subdomain."""
-        images = place.stored(partial(store.whole, split), partial(store.whole_rows, split))
+    def load_whole(
+        cls, store: PartitionedSet, split: str, place: Place, augmentation: Augmentation = Augmentation(),
+        checked: Container[int] | None = None,
+    ) -> "Subimages":  # fmt: skip
+        """The whole images of one split: the undecomposed image as a single subdomain.
+
+        Args:
+            checked: as of ``PartitionedSet.whole_rows``.
+        """
+        images = place.stored(partial(store.whole, split), partial(store.whole_rows, split, checked))
         labels = torch.from_numpy(store.labels(split)).to(place.device)
         window = tuple(slice(0, n) for n in store.shape[:-1])
         padding = ((store.margin, store.margin),) * len(window)

@@ -16,6 +16,7 @@ SHA-256 over the attributes and the five small arrays, and by ``checks``, over t
 import hashlib
 import json
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -179,25 +180,25 @@ class PartitionedSet:
         images = [read(k, k + 1)[wanted[run_of_row == k] - runs[k]] for k in np.unique(run_of_row).tolist()]
         return np.concatenate([np.empty((0, *shape), self.dtype), *images])
 
-    def rows(self, split: str, index: int, check: bool = True) -> RowReader:
+    def rows(self, split: str, index: int, checked: bool = True) -> RowReader:
         """The stored subimages of subdomain ``index``, (S, *stored, C) in the source's type, to be read in any order.
 
         Args:
-            check: read all of them once, a run at a time, to compare their checksums; single rows have none.
+            checked: read all of them once, a run at a time, to compare their checksums; single rows have none.
 
         Raises:
             InputError: as ``read``.
         """
         box, path = self.decomposition.subdomains[index].stored, Path(self.path)
-        for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if check else ():
+        for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if checked else ():
             self.read(split, index, slice(start, stop))
         self._check_unchanged()
         parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
         return open_rows(path, parts, images_name(split, index), (*box.shape, self.shape[-1]), np.dtype(self.dtype))
 
-    def whole_rows(self, split: str, check: bool = True) -> RowReader:
-        """Whole images, (S, *spatial, C) in the source's type, to be read in any order; otherwise as ``rows``."""
-        parts = [self.rows(split, subdomain.index, check) for subdomain in self.decomposition.subdomains]
+    def whole_rows(self, split: str, checked: Container[int] | None = None) -> RowReader:
+        """Whole images, (S, *spatial, C) in the source's type, as ``rows``; ``checked`` are the subdomains whose checksums are compared (all)."""
+        parts = [self.rows(split, i, checked is None or i in checked) for i in range(len(self.decomposition))]
         return WholeRows(self.decomposition, parts, self.shape, np.dtype(self.dtype))
 
     def _check_unchanged(self) -> None:

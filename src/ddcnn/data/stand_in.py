@@ -1,6 +1,7 @@
 """A stand-in for a partitioned set: a few random images of its shape and type, for trying out what a run would take."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -34,10 +35,10 @@ class StandIn(PartitionedSet):
     def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         return self._images(split, self.shape[:-1], rows)
 
-    def rows(self, split: str, index: int, check: bool = True) -> RowReader:
+    def rows(self, split: str, index: int, checked: bool = True) -> RowReader:
         return ArrayRows(self.read(split, index))
 
-    def whole_rows(self, split: str, check: bool = True) -> RowReader:
+    def whole_rows(self, split: str, checked: Container[int] | None = None) -> RowReader:
         return ArrayRows(self.whole(split))
 
     def _images(self, split: str, spatial: tuple[int, ...], rows: slice | np.ndarray) -> np.ndarray:
