@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from study import TRIAL_SEED, finished, paired, spread, told
 
-from ddcnn.config.load import load
-from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
+from ddcnn.io.run_folder import RunFolder
 from ddcnn.method.costs import networks
 
 SIDES = ("transfer", "global")
@@ -69,7 +68,7 @@ def main() -> None:
 
 def summary(method: str, folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What a run has come to, and 10¹² multiply-adds of its trainings, forward and backward."""
-    settings, shape, one = load(RunSettings, {}, folder / "config.toml"), results["data"]["shape"], results["methods"][method]
+    settings, shape, one = RunFolder(folder).settings(), results["data"]["shape"], results["methods"][method]
     grid = settings.grid if method == "transfer" else tuple(1 for _ in shape[:-1])
     local, whole, dnn = networks(settings, Decomposition(tuple(shape[:-1]), grid, settings.overlap), shape[-1], results["data"]["classes"])
     subdomains, operations = int(np.prod(grid)), settings.epochs * whole.operations

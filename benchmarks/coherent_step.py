@@ -122,7 +122,8 @@ def main() -> None:
 def variants(world, policy, decomposition, asked):
     divisor = asked.width_divisor or len(decomposition) ** 0.5
     options = {"interface": asked.interface, "width": asked.width, "coarse_width": asked.coarse_width, "coarse_stages": asked.coarse_stages}
-    stages = load(RunSettings, options).convolutional
+    settings = load(RunSettings, options)
+    stages = settings.convolutional
     owned, labels = owned_subdomains(world, len(decomposition)), torch.arange(asked.batch_size) % CLASSES
     shapes = [Shape(decomposition.subdomains[index].subimage.shape, 3, CLASSES) for index in owned]
     batch = [torch.randn(asked.batch_size, 3, *shape.spatial).to(memory_format=torch.channels_last) for shape in shapes]
@@ -130,7 +131,7 @@ def variants(world, policy, decomposition, asked):
     def coherent(kind=CoherentNetwork, divided=False):
         design = Design("vgg9", asked.width, divisor, coarse_stages=asked.coarse_stages)
         makes: list[Callable[[], nn.Module]] = [partial(make, design, shape) for shape in shapes]
-        maps = map_interface(design, decomposition, 3, CLASSES) if asked.interface == "maps" else None
+        maps = map_interface(design, decomposition, 3, CLASSES, settings.coarse_image) if asked.interface == "maps" else None
         if maps:
             makes = [maps.hands_on(one, index) for one, index in zip(makes, owned, strict=True)]
         local = [build(one, Seeds(0, "b"), policy) for one in makes]

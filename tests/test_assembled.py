@@ -106,7 +106,7 @@ def test_missing_subdomains(digits_run, volumes_run, digits, interface):
             ddcnn.load(run, "transfer", without=[1])
         return
     transfer = ddcnn.load(run, "transfer", without=[1, 2])
-    all_of_them = fill_missing(values[:, [0, 3]], transfer.present, 4)
+    all_of_them = fill_missing(values[:, [0, 3]], transfer.present, transfer.dnn)
     torch.testing.assert_close(all_of_them[:, [0, 3]], values[:, [0, 3]])
     for missing in (1, 2):
         torch.testing.assert_close(all_of_them[:, missing], values[:, [0, 3]].mean(1))

@@ -1,6 +1,8 @@
 """Maps as the interface: which networks have them, what a subdomain hands on, and what a run, predict and exports make of it."""
 
+import csv
 import textwrap
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ddcnn.config.load import load
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
+from ddcnn.method.aggregate import fill_missing
 from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.layers import LargestOfHalves, cell_means, count_parameters
 from ddcnn.networks.maps import map_interface
@@ -170,6 +173,36 @@ def test_the_pooled_head_is_adaptive_pooling(size):
     pooling = {2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}[len(size)]
     images = torch.randn(2, 3, *size)
     assert torch.equal(LargestOfHalves()(images), pooling(tuple(min(side, 2) for side in size))(images))
+
+
+def test_in_each_cell_of_a_missing_subdomain_stands_the_mean_of_the_others_cells():
+    """Also where subdomains have different numbers of cells: 3x3, 3x2, 2x3 and 2x2."""
+    maps = map_interface(Design("vgg3", 4, head="pooled"), Decomposition((20, 20), (2, 2), 2), 1, 3, image=True)
+    dnn = ConvolutionalNetwork(maps, ((4,),)).eval()
+    assert len({box.shape for box in maps.stitching.own}) > 1
+    whole = torch.arange(maps.channels, dtype=torch.float32).reshape(1, -1, *[1] * 2).expand(2, -1, *maps.stitching.shape)
+    values = torch.stack([torch.zeros(2, maps.values)] * 4, 1)
+    for index, box in enumerate(maps.stitching.own):
+        own = whole[:, :, *box.slices].movedim(1, -1).flatten(1)
+        values[:, index, : own.shape[1]], values[:, index, maps.cells :] = own, torch.tensor([1.0, 2.0, 3.0])
+    for missing in range(4):
+        present = [index for index in range(4) if index != missing]
+        torch.testing.assert_close(fill_missing(values[:, present], present, dnn), values)
+
+
+@pytest.mark.parametrize("coarse", ["convolutional", "dense"])
+def test_what_a_run_has_computed_in_half_precision_predict_computes_again(tmp_path, coarse):
+    options = quick(
+        image_size=40, interface="maps", coarse=coarse, methods="average,dnn,transfer", precision="bf16", epochs=1, width=8, auxiliary=0.1
+    )
+    done = on_ranks(None, "run", *options, "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    methods = ddcnn_results(tmp_path / "run")["methods"]
+    for method, further in product(methods, ((), ("--local",), ("--divide", "subdomains"))):
+        done = on_ranks(None, "predict", "run", "digits", "--method", method, *further, "--output", "p.csv", "--overwrite", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader((tmp_path / "p.csv").read_text("utf-8").splitlines()))
+        assert np.mean([row["label"] == row["class"] for row in rows]) == pytest.approx(methods[method]["test_accuracy"], abs=1e-9)
 
 
 def test_dense_layers_on_maps_take_half_precision(tmp_path):
@@ -333,7 +366,7 @@ def test_options_of_maps_in_a_file_are_the_run_s(tmp_path):
     assert load(RunSettings, given | {"network": "vgg3", "width": 8}, None).convolutional == ((16,), (32,))
     assert load(RunSettings, given | {"coarse_width": 24}, None).convolutional == ((24, 24), (48, 48))
     assert load(RunSettings, given | {"width": 5}, None).convolutional == ((12, 12), (20, 20))  # as in the global CNN
-    assert load(RunSettings, given | {"methods": "average,global"}, None).local_design(4).coarse_stages == 0  # no DNN would have them
+    assert load(RunSettings, given | {"methods": "average,global"}, None).local_design(4).coarse_stages == 2  # methods may be added
     assert load(RunSettings, {"coarse": "dense"}, None).convolutional is None
     assert not load(RunSettings, {"coarse": "dense", "interface": "maps"}, None).decides_in_part
     assert np.isfinite(settings.auxiliary)

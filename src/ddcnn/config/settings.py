@@ -189,8 +189,7 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def local_design(self, subdomains: int) -> Design:
         """Of the local CNNs of N subdomains."""
-        given = self.coarse_stages if self.needs("dnn") or self.joint else 0
-        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head, given)
+        return Design(self.network, self.width, self.divisor(subdomains), self.features, self.head, self.coarse_stages)
 
     def global_design(self, method: Method) -> Design:
         """Of a method's network of whole images."""
@@ -284,7 +283,7 @@ class RunSettings(DataSettings, TrainingSettings):
         defaults: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4} if values.get("optimizer") == "sgd" else {}
         defaults |= {"width": built_in.width, "head": built_in.heads[0]} if built_in else {}
         if values.get("interface") == "maps" and values.get("coarse") != "dense":
-            defaults["dnn_epochs"] = 2  # each of which costs rank 0 as much as one of local training
+            defaults["dnn_epochs"] = 2  # each of which costs rank 0 more than one of local training
             defaults |= {"coarse_stages": 1 if built_in and built_in.stages else 0, "coarse_image": True}
         defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
         settings = validate(defaults | values)

@@ -197,7 +197,7 @@ class PartitionedSet:
         return open_rows(path, parts, images_name(split, index), (*box.shape, self.shape[-1]), np.dtype(self.dtype))
 
     def whole_rows(self, split: str, checked: Container[int] | None = None) -> RowReader:
-        """Whole images, (S, *spatial, C) in the source's type, as ``rows``; ``checked`` are the subdomains whose checksums are compared (all)."""
+        """Whole images, (S, *spatial, C) in the source's type, as ``rows``; ``checked`` are the subdomains that are compared (all)."""
         parts = [self.rows(split, i, checked is None or i in checked) for i in range(len(self.decomposition))]
         return WholeRows(self.decomposition, parts, self.shape, np.dtype(self.dtype))
 

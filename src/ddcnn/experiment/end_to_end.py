@@ -30,10 +30,11 @@ def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module
     frozen_epochs = settings.frozen_epochs if method == Method.TRANSFER else 0
     epochs = frozen_epochs + recipe.epochs
     across = problem.groups.across_subdomains
-    shared = SharedParameters(across, local_cnns, settings.share) if settings.share != "none" else None
-    if shared and method == Method.TRANSFER:
-        shared.begin()
-    solve = coarse_solve(problem, dnn)
+    with world.timeline.phase(method):
+        shared = SharedParameters(across, local_cnns, settings.share) if settings.share != "none" else None
+        if shared and method == Method.TRANSFER:
+            shared.begin()
+        solve = coarse_solve(problem, dnn)
     network = CoherentNetwork(across, settings.interface, local_cnns, solve, shared)
 
     def classify(split: str = "validation") -> Table | None:

@@ -57,7 +57,7 @@ def check_networks(settings: RunSettings, decomposition: Decomposition, channels
             from ddcnn.networks.recompute import recompute
 
             recompute(registry.make(*arguments[:2]), settings.network)
-    if not settings.needs("dnn") and not settings.joint:
+    if all(map(settings.sees_whole_image, settings.methods)):
         return
     design = settings.local_design(len(decomposition) * settings.networks_per_subimage)
     if settings.interface == "maps":

@@ -227,6 +227,10 @@ def check_methods(settings: RunSettings) -> None:
         if not kept and settings.seeds > 1:
             raise InputError(f"--start-from {settings.start_from} is a run with one seed: leave --seeds out")
         earlier = (start.seed(settings.seed) if kept else start).settings()
+        if earlier.coarse_stages and not settings.convolutional:
+            raise InputError(
+                f"--start-from {start}: its local CNNs lack the stages that its DNN has on maps: add --interface maps, or train others"
+            )
         for name in ("head", "coarse_stages") if earlier.network == settings.network else ():
             if (found := getattr(earlier, name)) != getattr(settings, name):
                 raise InputError(f"--start-from {start}: has other networks than this run: give --{name.replace('_', '-')} {found}, too")

@@ -127,7 +127,10 @@ class Problem:
 
     def whole_images(self, split: str) -> Subimages:
         """Of one split; the ranks share the comparison of checksums."""
-        place, checked = Place(self.policy.device, self.residency.whole), range(self.world.rank, len(self.store.decomposition), self.world.size)
+        place, checked = (
+            Place(self.policy.device, self.residency.whole),
+            range(self.world.rank, len(self.store.decomposition), self.world.size),
+        )
         return Subimages.load_whole(self.store, split, place, self.augmentation(split), checked)
 
     def augmentation(self, split: str) -> Augmentation:

@@ -137,7 +137,7 @@ class Assembled(nn.Module):
             return values.mean(1, dtype=torch.float64).log()
         if self.dnn is None:
             return values[:, 0]
-        return self.dnn(fill_missing(values, self.present, self.dnn.subdomains).flatten(1))
+        return self.dnn(fill_missing(values, self.present, self.dnn).flatten(1))
 
 
 def load(run: str | Path, method: str | None = None, without: Sequence[int] = ()) -> Assembled:

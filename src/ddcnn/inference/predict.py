@@ -7,7 +7,7 @@ subdomains instead: every rank reads every block, and rank 0 combines the interf
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -32,6 +32,7 @@ from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
 from ddcnn.training.evaluation import EVALUATION_SAMPLES as BATCH
+from ddcnn.training.evaluation import at_least_single
 from ddcnn.training.precision import DevicePolicy, choose_device
 
 logger = logging.getLogger(__name__)
@@ -188,13 +189,16 @@ class Classifier:
         network, averaged, wants_local = self.network, self.network.method.combines_probabilities, bool(self.columns.subdomains)
         with self.policy.autocast():
             values = network.interface_values(images)
+        values = at_least_single(values)  # as they are gathered in a run
         local = network.classify(values) if averaged or wants_local else values
         gathered = self._gather(local if averaged else values)
         local_probabilities = self._gather(local) if wants_local else None
         beat()
         if gathered is None:
             return None
-        scores = network.combine(gathered)
+        with self.policy.autocast() if network.dnn is not None and network.dnn.half_precision else nullcontext():
+            scores = network.combine(gathered)
+        scores = at_least_single(scores)
         if len(wrong := scores.isnan().any(1).nonzero()):
             hint = "" if self.policy.precision == "fp32" else ", or try --precision fp32"
             name = self.images.name(int(samples[int(wrong[0])]))

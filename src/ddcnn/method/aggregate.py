@@ -14,6 +14,7 @@ from torch import nn
 from ddcnn.data.batches import Rows
 from ddcnn.data.stored import Streamed
 from ddcnn.io.rows import Table, kept
+from ddcnn.networks.maps import MapInterface
 from ddcnn.training.evaluation import classify
 from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
@@ -61,23 +62,26 @@ def train_dnn(trainer: Trainer, make: Callable[[], nn.Module], values: np.ndarra
 def classify_by_dnn(network: Any, values: np.ndarray, policy: DevicePolicy, present: Sequence[int] | None = None) -> np.ndarray:
     """The DNN's probabilities (S, K) float32 from interface values (S, n, C) of the subdomains ``present``; None for all."""
     if present is not None:
-        values = fill_missing(torch.from_numpy(values), present, network.subdomains).numpy()
+        values = fill_missing(torch.from_numpy(values), present, network).numpy()
     labels = np.zeros(len(values), dtype=np.int64)  # not used
     return classify(network, dnn_rows(values, labels, policy), torch.arange(len(values)), policy).numpy()
 
 
-def fill_missing(values: torch.Tensor, present: Sequence[int], subdomains: int) -> torch.Tensor:
-    """(B, n, C) of the subdomains ``present`` -> (B, N, C): a missing subdomain's values are the mean of the others'.
+def fill_missing(values: torch.Tensor, present: Sequence[int], dnn: Any) -> torch.Tensor:
+    """(B, n, C) of the subdomains ``present`` -> (B, N, C): a missing subdomain's values are the mean of the others', of maps their cells'.
 
     On CIFAR-10 (2x2) the geometric mean was as accurate, 1/K for every class less so. Averaging without the DNN was less accurate for
     ``dnn`` and ``transfer`` but more so for ``coherent``, whose local CNNs have never learnt to decide alone. Of maps, zeros and the mean
     map of the images were as accurate.
     """
-    if len(present) == subdomains:
+    if len(present) == dnn.subdomains:
         return values
-    place = {i: k for k, i in enumerate(present)}
-    mean = values.mean(1)
-    return torch.stack([values[:, place[i]] if i in place else mean for i in range(subdomains)], 1)
+    place, of_maps = {i: k for k, i in enumerate(present)}, dnn.interface
+
+    def stand_in(missing: int) -> torch.Tensor:
+        return of_maps.stand_in(values, present, missing) if isinstance(of_maps, MapInterface) else values.mean(1)
+
+    return torch.stack([values[:, place[i]] if i in place else stand_in(i) for i in range(dnn.subdomains)], 1)
 
 
 def classify_all_by_dnn(network: Any, values: Table, policy: DevicePolicy, folder: Path) -> Table:

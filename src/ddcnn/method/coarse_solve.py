@@ -1,7 +1,7 @@
 """The coarse problem of a step: which rank solves it for which samples.
 
 A small dense DNN is solved by all ranks for all samples, as domain decomposition codes do with a small coarse problem. A
-convolutional one costs as much as a local CNN: there the samples of a batch are divided into N chunks, and each rank solves its chunks
+convolutional one may cost more than all local CNNs: there the samples of a batch are divided into N chunks, and each rank solves its chunks
 (``divided``), or, where that is cheaper than more exchanges, all of them. The gradient, and the statistics of batch normalisation, are
 sums over the chunks in their order: the same, bit for bit, on any number of ranks and either way.
 """

@@ -1,6 +1,6 @@
 """Maps as the interface: what a local CNN hands on of its last feature map, and the map of the whole image that comes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -69,6 +69,13 @@ class MapInterface:
         shapes = [(*box.shape, self.channels) for box in self.stitching.own]
         parts = (values[:, index, : prod(shape)].unflatten(1, shape) for index, shape in enumerate(shapes))
         return self.stitching.stitch([part.movedim(-1, 1) for part in parts])
+
+    def stand_in(self, values: torch.Tensor, present: Sequence[int], missing: int) -> torch.Tensor:
+        """For a missing subdomain, from (B, n, C) of those that are ``present``: (B, C), in each cell the mean of all their cells."""
+        cells = [prod(box.shape) for box in self.stitching.own]
+        known = [values[:, k, : cells[i] * self.channels].unflatten(1, (cells[i], self.channels)) for k, i in enumerate(present)]
+        mean = torch.cat(known, 1).mean(1).repeat(1, cells[missing])
+        return torch.cat([nn.functional.pad(mean, (0, self.cells - mean.shape[1])), self.logits(values).mean(1)], 1)
 
     def logits(self, values: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., K)."""
