@@ -4,8 +4,8 @@
     mpirun -n 4 python benchmarks/coherent_step.py --interface maps --overlap 4 --share all
 
 Interleaves, on random images, steps of: the coherent network with the DNN on every rank (one allgather); the same with the DNN on rank 0
-(gather, and scatter of the gradient), or of maps with a DNN that is divided over the samples (two all-to-alls); the undecomposed CNN under
-DistributedDataParallel. Prints JSON and a table: medians over the rounds, of the slowest rank.
+(gather, and scatter of the gradient), or of maps with a DNN that is divided over the samples (two all-to-alls); the undecomposed CNN by
+exact spatial parallelism, and under DistributedDataParallel. Prints JSON and a table: medians over the rounds, of the slowest rank.
 """
 
 import argparse
@@ -25,8 +25,10 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.fitting import check_ranks
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.coherent import CoherentNetwork
+from ddcnn.method.halo import Layout
 from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.shared import SharedParameters
+from ddcnn.method.spatial import SpatialNetwork
 from ddcnn.networks.coarse import ConvolutionalNetwork
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.maps import map_interface
@@ -148,7 +150,11 @@ def variants(world, policy, decomposition, asked):
         {"coherent, DNN divided over the samples": coherent(divided=True)} if asked.interface == "maps"
         else {"coherent, DNN on rank 0": coherent(CoherentOnRoot)}
     )  # fmt: skip
-    whole = build(lambda: make(Design("vgg9", asked.width), Shape(decomposition.shape, 3, CLASSES)), Seeds(0, "g"), policy)
+    whole, parted = (
+        build(lambda: make(Design("vgg9", asked.width), Shape(decomposition.shape, 3, CLASSES)), Seeds(0, "g"), policy) for _ in range(2)
+    )
+    layout = Layout.of(decomposition.shape, world.size)
+    part = torch.randn(asked.batch_size, 3, *layout.boxes[world.rank].shape).to(memory_format=torch.channels_last)
     ddp = nn.parallel.DistributedDataParallel(whole)
     ddp.register_comm_hook(world, all_reduce)
     share = torch.randn(asked.batch_size // world.size, 3, *decomposition.shape).to(memory_format=torch.channels_last)
@@ -166,13 +172,16 @@ def variants(world, policy, decomposition, asked):
                 network.solve.finish_gradient()
                 if network.shared:
                     network.shared.sum_gradients()
+            if isinstance(network, SpatialNetwork):
+                network.sum_gradients()
             optimizer.step()
 
         return step
 
     coherents = {"coherent, DNN on every rank": coherent()} | other
     return {name: step_of(network, batch, labels) for name, network in coherents.items()} | {
-        "global, DistributedDataParallel": step_of(ddp, share, labels[: len(share)])
+        "global, spatial": step_of(SpatialNetwork(world, parted, layout), [part], labels),
+        "global, DistributedDataParallel": step_of(ddp, share, labels[: len(share)]),
     }
 
 

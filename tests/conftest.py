@@ -93,7 +93,7 @@ def short_run(folder: Path, **options: object) -> Path:
 def best_method(run: Path, *methods: str) -> str:
     """The method of a run, or of some of its methods, with the best validation accuracy; of equal ones that with the smallest loss."""
     found = json.loads((run / "results.json").read_text("utf-8"))["methods"]
-    order = [name for name in ("transfer", "coherent", "dnn", "average", "vote", "global") if name in (methods or found)]
+    order = [name for name in ("transfer", "coherent", "dnn", "average", "vote", "global", "spatial") if name in (methods or found)]
     losses = {name: math.inf if found[name]["validation_loss"] is None else found[name]["validation_loss"] for name in order}
     return max(order, key=lambda name: (found[name]["validation_accuracy"], -losses[name]))
 

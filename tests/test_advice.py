@@ -185,7 +185,14 @@ def test_a_note_on_images_that_are_left_over_names_a_batch_that_leaves_fewer(
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [("vote", "--lr"), ("dnn", "--dnn-lr"), ("coherent", "--coherent-lr"), ("transfer", "--transfer-lr"), ("global", "--global-lr")],
+    [
+        ("vote", "--lr"),
+        ("dnn", "--dnn-lr"),
+        ("coherent", "--coherent-lr"),
+        ("transfer", "--transfer-lr"),
+        ("global", "--global-lr"),
+        ("spatial", "--global-lr"),
+    ],
 )
 @pytest.mark.usefixtures("here")
 def test_a_learning_rate_that_was_too_large_is_named_by_its_option(world, method, option):

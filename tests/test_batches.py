@@ -15,6 +15,7 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.data.stored import Place
 from ddcnn.decomposition import Decomposition
+from ddcnn.method.halo import Layout
 
 CPU = Place(torch.device("cpu"))
 SAMPLES = 40
@@ -237,18 +238,34 @@ def test_subdomains_of_one_rank_get_the_batches_that_they_would_get_alone(stores
 def test_the_whole_image_is_the_subimage_of_a_single_subdomain(stores, case, augmentation):
     store, _ = stores(case)
     single, _ = stores(case, whole=True)
-    whole = Subimages.load_whole(store, "train", CPU, augmentation)
+    whole = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation)
     found, labels = whole.batch(order(), torch.Generator().manual_seed(5))
     expected, _ = Subimages.load(single, "train", 0, CPU, augmentation).batch(order(), torch.Generator().manual_seed(5))
     assert torch.equal(found, expected)
     assert torch.equal(main(labels), torch.from_numpy(store.labels("train"))[order()])
 
 
+@pytest.mark.parametrize("resident", ["device", "stream"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_the_ranks_parts_of_images_are_the_images(stores, case, augmentation, resident):
+    """Whatever the grid of the set is."""
+    store, _ = stores(case)
+    expected = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation).batch(
+        order(), torch.Generator().manual_seed(5)
+    )
+    for box in [box for ranks in (2, 3, 4) for box in Layout.of(store.shape[:-1], ranks).boxes]:
+        part = Subimages.load_box(store, "train", box, Place(CPU.device, resident), augmentation)
+        found, labels = part.batch(order(), torch.Generator().manual_seed(5))
+        assert torch.equal(found, expected[0][:, :, *box.slices])
+        assert torch.equal(main(labels), main(expected[1]))
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
     store, _ = stores("2-D")
-    whole = Subimages.load_whole(store, "train", CPU, augmentation)
+    whole = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation)
     index = order()[: SAMPLES // ranks * ranks]
     expected, labels = whole.batch(index, torch.Generator().manual_seed(5))
     shares = [RankShare(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
@@ -268,7 +285,7 @@ def test_batches_are_the_same_wherever_the_images_are(stores, case, resident):
     for augmentation, part in product([Augmentation(), EVERYTHING], [slice(None), slice(1, None, 3)]):
         augmented = augmentation.flip
         loads = [lambda place: RankSubimages.load(store, "train", range(len(store.decomposition)), place, augmentation)]  # noqa: B023
-        loads += [lambda place: Subimages.load_whole(store, "train", place, augmentation)]  # noqa: B023
+        loads += [lambda place: Subimages.load_box(store, "train", store.decomposition.box, place, augmentation)]  # noqa: B023
         for load in loads:
             near, far = load(CPU), load(there)
             for asked in (announced, announced[1:], announced[::-1]):

@@ -228,8 +228,9 @@ def test_rows_that_are_read_one_by_one_are_compared_with_their_checksums_before(
         file[images_name("train", 2)][1, 0] += 1
     rows = np.array([1, 0])
     assert np.array_equal(store.rows("train", 1).read(rows), store.read("train", 1)[rows])
-    assert store.whole_rows("train", [0, 1]).read(rows).shape == (2, 6, 6, 1)  # another rank compares those of 2 and 3
-    for read in (lambda: store.rows("train", 2), lambda: store.whole_rows("train", [2]), lambda: store.whole_rows("train")):
+    whole = store.decomposition.box
+    assert store.box_rows("train", whole, [0, 1]).read(rows).shape == (2, 6, 6, 1)  # another rank compares those of 2 and 3
+    for read in (lambda: store.rows("train", 2), lambda: store.box_rows("train", whole, [2]), lambda: store.box_rows("train", whole)):
         with pytest.raises(InputError, match=r"subdomains/0002/images is damaged in rows"):
             read()
 

@@ -33,6 +33,10 @@ class Box:
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
+    def pixels(self) -> int:
+        return prod(self.shape)
+
+    @property
     def slices(self) -> tuple[slice, ...]:
         """Indices that cut the box out of an array (*spatial, ...)."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
@@ -53,6 +57,12 @@ class Box:
         start, stop = list(self.start), list(self.stop)
         start[axis], stop[axis] = size - stop[axis], size - start[axis]
         return Box(tuple(start), tuple(stop))
+
+
+def common(one: Box, other: Box) -> Box:
+    """The pixels of both boxes."""
+    start = tuple(map(max, one.start, other.start))
+    return Box(start, tuple(max(a, b) for a, b in zip(start, map(min, one.stop, other.stop), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,19 @@ class Decomposition:
             stored = subimage.extended(self.margin, self.shape)
             subdomains.append(Subdomain(index, position, core, subimage, stored))
         return tuple(subdomains)
+
+    @property
+    def box(self) -> Box:
+        """The whole image."""
+        return Box((0,) * len(self.shape), self.shape)
+
+    def pieces(self, box: Box) -> list[tuple[Subdomain, Box]]:
+        """Subdomains in whose stored boxes the pixels of ``box`` are, and which of them: all in one, or the cores of several."""
+        for subdomain in self.subdomains:
+            if common(subdomain.stored, box) == box:
+                return [(subdomain, box)]
+        cores = [(subdomain, common(subdomain.core, box)) for subdomain in self.subdomains]
+        return [(subdomain, piece) for subdomain, piece in cores if piece.pixels]
 
     @property
     def most_pixels(self) -> int:

@@ -12,7 +12,7 @@ from mpi4py import MPI
 from ddcnn import __main__
 from ddcnn.experiment import end_to_end as as_one
 from ddcnn.experiment import run as experiment
-from ddcnn.experiment import two_step
+from ddcnn.experiment import two_step, undecomposed
 
 rank, step, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 MORE = 2**26  # bytes: for the threads that a training starts
@@ -30,7 +30,7 @@ def failing(function):
 
 
 if MPI.COMM_WORLD.Get_rank() == rank:
-    having = [module for module in (experiment, two_step, as_one) if hasattr(module, step)]
+    having = [module for module in (experiment, two_step, as_one, undecomposed) if hasattr(module, step)]
     assert having, f"no module has a step {step}"
     for module in having:
         setattr(module, step, failing(getattr(module, step)))

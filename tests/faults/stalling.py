@@ -12,7 +12,7 @@ from mpi4py import MPI
 from ddcnn import __main__
 from ddcnn.data.batches import Subimages
 from ddcnn.experiment import end_to_end as as_one
-from ddcnn.experiment import two_step
+from ddcnn.experiment import two_step, undecomposed
 
 rank, how, step = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 
@@ -35,7 +35,7 @@ if MPI.COMM_WORLD.Get_rank() == rank:
     if how == "slow":
         Subimages.batch = slow
     else:
-        for module in (two_step, as_one):
+        for module in (two_step, as_one, undecomposed):
             if hasattr(module, step):
                 setattr(module, step, {"loop": loop, "sleep": sleep}[how])
 sys.argv[1:] = sys.argv[4:]

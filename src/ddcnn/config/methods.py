@@ -12,6 +12,7 @@ class Method(StrEnum):
     COHERENT = "coherent"
     TRANSFER = "transfer"
     GLOBAL = "global"
+    SPATIAL = "spatial"
 
     @property
     def combines_probabilities(self) -> bool:
@@ -31,7 +32,7 @@ class Method(StrEnum):
     @property
     def whole_image(self) -> bool:
         """Whether the method is a single CNN that sees the whole image."""
-        return self == Method.GLOBAL
+        return self in (Method.GLOBAL, Method.SPATIAL)
 
 
 PHASES_OF = {  # the phases whose seconds and bytes a method needs
@@ -41,7 +42,9 @@ PHASES_OF = {  # the phases whose seconds and bytes a method needs
     Method.COHERENT: ("coherent",),
     Method.TRANSFER: ("local", "folds", "gather", "dnn", "transfer"),
     Method.GLOBAL: ("global",),
+    Method.SPATIAL: ("spatial",),
 }
-PREFERRED = (Method.TRANSFER, Method.COHERENT, Method.DNN, Method.AVERAGE, Method.VOTE, Method.GLOBAL)
+BY_DEFAULT = tuple(method for method in Method if method != Method.SPATIAL)  # which has the global CNN, in other pieces
+PREFERRED = (Method.TRANSFER, Method.COHERENT, Method.DNN, Method.AVERAGE, Method.VOTE, Method.GLOBAL, Method.SPATIAL)
 # the same where subdomains are missing: coherent suffers most
 PREFERRED_IN_PART = (Method.TRANSFER, Method.DNN, Method.AVERAGE, Method.VOTE, Method.COHERENT)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import ModelWrapValidatorHandler, model_validator
 
 from ddcnn.config.data_settings import SOURCES, DataSettings
-from ddcnn.config.methods import PHASES_OF, Method
+from ddcnn.config.methods import BY_DEFAULT, PHASES_OF, Method
 from ddcnn.config.training_settings import TrainingSettings
 from ddcnn.config.types import Device, Every, Group, Interface, Methods, Settings, Signals, option
 from ddcnn.networks.registry import NETWORKS, Design
@@ -26,7 +26,9 @@ class RunSettings(DataSettings, TrainingSettings):
     data: str = option(Group.DATA, "digits", f"data set: {SOURCES}; or a partitioned .h5 file", "SOURCE")
     partitions: Path = option(Group.DATA, Path("runs/partitions"), "folder where partitioned data sets are stored and reused", "DIR")
 
-    methods: Methods = option(Group.NETWORK, ",".join(Method), "methods to compare (default: all)", ",".join(Method), validate_default=True)
+    methods: Methods = option(
+        Group.NETWORK, ",".join(BY_DEFAULT), "methods to compare (default: all but spatial)", ",".join(Method), validate_default=True
+    )
     network: str = option(
         Group.NETWORK, "vgg9", f"{', '.join(NETWORKS)}, a model of torchvision, or your own, as package.module:factory", "NAME"
     )
@@ -145,7 +147,7 @@ class RunSettings(DataSettings, TrainingSettings):
     @property
     def phases(self) -> tuple[str, ...]:
         """Those that take place after the partitioning, in their order."""
-        phases = (*PHASES_OF[Method.DNN], Method.COHERENT, Method.TRANSFER, Method.GLOBAL)
+        phases = (*PHASES_OF[Method.DNN], *(method for method in Method if method.joint or method.whole_image))
         left_out = set() if self.dnn_data == "out-of-fold" else {"folds"}
         needed = {phase for phase in phases if self.needs("local" if phase == "gather" else phase)}  # p_i are gathered for what is recorded
         return tuple(phase for phase in phases if phase in needed - left_out)
@@ -193,22 +195,19 @@ class RunSettings(DataSettings, TrainingSettings):
 
     def global_design(self, method: Method) -> Design:
         """Of a method's network of whole images."""
-        return Design(self.network, self.global_width or self.width if method == Method.GLOBAL else self.width, head=self.head)
+        return Design(self.network, self.global_width or self.width if method.whole_image else self.width, head=self.head)
 
     def epochs_of(self, method: str) -> int:
         """Epochs of training of a method's network or of a local CNN; by default coherent, global and transfer make the same."""
         in_all = self.epochs + self.frozen_epochs + self.transfer_epochs
-        whole: dict[str, int] = {
-            Method.COHERENT: self.coherent_epochs or in_all,
-            Method.GLOBAL: self.global_epochs or in_all,
-            Method.TRANSFER: in_all,
-        }
+        whole: dict[str, int] = {Method.COHERENT: self.coherent_epochs or in_all, Method.TRANSFER: in_all}
+        whole |= dict.fromkeys((Method.GLOBAL, Method.SPATIAL), self.global_epochs or in_all)
         return whole.get(method, self.epochs)
 
     def _schedules(self) -> dict[str, tuple[str, int]]:
         """The schedule and the epochs of each training of CNNs."""
-        joint = [method for method in (Method.COHERENT, Method.GLOBAL) if method in self.methods]
-        found: dict[str, tuple[str, int]] = {str(method): (self.schedule, self.epochs_of(method)) for method in joint}
+        from_scratch = [method for method in (Method.COHERENT, Method.GLOBAL, Method.SPATIAL) if method in self.methods]
+        found: dict[str, tuple[str, int]] = {str(method): (self.schedule, self.epochs_of(method)) for method in from_scratch}
         if self.needs("local"):
             found["local training"] = (self.schedule, self.epochs)
         if Method.TRANSFER in self.methods:

@@ -61,10 +61,14 @@ class TrainingSettings(BaseModel):
     coherent_lr: float | None = option(Group.JOINT, None, "largest learning rate of coherent (default: --lr)", "LR", gt=0)
 
     global_epochs: int | None = option(
-        Group.BASELINE, None, "epochs of the global CNN (default: those of local training and transfer)", "E", ge=1
+        Group.BASELINE, None, "epochs of the CNN of global and spatial (default: those of local training and transfer)", "E", ge=1
     )
-    global_lr: float | None = option(Group.BASELINE, None, "largest learning rate of the global CNN (default: --lr)", "LR", gt=0)
-    global_width: int | None = option(Group.BASELINE, None, "--width of the global CNN, if it differs (default: --width)", "CHANNELS", ge=4)
+    global_lr: float | None = option(
+        Group.BASELINE, None, "largest learning rate of the CNN of global and spatial (default: --lr)", "LR", gt=0
+    )
+    global_width: int | None = option(
+        Group.BASELINE, None, "--width of the CNN of global and spatial, if it differs (default: --width)", "CHANNELS", ge=4
+    )
 
     flip_axes: FlipAxes = option(
         Group.DATA, "columns", "axes of --augment flip: any of depth, rows and columns, joined by +; for n axes that the grid cuts, a rank "

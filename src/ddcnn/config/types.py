@@ -22,7 +22,7 @@ class Group(StrEnum):
     LOCAL = "local training"
     DNN = "DNN"
     JOINT = "coherent and transfer"
-    BASELINE = "baseline (global)"
+    BASELINE = "whole images (global, spatial)"
     RUN = "run and checkpoints"
     STUDY = "study"
     MACHINE = "machine"

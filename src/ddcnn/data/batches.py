@@ -12,6 +12,7 @@ import torch
 from ddcnn.data.augmentation import Augmentation, Drawn, Labels, erase_, mix_
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stored import InMemory, Place, Stored, to_device
+from ddcnn.decomposition import Box
 
 
 class Samples(Protocol):
@@ -94,21 +95,26 @@ class Subimages:
         return RankSubimages.load(store, split, [subdomain], place, augmentation).parts[0]
 
     @classmethod
-    def load_whole(
-        cls, store: PartitionedSet, split: str, place: Place, augmentation: Augmentation = Augmentation(),
+    def load_box(
+        cls, store: PartitionedSet, split: str, box: Box, place: Place, augmentation: Augmentation = Augmentation(),
         checked: Container[int] | None = None,
     ) -> "Subimages":  # fmt: skip
-        """The whole images of one split: the undecomposed image as a single subdomain.
+        """The pixels of a box of the images of one split, as if it were a subdomain: all pixels, or a rank's part of them.
 
         Args:
-            checked: as of ``PartitionedSet.whole_rows``.
+            checked: as of ``PartitionedSet.box_rows``.
         """
-        images = place.stored(partial(store.whole, split), partial(store.whole_rows, split, checked))
-        labels = torch.from_numpy(store.labels(split)).to(place.device)
-        window = tuple(slice(0, n) for n in store.shape[:-1])
-        padding = ((store.margin, store.margin),) * len(window)
-        mirrored = dict.fromkeys(augmentation.mirrors, images)
-        return cls(images, labels, *_normalisation(store, place.device), window, padding, augmentation, mirrored)
+        shape = store.shape[:-1]
+        stored = stored_boxes(store, box, augmentation)
+        images = {
+            one: place.stored(partial(store.whole, split, box=one), partial(store.box_rows, split, one, checked))
+            for one in dict.fromkeys(stored.values())
+        }
+        return cls(
+            images[stored[()]], torch.from_numpy(store.labels(split)).to(place.device), *_normalisation(store, place.device),
+            box.within(stored[()]), _padding(store.margin, box, stored[()]), augmentation,
+            {axes: images[stored[axes]] for axes in augmentation.mirrors}, box.start, shape,
+        )  # fmt: skip
 
     @property
     def pixels(self) -> int:
@@ -209,7 +215,7 @@ class RankSubimages:
         for i, found in zip(subdomains, mirrors, strict=True):
             subimage, stored = decomposition.subdomains[i].subimage, decomposition.subdomains[i].stored
             window, mirrored = subimage.within(stored), {axes: images[mirror] for axes, mirror in found.items()}
-            padding = tuple((store.margin - w.start, store.margin - (n - w.stop)) for w, n in zip(window, stored.shape, strict=True))
+            padding = _padding(store.margin, subimage, stored)
             parts.append(Subimages(images[i], labels, *normalisation, window, padding, augmentation, mirrored, subimage.start, shape))
         return cls(parts, decomposition.most_pixels)
 
@@ -249,6 +255,23 @@ class RankShare:
     def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
         return self.images.batch(index, generator, self.part)
+
+
+def stored_boxes(store: PartitionedSet, box: Box, augmentation: Augmentation) -> dict[tuple[int, ...], Box]:
+    """What is read for a box: its own pixels with the margin, and for each set of axes that may be flipped at once its mirror's."""
+    shape, boxes = store.shape[:-1], {}
+    for axes in ((), *augmentation.mirrors):
+        mirrored = box
+        for axis in axes:
+            mirrored = mirrored.mirrored(shape[axis], axis)
+        boxes[axes] = mirrored.extended(store.margin, shape)
+    return boxes
+
+
+def _padding(margin: int, box: Box, stored: Box) -> tuple[tuple[int, int], ...]:
+    """Per axis, pixels by which the image border has clipped the margin around ``box``, before and after."""
+    clipped = [(margin - (a - c), margin - (d - b)) for a, b, c, d in zip(box.start, box.stop, stored.start, stored.stop, strict=True)]
+    return tuple(clipped)
 
 
 def _normalisation(store: PartitionedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,10 +26,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddcnn.data.row_reader import WholeRows, joined, open_rows
+from ddcnn.data.row_reader import JoinedRows, joined, open_rows
 from ddcnn.data.set_parts import REFUSAL, Part, checksum, images_name, parts_of
 from ddcnn.data.sources import SPLITS
-from ddcnn.decomposition import Decomposition
+from ddcnn.decomposition import Box, Decomposition
 from ddcnn.errors import InputError, escaped
 from ddcnn.io.hdf5 import NUMBERS, Damaged, attribute, checked_array, checked_dataset, opened, parsing
 from ddcnn.io.rows import RowReader
@@ -181,13 +181,10 @@ class PartitionedSet:
         return np.concatenate([np.empty((0, *shape), self.dtype), *images])
 
     def rows(self, split: str, index: int, checked: bool = True) -> RowReader:
-        """The stored subimages of subdomain ``index``, (S, *stored, C) in the source's type, to be read in any order.
+        """The stored subimages of subdomain ``index``, (S, *stored, C), to be read in any order; errors as of ``read``.
 
         Args:
             checked: read all of them once, a run at a time, to compare their checksums; single rows have none.
-
-        Raises:
-            InputError: as ``read``.
         """
         box, path = self.decomposition.subdomains[index].stored, Path(self.path)
         for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if checked else ():
@@ -196,25 +193,27 @@ class PartitionedSet:
         parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
         return open_rows(path, parts, images_name(split, index), (*box.shape, self.shape[-1]), np.dtype(self.dtype))
 
-    def whole_rows(self, split: str, checked: Container[int] | None = None) -> RowReader:
-        """Whole images, (S, *spatial, C) in the source's type, as ``rows``; ``checked`` are the subdomains that are compared (all)."""
-        parts = [self.rows(split, i, checked is None or i in checked) for i in range(len(self.decomposition))]
-        return WholeRows(self.decomposition, parts, self.shape, np.dtype(self.dtype))
+    def box_rows(self, split: str, box: Box, checked: Container[int] | None = None) -> RowReader:
+        """The pixels of a box, (S, *box, C) in the source's type, as ``rows``; ``checked`` are the subdomains that are compared (all)."""
+        pieces = self.decomposition.pieces(box)
+        parts = [self.rows(split, one.index, checked is None or one.index in checked) for one, _ in pieces]
+        return JoinedRows(box, pieces, parts, np.dtype(self.dtype))
 
     def _check_unchanged(self) -> None:
         with opened(Path(self.path), *REFUSAL) as file:
             if attribute(file, "digest") != self.digest:
                 raise InputError(f"{self.path}: was replaced by another partitioned set; start again")
 
-    def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Whole images, joined from their cores, for all samples or ascending ``rows``: (rows, *spatial, C) in the source's type.
-
-        Raises:
-            InputError: as ``read``.
-        """
-        number = len(np.arange(self.samples[split])[rows])
-        parts = (self.read(split, subdomain.index, rows) for subdomain in self.decomposition.subdomains)
-        return joined(self.decomposition, parts, np.empty((number, *self.shape), self.dtype))
+    def whole(self, split: str, rows: slice | np.ndarray = slice(None), box: Box | None = None) -> np.ndarray:
+        """Whole images, or the pixels of a box, of all samples or ascending ``rows``: (rows, *spatial, C); errors as of ``read``."""
+        box = box or self.decomposition.box
+        pieces, chosen = self.decomposition.pieces(box), np.arange(self.samples[split])[rows]
+        images = np.empty((len(chosen), *box.shape, self.shape[-1]), self.dtype)
+        for start, stop in pairwise(np.searchsorted(chosen, self.tables[f"{split}/runs"]).tolist()):  # not all of a subdomain at once
+            if start < stop:
+                parts = (self.read(split, one.index, chosen[start:stop]) for one, _ in pieces)
+                joined(pieces, parts, box, images[start:stop])
+        return images
 
 
 def _opened(path: Path) -> PartitionedSet:

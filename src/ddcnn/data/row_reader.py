@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from ddcnn.data.set_parts import Part
-from ddcnn.decomposition import Decomposition
+from ddcnn.decomposition import Box, Subdomain
 from ddcnn.io.hdf5 import Damaged, checked_dataset, parsing, reading
 from ddcnn.io.rows import RowReader, fill
 
@@ -117,21 +117,26 @@ def open_rows(path: Path, parts: Sequence[Part], name: str, shape: tuple[int, ..
     return FileRows(path, extents, shape, dtype)
 
 
-def joined(decomposition: Decomposition, parts: Iterable[np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Fills whole ``images`` (B, *spatial, C) with the cores of the stored subimages (B, *stored, C) of all subdomains."""
-    for subdomain, stored in zip(decomposition.subdomains, parts, strict=True):
-        images[(slice(None), *subdomain.core.slices)] = stored[(slice(None), *subdomain.core.within(subdomain.stored))]
+def joined(pieces: Sequence[tuple[Subdomain, Box]], parts: Iterable[np.ndarray], box: Box, images: np.ndarray) -> np.ndarray:
+    """Fills ``images`` (B, *box, C), the pixels of ``box``, with pieces of the stored subimages (B, *stored, C) of subdomains."""
+    for (subdomain, piece), stored in zip(pieces, parts, strict=True):
+        images[(slice(None), *piece.within(box))] = stored[(slice(None), *piece.within(subdomain.stored))]
     return images
 
 
 @dataclass(frozen=True)
-class WholeRows:
-    """Whole images, joined from the rows of all subdomains."""
+class JoinedRows:
+    """The pixels of a box, joined from the rows of subdomains."""
 
-    decomposition: Decomposition
+    box: Box
+    pieces: Sequence[tuple[Subdomain, Box]]
     parts: Sequence[RowReader]
-    shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.box.shape, self.parts[0].shape[-1])
+
     def read(self, rows: np.ndarray) -> np.ndarray:
-        return joined(self.decomposition, (part.read(rows) for part in self.parts), np.empty((len(rows), *self.shape), self.dtype))
+        images = np.empty((len(rows), *self.shape), self.dtype)
+        return joined(self.pieces, (part.read(rows) for part in self.parts), self.box, images)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from ddcnn.data.partitioned_set import PartitionedSet
+from ddcnn.decomposition import Box
 from ddcnn.io.rows import ArrayRows, RowReader
 
 UNIFORM = 255  # pixels that are integers lie below this, and below the largest of their type
@@ -32,14 +33,14 @@ class StandIn(PartitionedSet):
     def read(self, split: str, index: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         return self._images(split, self.decomposition.subdomains[index].stored.shape, rows)
 
-    def whole(self, split: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        return self._images(split, self.shape[:-1], rows)
+    def whole(self, split: str, rows: slice | np.ndarray = slice(None), box: Box | None = None) -> np.ndarray:
+        return self._images(split, (box or self.decomposition.box).shape, rows)
 
     def rows(self, split: str, index: int, checked: bool = True) -> RowReader:
         return ArrayRows(self.read(split, index))
 
-    def whole_rows(self, split: str, checked: Container[int] | None = None) -> RowReader:
-        return ArrayRows(self.whole(split))
+    def box_rows(self, split: str, box: Box, checked: Container[int] | None = None) -> RowReader:
+        return ArrayRows(self.whole(split, box=box))
 
     def _images(self, split: str, spatial: tuple[int, ...], rows: slice | np.ndarray) -> np.ndarray:
         random, dtype = np.random.default_rng(0), np.dtype(self.dtype)

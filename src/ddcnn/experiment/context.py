@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from ddcnn.config.methods import Method
 from ddcnn.data.image_spec import TrainedOn
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.recorder import Recorder
@@ -118,10 +119,10 @@ class RunContext:
             checkpointer = self.checkpointer(role.replace(" ", "-"), recipe, samples, records, problem.world)
             recorded = RecordedEpochs(checkpointer, progress, epochs, record)
             callback = problem.validated(recorded, classify, problem.world, recipe.epochs, decides=not stage)
-            return Trainer(recipe, problem.policy, problem.networks.seeds(role), callback)
+            return Trainer(recipe, problem.policy, problem.networks.seeds_of(role), callback)
 
         with (
-            failing_in(name, f"--{method}-lr"),
+            failing_in(name, f"--{Method.GLOBAL if Method(method).whole_image else method}-lr"),
             timeline.phase(method),
             timeline.span("compute"),
             self.progress(method, epochs) as progress,

@@ -41,7 +41,7 @@ def dry_run(world: World, settings: RunSettings, store: PartitionedSet, partitio
     peaks = world.timeline.take_peaks()[:, kind].copy()
     own = []
     for phase in problem.settings.phases:
-        tried = Method.GLOBAL if phase in tuple(Method) and problem.settings.sees_whole_image(phase) else phase
+        tried = Method.GLOBAL if phase in (Method.TRANSFER, Method.GLOBAL) and problem.settings.sees_whole_image(phase) else phase
         tried = {"folds": "local", Method.TRANSFER: Method.COHERENT}.get(tried, tried)
         needed = estimate.memory(phase, program, float(peaks[PHASES.index(tried)]), trial.few.store)
         own.append([estimate.seconds(phase), needed.total, *astuple(needed)])

@@ -9,6 +9,7 @@ from ddcnn.config.methods import Method
 from ddcnn.experiment.context import RunContext
 from ddcnn.experiment.phase_sizes import coarse_solve
 from ddcnn.experiment.results import Decided
+from ddcnn.experiment.undecomposed import undecomposed
 from ddcnn.io.rows import Table
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
 from ddcnn.method.interface import values_per_subdomain
@@ -17,7 +18,7 @@ from ddcnn.method.width import compose
 from ddcnn.networks.layers import count_parameters
 from ddcnn.report.analysis import stride_of
 from ddcnn.report.metrics import Probable
-from ddcnn.training.data_parallel import broadcast_, classify_together, train_data_parallel
+from ddcnn.training.data_parallel import broadcast_, classify_together
 from ddcnn.training.loop import START
 
 
@@ -93,22 +94,25 @@ def run_transfer(context: RunContext, local_cnns: list[nn.Module], dnn: nn.Modul
 def run_global(context: RunContext, method: Method, thin: list[nn.Module] | None = None) -> None:
     """Trains the undecomposed CNN, from scratch or composed of ``thin`` networks, evaluates it, and saves it."""
     problem, results = context.problem, context.results
-    world, networks, policy, recipe = problem.world, problem.networks, problem.policy, problem.joint_recipe(method, problem.world.size)
+    world, networks, store = problem.world, problem.networks, problem.store
 
     def classify(split: str = "validation") -> Table | None:
-        return classify_together(world, network, images[split], problem.store.samples[split], policy, context.scratch)
+        return ranks.classify(images[split], store.samples[split], context.scratch)
 
-    with context.joint_training(method, f"{method} CNN", recipe.epochs, lambda _: classify()) as trainer:
-        images = {split: problem.whole_images(split) for split in problem.store.samples if split != "test"}
+    epochs = problem.settings.epochs_of(method) if method.whole_image else problem.settings.transfer_epochs
+    with context.joint_training(method, f"{method} CNN", epochs, lambda _: classify()) as trainer:
         network = networks.new_global(method)
+        ranks = undecomposed(problem, method, network)
+        recipe = problem.joint_recipe(method, ranks.sharing)
+        images = {split: ranks.images(split) for split in store.samples if split != "test"}
         if thin:
             compose(problem.groups.across_subdomains, thin, network)
             start = replace(START, validation=problem.score_of(classify()) if problem.validates else None)
             with world.raise_on_all_ranks():
                 results.epoch(method, None, start)
-        train_data_parallel(world, trainer(recipe, ""), network, images["train"], np.arange(problem.store.train_samples))
+        ranks.train(trainer(recipe, ""), images["train"], np.arange(store.train_samples))
         score = problem.score_of(classify()) if problem.validates else None
-        images["test"] = problem.whole_images("test")
+        images["test"] = ranks.images("test")
         probabilities = classify("test")
         if probabilities is not None:
             probable, parameters = Probable.of(probabilities, problem.labels["test"]), count_parameters(network)

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from ddcnn.config.methods import Method
+from ddcnn.data.batches import stored_boxes
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
-from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole
+from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole, widening
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.io.rows import BLOCK_BYTES, IN_MEMORY
 from ddcnn.method.interface import values_per_subdomain
@@ -134,10 +137,11 @@ class Estimate:
         """Of a network of all subdomains, and the ranks that share a batch."""
         whole = self.settings.sees_whole_image(method)
         ranks = self.problem.world.size if whole else self.problem.groups.data_parallel.size
+        ranks = 1 if method == Method.SPATIAL else ranks
         return self.problem.joint_recipe(method, ranks), ranks
 
     def _together(self, method: Method) -> float:
-        pace = self.paces["global" if self.settings.sees_whole_image(method) else "joint"]
+        pace = self.paces[method if method == Method.SPATIAL else "global" if self.settings.sees_whole_image(method) else "joint"]
         recipe, ranks = self.recipe(method)
         frozen = self.settings.frozen_epochs if method == Method.TRANSFER else 0
         steps = (recipe.epochs + FROZEN * frozen) * recipe.steps_per_epoch(self.samples["train"])
@@ -172,17 +176,27 @@ class Estimate:
             return max(held([place]) for place in places)
         if not self.settings.sees_whole_image(phase):
             return held(places)
+        if phase == Method.SPATIAL:
+            return self._bytes_of_part(store)
         beside = stored_bytes(store, "train", 0)  # as they arrive
         if on_cpu and before:
             beside += int(held(places, LARGE))  # kept from the phases before
         return bytes_of_whole(store) + beside
+
+    def _bytes_of_part(self, store: PartitionedSet) -> float:
+        """Of this rank's part of the whole images, with the mirror parts that training needs."""
+        box, total = self.problem.layout.boxes[self.problem.world.rank], 0
+        for split, samples in store.samples.items():
+            boxes = set(stored_boxes(store, box, self.problem.augmentation(split)).values())
+            total += samples * sum(one.pixels for one in boxes)
+        return total * store.shape[-1] * np.dtype(store.dtype).itemsize * widening(store)
 
     def _streams(self, phase: str) -> bool:
         """Whether a phase reads images as it needs them; the few of the timed steps are in memory."""
         where = self.problem.residency
         if phase in ("local", "folds", "gather", "dnn"):
             return where.local == "stream"
-        return (where.whole if self.settings.sees_whole_image(phase) else where.joint) == "stream"
+        return (where.whole if self.settings.sees_whole_image(phase) and phase != Method.SPATIAL else where.joint) == "stream"
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""

@@ -11,7 +11,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import Source
-from ddcnn.decomposition import Decomposition, times
+from ddcnn.decomposition import Decomposition, grid_of, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.resumed import Resumed
 from ddcnn.networks import registry
@@ -23,7 +23,8 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     subdomains = len(decomposition) * settings.networks_per_subimage
     if settings.dnn_data != "train" and samples < settings.folds:
         raise InputError(f"{samples} training samples are fewer than --folds {settings.folds}: give more, or a smaller --folds")
-    sharing = ranks if any(map(settings.sees_whole_image, settings.methods)) else max(1, ranks // subdomains)
+    others = [name for name in settings.methods if name != Method.SPATIAL]  # in which ranks share a batch
+    sharing = ranks if any(map(settings.sees_whole_image, others)) else max(1, ranks // subdomains) if others else 1
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
     most = max(1, min(settings.batch_size, samples) // sharing // 2)
@@ -34,11 +35,27 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
             f"{min(settings.batch_size, samples)}{shared} for batch normalisation: take {most} at most, or a larger --batch-size"
         )
     check_networks(settings, decomposition, channels, classes)
+    if Method.SPATIAL in settings.methods:
+        check_spatial(ranks, settings, decomposition)
     if "flip" in settings.augmentations:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index, settings.flipped_axes)
     grid = f" (--grid {times(decomposition.grid)})" if settings.splitting.cuts_images else ""
     check_ranks(ranks, subdomains, f"{subdomains} {settings.splitting.parts}{grid}")
+
+
+def check_spatial(ranks: int, settings: RunSettings, decomposition: Decomposition) -> None:
+    """Refuses networks that ranks cannot divide, and more ranks than an axis has pixels."""
+    if settings.network not in registry.NETWORKS:
+        raise InputError(
+            f"--methods spatial: the layers of --network {settings.network} are not known, so its halos are not: take "
+            f"{', '.join(registry.NETWORKS)}, or leave spatial out"
+        )
+    grid = grid_of(ranks, decomposition.shape)
+    if any(parts > side for parts, side in zip(grid, decomposition.shape, strict=True)):
+        raise InputError(
+            f"--methods spatial: {ranks} ranks cannot divide images of {times(decomposition.shape)} pixels: take fewer, or leave it out"
+        )
 
 
 def check_ranks(ranks: int, subdomains: int, parts: str) -> None:
@@ -101,5 +118,5 @@ def _networks(
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
             remedy = registry.LARGER_IMAGES if spatial == decomposition.shape else registry.LARGER_SUBIMAGES
             yield settings.local_design(subdomains), shape(spatial), remedy
-    if Method.GLOBAL in settings.methods:
-        yield settings.global_design(Method.GLOBAL), shape(decomposition.shape), registry.LARGER_IMAGES
+    for method in [method for method in map(Method, settings.methods) if method.whole_image][:1]:
+        yield settings.global_design(method), shape(decomposition.shape), registry.LARGER_IMAGES

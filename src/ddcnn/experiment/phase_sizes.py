@@ -11,7 +11,7 @@ from ddcnn.config.methods import Method
 from ddcnn.experiment.problem import Problem
 from ddcnn.io.progress import Overall
 from ddcnn.method.coarse_solve import CoarseSolve
-from ddcnn.method.costs import Network, dense, networks
+from ddcnn.method.costs import Network, dense, halos, networks
 from ddcnn.method.work import SECONDS, Sizes, counts, divides
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def phase_sizes(problem: Problem) -> list[tuple[str, float]]:
         if method in settings.methods:
             whole = settings.sees_whole_image(method)
             phases.append((method, counts(_as_whole(sizes, method))["global"].seconds(each) if whole else found[method]))
-    return [*phases, *([(Method.GLOBAL, found["global"])] if Method.GLOBAL in settings.methods else [])]
+    return [*phases, *((method, found[method]) for method in (Method.GLOBAL, Method.SPATIAL) if method in settings.methods)]
 
 
 def _as_whole(sizes: Sizes, method: str) -> Sizes:
@@ -59,7 +59,11 @@ def _sizes(problem: Problem) -> Sizes:
     except Exception:  # a user's network may compute while it is made, or not take whole images
         local, whole, dnn = UNKNOWN, UNKNOWN, dense(settings.interface, makes.subdomains, makes.classes, makes.classes)
     phases = dict.fromkeys((*settings.phases, Method.GLOBAL))
-    sizes = Sizes(settings, problem.world.size, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn)
+    ranks = problem.world.size
+    exchanged = halos(settings.global_design(Method.SPATIAL), makes.whole_shape, ranks) if Method.SPATIAL in settings.methods else None
+    sizes = Sizes(
+        settings, ranks, makes.subdomains, tuple(phases), store.samples, makes.classes, subimage, local, whole, dnn, halos=exchanged
+    )  # fmt: skip
     return replace(sizes, divided=divides(sizes, SECONDS[problem.policy.device.type]))
 
 

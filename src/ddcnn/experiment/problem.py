@@ -23,6 +23,7 @@ from ddcnn.io.rows import Table
 from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
+from ddcnn.method.halo import Layout
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.world import World
@@ -127,11 +128,20 @@ class Problem:
 
     def whole_images(self, split: str) -> Subimages:
         """Of one split; the ranks share the comparison of checksums."""
-        place, checked = (
-            Place(self.policy.device, self.residency.whole),
-            range(self.world.rank, len(self.store.decomposition), self.world.size),
-        )
-        return Subimages.load_whole(self.store, split, place, self.augmentation(split), checked)
+        decomposition, place = self.store.decomposition, Place(self.policy.device, self.residency.whole)
+        checked = range(self.world.rank, len(decomposition), self.world.size)
+        return Subimages.load_box(self.store, split, decomposition.box, place, self.augmentation(split), checked)
+
+    def parts_of_images(self, split: str) -> RankSubimages:
+        """This rank's part of the whole images, for spatial parallelism."""
+        boxes, place = self.layout.boxes, Place(self.policy.device, self.residency.joint)
+        part = Subimages.load_box(self.store, split, boxes[self.world.rank], place, self.augmentation(split))
+        return RankSubimages([part], max(box.pixels for box in boxes))
+
+    @property
+    def layout(self) -> Layout:
+        """Which part of the whole images each rank has, in spatial parallelism."""
+        return Layout.of(self.store.shape[:-1], self.world.size)
 
     def augmentation(self, split: str) -> Augmentation:
         settings, names = self.settings, self.settings.augmentations

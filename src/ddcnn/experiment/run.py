@@ -127,8 +127,9 @@ def run_seed(
         run_coherent(context, Method.COHERENT, fresh, networks.new_dnn("coherent dnn"))
     if Method.TRANSFER in settings.methods:
         run_transfer(context, local_cnns, dnn)
-    if Method.GLOBAL in settings.methods:
-        run_global(context, Method.GLOBAL)
+    for method in (Method.GLOBAL, Method.SPATIAL):
+        if method in settings.methods:
+            run_global(context, method)
     context.results.write()
     if world.rank == 0 and output.is_finished:  # else --resume makes the report
         shutil.rmtree(output.training, ignore_errors=True)

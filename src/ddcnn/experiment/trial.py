@@ -17,6 +17,7 @@ from ddcnn.data.batches import Samples
 from ddcnn.data.stand_in import StandIn
 from ddcnn.experiment.phase_sizes import coarse_solve
 from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.undecomposed import undecomposed
 from ddcnn.io.rows import BLOCK_BYTES
 from ddcnn.method.aggregate import classify_by_dnn, train_dnn
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
@@ -24,7 +25,6 @@ from ddcnn.method.interface import values_per_subdomain
 from ddcnn.method.local import train_local
 from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
-from ddcnn.training.data_parallel import train_data_parallel
 from ddcnn.training.evaluation import classify, evaluation_batch
 from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState
 from ddcnn.training.precision import DevicePolicy
@@ -94,7 +94,7 @@ class Trial:
         self.policy = problem.policy
 
     def paces(self) -> dict[str, Pace]:
-        """Of what the methods need: "local", "gather", "dnn" (on rank 0), "joint" (of coherent and transfer), "global"; all ranks."""
+        """Of what the methods need: "local", "gather", "dnn" (on rank 0), "joint" (of coherent and transfer), "global", "spatial"."""
         problem, settings, timeline = self.problem, self.problem.settings, self.problem.world.timeline
         composed = settings.splitting.composes(Method.TRANSFER) and Method.TRANSFER in settings.methods
         found: dict[str, Pace] = {}
@@ -115,6 +115,9 @@ class Trial:
         if composed or Method.GLOBAL in settings.methods:
             with timeline.phase(Method.GLOBAL):
                 found["global"] = self.whole(Method.GLOBAL if Method.GLOBAL in settings.methods else Method.TRANSFER)
+        if Method.SPATIAL in settings.methods:
+            with timeline.phase(Method.SPATIAL):
+                found["spatial"] = self.whole(Method.SPATIAL)
         del local  # held until here, as a run holds its local CNNs
         return found
 
@@ -159,13 +162,14 @@ class Trial:
     def whole(self, method: Method) -> Pace:
         """The undecomposed CNN."""
         problem, world = self.problem, self.problem.world
-        images, test, network = self.few.whole_images("train"), self.few.whole_images("test"), problem.networks.new_global(method)
+        ranks = undecomposed(self.few, method, problem.networks.new_global(method))
+        images, test = ranks.images("train"), ranks.images("test")
 
         def train(trainer: Trainer, chosen: np.ndarray) -> nn.Module:
-            train_data_parallel(world, trainer, network, images, chosen)
-            return network
+            ranks.train(trainer, images, chosen)
+            return ranks.network
 
-        recipe = problem.joint_recipe(method, world.size)
+        recipe = problem.joint_recipe(method, ranks.sharing)
         return self._pace(world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
 
     def dnn(self) -> Pace:

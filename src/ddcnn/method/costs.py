@@ -10,7 +10,9 @@ import torch
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
+from ddcnn.method.halo import Layout
 from ddcnn.method.interface import values_per_subdomain
+from ddcnn.method.spatial import exchanged
 from ddcnn.networks import registry
 from ddcnn.networks.coarse import ConvolutionalNetwork, Stages
 from ddcnn.networks.dense import DenseNetwork
@@ -32,6 +34,29 @@ class Network(NamedTuple):
     layers: int
     parameters: int
     values: int
+
+
+class Halos(NamedTuple):
+    """What ranks exchange in a step of spatial parallelism.
+
+    Attributes:
+        values: per sample, all ranks together.
+        exchanges: of them, forward and backward.
+        normalised: channels of each batch normalisation whose statistics are summed.
+        parameters: whose gradients are summed.
+    """
+
+    values: int
+    exchanges: int
+    normalised: tuple[int, ...]
+    parameters: int
+
+
+@lru_cache
+def halos(design: registry.Design, shape: Shape, ranks: int) -> Halos:
+    """Of a built-in network."""
+    layout = Layout.of(shape.spatial, ranks)
+    return Halos(*exchanged(_made(partial(registry.make, design, shape)), layout, shape.channels))
 
 
 def networks(settings: RunSettings, decomposition: Decomposition, channels: int, classes: int) -> tuple[Network, Network, Network]:

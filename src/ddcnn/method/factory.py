@@ -67,6 +67,10 @@ class Networks:
     def seeds(self, role: str, subdomain: int = 0) -> Seeds:
         return Seeds(self.settings.seed, role, subdomain)
 
+    def seeds_of(self, method: str) -> Seeds:
+        """Of a network of all subdomains, or a stage of its training: spatial has the network and the batches of global."""
+        return self.seeds(Method.GLOBAL if method == Method.SPATIAL else method)
+
     def make_local(self, index: int) -> Callable[[], nn.Module]:
         make: Callable[[], nn.Module] = partial(registry.make, self.settings.local_design(self.subdomains), self._local_shape(index))
         make = self.map_interface.hands_on(make, index) if self.map_interface else make
@@ -88,7 +92,7 @@ class Networks:
         return (lambda: recompute(filled(), settings.network)) if settings.recompute else filled
 
     def make_global(self, method: Method) -> Callable[[], nn.Module]:
-        return partial(registry.make, self.settings.global_design(method), self._shape(self.store.shape[:-1]))
+        return partial(registry.make, self.settings.global_design(method), self.whole_shape)
 
     @property
     def global_parameters(self) -> int | None:
@@ -106,7 +110,7 @@ class Networks:
 
     def new_global(self, method: Method) -> nn.Module:
         """The network of a method that sees the whole image."""
-        return build(self._started(self.make_global(method)), self.seeds(method), self.policy)
+        return build(self._started(self.make_global(method)), self.seeds_of(method), self.policy)
 
     def make_dnn(self) -> Callable[[], nn.Module]:
         return coarse_network(self.settings, self.make_local(0)(), self.subdomains)
@@ -192,6 +196,11 @@ class Networks:
 
     def _local_shape(self, index: int) -> Shape:
         return self._shape(self.store.decomposition.subdomains[self.subimage(index)].subimage.shape)
+
+    @property
+    def whole_shape(self) -> Shape:
+        """Of the whole image."""
+        return self._shape(self.store.shape[:-1])
 
     def _shape(self, spatial: tuple[int, ...]) -> Shape:
         return Shape(spatial, self.store.shape[-1], self.classes)

@@ -135,9 +135,18 @@ class Exchange(torch.autograd.Function):
 
 def _moved(move: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -> torch.Tensor:
     """What a collective makes of values, in the type that they have: half precision travels as it is."""
+    return from_numbers(move(to_numbers(values)), values)
+
+
+def to_numbers(values: torch.Tensor) -> np.ndarray:
+    """The values as a contiguous array on the host: half precision, which NumPy or MPI do not have, as int16."""
     here = values.detach().contiguous().cpu()
-    bits = here.view(torch.int16) if here.dtype == torch.bfloat16 else here  # which NumPy does not have
-    return torch.from_numpy(move(bits.numpy())).view(here.dtype).to(values.device)
+    return (here.view(torch.int16) if here.dtype in (torch.bfloat16, torch.float16) else here).numpy()
+
+
+def from_numbers(numbers: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``to_numbers``, where ``like`` is and in its type."""
+    return torch.from_numpy(numbers).view(like.dtype).to(like.device)
 
 
 def bytes_per_sample(subdomains: int, values: int, ranks: int) -> int:

@@ -69,6 +69,16 @@ def _summed(terms: torch.Tensor) -> torch.Tensor:
     return total
 
 
+@torch.no_grad()
+def sum_gradients(copies: Sequence[Sequence[nn.Parameter]], world: World) -> None:
+    """All ranks: the gradient of each of this rank's n copies of the same parameters becomes the sum over all copies of all ranks."""
+    gradients = [[one.grad for one in copy if one.grad is not None] for copy in copies]
+    if gradients[0]:
+        found = sum_over_subdomains(_stacked(gradients), world)
+        for copy in gradients:
+            _fill(copy, found)
+
+
 class SharedParameters:
     """Those that the local CNNs of all subdomains have in common.
 
@@ -85,14 +95,9 @@ class SharedParameters:
         running = [name for name, buffer in local_cnns[0].named_buffers() if buffer.is_floating_point() and share == "all"]
         self.running = [[network.get_buffer(name) for name in running] for network in local_cnns]
 
-    @torch.no_grad()
     def sum_gradients(self) -> None:
         """Every copy gets the gradient of the one set of parameters."""
-        copies = [[one.grad for one in copy if one.grad is not None] for copy in self.parameters]
-        if copies[0]:
-            total = sum_over_subdomains(_stacked(copies), self.world)
-            for copy in copies:
-                _fill(copy, total)
+        sum_gradients(self.parameters, self.world)
 
     def begin(self) -> None:
         """All copies get the mean of what the local CNNs have learnt on their own."""

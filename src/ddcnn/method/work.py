@@ -20,6 +20,7 @@ and the phases last, with e evaluations on the validation samples and b_l, b_g b
     coherent   E_c s {n (B F_l / R_l + t L_l) + B F_d / R_l + t L_d + 2 (o + α ⌈log₂ P⌉) + 4 N C B (P-1)/P / β}
     transfer   the same with its epochs; with a coarse problem that is divided over the samples (``coarse_step``) F_d / P, and with shared
                parameters their sum (``_sum``)
+    spatial    E_g s {B F_g / (P R_g) + t L_g + m (o + α) + 4 H B / (P β)} + sums + b_g / (P ρ)   (m halos of H values a sample)
     global     E_g s' {b F_g / R_g + t L_g + α' [2 (P-1) + ⌈log₂ P⌉] + 8 w (P-1)/P / β'} + b_g / ρ     (DistributedDataParallel)
 
 A rank's share of the global CNN's batch is b = B // P, at least 2 samples (its batch normalisation needs them): the global batch stays B
@@ -32,14 +33,14 @@ processor time a layer and step on one core. What a training does once (its firs
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import NamedTuple
 
 import numpy as np
 
 from ddcnn.config.settings import RunSettings
-from ddcnn.method.costs import Network
+from ddcnn.method.costs import Halos, Network
 from ddcnn.method.shared import are_few
 from ddcnn.networks.coarse import statistics
 
@@ -89,6 +90,7 @@ class Sizes:
         subimage: pixels per axis of the largest one.
         local_bytes, global_bytes: of the images of a subdomain, and of whole ones, of all splits.
         divided: whether the coarse problem of a step is divided over the samples.
+        halos: of ``spatial``, if it takes place.
     """
 
     settings: RunSettings
@@ -104,6 +106,7 @@ class Sizes:
     local_bytes: int = 0
     global_bytes: int = 0
     divided: bool = False
+    halos: Halos | None = None
 
     @property
     def own(self) -> int:
@@ -145,7 +148,7 @@ class Sizes:
 
 def counts(sizes: Sizes) -> dict[str, Counts]:
     """Counts of every phase that takes place, without a global CNN that does not fit the ranks."""
-    of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global}
+    of = {"local": _local, "folds": _folds, "gather": _gather, "dnn": _dnn, "global": _global, "spatial": _spatial}
     together = ("coherent", "transfer")
     phases = [phase for phase in sizes.phases if phase != "global" or sizes.global_fits]
     return {phase: _coherent(sizes, phase) if phase in together else of[phase](sizes) for phase in phases}
@@ -261,3 +264,18 @@ def _global(sizes: Sizes) -> Counts:
         reduce_messages=steps * messages,
         reduce_bytes=steps * 2 * FLOAT * sizes.whole.parameters * (ranks - 1) / ranks,
     )
+
+
+def _spatial(sizes: Sizes) -> Counts:
+    halos, ranks = sizes.halos or Halos(0, 0, (), 0), sizes.ranks
+    steps, batch = sizes.steps(sizes.training)
+    steps *= sizes.epochs("spatial")
+    sent = FLOAT * halos.values * batch / ranks / sizes.settings.accumulate
+    exchanges = Counts(messages=halos.exchanges, bytes_sent=sent, collectives=halos.exchanges)
+    of_ranks = replace(sizes, subdomains=ranks)  # a copy of the parameters a rank
+    sums = (_sum(of_ranks, numbers) for channels in halos.normalised for numbers in (2 * channels + 1, 2 * channels))
+    return Counts(
+        global_operations=(steps * batch + FORWARD * _evaluated(sizes, "spatial")) * sizes.whole.operations / ranks,
+        layer_steps=steps * sizes.whole.layers,
+        bytes_read=sizes.global_bytes / ranks,
+    ).plus(exchanges.plus(*sums).times(steps * sizes.settings.accumulate), _sum(of_ranks, halos.parameters).times(steps))

@@ -22,7 +22,8 @@ def normalised(
     with torch.no_grad():  # the statistics of all chunks are the same
         layer.running_mean.lerp_(mean[0], layer.momentum)
         layer.running_var.lerp_(variance[0] * (count[0] / (count[0] - 1).clamp_min(1)), layer.momentum)
-        layer.num_batches_tracked += 1
+        if layer.num_batches_tracked is not None:  # not while activations are computed again
+            layer.num_batches_tracked += 1
     return outputs
 
 

@@ -1,6 +1,6 @@
 """Activations that are not kept for the backward pass but computed again in it (Chen et al., arXiv 1604.06174; PyTorch's checkpoints)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -26,7 +26,7 @@ def recompute(network: Any, name: str) -> nn.Module:
     found: list[Any] = []
     for module in network.modules():
         inside = any(module in one.modules() for one in found)
-        if type(module).forward is nn.Sequential.forward and len(list(_segments(module))) > 1 and not inside:
+        if type(module).forward is nn.Sequential.forward and len(list(segments(module))) > 1 and not inside:
             found.append(module)
     if not found:
         raise InputError(f"--recompute: --network {name} has no nn.Sequential of convolutions or blocks; leave it out")
@@ -39,12 +39,18 @@ def in_segments(layers: nn.Sequential, images: torch.Tensor) -> torch.Tensor:
     """What the layers make of images; in training each segment is computed again in the backward pass."""
     if not (layers.training and torch.is_grad_enabled()):
         return nn.Sequential.forward(layers, images)
-    for segment in _segments(layers):
-        images = checkpoint(segment, images, use_reentrant=False, context_fn=partial(_contexts, segment))
+    for segment in segments(layers):
+        images = again(segment, segment, images)
     return images
 
 
-def _segments(layers: nn.Sequential) -> Iterator[nn.Sequential]:
+def again(segment: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """What a function that uses a segment's layers makes of images; it is computed again in the backward pass."""
+    return checkpoint(function, images, use_reentrant=False, context_fn=partial(_contexts, segment))
+
+
+def segments(layers: nn.Sequential) -> Iterator[nn.Sequential]:
+    """Layers from one convolution, or block, to the next."""
     begins = [k for k, layer in enumerate(layers) if isinstance(layer, tuple(CONVOLUTION.values())) or any(True for _ in layer.children())]
     bounds = [0, *begins[1:], len(layers)] if begins else [0, len(layers)]
     for first, last in pairwise(bounds):

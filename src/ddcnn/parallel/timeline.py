@@ -9,7 +9,10 @@ import numpy as np
 from ddcnn.parallel import memory
 
 KINDS = ("compute", "communicate", "wait")
-PHASES = ("start", "partition", "local", "folds", "gather", "dnn", "coherent", "transfer", "global")  # "start": imports, opening files
+PHASES = (
+    "start", "partition", "local", "folds", "gather", "dnn", "coherent", "transfer", "global", "spatial",
+)  # "start": imports, opening files; an older version had the first nine  # fmt: skip
+OLDER_AND_OWN = ((9,), (len(PHASES),))  # shapes of what is counted for each phase
 START = PHASES.index("start")
 BLOCK = 0.05  # seconds; consecutive shorter pieces are merged
 BLOCKS_SO_FAR = 1000  # the same for pieces shorter than this part of the time so far: a long run has few spans, too
@@ -140,16 +143,17 @@ class Timeline:
             KeyError, ValueError: these are not arrays that have been saved.
         """
         spans, sent, seconds = (arrays[f"timeline/{name}"] for name in ("spans", "sent", "seconds"))
-        if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape != (len(PHASES),) or seconds.shape != (1,):
+        if spans.ndim != 2 or spans.shape[1] != 4 or sent.shape not in OLDER_AND_OWN or seconds.shape != (1,):
             raise ValueError("no timeline")
         peaks = arrays.get("timeline/peaks", np.zeros(self._peaks.shape))  # none in what an older version has saved
-        if peaks.shape != self._peaks.shape:
+        if peaks.shape[:1] not in OLDER_AND_OWN or peaks.shape[1:] != self._peaks.shape[1:]:
             raise ValueError("no peaks of memory")
+        sent, peaks = (np.concatenate([one, np.zeros((len(PHASES) - len(one), *one.shape[1:]))]) for one in (sent, peaks))
         self._peaks = np.maximum(self._peaks, peaks)
         if seconds[0] > self._earlier:
             self._end_block()
             self._origin += self._earlier - seconds[0]
-            self._earlier, self._sent = float(seconds[0]), sent.copy()
+            self._earlier, self._sent = float(seconds[0]), sent
             restored = (START, 0, self._earlier, self.now())  # until now this attempt has only restored the earlier one
             self._spans = [*map(tuple, spans.tolist()), restored]
             self._open = [(kind, restored[-1]) for kind, _ in self._open]

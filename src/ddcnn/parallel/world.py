@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -27,12 +27,29 @@ STEP_SLEEP = 2e-4  # the same in a training step, where all ranks arrive at abou
 
 
 class Tag(IntEnum):
-    """Tags of the point-to-point messages, all of which go through the communicator of the job: which work another rank should stop."""
+    """Tags of the point-to-point messages: which work another rank should stop, through the communicator of the job; halos."""
 
     LOCAL = 1
     FOLDS = 2
     DNN = 3
     PARTITION = 4
+    HALO = 5
+
+
+class _Several:
+    """Requests that are complete when all of them are."""
+
+    def __init__(self, kind: Any, requests: list[Any]):
+        self.kind, self.requests = kind, requests
+
+    def Test(self) -> bool:
+        return self.kind.Testall(self.requests)
+
+
+def _pieces(array: np.ndarray) -> list[np.ndarray]:
+    """A contiguous array in messages whose counts stay below 2³¹."""
+    flat, step = array.reshape(-1), CHUNK_BYTES // array.itemsize
+    return [flat[begin : begin + step] for begin in range(0, flat.size, step)]
 
 
 class World:
@@ -133,6 +150,19 @@ class World:
         self._wait(self.communicator.Ibarrier(), longest=STEP_SLEEP)
         self._wait(self.communicator.Ialltoall(parts, arrived), "communicate")
         self.timeline.count(parts.nbytes - parts.nbytes // self.size)
+        return arrived
+
+    def swap(self, parts: Mapping[int, np.ndarray], shapes: Mapping[int, tuple[int, ...]], dtype: np.dtype) -> dict[int, np.ndarray]:
+        """Messages between neighbours within a step of training: to each rank its part, from each rank one of this shape.
+
+        Waiting for a slower neighbour cannot be told from communicating here; it counts as communicating.
+        """
+        arrived = {rank: np.empty(shape, dtype) for rank, shape in shapes.items()}
+        requests = [self.communicator.Irecv(piece, rank, Tag.HALO) for rank, one in arrived.items() for piece in _pieces(one)]
+        requests += [self.communicator.Isend(piece, rank, Tag.HALO) for rank, one in parts.items() for piece in _pieces(one)]
+        if requests:
+            self._wait(_Several(self._mpi.Request, requests), "communicate")
+        self.timeline.count(sum(one.nbytes for one in parts.values()))
         return arrived
 
     def broadcast_(self, array: np.ndarray) -> None:

@@ -135,7 +135,7 @@ def report_text(run: FinishedRun) -> str:
     results, settings = run.results, run.settings
     data, decomposition, methods = results.data, results.decomposition, method_rows([results])
     if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
-        methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL) else [*row[:-1], "–"] for row in methods]
+        methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL, Method.SPATIAL) else [*row[:-1], "–"] for row in methods]
     about = results.environment.model_dump(exclude_unset=True).items()
     told = [(name.replace("_", " "), value) for name, value in about if value is not None]
     environment = [(name, ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in told]

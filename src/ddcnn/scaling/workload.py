@@ -9,7 +9,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition, grid_of
 from ddcnn.errors import InputError
 from ddcnn.io.run_reader import FinishedRun
-from ddcnn.method.costs import networks
+from ddcnn.method.costs import halos, networks
 from ddcnn.method.work import SECONDS, Sizes, divides
 from ddcnn.networks import registry
 from ddcnn.networks.shape import Shape
@@ -63,7 +63,8 @@ class Workload:
         """The methods in the tables: of the two-step ones, which differ by little, the last; joint ones; and the global CNN."""
         decomposed = [method for method in Method if method in self.settings.methods and not method.whole_image]
         two_step = [method for method in decomposed if not method.joint][-1:]
-        return (*two_step, *(method for method in decomposed if method.joint), Method.GLOBAL)
+        spatial = [Method.SPATIAL] if "spatial" in self.phases else []
+        return (*two_step, *(method for method in decomposed if method.joint), Method.GLOBAL, *spatial)
 
     def in_all(self, method: str, seconds: Mapping[str, float]) -> float | None:
         """Seconds of the phases that a method needs; None if one of those that take place in the study is not among them."""
@@ -95,9 +96,12 @@ class Workload:
         for spatial_size in shapes:
             registry.check(settings.local_design(subdomains), Shape(spatial_size, channels, self.classes))
         costs = networks(settings, decomposition, channels, self.classes)
+        exchanged = None
+        if Method.SPATIAL in settings.methods:
+            exchanged = halos(settings.global_design(Method.SPATIAL), Shape(tuple(spatial), channels, self.classes), ranks)
         images = self.bytes_a_value * channels * sum(self.samples.values())
         sizes = Sizes(
             settings, ranks, subdomains, self.phases, self.samples, self.classes, subimage, *costs,
-            local_bytes=images * prod(subimage), global_bytes=images * prod(spatial),
+            local_bytes=images * prod(subimage), global_bytes=images * prod(spatial), halos=exchanged,
         )  # fmt: skip
         return replace(sizes, divided=divides(sizes, SECONDS["cpu" if self.device == "cpu" else "cuda"]))

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ddcnn.report.figures import BLUE, GREEN, GREY, ORANGE, SKY
 
 METHOD_COLOURS = {
-    "vote": "#CC79A7", "average": SKY, "dnn": BLUE, "coherent": ORANGE, "transfer": GREEN, "global": "black",
+    "vote": "#CC79A7", "average": SKY, "dnn": BLUE, "coherent": ORANGE, "transfer": GREEN, "global": "black", "spatial": "dimgrey",
 }  # fmt: skip
 KIND_COLOURS = {"compute": BLUE, "communicate": ORANGE, "wait": "#D4D4D4"}
 MANY_CURVES = 16  # subdomains with a curve each; of more, the range is drawn

@@ -1,0 +1,118 @@
+"""Size of the image: memory, speed and traffic of the ways to train, and the largest image that each trains in so much memory a rank.
+
+    python benchmarks/size.py [--sides 64,128,256,512] [--dimensions 2] [--ranks 4] [--batch-size 16] [--limits 1,2,4] [-- options of run]
+    python benchmarks/size.py --least --limits 2 …
+
+Ways: local training and transfer (2 subdomains along each axis), spatial (exact spatial parallelism), global (DistributedDataParallel), of
+an epoch on synthetic images each. With --least each takes the largest --accumulate that its batch normalisation allows, and recomputes its
+activations. Every run is a job of its own; finished ones are kept and not repeated. The largest side, a multiple of 32 (in 3-D 8), is
+found by bisection: its peak stays below the limit, that of the next one does not. Prints JSON and tables.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from study import finished
+
+from ddcnn.decomposition import times
+
+GIB = 1 << 30
+RUNS = {"local": "transfer", "transfer": "transfer", "spatial": "spatial", "global": "global"}  # phases, and the methods that have them
+MAPS = ["--interface", "maps", "--share", "all", "--dnn-epochs", "0"]
+
+
+class Study:
+    def __init__(self, asked: argparse.Namespace):
+        self.asked, self.found = asked, dict[tuple[str, int], dict[str, Any]]()
+
+    def row(self, way: str, side: int) -> dict[str, Any]:
+        """Of a way to train, for images of this side."""
+        if (way, side) not in self.found:
+            self.found[way, side] = self._measured(way, side)
+        return self.found[way, side]
+
+    def _measured(self, way: str, side: int) -> dict[str, Any]:
+        asked, method = self.asked, RUNS[way]
+        samples = asked.batch_size * asked.steps
+        shape = times((*(side,) * asked.dimensions, 1, 10, 2 * samples))
+        options = ["--data", f"synthetic:{shape}", "--grid", times((2,) * asked.dimensions), "--overlap", str(asked.overlap)]
+        options += ["--volumes"] if asked.dimensions == 3 else []
+        options += [
+            "--train-samples",
+            str(samples),
+            "--test-samples",
+            "8",
+            "--validation-fraction",
+            "0",
+            "--batch-size",
+            str(asked.batch_size),
+        ]
+        options += ["--epochs", "1", "--transfer-epochs", "1", "--global-epochs", "1", "--precision", "fp32", "--threads", "1"]
+        options += ["--no-figures", "--evaluate-every", "0", "--methods", method, *MAPS, *self._least(method), *asked.further]
+        folder = asked.output / "-".join(map(str, (method, side, asked.ranks, asked.batch_size, "least" if asked.least else "plain")))
+        results = finished(folder, asked.ranks, [*options, "--partitions", str(folder / "partitions")])
+        phase, sent = results["phases"][way], 0 if way == "local" else results["methods"][method]["bytes_communicated"]
+        return {
+            "way": way, "side": side, "peak_bytes": phase["max_rank_memory_bytes"], "images_per_second": samples / phase["seconds"],
+            "bytes_per_step": sent / asked.steps,
+        }  # fmt: skip
+
+    def _least(self, method: str) -> list[str]:
+        if not self.asked.least:
+            return []
+        share = self.asked.batch_size // (self.asked.ranks if method == "global" else 1)
+        return ["--accumulate", str(share // 2), "--recompute"]
+
+    def largest(self, way: str, limit: float) -> int:
+        """The largest side whose peak stays below so many GiB a rank."""
+        unit = 32 if self.asked.dimensions == 2 else 8
+
+        def fits(number: int) -> bool:
+            return self.row(way, unit * number)["peak_bytes"] <= limit * GIB
+
+        low, high = 0, 2
+        while fits(high):
+            low, high = high, high + max(1, high // 2)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return unit * low
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="64,128,256,512")
+    parser.add_argument("--dimensions", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--overlap", type=int, default=8)
+    parser.add_argument("--limits", default="")
+    parser.add_argument("--least", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("runs/size"))
+    parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
+    asked = parser.parse_args()
+    study = Study(asked)
+    rows = [study.row(way, side) for side in map(int, filter(None, asked.sides.split(","))) for way in RUNS]
+    limits = list(map(float, filter(None, asked.limits.split(","))))
+    largest = {way: {limit: study.largest(way, limit) for limit in limits} for way in RUNS}
+    options = {name: str(value) for name, value in vars(asked).items()}
+    print(
+        json.dumps(
+            {"benchmark": "size", "options": options, "rows": rows, "largest": largest, "tried": list(study.found.values())}, indent=1
+        )
+    )
+    print("\n| side | way | peak a rank in MiB | images/s | MB sent a step |\n| --: | :-- | --: | --: | --: |")
+    for row in rows:
+        cells = (f"{row['peak_bytes'] / 2**20:.0f}", f"{row['images_per_second']:.3g}", f"{row['bytes_per_step'] / 1e6:.3g}")
+        print(f"| {row['side']} | {row['way']} | " + " | ".join(cells) + " |")
+    if limits:
+        print(f"\n| largest side in | {' | '.join(f'{limit:g} GiB' for limit in limits)} |\n| :-- |{' --: |' * len(limits)}")
+        for way, sides in largest.items():
+            print(f"| {way} | {' | '.join(map(str, sides.values()))} |")
+
+
+if __name__ == "__main__":
+    main()
