@@ -41,7 +41,8 @@ def outcome(folder: Path) -> dict:
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     found["metrics"] = [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]
     with h5py.File(folder / "run" / "details.h5") as file:
-        found["local classes"] = file["local_classes"][...].tobytes()
+        if "local_classes" in file:
+            found["local classes"] = file["local_classes"][...].tobytes()
     return found
 
 
