@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import Subimages
 from ddcnn.data.stored import InMemory
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.allocator import keep_freed
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer, build
+from ddcnn.training.loop import Trainer, build
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 EPOCHS = 4  # of a training
 
@@ -80,15 +82,20 @@ def timed_in_turn(sides: Mapping[Any, Callable[[], object]], rounds: int) -> dic
     return measured
 
 
-def random_subimages(images: int, spatial: tuple[int, ...], device: torch.device) -> Subimages:
+def random_subimages(
+    images: int, spatial: tuple[int, ...], device: torch.device, augmentation: Augmentation = Augmentation()
+) -> Subimages:  # fmt: skip
     random = np.random.default_rng(0)
+    stored = InMemory(torch.from_numpy(random.integers(0, 256, (images, *spatial, 3), dtype=np.uint8)).to(device), device)
     return Subimages(
-        images=InMemory(torch.from_numpy(random.integers(0, 256, (images, *spatial, 3), dtype=np.uint8)).to(device), device),
+        images=stored,
         labels=torch.from_numpy(random.integers(0, 10, images)).to(device),
         mean=torch.full((3,), 127.0, device=device),
         scale=torch.full((3,), 1 / 64, device=device),
         window=tuple(slice(0, side) for side in spatial),
-        padding=((0, 0),) * len(spatial),
+        padding=((augmentation.shift,) * 2,) * len(spatial),
+        augmentation=augmentation,
+        mirrored=dict.fromkeys(augmentation.mirrors, stored),
     )
 
 

@@ -20,8 +20,9 @@ from ddcnn.inference.network import assemble
 from ddcnn.inference.predict import BATCH, predict, select_images
 from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.parallel.allocator import keep_freed
+from ddcnn.parallel.devices import choose_device
 from ddcnn.parallel.world import World
-from ddcnn.training.precision import DevicePolicy, choose_device
+from ddcnn.training.precision import DevicePolicy
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path)
@@ -46,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
         overwrite=True, threads=1, progress="none",
     )  # fmt: skip
     run = TrainedRun.open(given.run)
-    policy = DevicePolicy.choose(choose_device(world.local_rank, "auto"), run.results.environment.precision)
+    policy = DevicePolicy.choose(choose_device(world, "auto"), run.results.environment.precision)
     network = assemble(run, given.method).eval()
     policy.place(network)
     selection = select_images(settings, run)

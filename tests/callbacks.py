@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ddcnn.training.loop import Callback, Epoch, TrainState
+from ddcnn.training.loop import Callback
+from ddcnn.training.state import Epoch, TrainState
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from ddcnn.method.aggregate import average, dnn_rows, train_dnn, vote
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.evaluation import classify
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 RECIPE = Recipe(epochs=30, batch_size=32, optimizer="adamw", lr=0.01, weight_decay=0.01, schedule="one-cycle")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddcnn.data.augmentation import Augmentation, Labels, MixedLabels
-from ddcnn.data.batches import RankShare, RankSubimages, Subimages
+from ddcnn.data.batches import RankShare, RankSubimages, Samples, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -59,9 +59,15 @@ def batches(store: PartitionedSet, augmentation=Augmentation(), seed: int | None
     """The batch of all training samples, in a shuffled order, of every subdomain, each with the same draw."""
     found = []
     for index in range(len(store.decomposition)):
-        draw = None if seed is None else torch.Generator().manual_seed(seed)
-        found.append(Subimages.load(store, "train", index, CPU, augmentation).batch(order(), draw)[0])
+        found.append(augmented_batch(Subimages.load(store, "train", index, CPU, augmentation), order(), seed)[0])
     return found
+
+
+def augmented_batch(samples: Samples, index: torch.Tensor, seed: int | None, **part):
+    """A batch with what is drawn from a seed, without one as it is."""
+    if seed is None:
+        return samples.batch(index, **part)
+    return samples.batch(index, samples.draw([index], torch.Generator().manual_seed(seed))[0], **part)
 
 
 def main(labels: Labels) -> torch.Tensor:
@@ -200,7 +206,7 @@ def test_a_box_anywhere_in_the_image_is_erased(stores, case):
 def test_mixed_images_are_pairs_of_the_batch_with_both_labels(stores):
     store, images = stores("2-D", whole=True)
     samples = Subimages.load(store, "train", 0, CPU, Augmentation(mixup=0.5))
-    batch, labels = samples.batch(order(), torch.Generator().manual_seed(3))
+    batch, labels = augmented_batch(samples, order(), 3)
     assert isinstance(labels, MixedLabels)
     assert torch.equal(labels.main, samples.labels[order()])
     assert labels.weight.min() >= 0.5
@@ -226,7 +232,7 @@ def test_subdomains_of_one_rank_get_the_batches_that_they_would_get_alone(stores
     store, _ = stores(case)
     owned = owned or list(range(len(store.decomposition)))
     together = RankSubimages.load(store, "train", owned, CPU, augmentation)
-    found, labels = together.batch(order(), torch.Generator().manual_seed(3))
+    found, labels = augmented_batch(together, order(), 3)
     expected = batches(store, augmentation, 3)
     assert len(found) == len(owned)
     assert all(torch.equal(batch, expected[index]) for index, batch in zip(owned, found, strict=True))
@@ -239,8 +245,8 @@ def test_the_whole_image_is_the_subimage_of_a_single_subdomain(stores, case, aug
     store, _ = stores(case)
     single, _ = stores(case, whole=True)
     whole = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation)
-    found, labels = whole.batch(order(), torch.Generator().manual_seed(5))
-    expected, _ = Subimages.load(single, "train", 0, CPU, augmentation).batch(order(), torch.Generator().manual_seed(5))
+    found, labels = augmented_batch(whole, order(), 5)
+    expected, _ = augmented_batch(Subimages.load(single, "train", 0, CPU, augmentation), order(), 5)
     assert torch.equal(found, expected)
     assert torch.equal(main(labels), torch.from_numpy(store.labels("train"))[order()])
 
@@ -251,12 +257,10 @@ def test_the_whole_image_is_the_subimage_of_a_single_subdomain(stores, case, aug
 def test_the_ranks_parts_of_images_are_the_images(stores, case, augmentation, resident):
     """Whatever the grid of the set is."""
     store, _ = stores(case)
-    expected = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation).batch(
-        order(), torch.Generator().manual_seed(5)
-    )
+    expected = augmented_batch(Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation), order(), 5)
     for box in [box for ranks in (2, 3, 4) for box in Layout.of(store.shape[:-1], ranks).boxes]:
         part = Subimages.load_box(store, "train", box, Place(CPU.device, resident), augmentation)
-        found, labels = part.batch(order(), torch.Generator().manual_seed(5))
+        found, labels = augmented_batch(part, order(), 5)
         assert torch.equal(found, expected[0][:, :, *box.slices])
         assert torch.equal(main(labels), main(expected[1]))
 
@@ -267,8 +271,8 @@ def test_the_ranks_shares_of_a_batch_are_the_batch(stores, augmentation, ranks):
     store, _ = stores("2-D")
     whole = Subimages.load_box(store, "train", store.decomposition.box, CPU, augmentation)
     index = order()[: SAMPLES // ranks * ranks]
-    expected, labels = whole.batch(index, torch.Generator().manual_seed(5))
-    shares = [RankShare(whole, rank, ranks).batch(index, torch.Generator().manual_seed(5)) for rank in range(ranks)]
+    expected, labels = augmented_batch(whole, index, 5)
+    shares = [augmented_batch(RankShare(whole, rank, ranks), index, 5) for rank in range(ranks)]
     assert torch.equal(torch.stack([images for images, _ in shares], 1).flatten(0, 1), expected)
     assert torch.equal(torch.stack([main(part) for _, part in shares], 1).flatten(), main(labels))
     if isinstance(labels, MixedLabels):
@@ -291,11 +295,8 @@ def test_batches_are_the_same_wherever_the_images_are(stores, case, resident):
             for asked in (announced, announced[1:], announced[::-1]):
                 far.ahead(announced, augmented, part)
                 for index in asked:
-                    draws = [torch.Generator().manual_seed(5) if augmented else None for _ in range(2)]
-                    for found, expected in zip(
-                        tensors(far.batch(index, draws[0], part)), tensors(near.batch(index, draws[1], part)), strict=True
-                    ):
-                        assert torch.equal(found, expected)
+                    found, expected = (augmented_batch(samples, index, 5 if augmented else None, part=part) for samples in (far, near))
+                    assert all(map(torch.equal, tensors(found), tensors(expected)))
 
 
 def tensors(batch) -> list[torch.Tensor]:

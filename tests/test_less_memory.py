@@ -16,8 +16,9 @@ from ddcnn.networks.recompute import recompute
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 SAMPLES = 25

@@ -13,8 +13,9 @@ from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.evaluation import classify
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 LABELS = np.repeat(np.arange(3), 20)

@@ -43,7 +43,7 @@ SHRUNK = {
 }  # if they are there
 QUICK = ("--epochs=1", "--transfer-epochs=1", "--dnn-epochs=1", "--threads=1", "--progress=none", "--no-figures", "--no-download")
 FOREIGN = {
-    "--build", "--ntasks", "--mpi", "--gpus-per-task", "--cpus-per-task", "--oversubscribe", "--time", "--logdir", "--signal", 
+    "--build", "--ntasks", "--mpi", "--cpus-per-task", "--oversubscribe", "--time", "--logdir", "--signal", 
 }  # options of other programs in the text  # fmt: skip
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 COMMANDS = commands()

@@ -11,8 +11,9 @@ from ddcnn.data.partition import partition
 from ddcnn.data.sources import SourceOptions, balanced_subset, open_source
 from ddcnn.decomposition import Decomposition
 from ddcnn.experiment.results import Decided, Gathered, average_curve, results_of
+from ddcnn.io.json_schema import json_schema
 from ddcnn.io.metrics_log import Recorded, Records, line, text
-from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, json_schema, parse
+from ddcnn.io.results_schema import Environment, EpochLine, RunResults, dump, parse
 from ddcnn.io.rows import Table
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
@@ -29,7 +30,7 @@ ENVIRONMENT = Environment(
 
 
 def test_the_published_schema_is_that_of_the_models():
-    assert json.loads(SCHEMA.read_text("utf-8")) == json_schema(), f"python -m ddcnn.io.results_schema > docs/{SCHEMA.name}"
+    assert json.loads(SCHEMA.read_text("utf-8")) == json_schema(), f"python -m ddcnn.io.json_schema > docs/{SCHEMA.name}"
 
 
 def test_the_results_of_a_run_are_read_and_written_as_they_are(digits_run):

@@ -9,11 +9,13 @@ from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.augmentation import MixedLabels
-from ddcnn.data.batches import Rows
+from ddcnn.data.batches import NOTHING, Rows
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.evaluation import classify
-from ddcnn.training.loop import Callback, Recipe, Trainer, build, cross_entropy
+from ddcnn.training.loop import Callback, Trainer, build
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
+from ddcnn.training.step import cross_entropy
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 LABELS = torch.arange(20) % 2
@@ -22,9 +24,9 @@ LABELS = torch.arange(20) % 2
 class Recorder(Rows):
     """Rows that note the order in which they are asked for."""
 
-    def batch(self, index, generator=None):
+    def batch(self, index, drawn=NOTHING):
         ORDERS[-1].append(index.tolist())
-        return super().batch(index, generator)
+        return super().batch(index, drawn)
 
 
 ORDERS: list[list[list[int]]] = []
@@ -220,8 +222,8 @@ def test_the_loss_of_mixed_labels_is_the_mixture_of_the_losses():
 
 def test_the_accuracy_of_mixed_images_counts_the_main_label():
     class MixedRows(Rows):
-        def batch(self, index, generator=None):
-            inputs, labels = super().batch(index, generator)
+        def batch(self, index, drawn=NOTHING):
+            inputs, labels = super().batch(index, drawn)
             return inputs, MixedLabels(labels, 1 - labels, torch.full((len(index),), 0.6))
 
     told = []

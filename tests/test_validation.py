@@ -25,8 +25,10 @@ from ddcnn.data.sources.splits import completed
 from ddcnn.errors import InputError
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.kept import Score
-from ddcnn.training.loop import Callback, Epoch, Recipe, Trainer, TrainState
+from ddcnn.training.loop import Callback, Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
+from ddcnn.training.state import Epoch, TrainState
 from ddcnn.training.validation import Selection, Validation
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from ddcnn.data.batches import NOTHING
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.coarse_solve import CoarseSolve, bytes_of_divided_solve
 from ddcnn.method.coherent import CoherentNetwork, train_coherent
@@ -83,7 +84,7 @@ def test_the_total_is_its_own_adjoint(world, numbers):
 class Numbers:
     """Subimages of the subdomains ``owned``, (S, 1, *subimage) each."""
 
-    pixels = 144
+    pixels, on_device = 144, True
 
     def __init__(self, owned):
         images = normal(SAMPLES, 1, *CUT.shape, seed=0, dtype=torch.float32)
@@ -93,7 +94,10 @@ class Numbers:
     def ahead(self, batches, augmented=False):
         pass
 
-    def batch(self, index, generator=None):
+    def draw(self, batches, generator):
+        return [NOTHING] * len(batches)
+
+    def batch(self, index, drawn=NOTHING):
         return [images[index] for images in self.images], self.labels[index]
 
 

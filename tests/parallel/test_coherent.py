@@ -1,5 +1,6 @@
 """The coherent network over the ranks against the same network in one process, in float64."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.augmentation import Augmentation
-from ddcnn.data.batches import RankSubimages
+from ddcnn.data.batches import NOTHING, RankSubimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
@@ -22,9 +23,11 @@ from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.groups import owned_subdomains
+from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 INTERFACES = ("probabilities", "logits", "features")
@@ -36,12 +39,16 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 1, 5), (3, 7, 1)])
-def test_the_adjoint_of_collecting_is_restricting(world, shape):
+def test_the_adjoint_of_collecting_is_restricting(world, shape, on_device):
     """⟨E x, y⟩ = ⟨x, Eᵀ y⟩ for parts x of the ranks and one vector y that all of them hold."""
     part = normal(*shape, seed=world.rank).requires_grad_()
     everyone = normal(world.size * shape[0], *shape[1:], seed=99)
-    collected = Collect.apply(part, world)
+    sent = sum(world.timeline.sent.values())
+    with process_group(world, POLICY.device) if on_device else nullcontext():
+        collected = Collect.apply(part, world, on_device)
+    assert sum(world.timeline.sent.values()) - sent == (world.size - 1) * part.nbytes
     assert torch.equal(collected, torch.cat([normal(*shape, seed=rank) for rank in range(world.size)]))
     (restricted,) = torch.autograd.grad(collected, part, everyone)
     left = (collected * everyone).sum().item()
@@ -52,7 +59,7 @@ def test_the_adjoint_of_collecting_is_restricting(world, shape):
 class Numbers:
     """Subimages of the subdomains ``owned`` as float64, (S, 1, 4, 4) each."""
 
-    pixels = 16
+    pixels, on_device = 16, True
 
     def __init__(self, owned):
         self.images = [normal(SAMPLES, 1, 4, 4, seed=index) for index in owned]
@@ -61,7 +68,10 @@ class Numbers:
     def ahead(self, batches, augmented=False):
         pass
 
-    def batch(self, index, generator=None):
+    def draw(self, batches, generator):
+        return [NOTHING] * len(batches)
+
+    def batch(self, index, drawn=NOTHING):
         return [images[index] for images in self.images], self.labels[index]
 
 

@@ -12,8 +12,9 @@ from ddcnn.data.stored import InMemory
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
 from ddcnn.training.evaluation import classify
-from ddcnn.training.loop import Recipe, Trainer, build
+from ddcnn.training.loop import Trainer, build
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 SAMPLES, BATCH = 72, 24

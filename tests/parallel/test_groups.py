@@ -17,8 +17,9 @@ from ddcnn.method.local import train_local
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.parallel.groups import form_groups, owned_subdomains
 from ddcnn.parallel.seeding import Seeds
-from ddcnn.training.loop import Recipe, Trainer
+from ddcnn.training.loop import Trainer
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.recipe import Recipe
 
 POLICY = DevicePolicy(torch.device("cpu"), "fp32")
 N, K, SAMPLES, BATCH = 2, 2, 48, 12

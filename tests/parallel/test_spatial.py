@@ -9,6 +9,7 @@ import torch
 from callbacks import Watch
 from torch import nn
 
+from ddcnn.data.batches import NOTHING
 from ddcnn.method.halo import Assemble, Halo, Layout, Window, pixels_sent, plan_of
 from ddcnn.method.spatial import SpatialNetwork, train_spatial
 from ddcnn.networks.recompute import recompute
@@ -77,6 +78,8 @@ def test_bytes_are_counted_as_the_formula_says(world, dtype):
 class Numbers:
     """A rank's part of float64 images (S, 2, *shape)."""
 
+    on_device = True
+
     def __init__(self, shape, box=None, listed=True):
         images = normal(SAMPLES, 2, *shape, seed=1)
         self.images, self.listed = images if box is None else images[:, :, *box.slices], listed
@@ -85,7 +88,10 @@ class Numbers:
     def ahead(self, batches, augmented=False):
         pass
 
-    def batch(self, index, generator=None):
+    def draw(self, batches, generator):
+        return [NOTHING] * len(batches)
+
+    def batch(self, index, drawn=NOTHING):
         return [self.images[index]] if self.listed else self.images[index], self.labels[index]
 
 

@@ -16,7 +16,7 @@ THREADS = "threads per rank (default: $OMP_NUM_THREADS, else the cores divided b
 CHANGEABLE = (
     "output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "time_limit", "stop_signals", "progress", "threads", "device",
     "partitions", "data", "data_root", "download", "follow_links", "stall_timeout", "methods", "figures", "tensorboard", "dry_run",
-    "resident", "recompute",
+    "resident", "recompute", "capture", "deterministic",
 )  # settings that may change when a run is resumed: --data to a path of the same images  # fmt: skip
 
 
@@ -257,6 +257,8 @@ class RunSettings(DataSettings, TrainingSettings):
             raise ValueError("--coarse-image is of a convolutional DNN: add --interface maps, or leave it out")
         if self.dnn_data != "train" and not self.dnn_epochs:
             raise ValueError(f"--dnn-data {self.dnn_data}: with --dnn-epochs 0 the DNN learns from none; leave one of them out")
+        if self.capture and self.recompute:
+            raise ValueError("--capture: activations that are computed again cannot be recorded; leave out --recompute or --capture")
         self.check_warmup(self._schedules())
         if self.selects and not self.evaluate_every:
             raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")

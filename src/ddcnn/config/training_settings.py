@@ -70,6 +70,12 @@ class TrainingSettings(BaseModel):
         Group.BASELINE, None, "--width of the CNN of global and spatial, if it differs (default: --width)", "CHANNELS", ge=4
     )
 
+    capture: bool = option(
+        Group.RUN, False, "on GPUs, record the passes of a step of local CNNs, the DNN and, on one rank, global as a CUDA graph: the same "
+        "numbers, and less for the host to do",
+    )  # fmt: skip
+    deterministic: bool = option(Group.RUN, False, "on GPUs, the same bits in every run, by kernels that may be slower")
+
     flip_axes: FlipAxes = option(
         Group.DATA, "columns", "axes of --augment flip: any of depth, rows and columns, joined by +; for n axes that the grid cuts, a rank "
         "holds the images of up to 2^n subdomains for each of its own", "AXIS+AXIS",

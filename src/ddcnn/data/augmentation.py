@@ -3,6 +3,7 @@
 Nothing is communicated: all ranks draw the same from the same seed, and each applies it to the part of the image that it has.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, combinations
 
@@ -48,14 +49,11 @@ class Drawn:
 
     def __getitem__(self, part: slice | torch.Tensor) -> "Drawn":
         """What has been drawn for a part of the batch."""
-        return replace(self, **{name: values[..., part] for name, values in self._tensors.items()})
-
-    def to(self, device: torch.device) -> "Drawn":
-        """On the device, without waiting for it."""
-        return replace(self, **{name: values.to(device, non_blocking=True) for name, values in self._tensors.items()})
+        return replace(self, **{name: values[..., part] for name, values in self.tensors.items()})
 
     @property
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name, without those of what is not augmented."""
         return {field.name: values for field in fields(self) if (values := getattr(self, field.name)) is not None}
 
     def labels(self, labels: torch.Tensor, part: slice) -> Labels:
@@ -88,10 +86,20 @@ class Augmentation:
         axes = self.flip_axes if self.flip else ()
         return list(chain.from_iterable(combinations(axes, number) for number in range(1, len(axes) + 1)))
 
-    def draw(self, batch_size: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Drawn:
-        """Draws for the images of a batch, of ``shape`` (d,) pixels each; nothing without a generator."""
-        if generator is None:
-            return Drawn()
+    def draw_all(
+        self, batch_sizes: Sequence[int], shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+    ) -> list[Drawn]:  # fmt: skip
+        """Draws for batches of images of ``shape`` (d,) pixels, one after the other; all are copied to the device at once."""
+        each = [self.draw(size, shape, generator) for size in batch_sizes]
+        found = [dict[str, torch.Tensor]() for _ in each]
+        for name in each[0].tensors if each else ():
+            values = torch.cat([drawn.tensors[name] for drawn in each], -1).to(device)
+            for one, part in zip(found, values.split(list(batch_sizes), -1), strict=True):
+                one[name] = part
+        return [Drawn(**one) for one in found]
+
+    def draw(self, batch_size: int, shape: tuple[int, ...], generator: torch.Generator) -> Drawn:
+        """Draws for the images of a batch, of ``shape`` (d,) pixels each."""
         drawn: dict[str, torch.Tensor] = {}
         if self.flip:
             drawn["flips"] = torch.rand(len(self.flip_axes), batch_size, generator=generator) < 0.5

@@ -14,9 +14,18 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stored import InMemory, Place, Stored, to_device
 from ddcnn.decomposition import Box
 
+NOTHING = Drawn()  # for images that are not augmented
+
 
 class Samples(Protocol):
-    """A set of labelled samples, for networks on the device; indices of samples are on the CPU."""
+    """A set of labelled samples, for networks on the device.
+
+    Indices of samples are on the CPU; where all that batches are made of is ``on_device`` they may be there, too.
+    """
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are made of what is in the device's memory already."""
 
     @property
     def pixels(self) -> int:
@@ -25,8 +34,11 @@ class Samples(Protocol):
     def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
         """The batches that will be asked for next, in this order; reading may begin."""
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
-        """Network input and labels (B,) int64 of the samples ``index`` (B,); augmented if there is a ``generator`` to draw from."""
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
+        """What is drawn for the augmentation of whole batches, in this order; on the device, to where it is copied at once."""
+
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING) -> tuple[Any, Labels]:
+        """Network input and labels (B,) int64 of the samples ``index`` (B,), augmented by what has been ``drawn`` for them."""
 
 
 class Images(Samples, Protocol):
@@ -35,7 +47,7 @@ class Images(Samples, Protocol):
     def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False, part: slice = slice(None)) -> None:
         """As of ``Samples``, of the same part of every batch."""
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)) -> tuple[Any, Labels]:
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING, part: slice = slice(None)) -> tuple[Any, Labels]:
         """Network input and labels of ``index[part]``, augmented as in the batch ``index`` (B,)."""
 
 
@@ -55,7 +67,14 @@ class Rows:
     def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
         self.inputs.ahead(batches)
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def on_device(self) -> bool:
+        return self.inputs.on_device
+
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
+        return [NOTHING] * len(batches)
+
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING) -> tuple[torch.Tensor, torch.Tensor]:
         return self.inputs.take(index), self.labels[to_device(index, self.labels.device)]
 
 
@@ -141,17 +160,17 @@ class Subimages:
         """The samples that a part of each batch is made of: others are mixed in."""
         return batches if augmented and self.augmentation.mixup else [index[part] for index in batches]
 
-    def batch(
-        self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
-    ) -> tuple[torch.Tensor, Labels]:
-        """(B,) -> (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
-        drawn = self.draw(len(index), generator)
-        return self.augmented(index, drawn, part), drawn.labels(self.labels[to_device(index, self.device)], part)
+    @property
+    def on_device(self) -> bool:
+        return all(stored.on_device for stored in self.read_of(True))
 
-    def draw(self, batch_size: int, generator: torch.Generator | None) -> Drawn:
-        """Draws for a batch of whole images."""
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
         shape = self.shape or tuple(side.stop - side.start for side in self.window)
-        return self.augmentation.draw(batch_size, shape, generator).to(self.device)
+        return self.augmentation.draw_all(list(map(len, batches)), shape, generator, self.device)
+
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING, part: slice = slice(None)) -> tuple[torch.Tensor, Labels]:
+        """(B,) -> (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
+        return self.augmented(index, drawn, part), drawn.labels(self.labels[to_device(index, self.device)], part)
 
     def augmented(self, index: torch.Tensor, drawn: Drawn, part: slice) -> torch.Tensor:
         """(B,) -> (B, C, *subimage) float32, of a part of the batch."""
@@ -224,12 +243,19 @@ class RankSubimages:
         for stored in dict.fromkeys(chain.from_iterable(subimages.read_of(augmented) for subimages in self.parts)):
             stored.ahead(needed)
 
+    @property
+    def on_device(self) -> bool:
+        return all(subimages.on_device for subimages in self.parts)
+
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
+        return self.parts[0].draw(batches, generator)
+
     def batch(
-        self, index: torch.Tensor, generator: torch.Generator | None = None, part: slice = slice(None)
-    ) -> tuple[list[torch.Tensor], Labels]:
+        self, index: torch.Tensor, drawn: Drawn = NOTHING, part: slice = slice(None)
+    ) -> tuple[list[torch.Tensor], Labels]:  # fmt: skip
         """(B,) -> per subdomain (B, C, *subimage) float32, labels (B,); of a part of them as ``Images.batch``."""
         first = self.parts[0]
-        drawn, labels = first.draw(len(index), generator), first.labels[to_device(index, first.device)]
+        labels = first.labels[to_device(index, first.device)]
         return [subimages.augmented(index, drawn, part) for subimages in self.parts], drawn.labels(labels, part)
 
 
@@ -252,9 +278,16 @@ class RankShare:
     def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
         self.images.ahead(batches, augmented, self.part)
 
-    def batch(self, index: torch.Tensor, generator: torch.Generator | None = None) -> tuple[Any, Labels]:
+    @property
+    def on_device(self) -> bool:
+        return self.images.on_device
+
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
+        return self.images.draw(batches, generator)
+
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING) -> tuple[Any, Labels]:
         """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
-        return self.images.batch(index, generator, self.part)
+        return self.images.batch(index, drawn, self.part)
 
 
 def stored_boxes(store: PartitionedSet, box: Box, augmentation: Augmentation) -> dict[tuple[int, ...], Box]:

@@ -22,11 +22,15 @@ class Stored(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of a row."""
 
+    @property
+    def on_device(self) -> bool:
+        """Whether they are in the device's memory."""
+
     def ahead(self, batches: Sequence[torch.Tensor]) -> None:
         """What ``take`` will be asked for next, in this order: reading begins. Only a hint."""
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows (B, ...) on the device of the samples ``index`` (B,) int64, on the CPU; not to be changed in place."""
+        """Rows (B, ...) on the device of the samples ``index`` (B,) int64, on the CPU or where the rows are; not to be changed in place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class InMemory:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.rows.shape[1:])
 
+    @property
+    def on_device(self) -> bool:
+        return self.rows.device == self.device
+
     def ahead(self, batches: Sequence[torch.Tensor]) -> None:
         pass
 
@@ -52,6 +60,8 @@ class Streamed:
 
     A batch that was not announced, or not as the next one, is read at once.
     """
+
+    on_device = False
 
     def __init__(self, reader: RowReader, device: torch.device):
         self.reader, self.device = reader, device

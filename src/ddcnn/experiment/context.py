@@ -24,9 +24,10 @@ from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Trainer, WrappedCallback
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.resume import Checkpointer
+from ddcnn.training.state import Epoch, TrainState
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ddcnn.networks.layers import count_parameters
 from ddcnn.report.analysis import stride_of
 from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import broadcast_, classify_together
-from ddcnn.training.loop import START
+from ddcnn.training.state import START
 
 
 def run_coherent(context: RunContext, method: Method, local_cnns: list[nn.Module], dnn: nn.Module) -> None:

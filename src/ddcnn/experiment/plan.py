@@ -103,7 +103,7 @@ def plan_set(ranks: int, settings: RunSettings, options: SourceOptions, resumed:
         InputError: whatever can be refused before any rank works.
     """
     check_output(settings)
-    check_methods(settings)
+    check_methods(settings, ranks)
     given, source = Path(settings.data), None
     if not (given.suffix.lower() == ".h5" and is_partitioned(given)):
         try:
@@ -207,14 +207,14 @@ def partition_source(
     return write(world, source, should_stop)
 
 
-def check_methods(settings: RunSettings) -> None:
-    """Refuses methods that do not go with other settings, and a run to start from that does not fit."""
+def check_methods(settings: RunSettings, ranks: int) -> None:
+    """Refuses methods that do not go with other settings on so many ranks, and a run to start from that does not fit."""
     if settings.tensorboard:
         check_board()
-    if settings.precision == "fp16" and settings.joint:
+    if settings.precision == "fp16" and settings.joint and ranks > 1:
         raise InputError(
-            "--precision fp16 needs a GPU and networks of one rank (its loss scale differs from rank to rank): take bf16 or fp32, "
-            f"or leave {' and '.join(settings.joint)} out of --methods"
+            f"--precision fp16 needs a GPU, and for {' and '.join(settings.joint)} one rank (its loss scale differs from rank to rank): "
+            "take bf16 or fp32, one rank, or other --methods"
         )
     if settings.start_from and settings.needs("local"):
         start = RunFolder(settings.start_from)

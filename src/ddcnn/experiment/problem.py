@@ -24,6 +24,7 @@ from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
 from ddcnn.method.halo import Layout
+from ddcnn.parallel.devices import choose_device, compute_deterministically
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.world import World
@@ -31,7 +32,7 @@ from ddcnn.report.metrics import cross_entropy
 from ddcnn.training.data_parallel import global_batch_size
 from ddcnn.training.kept import Score
 from ddcnn.training.loop import Callback
-from ddcnn.training.precision import DevicePolicy, choose_device
+from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.validation import Selection, Validation
 
@@ -249,8 +250,11 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
     torch.set_num_threads(threads_per_rank(world, settings.threads))
     settings = resolved(settings, store)
     groups = form_groups(world, len(store.decomposition) * settings.networks_per_subimage)
+    if settings.deterministic:
+        compute_deterministically()
+    device = choose_device(world, settings.device)
     with world.raise_on_all_ranks():
-        policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), settings.precision)
+        policy = DevicePolicy.choose(device, settings.precision, len(store.grid) == 3, settings.capture)
         weights = Weights.read(settings.weights) if settings.weights else None
         if settings.normalise == "imagenet":
             mean, std = imagenet(store.shape, store.dtype, store.preprocessing, settings.network)

@@ -21,11 +21,11 @@ from ddcnn.io.rows import Table
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.tensorboard import Board
 from ddcnn.networks.layers import count_parameters
-from ddcnn.parallel.environment import versions
+from ddcnn.parallel.environment import about_gpu, versions
 from ddcnn.parallel.timeline import KINDS, PHASES
 from ddcnn.report.analysis import small_picture, to_picture
 from ddcnn.report.run_report import write_report
-from ddcnn.training.loop import Epoch
+from ddcnn.training.state import Epoch
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 4  # test images in details.h5
@@ -174,15 +174,25 @@ class Recorder:
         there = ~np.isnan(all_moments[..., 0])
         return all_moments[there], all_classifications[there]
 
+    def _gpu(self) -> dict[str, str] | None:
+        """All ranks: their GPUs, each kind once, with driver and libraries of rank 0."""
+        device = self.problem.policy.device
+        if device.type != "cuda":
+            return None
+        own = about_gpu(device)
+        names = self.world.gather_values(own["name"]) or []
+        backend = self.world.timeline.backend
+        return own | {"name": ", ".join(dict.fromkeys(names))} | ({"backend": backend} if backend else {})
+
     # Writing
 
     def write(self) -> None:
         """All ranks: gathers what they have recorded; rank 0 writes the files and the report."""
-        gathered, policy = self._gather(), self.problem.policy
+        gathered, policy, gpu = self._gather(), self.problem.policy, self._gpu()
         environment = Environment(
             ranks=self.world.size, subdomains_per_rank=len(self.problem.owned),
             ranks_per_subdomain=self.groups.data_parallel.size, threads_per_rank=torch.get_num_threads(), device=str(policy.device),
-            precision=policy.precision, mpi=self.world.library(), **versions(), seed=self.settings.seed,
+            precision=policy.precision, mpi=self.world.library(), **versions(), gpu=gpu, seed=self.settings.seed,
             resumed=self.world.timeline.resumed, coarse_solve=who_solves(self.problem),
         )  # fmt: skip
 

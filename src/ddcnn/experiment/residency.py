@@ -15,6 +15,7 @@ import torch
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.data.stored import Resident
+from ddcnn.parallel.devices import ranks_on
 from ddcnn.parallel.memory import left
 from ddcnn.parallel.world import World
 from ddcnn.report.pages import human
@@ -83,7 +84,7 @@ def choose(
     if asked != "auto":
         return Residency(*[cast(Resident, asked)] * 3)
     host = left(world.local_size)
-    on_device = torch.cuda.mem_get_info(device)[0] / -(-world.local_size // torch.cuda.device_count()) if device.type == "cuda" else host
+    on_device = torch.cuda.mem_get_info(device)[0] / ranks_on(world, device) if device.type == "cuda" else host
     needed = (
         bytes_of_two(store, mirrors, places), bytes_of_subimages(store, mirrors, places),
         bytes_of_whole(store),

@@ -26,9 +26,10 @@ from ddcnn.method.local import train_local
 from ddcnn.method.shared import SharedParameters
 from ddcnn.parallel.world import World
 from ddcnn.training.evaluation import classify, evaluation_batch
-from ddcnn.training.loop import Callback, Epoch, Trainer, TrainState
+from ddcnn.training.loop import Callback, Trainer
 from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
+from ddcnn.training.state import Epoch, TrainState
 
 SECONDS = 0.8  # of timed steps of a training, if that are more than two
 MOST_STEPS, LONG = 60, 60.0

@@ -25,7 +25,8 @@ from ddcnn.report.analysis import Decision, some_of
 from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.kept import Score
-from ddcnn.training.loop import Callback, Epoch, Trainer
+from ddcnn.training.loop import Callback, Trainer
+from ddcnn.training.state import Epoch
 
 OthersStop = Callable[[], bool]  # whether another rank stops
 

@@ -28,12 +28,13 @@ from ddcnn.inference.trained_run import TrainedRun
 from ddcnn.inference.writers import WRITERS, Columns, check_output, writing
 from ddcnn.io.progress import Progress
 from ddcnn.method.interface import gather_interface
+from ddcnn.parallel.devices import choose_device
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.world import World
 from ddcnn.training.evaluation import EVALUATION_SAMPLES as BATCH
 from ddcnn.training.evaluation import at_least_single
-from ddcnn.training.precision import DevicePolicy, choose_device
+from ddcnn.training.precision import DevicePolicy
 
 logger = logging.getLogger(__name__)
 ROWS_BYTES = 1 << 25  # of the predictions of a block at most
@@ -46,13 +47,13 @@ def predict(world: World, settings: PredictSettings) -> None:
         InputError: the settings do not fit the run or the images.
     """
     torch.set_num_threads(threads_per_rank(world, settings.threads))
-    shared = settings.divide == "subdomains"
+    shared, device = settings.divide == "subdomains", choose_device(world, settings.device)
     with world.raise_on_all_ranks(), world.timeline.span("compute"):
         run = TrainedRun.open(settings.run)
         method = run.choose(settings.method, settings.without, settings.local or shared)
         check(settings, run, method)
         precision = run.results.environment.precision if settings.precision == "run" else settings.precision
-        policy = DevicePolicy.choose(choose_device(world.local_rank, settings.device), precision)
+        policy = DevicePolicy.choose(device, precision)
         part = (world.rank, world.size) if shared else (0, 1)
         network = assemble(run, method, settings.without, *part).eval()
         policy.place(network)

@@ -1,16 +1,10 @@
-"""Typed models of results.json and of a line of metrics.jsonl, for all that write and read them.
+"""Typed models of results.json and of a line of metrics.jsonl, for all that write and read them."""
 
-``python -m ddcnn.io.results_schema > docs/results.schema.json`` writes their JSON schema.
-"""
-
-import json
-import sys
 from collections.abc import Sequence
 from math import inf
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.json_schema import models_json_schema
 
 from ddcnn.config.methods import PREFERRED, Method
 from ddcnn.config.splitting import SPLITTINGS, ImageSplitting
@@ -215,6 +209,8 @@ class Environment(Part):
     hdf5: str
     torch: str
     ddcnn: str
+    gpu: dict[str, str] | None = None
+    """The ranks' GPUs, each kind once; driver and libraries of rank 0; the backend of gradients' sums over ranks. Null on CPUs."""
     seed: int
     resumed: bool = False
     """Whether the run was stopped and resumed."""
@@ -288,13 +284,3 @@ def parse(model: type[Model], text: str | bytes) -> Model:
 def dump(results: RunResults) -> dict[str, Any]:
     """The JSON object; optional parts that were not given are left out."""
     return results.model_dump(by_alias=True, exclude_unset=True)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of the results, with that of a line of metrics as ``EpochLine`` among its definitions."""
-    references, definitions = models_json_schema([(RunResults, "validation"), (EpochLine, "validation")])
-    return references[RunResults, "validation"] | definitions
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")

@@ -27,7 +27,12 @@ class CoarseSolve:
         dnn: (B, N·C) -> logits (B, K), with the same parameters on all ranks.
         chunks: of a batch, N, of a ``ConvolutionalNetwork``; 1: not chunked.
         divided: whether a rank solves for its own chunks alone.
+
+    Attributes:
+        on_device: whether a process group of the ranks gathers from device to device.
     """
+
+    on_device = False
 
     def __init__(self, world: World, dnn: Any, chunks: int = 1, divided: bool = False):
         self.world, self.dnn, self.chunks, self.divided = world, dnn, chunks, divided and world.size > 1
@@ -41,7 +46,9 @@ class CoarseSolve:
         divided = self.divided and self.watch is None
         values: Any = own
         if self.world.size > 1:
-            values = Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world)  # (N, B, C), or (N, B/P, C)
+            values = (
+                Exchange.apply(own, self.world) if divided else Collect.apply(own, self.world, self.on_device)
+            )  # (N, B, C), or (N, B/P, C)
         if self.watch and self.world.rank == 0:
             self.watch(values[:, :batch].movedim(0, 1).float().cpu().numpy())
         size = own.shape[1] // self.chunks
@@ -52,7 +59,7 @@ class CoarseSolve:
         else:
             logits = torch.cat([self.dnn(chunk) for chunk in chunks])
         if divided:
-            logits = Collect.apply(logits, self.world)  # type: ignore[no-untyped-call]
+            logits = Collect.apply(logits, self.world, self.on_device)  # type: ignore[no-untyped-call]
         return logits[:batch]
 
     def _learning(self, chunks: tuple[torch.Tensor, ...], real: list[int]) -> list[torch.Tensor]:

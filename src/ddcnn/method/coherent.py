@@ -4,22 +4,25 @@ Each rank runs its own local CNNs forward and backward; in each step only the in
 than subdomains, each rank of a group does so for its share of the batch, and the group averages its gradients.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from ddcnn.data.batches import Images
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.interface import interface_values, local_logits
 from ddcnn.method.shared import SharedParameters
+from ddcnn.networks.layers import draws
+from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import broadcast_, train_data_parallel
 from ddcnn.training.evaluation import at_least_single
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Trainer, WrappedCallback
+from ddcnn.training.state import Epoch, TrainState
 
 
 class CoherentNetwork(nn.Module):
@@ -35,6 +38,7 @@ class CoherentNetwork(nn.Module):
     The gradient of the DNN is the same on all ranks, so its copies stay equal; ``sync`` makes sure of it on unlike devices.
     """
 
+    communicates = True  # in its forward pass
     with_local_logits = False  # whether it also returns those of its own local CNNs while it trains
 
     def __init__(
@@ -44,6 +48,7 @@ class CoherentNetwork(nn.Module):
         self.world, self.interface, self.solve, self.shared = world, interface, solve, shared
         self.local_cnns, self.dnn = nn.ModuleList(local_cnns), solve.dnn
         self.first = world.rank * len(local_cnns)  # subdomain
+        self.draws = any(map(draws, local_cnns))
 
     def forward(self, subimages: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Subimages of the rank's own subdomains, (B, channels, *subimage) each -> logits (B, K), on all ranks.
@@ -64,8 +69,8 @@ class CoherentNetwork(nn.Module):
         with_logits = self.with_local_logits or self.dnn.sees_logits or not self.training
         parts = []
         for k, (network, images) in enumerate(zip(self.local_cnns, subimages, strict=True)):
-            with torch.random.fork_rng([images.device] if images.is_cuda else [], enabled=self.training):
-                if self.training:
+            with torch.random.fork_rng([images.device] if images.is_cuda else [], enabled=self.training and self.draws):
+                if self.training and self.draws:
                     torch.manual_seed(seed + self.first + k)  # dropout depends on the subdomain, not on the rank
                 parts.append(interface_values(self.interface, network, images, with_logits))
         return torch.stack(parts)
@@ -139,10 +144,25 @@ def train_coherent(
         return replace(trainer, callback=_Synced(trainer.callback, network, before))
 
     network.with_local_logits = trainer.recipe.auxiliary > 0
-    if frozen:
-        network.local_cnns.requires_grad_(False)
-        train_data_parallel(group, synced(frozen, 0), network, images, chosen)
-        network.local_cnns.requires_grad_(True)
-    before = frozen.recipe.epochs if frozen else 0
-    has_unused = network.interface in ("features", "maps") and not network.with_local_logits  # the last layers of the local CNNs
-    train_data_parallel(group, synced(trainer, before), network, images, chosen, has_unused)
+    with _collecting(network, group, trainer.policy.device):
+        if frozen:
+            network.local_cnns.requires_grad_(False)
+            train_data_parallel(group, synced(frozen, 0), network, images, chosen)
+            network.local_cnns.requires_grad_(True)
+        before = frozen.recipe.epochs if frozen else 0
+        has_unused = network.interface in ("features", "maps") and not network.with_local_logits  # the last layers of the local CNNs
+        train_data_parallel(group, synced(trainer, before), network, images, chosen, has_unused)
+
+
+@contextmanager
+def _collecting(network: CoherentNetwork, group: World, device: torch.device) -> Iterator[None]:
+    """In here interface values go from GPU to GPU, if each rank has one and no group of ranks shares a subdomain."""
+    if device.type == "cpu" or group.size > 1 or network.world.size == 1:
+        yield
+        return
+    with process_group(network.world, device):
+        network.solve.on_device = distributed.get_backend() == "nccl"
+        try:
+            yield
+        finally:
+            network.solve.on_device = False

@@ -16,6 +16,7 @@ from torch import nn
 from ddcnn.data.batches import Samples
 from ddcnn.io.rows import Table, kept
 from ddcnn.networks.dense import SMALLEST_PROBABILITY
+from ddcnn.parallel.process_group import all_gather_on_device
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import divided
 from ddcnn.training.evaluation import at_least_single, evaluate
@@ -102,16 +103,18 @@ class Collect(torch.autograd.Function):
     Forward: (n, B, C) on every rank -> (N, B, C), the same vector on all ranks.
     Adjoint: Eᵀ restricts to the rank's own part, (N, B, C) -> (n, B, C). The cotangent is the same on all ranks, since all of them solve
     the same coarse problem: nothing is communicated.
+
+    From GPU to GPU where there is a process group that can (``on_device``), else from host to host.
     """
 
     @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, world: World) -> torch.Tensor:
+    def forward(ctx: Any, part: torch.Tensor, world: World, on_device: bool = False) -> torch.Tensor:
         ctx.own = slice(world.rank * len(part), (world.rank + 1) * len(part))
-        return _moved(world.all_gather, part).flatten(0, 1)
+        return (all_gather_on_device(world, part.detach()) if on_device else _moved(world.all_gather, part)).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None]:
-        return cotangents[0][ctx.own].contiguous(), None
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, None, None]:
+        return cotangents[0][ctx.own].contiguous(), None, None
 
 
 class Exchange(torch.autograd.Function):

@@ -24,7 +24,8 @@ from ddcnn.networks.recompute import again, in_segments, segments
 from ddcnn.networks.resnet import BasicBlock, PaddedShortcut
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import broadcast_
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Trainer, WrappedCallback
+from ddcnn.training.state import Epoch, TrainState
 
 CONVOLUTIONS, POOLINGS, NORMALISATIONS = (tuple(one.values()) for one in (CONVOLUTION, MAX_POOLING, NORMALISATION))
 
@@ -75,6 +76,8 @@ class SpatialNetwork(nn.Module):
         network: its divided convolutions and poolings from now on take images that are padded already.
         layout: of an image.
     """
+
+    communicates = True  # in its forward pass
 
     def __init__(self, world: World, network: Any, layout: Layout):
         super().__init__()

@@ -11,6 +11,15 @@ MAX_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool
 MEAN_POOLING: dict[int, type[nn.AdaptiveAvgPool2d] | type[nn.AdaptiveAvgPool3d]] = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 
 
+DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.MultiheadAttention, nn.RNNBase)
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether a network may draw random numbers while it trains; of modules from elsewhere nobody knows."""
+    known = ("torch.nn.modules.", "ddcnn.networks.")
+    return any(isinstance(one, DRAWING) or not type(one).__module__.startswith(known) for one in network.modules())
+
+
 def convolved(dimensions: int, inputs: int, outputs: int) -> list[nn.Module]:
     """A 3x3 convolution, batch normalisation and ReLU."""
     convolution = CONVOLUTION[dimensions](inputs, outputs, 3, padding=1, bias=False)

@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -27,19 +28,38 @@ def threads_per_rank(world: World, requested: int | None) -> int:
     return requested or given_threads() or max(1, len(cores) // sharing)
 
 
+def platform_of(rocm: str | None, cuda: str | None) -> str:
+    """What PyTorch has been built for."""
+    return f"ROCm {rocm}" if rocm else f"CUDA {cuda or 'not built in'}"
+
+
+def about_gpu(device: torch.device) -> dict[str, str]:
+    """Name and driver of a GPU, and the versions of its libraries."""
+    loaded = Path("/sys/module/nvidia/version")
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "driver": loaded.read_text("utf-8").strip() if loaded.is_file() else "unknown",
+        "platform": platform_of(torch.version.hip, torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "nccl": ".".join(map(str, nccl)) or "not built in",
+    }
+
+
 def describe(world: World) -> dict[str, str]:
     """MPI, HDF5, devices, cores and threads of this rank, by name; all ranks."""
     installed = versions()
-    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    gpus = [about_gpu(torch.device("cuda", k)) for k in range(torch.cuda.device_count())]
+    libraries = ", ".join(f"{name} {value}" for name, value in gpus[0].items() if name not in ("name", "platform")) if gpus else ""
     hdf5 = "parallel" if h5py.get_config().mpi else "serial: parts and virtual datasets"
     return {
         "ddcnn": installed["ddcnn"],
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "torch": f"{installed['torch']}, CUDA {torch.version.cuda or 'not built in'}",
+        "torch": f"{installed['torch']}, {platform_of(torch.version.hip, torch.version.cuda)}",
         "MPI": world.library(),
         "HDF5": f"{installed['hdf5']}, h5py {h5py.__version__}, {hdf5}",
-        "GPUs": ", ".join(gpus) or "none",
+        "GPUs": f"{', '.join(one['name'] for one in gpus)}; {libraries}" if gpus else "none",
         "cores per process": str(len(os.sched_getaffinity(0))),
         "threads per rank": str(threads_per_rank(world, None)),
         "CPU precision": torch.backends.cpu.get_cpu_capability(),

@@ -25,7 +25,12 @@ class Timeline:
     A span inside another one interrupts it, so no second counts twice. A step of training records a few pieces of milliseconds;
     consecutive pieces are merged into blocks that hold each kind once, with the sum of its seconds. A resumed run begins where the
     records of the earlier attempt end.
+
+    Attributes:
+        backend: of the last process group; empty before there was one.
     """
+
+    backend = ""
 
     def __init__(self) -> None:
         self._spans: list[tuple[int, int, float, float]] = []  # (phase, kind, start, stop)

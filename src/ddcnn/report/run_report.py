@@ -137,7 +137,8 @@ def report_text(run: FinishedRun) -> str:
     if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
         methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL, Method.SPATIAL) else [*row[:-1], "–"] for row in methods]
     about = results.environment.model_dump(exclude_unset=True).items()
-    told = [(name.replace("_", " "), value) for name, value in about if value is not None]
+    flat = [pair for name, value in about for pair in (value.items() if isinstance(value, dict) else [(name, value)])]
+    told = [(name.replace("_", " "), value) for name, value in flat if value is not None]
     environment = [(name, ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in told]
     phases = [phase_row(name, phase) for name, phase in results.phases.items() if phase.seconds > 0]
     return f"""# {title(results)}

@@ -61,10 +61,10 @@ def all_reduce(world: World) -> dict[str, float]:
     import torch
     from torch import distributed
 
+    from ddcnn.parallel.devices import choose_device
     from ddcnn.parallel.process_group import process_group
-    from ddcnn.training.precision import choose_device
 
-    device = choose_device(world.local_rank, "auto")
+    device = choose_device(world, "auto")
     seconds = []
     with process_group(world, device):
         for size in SIZES:

@@ -19,8 +19,9 @@ from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
 from ddcnn.training.evaluation import classify, evaluation_block
-from ddcnn.training.loop import Epoch, Trainer, TrainState, WrappedCallback
+from ddcnn.training.loop import Trainer, WrappedCallback
 from ddcnn.training.precision import DevicePolicy
+from ddcnn.training.state import Epoch, TrainState
 
 
 def train_data_parallel(
@@ -104,8 +105,16 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
     Waiting for a slower rank cannot be told from communicating here; it counts as communicating.
     """
     gradient = bucket.buffer().div_(world.size)
-    work = distributed.all_reduce(gradient, async_op=True)
     world.timeline.count(0 if world.rank else 2 * (world.size - 1) * gradient.nbytes)  # of all ranks: reduce-scatter and all-gather
+    if gradient.is_cuda and distributed.get_backend() == "gloo":  # whose futures do not wait for the copy back: pytorch/pytorch#155714
+        with world.timeline.span("communicate"):
+            waiting()
+            distributed.all_reduce(host := gradient.cpu())
+            beat()
+        done = torch.futures.Future[torch.Tensor](devices=[gradient.device])
+        done.set_result(gradient.copy_(host))
+        return done
+    work = distributed.all_reduce(gradient, async_op=True)
     future = work.get_future().then(lambda done: done.value()[0])
     if bucket.is_last():
         with world.timeline.span("communicate"):

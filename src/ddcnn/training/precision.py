@@ -1,4 +1,4 @@
-"""Device and precision of the computation, and the memory format that suits them."""
+"""Precision of the computation on a device, and the memory format that suits them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,48 +13,40 @@ from ddcnn.errors import InputError
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def choose_device(local_rank: int, name: str) -> torch.device:
-    """The device of this rank; of several GPUs, the one of its node-local rank modulo the GPUs that it sees.
-
-    Args:
-        name: "auto", "cpu" or "cuda".
-
-    Raises:
-        InputError: ``cuda`` was requested and this process sees no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this process sees no CUDA device; take --device cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
 @dataclass(frozen=True)
 class DevicePolicy:
-    """A device, and a precision: "fp32", "bf16" or "fp16"; parameters and loss are always fp32."""
+    """How a rank computes.
+
+    Attributes:
+        precision: "fp32", "bf16" or "fp16"; parameters and loss are always fp32.
+        capture: whether the passes of a step are recorded as a CUDA graph.
+    """
 
     device: torch.device
     precision: str
+    capture: bool = False
 
     @classmethod
-    def choose(cls, device: torch.device, precision: str) -> "DevicePolicy":
-        """The policy of this rank; ``auto`` is bf16 on a GPU that supports it, else fp32.
+    def choose(cls, device: torch.device, precision: str, volumes: bool = False, capture: bool = False) -> "DevicePolicy":
+        """The policy of this rank; ``auto`` is bf16 on a GPU that computes in it, else fp32.
 
         Raises:
-            InputError: fp16 on a CPU.
+            InputError: fp16, or a recording, on a CPU.
         """
+        on_gpu = device.type == "cuda"
         if precision == "auto":
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if precision == "fp16" and device.type != "cuda":
+            precision = "bf16" if on_gpu and computes_in_bf16(device, volumes) else "fp32"
+        if precision == "fp16" and not on_gpu:
             raise InputError("--precision fp16 needs a GPU; take bf16 or fp32")
-        return cls(device, precision)
+        if capture and not on_gpu:
+            raise InputError("--capture needs a GPU; leave it out")
+        return cls(device, precision, capture)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self, keeps_casts: bool = True) -> AbstractContextManager:
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.float16 if self.precision == "fp16" else torch.bfloat16)
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, kind, cache_enabled=keeps_casts)
 
     def place(self, network: Network) -> Network:
         """The network on the device, its convolutions in channels_last order."""
@@ -65,6 +57,13 @@ class DevicePolicy:
                 if self.device.type == "cpu" and self.precision == "bf16":
                     module.forward = partial(_convolve_safely, module)  # type: ignore[method-assign]
         return network.to(self.device)
+
+
+def computes_in_bf16(device: torch.device, volumes: bool) -> bool:
+    """Whether a GPU does so by itself, and fast: older ones only emulate it, and cuDNN has no convolutions for them."""
+    version = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
+    slow = volumes and version == (2, 9) and (torch.backends.cudnn.version() or 0) < 91500  # 3-D: pytorch/pytorch#166643
+    return torch.cuda.get_device_capability(device) >= (8, 0) and not slow
 
 
 def _convolve_safely(module: nn.Conv2d | nn.Conv3d, images: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,9 @@ from ddcnn.io.checkpoints import Arrays, Checkpoint, CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import dataset_name
 from ddcnn.training.kept import KeptEpoch, Score
-from ddcnn.training.loop import Callback, Epoch, TrainState, parts_of
+from ddcnn.training.loop import Callback
 from ddcnn.training.recipe import Recipe
+from ddcnn.training.state import Epoch, TrainState, parts_of
 
 CONTINUE, SAVE, STOP = range(3)
 SECONDS_BETWEEN_VOTES = 1.0  # about, between two agreements of all ranks on whether to save or stop
@@ -196,7 +197,7 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, arra
 def _running_arrays(state: TrainState) -> Arrays:
     """Of this rank: the states of the random generators, and the sums of the current epoch."""
     sums = [state.loss_sum.item(), state.correct.item(), state.seen, state.seconds_so_far]
-    random = {"random/cpu": torch.get_rng_state().numpy(), "random/draw": state.augmentation.get_state().numpy()}
+    random = {"random/cpu": torch.get_rng_state().numpy()}
     if state.loss_sum.is_cuda:
         random["random/cuda"] = torch.cuda.get_rng_state(state.loss_sum.device).numpy()
     return random | {"sums/epoch": np.array(sums, dtype=np.float64)}
@@ -208,7 +209,6 @@ def _restore_running(state: TrainState, arrays: Arrays) -> None:
     state.correct.fill_(int(correct))
     state.seen = int(seen)
     torch.set_rng_state(torch.from_numpy(arrays["random/cpu"]))
-    state.augmentation.set_state(torch.from_numpy(arrays["random/draw"]))
     if state.loss_sum.is_cuda and "random/cuda" in arrays:
         torch.cuda.set_rng_state(torch.from_numpy(arrays["random/cuda"]), state.loss_sum.device)
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from ddcnn.parallel.world import World
 from ddcnn.training.kept import KeptEpoch, Score
-from ddcnn.training.loop import Epoch, TrainState, WrappedCallback, parts_of
+from ddcnn.training.loop import WrappedCallback
+from ddcnn.training.state import Epoch, TrainState, parts_of
 
 
 @dataclass(frozen=True)
