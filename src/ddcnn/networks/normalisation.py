@@ -60,7 +60,8 @@ class _Normalise(torch.autograd.Function):
         chunks, weights = tensors[:number], tensors[number:]
         parts = []
         for k, x in enumerate(chunks):
-            given, wanted = (weights[k], mean[k], variance[k], None, None, False, eps), [False, True, True]
+            deviation = (variance[k] + eps).rsqrt()
+            given, wanted = (weights[k], mean[k], variance[k], mean[k], deviation, True, eps), [False, True, True]
             parts.append(torch.ops.aten.native_batch_norm_backward(cotangents[k], x, *given, wanted)[1:])
         sums = ctx.total(torch.stack([torch.cat(part) for part in parts]))  # of ȳ x̂, and of ȳ
         of_chunks = []
