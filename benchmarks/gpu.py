@@ -40,8 +40,8 @@ from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import Epoch, TrainState
 
-BATCH, IMAGES = 128, 8192
-EPOCHS = {"eager": 6, "captured": 24}  # of a training in ``loop``
+BATCH, IMAGES = 128, 390 * 128  # as many steps an epoch as CIFAR-10 has
+EPOCHS = {"eager": 2, "captured": 6}  # of a training in ``loop``
 PRECISIONS = ("bf16", "fp32")
 Found = Iterator[tuple[str, Any]]
 
@@ -164,7 +164,7 @@ def loop(device: torch.device) -> Found:
                 sides[f"ddcnn {kind}"] = partial(train, kind, trainer, new("vgg9", spatial, divisor, policy))
                 bare = (BareCaptured if policy.capture else Bare)(new("vgg9", spatial, divisor, policy), policy, *batches[0])
                 sides[f"bare {kind}"] = partial(waited, bare.train, batches * EPOCHS[kind])
-            seconds = timed_in_turn(sides, 3)
+            seconds = timed_in_turn(sides, 2)
             rates = {side: [EPOCHS[side.split()[1]] * IMAGES / one for one in times] for side, times in seconds.items()}
             found: dict[str, Any] = {f"{side}, in all": round(spread(values)["median"]) for side, values in rates.items()}
             steady = {side: values[1:] for side, values in paces.items()}
@@ -252,14 +252,17 @@ def streams(device: torch.device) -> Found:
 
 
 def ranks(device: torch.device, mps: bool = False) -> Found:
-    """Seconds of the local phase of 16 subdomains of 8x8 pixels, captured or not, on so many ranks that share the GPU."""
+    """Seconds of the local phase of 16 subdomains of 8x8 pixels, captured, on so many ranks that share the GPU."""
     common = ["--data", "synthetic:32x32x3x10x8192", "--grid", "4x4", "--methods", "vote", "--precision", "bf16", "--evaluate-every", "0"]
     with multi_process_service() if mps else nullcontext():
         for number in (1, 4, 16):
-            for options in ([], ["--capture"]) if device.type == "cuda" else ([],):
-                local = run(device, number, [*common, "--epochs", "6", *options])["phases"]["local"]
-                memory = local.get("max_rank_gpu_reserved_bytes") or 0
-                yield f"{number} ranks{', captured' if options else ''}", [round(local["seconds"], 2), f"{memory / 1e6:.0f} MB a rank"]
+            local = run(device, number, [*common, "--epochs", "12", *captured(device)])["phases"]["local"]
+            memory = local.get("max_rank_gpu_reserved_bytes") or 0
+            yield f"{number} ranks", [round(local["seconds"], 2), f"{memory / 1e6:.0f} MB a rank"]
+
+
+def captured(device: torch.device) -> list[str]:
+    return ["--capture"] if device.type == "cuda" else []
 
 
 @contextmanager
@@ -329,11 +332,9 @@ def cifar10(device: torch.device, root: str) -> Found:
     options = ["--data", "cifar10", "--data-root", root, "--epochs", "8", "--methods", "vote,average,dnn", "--augment", "flip"]
     options += ["--validation-samples", "0", "--evaluate-every", "0", "--overlap", "4"]
     for number in (1, 4):
-        for more in ([], ["--capture"]) if device.type == "cuda" else ([],):
-            about = run(device, number, [*options, *more])
-            seconds = {name: round(one["seconds"], 2) for name, one in about["phases"].items() if one["seconds"]}
-            accuracies = {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
-            yield f"{number} ranks{', captured' if more else ''}", seconds | accuracies
+        about = run(device, number, [*options, *captured(device)])
+        seconds = {name: round(one["seconds"], 2) for name, one in about["phases"].items() if one["seconds"]}
+        yield f"{number} ranks", seconds | {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
 
 
 PARTS: dict[str, Callable[..., Found]] = {

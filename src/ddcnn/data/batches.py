@@ -191,7 +191,8 @@ class Subimages:
                 flipped = torch.stack([flip if axis in axes else ~flip for axis, flip in flips.items()]).all(0)
                 flipped, dims = flipped.reshape(-1, *[1] * (images.ndim - 1)), [axis - 1 for axis in axes]
                 images = torch.where(flipped, mirrored.flip(dims), images)
-        images = images.to(torch.float32, copy=True).sub_(self._per_pixel[0]).mul_(self._per_pixel[1])
+        images = images.float() if images.dtype == torch.float64 else images
+        images = torch.sub(images, self._per_pixel[0]).mul_(self._per_pixel[1])  # other types become float32 on the way
         if drawn.offsets is not None:
             images = self._shifted(images, drawn.offsets)
         elif any(side.stop - side.start < n for side, n in zip(self.window, images.shape[1:], strict=False)):

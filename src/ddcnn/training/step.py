@@ -76,7 +76,7 @@ class Eager:
             objective = loss + recipe.auxiliary * state.remaining * sum(loss_of(at_least_single(one)) for one in others)
         state.scaler.scale(objective if share == 1 else share * objective).backward()
         main = labels.main if isinstance(labels, MixedLabels) else labels
-        state.loss_sum += share * loss.detach()
+        state.loss_sum += loss.detach() if share == 1 else share * loss.detach()
         state.correct += (logits.detach().argmax(1) == main).sum()
 
 
