@@ -146,10 +146,10 @@ def loop(device: torch.device) -> Found:
 
     Of ddcnn from the second epoch on; ``in all`` is a whole training, with the recording.
     """
-    for title, spatial, divisor in (("16x16, half the width", (16, 16), 2), ("32x32", (32, 32), 1)):
-        samples = random_subimages(IMAGES, spatial, device)
-        batches = [(samples.batch(index)[0], samples.labels[index]) for index in torch.arange(IMAGES, device=device).split(BATCH)]
-        for precision in PRECISIONS:
+    for precision in PRECISIONS:
+        for title, spatial, divisor in (("16x16, half the width", (16, 16), 2), ("32x32", (32, 32), 1)):
+            samples = random_subimages(IMAGES, spatial, device)
+            batches = [(samples.batch(index)[0], samples.labels[index]) for index in torch.arange(IMAGES, device=device).split(BATCH)]
             sides: dict[str, Callable[[], object]] = {}
             paces: dict[str, list[float]] = {"ddcnn eager": [], "ddcnn captured": []}
 
@@ -321,7 +321,7 @@ def methods(device: torch.device) -> Found:
 def bits(device: torch.device) -> Found:
     """Whether two equal runs end with the same parameters, bit for bit, with and without ``--deterministic``, and what it costs."""
     for more in ([], ["--deterministic"]):
-        options = ["--data", "synthetic:32x32x3x10x8192", "--epochs", "4", "--methods", "dnn,global", "--evaluate-every", "0", *more]
+        options = ["--data", "synthetic:32x32x3x10x8192", "--epochs", "3", "--methods", "dnn,global", "--evaluate-every", "0", *more]
         one, other = (run(device, 1, options, digests=True) for _ in range(2))
         seconds = {phase: round(other["phases"][phase]["seconds"], 2) for phase in ("local", "global")}
         yield " ".join(more) or "as it is", seconds | {"the same bits": one["digests"] == other["digests"]}

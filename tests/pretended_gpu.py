@@ -141,7 +141,8 @@ class Graph:
             again = run(func, args, kwargs)
             if not any(one.alias_info for one in func._schema.returns):  # else it is a view, or has been written to
                 for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
-                    old.copy_(new)
+                    if old is not None:
+                        old.copy_(new)
 
 
 @contextmanager
@@ -170,11 +171,24 @@ class Dispatch(TorchDispatchMode):
         return compute(func, args, kwargs or {})
 
 
+@contextmanager
+def dispatching() -> Iterator[None]:
+    """A ``Dispatch`` in this thread; others may begin and end theirs meanwhile."""
+    _push_mode(Dispatch())
+    try:
+        yield
+    finally:
+        _pop_mode()
+
+
 def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """An operation: on the pretended GPU if one of its tensors is there, or if it makes one there."""
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
     on_gpu, on_host = ([one for one in tensors if isinstance(one, OnGpu) == there] for there in (True, False))
     device = kwargs.get("device")
+    if (on_gpu or device is not None or func is aten.pin_memory.default) and func._can_decompose():
+        with dispatching():  # where no gradient is wanted, operations that consist of others come whole
+            return func.decompose(*args, **kwargs)
     if func is aten.is_pinned.default:
         return not on_gpu and address(args[0]) in gpu.pinned
     if func is aten._pin_memory.default:
@@ -182,6 +196,8 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if not on_gpu and (device is None or torch.device(device).type != "cuda"):
         return func(*args, **kwargs)
     refuse(func, args, kwargs, on_gpu, on_host)
+    if func is aten.as_strided_.default:
+        return args[0]  # of a mean over all pixels, whose strides there do not matter
     if what := wait_of(func, args, kwargs, on_gpu, on_host):
         gpu.wait(what)
     known = {id(one.held): one for one in on_gpu} | {id(one): one for one in on_host}  # what is written to is given back
@@ -214,7 +230,7 @@ def refuse(func: Any, args: tuple, kwargs: dict[str, Any], on_gpu: list, on_host
     """Raises what PyTorch would raise of a real GPU, and of what is not pretended."""
     if kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-    if torch.Tag.inplace_view in func.tags:
+    if torch.Tag.inplace_view in func.tags and func is not aten.as_strided_.default:
         raise NotImplementedError(f"the pretended GPU does not know {func}")
     index = {id(one) for one in args[1] if one is not None} if func in INDEXING and isinstance(args[0], OnGpu) else set()
     written = func._schema.is_mutable and any(one is args[0] for one in on_host)
@@ -265,11 +281,8 @@ def patches() -> dict[Any, dict[str, Any]]:
         return {(GPU if isinstance(one[0][0][0], OnGpu) else key[0], key[1]): one for key, one in real(lists, with_indices).items()}
 
     def in_thread(self):
-        _push_mode(Dispatch())
-        try:
+        with dispatching():
             thread(self)
-        finally:
-            _pop_mode()
 
     return {
         torch.cuda: {
@@ -306,7 +319,7 @@ def pretended_gpu() -> Iterator[Gpu]:
         with ExitStack() as stack:
             for where, names in patches().items():
                 stack.enter_context(mock.patch.multiple(where, **names))
-            stack.enter_context(Dispatch())
+            stack.enter_context(dispatching())
             yield gpu
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
