@@ -256,13 +256,9 @@ def ranks(device: torch.device, mps: bool = False) -> Found:
     common = ["--data", "synthetic:32x32x3x10x8192", "--grid", "4x4", "--methods", "vote", "--precision", "bf16", "--evaluate-every", "0"]
     with multi_process_service() if mps else nullcontext():
         for number in (1, 4, 16):
-            local = run(device, number, [*common, "--epochs", "12", *captured(device)])["phases"]["local"]
+            local = run(device, number, [*common, "--epochs", "12"])["phases"]["local"]
             memory = local.get("max_rank_gpu_reserved_bytes") or 0
             yield f"{number} ranks", [round(local["seconds"], 2), f"{memory / 1e6:.0f} MB a rank"]
-
-
-def captured(device: torch.device) -> list[str]:
-    return ["--capture"] if device.type == "cuda" else []
 
 
 @contextmanager
@@ -311,7 +307,7 @@ def methods(device: torch.device) -> Found:
         "maps, shared, streamed": (device, 2, ["--interface", "maps", "--share", "all", "--resident", "stream"]),
     }  # fmt: skip
     if device.type == "cuda":
-        sides["captured"] = (device, 1, ["--capture"])
+        sides["one rank, eager"] = (device, 1, ["--no-capture"])
     for side, (where, number, more) in sides.items():
         found = run(where, number, [*options, *more])
         yield side, {name: round(100 * one["test_accuracy"], 1) for name, one in found["methods"].items()}
@@ -330,9 +326,9 @@ def bits(device: torch.device) -> Found:
 def cifar10(device: torch.device, root: str) -> Found:
     """CIFAR-10, four subdomains, 8 epochs of local training on all images: seconds of the phases, and accuracies."""
     options = ["--data", "cifar10", "--data-root", root, "--epochs", "8", "--methods", "vote,average,dnn", "--augment", "flip"]
-    options += ["--validation-samples", "0", "--evaluate-every", "0", "--overlap", "4"]
+    options += ["--evaluate-every", "0", "--overlap", "4"]
     for number in (1, 4):
-        about = run(device, number, [*options, *captured(device)])
+        about = run(device, number, options)
         seconds = {name: round(one["seconds"], 2) for name, one in about["phases"].items() if one["seconds"]}
         yield f"{number} ranks", seconds | {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
 

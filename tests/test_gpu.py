@@ -22,6 +22,7 @@ from pretended_gpu import pretended_gpu
 from quick import quick
 from resuming import assert_same as assert_same_outcome
 from resuming import outcome
+from safetensors.torch import load_file
 from torch import nn
 
 from ddcnn.config.settings import RunSettings
@@ -444,7 +445,7 @@ class Sides:
         self.folder, self.ranks = folder, ranks
         for side in ("cpu", "cuda"):
             (folder / side).mkdir()
-        given = {"precision": "fp32", "width": 8, "partitions": "../sets", "output": "run"}
+        given = {"precision": "fp32", "width": 8, "partitions": "../sets", "output": "run", "test_samples": 60, "coherent_epochs": 1}
         self.options = quick(**given | options)
 
     def start(self, side: str, *arguments: str, code: int = 0, interrupted: tuple | None = None, **environment: str):
@@ -462,17 +463,22 @@ class Sides:
     def assert_same(self) -> None:
         assert_same_outcome(outcome(self.folder / "cuda"), outcome(self.folder / "cpu"))
 
-    def assert_same_file(self, name: str, *arguments: str, command: str = "predict") -> None:
+    def both(self, command: str, name: str, *arguments: str) -> list[Path]:
+        """Files that a command makes of the two runs."""
         for side in ("cpu", "cuda"):
             self.start(side, command, "run", *arguments, "--output", name)
-        assert (self.folder / "cuda" / name).read_bytes() == (self.folder / "cpu" / name).read_bytes()
+        return [self.folder / side / name for side in ("cpu", "cuda")]
+
+    def assert_same_predictions(self, source: str, method: str, *more: str) -> None:
+        one, other = self.both("predict", f"{method}.csv", source, "--device", "auto", "--method", method, *more)
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_all_methods_with_a_stop_in_two_of_them_then_predict_and_export(tmp_path):
     sides = Sides(
         tmp_path, 1, methods="vote,average,dnn,coherent,transfer,global,spatial", interface="logits", share="all", auxiliary=0.3,
-        augment="flip+shift+erase+mixup", shift=1, overlap=1, train_samples=300, batch_size=32, clip_norm=1, ema=0.9,
-        class_weights="balanced", keep="best",
+        augment="flip+shift+erase+mixup", shift=1, overlap=1, batch_size=32, clip_norm=1, ema=0.9,
+        class_weights="balanced", keep="best", global_epochs=1,
     )  # fmt: skip
     sides.run("cpu")
     sides.run("cuda", interrupted=("local-0002", 5, 0, "SIGUSR1"), code=75)
@@ -480,30 +486,33 @@ def test_all_methods_with_a_stop_in_two_of_them_then_predict_and_export(tmp_path
     sides.go_on()
     sides.assert_same()
     for method in ("vote", "transfer", "global"):
-        sides.assert_same_file(f"{method}.csv", "digits", "--method", method, "--progress", "none")
-    sides.assert_same_file("network.safetensors", "--method", "transfer", command="export")
+        sides.assert_same_predictions("digits", method, "--samples", "60")
+    one, other = map(load_file, sides.both("export", "network.safetensors", "--method", "transfer"))
+    assert one and one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_maps_shared_parameters_and_streams_on_two_ranks(tmp_path):
     sides = Sides(
         tmp_path, 2, methods="vote,dnn,coherent,transfer,spatial", grid="1x2", image_size=16, interface="maps", share="all",
         auxiliary=0.3, augment="flip+shift", shift=1, resident="stream", recompute=True, accumulate=2, batch_size=32,
+        epochs=1, global_epochs=1, train_samples=100,
     )  # fmt: skip
     sides.run("cpu")
     sides.run("cuda")
     sides.assert_same()
-    sides.assert_same_file("divided.csv", "digits", "--method", "transfer", "--divide", "subdomains", "--progress", "none")
+    sides.assert_same_predictions("digits", "transfer", "--samples", "60", "--divide", "subdomains")
 
 
 def test_volumes_from_the_hosts_memory(tmp_path):
     sides = Sides(
         tmp_path, 1, data="synthetic:8x8x8x4x100", volumes=True, train_samples=None, grid="1x1x2", network="resnet20", optimizer="sgd",
         interface="features", methods="average,dnn,coherent,global", resident="host", batch_size=16, augment="flip+mixup",
+        epochs=1, global_epochs=1, test_samples=None,
     )  # fmt: skip
     sides.run("cpu")
     sides.run("cuda")
     sides.assert_same()
-    sides.assert_same_file("coherent.csv", "synthetic:8x8x8x4x100", "--method", "coherent", "--progress", "none")
+    sides.assert_same_predictions("synthetic:8x8x8x4x100", "coherent")
 
 
 def test_a_run_waits_for_its_epochs_and_not_for_its_steps(tmp_path):
@@ -513,9 +522,9 @@ def test_a_run_waits_for_its_epochs_and_not_for_its_steps(tmp_path):
     sides.run("cuda", "--capture", PRETENDED_GPU_WAITS=str(tmp_path / "waits"))
     sides.assert_same()
     told = json.loads((tmp_path / "waits.0").read_text("utf-8"))
-    assert told["operations"] > 10000
+    assert told["operations"] > 1000
     steps = 3 * (180 // 8)  # of global, which has the fewest
-    saving = ("training/resume.py", "io/parameters.py")
-    often = {(what, place): number for what, place, number in told["waits"] if number >= steps and not place.startswith(saving)}
+    per_tensor = ("training/resume.py", "io/parameters.py", "training/precision.py")  # where networks are saved, and come to the GPU
+    often = {(what, place): number for what, place, number in told["waits"] if number >= steps and not place.startswith(per_tensor)}
     assert not often
     assert "pretended GPU" in str(sides.start("cuda", "info"))

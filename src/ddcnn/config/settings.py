@@ -257,8 +257,6 @@ class RunSettings(DataSettings, TrainingSettings):
             raise ValueError("--coarse-image is of a convolutional DNN: add --interface maps, or leave it out")
         if self.dnn_data != "train" and not self.dnn_epochs:
             raise ValueError(f"--dnn-data {self.dnn_data}: with --dnn-epochs 0 the DNN learns from none; leave one of them out")
-        if self.capture and self.recompute:
-            raise ValueError("--capture: activations that are computed again cannot be recorded; leave out --recompute or --capture")
         self.check_warmup(self._schedules())
         if self.selects and not self.evaluate_every:
             raise ValueError(f"{self.selects} needs evaluations on the validation images: --evaluate-every must not be 0")
@@ -287,6 +285,7 @@ class RunSettings(DataSettings, TrainingSettings):
             defaults["dnn_epochs"] = 2  # each of which costs rank 0 more than one of local training
             defaults |= {"coarse_stages": 1 if built_in and built_in.stages else 0, "coarse_image": True}
         defaults |= {"normalise": "imagenet"} if values.get("weights") else {}
+        defaults |= {"capture": True} if built_in else {}
         settings = validate(defaults | values)
         settings.model_fields_set.difference_update(set(defaults) - set(values))
         return settings

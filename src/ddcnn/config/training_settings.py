@@ -71,8 +71,8 @@ class TrainingSettings(BaseModel):
     )
 
     capture: bool = option(
-        Group.RUN, False, "on GPUs, record the passes of a step of local CNNs, the DNN and, on one rank, global as a CUDA graph: the same "
-        "numbers, and less for the host to do",
+        Group.RUN, False, "on GPUs, record the passes of a step of local CNNs, and of global on one rank, as a CUDA graph: the same "
+        "numbers, and less for the host to do; with --recompute nothing is (default: yes for built-in networks)",
     )  # fmt: skip
     deterministic: bool = option(Group.RUN, False, "on GPUs, the same bits in every run, by kernels that may be slower")
 

@@ -254,7 +254,7 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
         compute_deterministically()
     device = choose_device(world, settings.device)
     with world.raise_on_all_ranks():
-        policy = DevicePolicy.choose(device, settings.precision, len(store.grid) == 3, settings.capture)
+        policy = DevicePolicy.choose(device, settings.precision, len(store.grid) == 3, settings.capture and not settings.recompute)
         weights = Weights.read(settings.weights) if settings.weights else None
         if settings.normalise == "imagenet":
             mean, std = imagenet(store.shape, store.dtype, store.preprocessing, settings.network)

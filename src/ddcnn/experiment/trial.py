@@ -30,6 +30,7 @@ from ddcnn.training.loop import Callback, Trainer
 from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import Epoch, TrainState
+from ddcnn.training.step import WARM_UP
 
 SECONDS = 0.8  # of timed steps of a training, if that are more than two
 MOST_STEPS, LONG = 60, 60.0
@@ -42,7 +43,7 @@ class Pace:
     """Of one training on this rank, in seconds.
 
     Attributes:
-        first: by which the first step takes longer than the others.
+        first: by which the first steps take longer than others.
         step: of the training; of a gather, for a byte of every rank.
         sample: to classify one.
     """
@@ -53,10 +54,10 @@ class Pace:
 
 
 class Stopwatch(Callback):
-    """The moments between the steps of a training of one epoch."""
+    """The moments between the steps of a training of one epoch, whose first ones may take longer."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.moments = device, list[float]()
+    def __init__(self, device: torch.device, warm_up: int):
+        self.device, self.warm_up, self.moments = device, warm_up, list[float]()
 
     def restore(self, state: TrainState) -> None:
         self._stamp()
@@ -74,12 +75,13 @@ class Stopwatch(Callback):
 
     @property
     def step(self) -> float:
-        """Mean seconds of a step but the first."""
-        return (self.moments[-1] - self.moments[1]) / (len(self.moments) - 2)
+        """Mean seconds of a step but the first ones."""
+        return (self.moments[-1] - self.moments[self.warm_up]) / (len(self.moments) - 1 - self.warm_up)
 
     @property
     def first(self) -> float:
-        return self.moments[1] - self.moments[0]
+        """Seconds of the first ones."""
+        return self.moments[self.warm_up] - self.moments[0]
 
 
 class Trial:
@@ -209,21 +211,22 @@ class Trial:
             classified: seconds to classify a sample with it.
         """
         policy = policy or self.policy
+        warm_up = 1 + WARM_UP if policy.capture else 1
         batch, available = min(recipe.batch_size, samples), self.few.store.train_samples
 
         def timed(steps: int) -> tuple[Stopwatch, nn.Module]:
-            watch = Stopwatch(policy.device)
+            watch = Stopwatch(policy.device, warm_up)
             few = replace(recipe, epochs=1, batch_size=batch, lr=1e-4, schedule="constant", warmup=None)
             trainer = Trainer(few, policy, self.problem.networks.seeds("dry run"), watch)
             world.barrier()
             return watch, train(trainer, np.arange(batch * steps) % available)
 
-        watch, network = timed(2)
+        watch, network = timed(warm_up + 1)
         first, longest = watch.first, max(1e-6, world.largest(int(1e6 * watch.step)) / 1e6)
         classified(network)
-        least = 4 if 4 * longest < LONG else 2
-        watch, network = timed(max(least, 1 + min(int(SECONDS / longest), MOST_STEPS)))
-        return Pace(max(0.0, first - watch.step), watch.step, classified(network)), network
+        least = warm_up + (3 if 4 * longest < LONG else 1)
+        watch, network = timed(max(least, warm_up + min(int(SECONDS / longest), MOST_STEPS)))
+        return Pace(max(0.0, first - warm_up * watch.step), watch.step, classified(network)), network
 
     def _sample(self, images: Samples, network: nn.Module) -> float:
         """Seconds to classify a sample, all ranks at once."""

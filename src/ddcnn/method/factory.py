@@ -61,8 +61,9 @@ class Networks:
 
     @property
     def dnn_policy(self) -> DevicePolicy:
-        """Of the DNN, which in dense layers is too small to gain from half precision."""
-        return self.policy if self.settings.convolutional else replace(self.policy, precision="fp32")
+        """Of the DNN, which in dense layers is too small to gain from half precision; its few steps are not recorded."""
+        policy = replace(self.policy, capture=False)
+        return policy if self.settings.convolutional else replace(policy, precision="fp32")
 
     def seeds(self, role: str, subdomain: int = 0) -> Seeds:
         return Seeds(self.settings.seed, role, subdomain)

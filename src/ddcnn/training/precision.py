@@ -30,17 +30,18 @@ class DevicePolicy:
     def choose(cls, device: torch.device, precision: str, volumes: bool = False, capture: bool = False) -> "DevicePolicy":
         """The policy of this rank; ``auto`` is bf16 on a GPU that computes in it, else fp32.
 
+        Args:
+            capture: has a meaning on GPUs alone.
+
         Raises:
-            InputError: fp16, or a recording, on a CPU.
+            InputError: fp16 on a CPU.
         """
         on_gpu = device.type == "cuda"
         if precision == "auto":
             precision = "bf16" if on_gpu and computes_in_bf16(device, volumes) else "fp32"
         if precision == "fp16" and not on_gpu:
             raise InputError("--precision fp16 needs a GPU; take bf16 or fp32")
-        if capture and not on_gpu:
-            raise InputError("--capture needs a GPU; leave it out")
-        return cls(device, precision, capture)
+        return cls(device, precision, capture and on_gpu)
 
     def autocast(self, keeps_casts: bool = True) -> AbstractContextManager:
         if self.precision == "fp32":

@@ -4,7 +4,6 @@ On a GPU it can be recorded as a CUDA graph, which starts all its kernels at onc
 of the host's, which a recording would keep.
 """
 
-import logging
 from contextlib import nullcontext
 from functools import cache, partial
 from itertools import pairwise
@@ -22,7 +21,6 @@ from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import TrainState
 
-logger = logging.getLogger(__name__)
 WARM_UP = 3  # steps before a recording, in which libraries choose their algorithms and take their memory
 
 
@@ -37,8 +35,6 @@ def gradient_of(state: TrainState, samples: Samples, recipe: Recipe, policy: Dev
     """Recorded as a CUDA graph if the policy says so, all samples are on the device, and the network's passes stay on it."""
     eager = Eager(state, samples, recipe, policy)
     alone = state.network is state.module and not getattr(state.module, "communicates", False)
-    if policy.capture and alone and not samples.on_device:
-        logger.warning("--capture: images are not on the device; nothing is recorded")
     return Recorded(eager, policy.device) if policy.capture and alone and samples.on_device else eager
 
 
@@ -121,7 +117,7 @@ class Recorded:
             raise
         except RuntimeError as error:  # of the end of the recording, where the cause came before
             why = str(error.__context__ or error).splitlines()[0]
-            raise InputError(f"--capture: the network cannot be recorded as a CUDA graph; leave it out ({why})") from error
+            raise InputError(f"--capture: the network cannot be recorded as a CUDA graph; take --no-capture ({why})") from error
         return graph
 
 
