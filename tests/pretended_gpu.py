@@ -2,14 +2,11 @@
 
 It refuses what a GPU would refuse, has a random state of its own, and counts what the host would wait for, with the line of ddcnn:
 
-    with pretended_gpu() as gpu:
-        ...
-        print(gpu.waits)
-
+    with pretended_gpu() as gpu: ...; print(gpu.waits)
     [mpirun -n RANKS] python tests/pretended_gpu.py run --data digits --device cuda ...
 
 The second form takes any command line of ddcnn, and writes the waits of each rank as JSON to $PRETENDED_GPU_WAITS.RANK. Numbers are those
-of the CPU, bit for bit, in half precision too. Not pretended: DistributedDataParallel, NCCL, several streams, gradients of a copy to the host.
+of the CPU, bit for bit, in half precision too. Not pretended: DistributedDataParallel, NCCL, gradients through a copy to the host.
 """
 
 import json
@@ -49,7 +46,7 @@ class Gpu:
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)  # for what, FILE:LINE of ddcnn
     operations: int = 0  # that it has computed
     forbids: bool = False  # a wait is an error, as after torch.cuda.set_sync_debug_mode("error")
-    random: torch.Tensor = field(default_factory=lambda: torch.Generator().manual_seed(0).get_state())  # of its generator
+    random: torch.Tensor = field(default_factory=torch.Generator().get_state)  # of its generator
     pinned: dict[int, torch.Tensor] = field(default_factory=dict)  # by address; held, so that nothing else gets the address
     recording: "Graph | None" = None
 
@@ -96,11 +93,12 @@ class Graph:
 
 def compute(dispatcher: Any, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
     """An operation: on the pretended GPU if one of its tensors is there, or if it makes one there."""
-    tensors, kwargs = tensors_in((*args, *(kwargs or {}).values())), kwargs or {}
+    kwargs = kwargs or {}
+    tensors = tensors_in((*args, *kwargs.values()))
     on_gpu, on_host = ([one for one in tensors if isinstance(one, OnGpu) == there] for there in (True, False))
     device = kwargs.get("device")
     if torch.is_inference_mode_enabled() and func._can_decompose():
-        with dispatching():  # here operations that consist of others come whole
+        with Dispatch():  # here operations that consist of others come whole
             return func.decompose(*args, **kwargs)
     if func is aten.is_pinned.default:
         return not on_gpu and address(args[0]) in gpu.pinned
@@ -115,8 +113,8 @@ def compute(dispatcher: Any, func: Any, types: Any, args: tuple = (), kwargs: An
         gpu.wait(what)
     gpu.operations += 1
     known = {id(one.held): one for one in on_gpu} | {id(one): one for one in on_host}  # what is written to is given back
-    args, kwargs = changed(args, held), {name: changed(value, held) for name, value in kwargs.items()}
-    kwargs |= {"device": CPU} if device is not None else {}  # C++ may say so of the GPU's tensors: results are where they are
+    args, pairs = changed((args, list(kwargs.items())), lambda one: getattr(one, "held", one))
+    kwargs = dict(pairs) | ({"device": CPU} if device is not None else {})  # C++ may say so of the GPU's tensors, too
     found = (gpu.recording.call if gpu.recording else run)(func, args, kwargs)
     return changed(found, lambda one: known[id(one)] if id(one) in known else OnGpu(one))
 
@@ -139,8 +137,8 @@ def wait_of(func: Any, args: tuple, kwargs: dict[str, Any], on_gpu: list, on_hos
     if torch.Tag.inplace_view in func.tags:
         raise NotImplementedError(f"the pretended GPU does not know {func}")
     index = {id(one) for one in args[1] if one is not None} if func in INDEXING and isinstance(args[0], OnGpu) else set()
-    written = func._schema.is_mutable and any(one is args[0] for one in on_host)
-    apart = [one for one in on_host if (one.dim() or written) and id(one) not in index]  # a number of the host's may take part
+    read = args[1:] if func._schema.is_mutable else args  # where a number of the host's may take part
+    apart = [one for one in on_host if (one.dim() or all(one is not other for other in read)) and id(one) not in index]
     if on_gpu and apart and func not in COPIES:
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu, in {func}")
     if on_host and (func in COPIES or (func is aten._to_copy.default and not on_gpu)):
@@ -150,24 +148,19 @@ def wait_of(func: Any, args: tuple, kwargs: dict[str, Any], on_gpu: list, on_hos
     if func in INDEXING:
         masks = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
         return "index by booleans" if masks else "index on the host" if any(one.dim() for one in on_host) else ""
-    name = func.overloadpacket.__name__
-    return NAMES.get(name, name) if WAITING & set(func.tags) else ""
+    return NAMES.get(func.overloadpacket.__name__, func.overloadpacket.__name__) if WAITING & set(func.tags) else ""
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[Any]:
     if isinstance(value, torch.Tensor):
         return [value]
     return [one for part in value for one in tensors_in(part)] if isinstance(value, (list, tuple)) else []
 
 
-def changed(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     return type(value)(changed(part, change) for part in value) if isinstance(value, (list, tuple)) else value
-
-
-def held(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.held if isinstance(tensor, OnGpu) else tensor
 
 
 def address(tensor: torch.Tensor) -> int:
@@ -178,7 +171,7 @@ class OnGpu(torch.Tensor):
     """Says cuda:0. C++ takes it for a CPU tensor without memory, whose operations all come to ``compute``."""
 
     held: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     __torch_dispatch__ = classmethod(compute)  # type: ignore[assignment]
     device = property(lambda self: GPU)  # type: ignore[assignment]
     is_cuda, is_cpu = property(lambda self: True), property(lambda self: False)  # type: ignore[assignment]
@@ -210,8 +203,6 @@ class OnGpu(torch.Tensor):
     def numpy(self, *args, **kwargs):
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
 
-    __array__ = numpy
-
     def pin_memory(self, *args):
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
 
@@ -224,14 +215,10 @@ class Dispatch(TorchDispatchMode):
 
     __torch_dispatch__ = compute
 
+    def __enter__(self):
+        _push_mode(self)  # of this thread; TorchDispatchMode itself also keeps what is of all threads
 
-@contextmanager
-def dispatching() -> Iterator[None]:
-    """A ``Dispatch`` in this thread; others may begin and end theirs meanwhile."""
-    _push_mode(Dispatch())
-    try:
-        yield
-    finally:
+    def __exit__(self, *error):
         _pop_mode()
 
 
@@ -243,9 +230,6 @@ def patches() -> dict[Any, dict[str, Any]]:
 
     def no(value=None):
         return lambda *args, **kwargs: value
-
-    def seed(number):
-        gpu.random = torch.Generator().manual_seed(int(number)).get_state()
 
     def as_on_cpu(real):
         return lambda device_type="cuda": real(device_type.replace("cuda", "cpu"))
@@ -264,7 +248,7 @@ def patches() -> dict[Any, dict[str, Any]]:
         return {(GPU if isinstance(one[0][0][0], OnGpu) else key[0], key[1]): one for key, one in real(lists, with_indices).items()}
 
     def in_thread(self):
-        with dispatching():
+        with Dispatch():
             thread(self)
 
     return {
@@ -273,8 +257,8 @@ def patches() -> dict[Any, dict[str, Any]]:
             "current_device": no(0), "set_device": no(), "_exchange_device": no(0), "_maybe_exchange_device": no(0),
             "get_device_properties": no(properties), "get_device_name": no(properties.name), "get_device_capability": no((9, 0)),
             "mem_get_info": no((80 << 30, 80 << 30)), "memory_reserved": no(0), "max_memory_allocated": no(0), "max_memory_reserved": no(0),
-            "reset_peak_memory_stats": no(), "manual_seed": seed, "manual_seed_all": seed,
-            "get_rng_state": lambda device=None: gpu.random.clone(),
+            "reset_peak_memory_stats": no(), "get_rng_state": lambda device=None: gpu.random.clone(),
+            "manual_seed_all": lambda seed: setattr(gpu, "random", torch.Generator().manual_seed(int(seed)).get_state()),
             "set_rng_state": lambda state, device=None: setattr(gpu, "random", state.clone()),
             "synchronize": lambda device=None: gpu.wait("synchronize"), "stream": no(nullcontext()), "current_stream": no(stream),
             "set_sync_debug_mode": lambda mode: setattr(gpu, "forbids", mode in (2, "error")),
@@ -300,7 +284,7 @@ def pretended_gpu() -> Iterator[Gpu]:
     with ExitStack() as stack:
         for where, names in patches().items():
             stack.enter_context(mock.patch.multiple(where, **names))
-        stack.enter_context(dispatching())
+        stack.enter_context(Dispatch())
         yield gpu
 
 

@@ -53,7 +53,7 @@ VALUES = {
         "device": ("cpu", "cpu"), "precision": ("bf16", "bf16"), "threads": (2, 2),
         "start_from": ("run", Path("run")), "interface": ("features", "features"), "features": (12, 12),
         "head": ("dense", "dense"), "coarse": ("dense", "dense"), "coarse_width": (64, 64), "coarse_stages": (2, 2),
-        "coarse_image": (False, False), "accumulate": (2, 2), "recompute": (True, True),
+        "coarse_image": (False, False), "accumulate": (2, 2), "recompute": (True, True), "capture": (False, False), "deterministic": (True, True),
         "resident": ("stream", "stream"), "share": ("early", "early"), "auxiliary": (0.25, 0.25),
         "transfer_epochs": (3, 3), "frozen_epochs": (2, 2), "coherent_epochs": (5, 5), "global_epochs": (6, 6),
         "transfer_lr": (0.5, 0.5), "coherent_lr": (0.5, 0.5), "global_lr": (0.5, 0.5), "global_width": (48, 48),

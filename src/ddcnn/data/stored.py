@@ -52,7 +52,10 @@ class InMemory:
         pass
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        return to_device(self.rows.index_select(0, to_device(index, self.rows.device)), self.device)
+        if self.on_device:
+            return self.rows.index_select(0, to_device(index, self.device))
+        rows = torch.empty((len(index), *self.shape), dtype=self.rows.dtype, pin_memory=self.device.type == "cuda")
+        return to_device(torch.index_select(self.rows, 0, index, out=rows), self.device)
 
 
 class Streamed:

@@ -99,7 +99,7 @@ class CoherentNetwork(nn.Module):
         if self.shared:
             self.shared.average_running()
         tensors = self.dnn.state_dict().values()
-        if not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
+        if self.world.size > 1 and not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
             broadcast_(self.world, tensors)
 
 

@@ -161,7 +161,7 @@ class SpatialNetwork(nn.Module):
     def sync(self) -> None:
         """All ranks, after an epoch: networks that unlike devices have driven apart become rank 0's."""
         tensors = self.network.state_dict().values()
-        if not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
+        if self.world.size > 1 and not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
             broadcast_(self.world, tensors)
 
 

@@ -37,10 +37,11 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, eps: float, real: Sequence[int], total: Total, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         chunks, weights, biases = (tensors[k * len(real) : (k + 1) * len(real)] for k in range(3))
-        exact, sums = weights[0].dtype, []
-        for one, samples in zip(chunks, real, strict=True):
-            values = one[:samples].movedim(1, -1).flatten(0, -2).to(exact)  # (n, C), in place where channels are last
-            sums.append(torch.cat([values.sum(0), values.square().sum(0), values.new_full((1,), len(values))]))
+        sums = []
+        for one, samples, weight in zip(chunks, real, weights, strict=True):
+            values, zeros, ones = one[:samples], torch.zeros_like(weight), torch.ones_like(weight)
+            squares, plain = sums_of_products(values, values, weight, zeros, ones)
+            sums.append(torch.cat([plain, squares, plain.new_full((1,), values[:, 0].numel())]))
         statistics = total(torch.stack(sums))
         count, (mean, square) = statistics[:, -1:], (statistics[:, :-1] / statistics[:, -1:]).chunk(2, 1)
         variance = (square - mean.square()).clamp_min(0)
@@ -58,11 +59,7 @@ class _Normalise(torch.autograd.Function):
         number, eps = len(ctx.real), ctx.eps
         *tensors, count, mean, variance = ctx.saved_tensors
         chunks, weights = tensors[:number], tensors[number:]
-        parts = []
-        for k, x in enumerate(chunks):
-            deviation = (variance[k] + eps).rsqrt()
-            given, wanted = (weights[k], mean[k], variance[k], mean[k], deviation, True, eps), [False, True, True]
-            parts.append(torch.ops.aten.native_batch_norm_backward(cotangents[k], x, *given, wanted)[1:])
+        parts = [sums_of_products(cotangents[k], x, weights[k], mean[k], (variance[k] + eps).rsqrt()) for k, x in enumerate(chunks)]
         sums = ctx.total(torch.stack([torch.cat(part) for part in parts]))  # of ȳ x̂, and of ȳ
         of_chunks = []
         for k, x in enumerate(chunks):
@@ -77,3 +74,14 @@ class _Normalise(torch.autograd.Function):
             of_chunks.append(found)
         of_weights, of_biases = zip(*parts, strict=True)
         return None, None, None, *of_chunks, *of_weights, *of_biases
+
+
+def sums_of_products(
+    y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Σ y (x - mean) · deviation and Σ y over all but the channels, (C,) each: PyTorch's pass for the gradients of weight and bias."""
+    if not len(x):
+        return torch.zeros_like(mean), torch.zeros_like(mean)
+    given = (weight, mean, deviation, mean, deviation, True, 0.0)  # running statistics are not read
+    _, products, plain = torch.ops.aten.native_batch_norm_backward(y, x, *given, [False, True, True])
+    return products, plain

@@ -127,7 +127,7 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
 @torch.no_grad()
 def broadcast_(world: World, tensors: Iterable[torch.Tensor]) -> None:
     """All ranks: copies rank 0's tensors into those of the other ranks, in place."""
-    for tensor in tensors:
+    for tensor in tensors if world.size > 1 else ():
         values = np.ascontiguousarray(tensor.detach().cpu().numpy())  # convolutions may be channels last
         world.broadcast_(values)
         tensor.copy_(torch.from_numpy(values).reshape(tensor.shape))
