@@ -41,6 +41,7 @@ from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import Epoch, TrainState
 
 BATCH, IMAGES = 128, 390 * 128  # as many steps an epoch as CIFAR-10 has
+REPLAYS, CHECKED = 100, 1024  # of a graph in ``streams``; images of the parts that compare
 EPOCHS = {"eager": 2, "captured": 6}  # of a training in ``loop``
 PRECISIONS = ("bf16", "fp32")
 Found = Iterator[tuple[str, Any]]
@@ -99,11 +100,13 @@ def waits(device: torch.device) -> Found:
         for optimizer in ("adamw", "sgd"):
             for capture in (False, True):
                 policy = DevicePolicy(device, "bf16", capture)
-                samples, chosen = random_subimages(1024, (16, 16), device, augmentation), torch.arange(1024)
+                samples, chosen = random_subimages(CHECKED, (16, 16), device, augmentation), torch.arange(CHECKED)
                 recipe = Recipe(2, 64, optimizer, 0.01, 0.01, "one-cycle", ema=0.99)
                 said = "nothing"
                 try:
-                    Trainer(recipe, policy, Seeds(0, "benchmark"), Strict(16)).train(new("vgg9", (16, 16), 2, policy), samples, chosen)
+                    Trainer(recipe, policy, Seeds(0, "benchmark"), Strict(CHECKED // 64)).train(
+                        new("vgg9", (16, 16), 2, policy), samples, chosen
+                    )
                 except (RuntimeError, InputError) as error:
                     said = str(error).splitlines()[0]
                 torch.cuda.set_sync_debug_mode("default")
@@ -119,7 +122,7 @@ def capture(device: torch.device) -> Found:
             for captured in (False, False, True):
                 policy = DevicePolicy(device, precision, captured)
                 network = new(name, (16, 16), 1, policy, width=16)
-                samples, chosen = random_subimages(1024, (16, 16), device, Augmentation(True, 2)), torch.arange(1024)
+                samples, chosen = random_subimages(CHECKED, (16, 16), device, Augmentation(True, 2)), torch.arange(CHECKED)
                 recipe = Recipe(2, 64, "adamw", 0.01, 0.01, "one-cycle", clip_norm=1.0)
                 Trainer(recipe, policy, Seeds(0, "benchmark")).train(network, samples, chosen)
                 ends.append(torch.cat([one.detach().flatten() for one in network.parameters()]))
@@ -232,12 +235,12 @@ def streams(device: torch.device) -> Found:
 
         def in_turn() -> None:
             for one in loops:  # noqa: B023
-                for _ in range(100):
+                for _ in range(REPLAYS):
                     one.graph.replay()
             torch.cuda.synchronize()
 
         def together() -> None:
-            for _ in range(100):
+            for _ in range(REPLAYS):
                 for one, stream in zip(loops, own, strict=True):  # noqa: B023
                     with torch.cuda.stream(stream):
                         one.graph.replay()
@@ -246,7 +249,7 @@ def streams(device: torch.device) -> Found:
         seconds = timed_in_turn({"in turn": in_turn, "streams": together}, 3)
         yield (
             f"{number} local CNNs of 8x8",
-            {side: round(100 * number / spread(values)["median"]) for side, values in seconds.items()}
+            {side: round(REPLAYS * number / spread(values)["median"]) for side, values in seconds.items()}
             | {"streams / in turn": ratios(seconds["in turn"], seconds["streams"])},
         )
 
