@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--parts environment,loop] [--data-root data] [--device cpu] [--limit 240] [--output gpu.json]
 
-All parts (see ``PARTS``) take about 20 minutes. Each runs in a process of its own with a time limit, so that a failure does not hide the
+Each part (see ``PARTS``) runs in a process of its own with a time limit, so that a failure does not hide the
 others, and what a part has found until then is kept. Writes one JSON file after every part, and prints a table. The part ``cifar10`` needs
 ``--data-root``; ``mps`` starts NVIDIA's multi-process service as a daemon of its own, and ends it.
 """
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import torch
 from engine import random_subimages, ratios, spread, timed_in_turn
 from torch.nn import functional
 
+import ddcnn
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.errors import InputError
 from ddcnn.networks.registry import NETWORKS, Design, make
@@ -39,6 +41,7 @@ from ddcnn.training.loop import Callback, Trainer, build
 from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import Epoch, TrainState
+from ddcnn.training.step import WARM_UP
 
 BATCH, IMAGES = 128, 390 * 128  # as many steps an epoch as CIFAR-10 has
 REPLAYS, CHECKED = 100, 1024  # of a graph in ``streams``; images of the parts that compare
@@ -53,6 +56,8 @@ def new(name: str, spatial: tuple[int, ...], divisor: float, policy: DevicePolic
 
 def environment(device: torch.device) -> Found:
     """GPU, driver and libraries."""
+    yield "ddcnn", ddcnn.__version__
+    yield "python", platform.python_version()
     yield "torch", torch.__version__
     yield "cores", len(os.sched_getaffinity(0))
     if device.type == "cuda":
@@ -84,13 +89,13 @@ def gradients(name: str, spatial: tuple[int, ...], policy: DevicePolicy, dtype: 
 
 
 class Strict(Callback):
-    """Makes PyTorch refuse whatever waits for the GPU between the first step of an epoch and its end."""
+    """Makes PyTorch refuse whatever waits for the GPU between the first and the last step of an epoch, but for the recording."""
 
     def __init__(self, steps: int):
         self.steps = steps
 
     def after_step(self, state: TrainState) -> None:
-        recording = state.epoch == 1 and state.step == 3  # which begins with a wait
+        recording = state.epoch == 1 and state.step == WARM_UP  # the next step records, which begins with a wait
         torch.cuda.set_sync_debug_mode("error" if state.step < self.steps - 1 and not recording else "default")
 
 

@@ -29,6 +29,8 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 import ddcnn
+from ddcnn.parallel.world import World
+from ddcnn.training import step
 
 SOURCE = f"{Path(ddcnn.__file__).parent}{os.sep}"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -69,6 +71,7 @@ class Graph:
         self.random, self.calls, self.before = gpu.random, [], []  # ``before``: what has been written to, and its values
 
     def __enter__(self):
+        gpu.wait("synchronize")  # as torch.cuda.graph does
         gpu.recording = self
 
     def __exit__(self, *error):
@@ -269,6 +272,8 @@ def patches() -> dict[Any, dict[str, Any]]:
             "get_autocast_dtype": as_on_cpu(torch.get_autocast_dtype),
         },
         torch.amp: {"autocast": Autocast},
+        step: {"recording_stream": no(stream)},  # which is kept otherwise
+        World: {"spins": World.spins},  # which is put back
         torch.nn.functional: {"one_hot": new_one_hot},
         torch._C: {"_group_tensors_by_device_and_dtype": grouped},
         torch.__future__: {"_overwrite_module_params_on_conversion": True},  # a parameter's memory cannot move: it will be a new one

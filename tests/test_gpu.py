@@ -50,7 +50,7 @@ from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
 
 PRETENDED = str(Path(__file__).with_name("pretended_gpu.py"))
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; the same has passed on a pretended one")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 KINDS = ["pretended", pytest.param("real", marks=NO_GPU)]
 CPU = torch.device("cpu")
 SAMPLES, BATCH, EPOCHS, CLASSES = 64, 16, 2, 4

@@ -92,7 +92,7 @@ class RunSettings(DataSettings, TrainingSettings):
     seeds: int = option(Group.RUN, 1, "number of runs, with --seed, --seed + 1, ..., for mean and spread", "RUNS", ge=1)
     device: Device = option(Group.RUN, "auto", "device of the computation")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        Group.RUN, "auto", "floating-point precision; auto: bf16 on GPUs that support it, else fp32"
+        Group.RUN, "auto", "floating-point precision; auto: bf16 on GPUs that compute in it, else fp32"
     )
     resident: Literal["auto", "device", "host", "stream"] = option(
         Group.RUN, "auto", "where the images are: the device, the host's memory, or the partitioned set, which is read meanwhile; "

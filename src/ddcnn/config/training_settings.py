@@ -71,8 +71,8 @@ class TrainingSettings(BaseModel):
     )
 
     capture: bool = option(
-        Group.RUN, False, "on GPUs, record the passes of a step of local CNNs, and of global on one rank, as a CUDA graph: the same "
-        "numbers, and less for the host to do; with --recompute nothing is (default: yes for built-in networks)",
+        Group.RUN, False, "on GPUs, record the passes of a step as a CUDA graph, which leaves less for the host to do: of networks that "
+        "one rank trains without messages, whose images are on the device, and without --recompute (default: yes for built-in networks)",
     )  # fmt: skip
     deterministic: bool = option(Group.RUN, False, "on GPUs, the same bits in every run, by kernels that may be slower")
 

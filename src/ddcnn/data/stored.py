@@ -35,7 +35,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows in the memory of the device or of the host, ``rows`` (S, ...)."""
+    """Rows in the memory of the device or of the host, ``rows`` (S, ...); a GPU copies batches of the host's from pinned memory."""
 
     rows: torch.Tensor
     device: torch.device
@@ -115,9 +115,7 @@ class Place:
         if self.resident == "stream":
             return Streamed(rows(), self.device)
         images = to_tensor(read())
-        if self.resident == "device":
-            return InMemory(images.to(self.device), self.device)
-        return InMemory(images.pin_memory() if self.device.type == "cuda" else images, self.device)
+        return InMemory(images.to(self.device) if self.resident == "device" else images, self.device)
 
 
 def on_host(index: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -32,7 +32,7 @@ from ddcnn.training.recipe import Recipe
 from ddcnn.training.state import Epoch, TrainState
 from ddcnn.training.step import WARM_UP
 
-SECONDS = 0.8  # of timed steps of a training, if that are more than two
+SECONDS = 0.8  # of timed steps of a training, if that are more than the fewest
 MOST_STEPS, LONG = 60, 60.0
 MADE_UP = 1 << 22  # bytes of images of a split
 GATHERED = 1 << 20  # bytes of a rank in a timed gather
@@ -160,7 +160,7 @@ class Trial:
             return network
 
         recipe = problem.joint_recipe(method, group.size)
-        return self._pace(problem.world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
+        return self._pace(problem.world, recipe, problem.store.train_samples, train, partial(self._sample, test), self._eager)[0]
 
     def whole(self, method: Method) -> Pace:
         """The undecomposed CNN."""
@@ -173,7 +173,8 @@ class Trial:
             return ranks.network
 
         recipe = problem.joint_recipe(method, ranks.sharing)
-        return self._pace(world, recipe, problem.store.train_samples, train, partial(self._sample, test))[0]
+        policy = self.policy if world.size == 1 and method == Method.GLOBAL else self._eager
+        return self._pace(world, recipe, problem.store.train_samples, train, partial(self._sample, test), policy)[0]
 
     def dnn(self) -> Pace:
         """On rank 0, while the others wait."""
@@ -192,6 +193,11 @@ class Trial:
 
         return self._pace(alone, problem.dnn_recipe, len(problem.dnn_samples.for_dnn), train, classified, policy)[0]
 
+    @property
+    def _eager(self) -> DevicePolicy:
+        """Of what is never recorded."""
+        return replace(self.policy, capture=False)
+
     def _values(self, samples: int, values: int) -> np.ndarray:
         """Interface values (S, N, C) of no images, all in the same place."""
         shape = (samples, self.problem.networks.subdomains, values)
@@ -203,7 +209,8 @@ class Trial:
     ) -> tuple[Pace, nn.Module]:  # fmt: skip
         """The pace of a training, and the network; all ranks of ``world``.
 
-        There are at least six steps, with an evaluation between them, as between epochs: only then the memory grows no more.
+        There are at least six steps, with an evaluation between them, as between epochs: only then the memory grows no more. Where steps
+        are recorded there are more.
 
         Args:
             samples: that there will be.

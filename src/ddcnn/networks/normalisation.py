@@ -40,7 +40,7 @@ class _Normalise(torch.autograd.Function):
         sums = []
         for one, samples, weight in zip(chunks, real, weights, strict=True):
             values, zeros, ones = one[:samples], torch.zeros_like(weight), torch.ones_like(weight)
-            squares, plain = sums_of_products(values, values, weight, zeros, ones)
+            squares, plain = _sums_of_products(values, values, weight, zeros, ones)
             sums.append(torch.cat([plain, squares, plain.new_full((1,), values[:, 0].numel())]))
         statistics = total(torch.stack(sums))
         count, (mean, square) = statistics[:, -1:], (statistics[:, :-1] / statistics[:, -1:]).chunk(2, 1)
@@ -59,7 +59,7 @@ class _Normalise(torch.autograd.Function):
         number, eps = len(ctx.real), ctx.eps
         *tensors, count, mean, variance = ctx.saved_tensors
         chunks, weights = tensors[:number], tensors[number:]
-        parts = [sums_of_products(cotangents[k], x, weights[k], mean[k], (variance[k] + eps).rsqrt()) for k, x in enumerate(chunks)]
+        parts = [_sums_of_products(cotangents[k], x, weights[k], mean[k], (variance[k] + eps).rsqrt()) for k, x in enumerate(chunks)]
         sums = ctx.total(torch.stack([torch.cat(part) for part in parts]))  # of ȳ x̂, and of ȳ
         of_chunks = []
         for k, x in enumerate(chunks):
@@ -76,11 +76,11 @@ class _Normalise(torch.autograd.Function):
         return None, None, None, *of_chunks, *of_weights, *of_biases
 
 
-def sums_of_products(
+def _sums_of_products(
     y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Σ y (x - mean) · deviation and Σ y over all but the channels, (C,) each: PyTorch's pass for the gradients of weight and bias."""
-    if not len(x):
+    if not x.numel():
         return torch.zeros_like(mean), torch.zeros_like(mean)
     given = (weight, mean, deviation, mean, deviation, True, 0.0)  # running statistics are not read
     _, products, plain = torch.ops.aten.native_batch_norm_backward(y, x, *given, [False, True, True])

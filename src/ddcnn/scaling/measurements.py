@@ -25,7 +25,7 @@ Kind = Literal["strong", "weak"]
 TIMED = tuple(phase for phase in PHASES if phase not in ("start", "partition"))  # a set is partitioned once for many runs
 TOTAL = "total"
 TRAINING = ("local", "coherent", "global", "spatial")  # the first of them that took place gives load imbalance and images/s
-NOT_COMPARED = set(CHANGEABLE) | {"data", "precision", "seed", "seeds"}  # or elsewhere than as options
+NOT_COMPARED = set(CHANGEABLE) - {"capture", "deterministic", "recompute"} | {"data", "precision", "seed", "seeds"}  # or elsewhere
 MOST_DIFFERENCES = 3  # that a refusal names
 
 

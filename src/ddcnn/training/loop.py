@@ -74,7 +74,8 @@ class Trainer:
     def train(self, network: nn.Module, samples: Samples, chosen: torch.Tensor) -> None:
         """Trains ``network`` in place on the samples ``chosen`` (S,) int64 with the cross entropy of its logits.
 
-        Order, augmentation and dropout are functions of the seeds and the epoch alone. Nothing inside an epoch waits for the device.
+        Order, augmentation and dropout are functions of the seeds and the epoch alone. Of a network that does not communicate, nothing
+        inside an epoch waits for the device.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite.
@@ -102,8 +103,8 @@ class Trainer:
             epoch = state.end_epoch()
             if state.epoch > recipe.epochs:
                 state.finish()
-                state.optimizer.zero_grad(set_to_none=True)  # which may lie in the memory of a recording
             self.callback.after_epoch(state, epoch)
+        state.optimizer.zero_grad(set_to_none=True)  # gradients may lie in the memory of a recording
 
     def _step(self, state: TrainState, samples: int) -> None:
         """The step of the optimizer, with the gradient of so many samples."""

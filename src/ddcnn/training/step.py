@@ -68,7 +68,8 @@ class Eager:
         logits = at_least_single(logits)
         loss = objective = loss_of(logits)
         if others is not None:
-            assert self.keeps_casts, "what remains of the training is the host's to know: it would be recorded"
+            if not self.keeps_casts:
+                raise InputError("--capture: a network with further logits cannot be recorded (their weight changes); take --no-capture")
             objective = loss + recipe.auxiliary * state.remaining * sum(loss_of(at_least_single(one)) for one in others)
         state.scaler.scale(objective if share == 1 else share * objective).backward()
         main = labels.main if isinstance(labels, MixedLabels) else labels
