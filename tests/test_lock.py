@@ -281,9 +281,29 @@ def test_a_folder_that_is_gone_or_cannot_be_written_is_said(folder):
         folder.rmdir()
 
 
-def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for_long(folder):
-    """A job killed in the instant of writing leaves its guard; the refusal names it."""
+GUARDED = """
+import os, signal, sys
+from pathlib import Path
+from ddcnn.io.lock import alone
+with alone(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_one_that_is_killed_while_it_takes_the_folder_does_not_block_others_on_its_host(folder):
+    assert subprocess.run([sys.executable, "-c", GUARDED, str(folder)], check=False).returncode == -signal.SIGKILL
+    assert (folder / ".lock.taking").is_dir()
+    with locked(folder):
+        pass
+    assert not (folder / ".lock.taking").exists()
+
+
+@pytest.mark.parametrize("mark", [None, "elsewhere.1.1", f"{socket.gethostname()}.{os.getpid()}.{lock._started(os.getpid())}", "foreign"])
+def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for_long(folder, mark):
+    """It may live, or have been killed on another host; the refusal names its guard."""
     (folder / ".lock.taking").mkdir()
+    if mark:
+        (folder / ".lock.taking" / mark).touch()
     begin = time.monotonic()
     with holder(folder) as (_, said):
         assert f"{folder}/.lock.taking is in the way" in said
@@ -313,6 +333,7 @@ def test_nobody_is_kept_out_while_slurm_takes_its_time(folder, squeue, monkeypat
 def test_a_guard_whose_process_was_killed_is_taken_away_in_time(folder):
     guard = folder / ".lock.taking"
     guard.mkdir()
+    (guard / "elsewhere.1.1").touch()
     os.utime(guard, (time.time() - 2 * lock.ABANDONED,) * 2)
     with locked(folder):
         pass

@@ -183,20 +183,35 @@ def _holder(path: Path) -> Holder | None:
 def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """One process at a time, on all hosts, for what takes an instant; InputError if another one takes longer than ``patience`` seconds."""
     guard, until = folder / f"{NAME}.taking", time.monotonic() + patience
+    mark = guard / f"{socket.gethostname()}.{os.getpid()}.{_started(os.getpid())}"
     while True:
         try:
             guard.mkdir()
             break
         except FileExistsError:
-            with suppress(OSError):
-                if time.time() - guard.stat().st_mtime > ABANDONED:
-                    guard.rmdir()
+            with suppress(OSError, ValueError):
+                _clear(guard)
             if time.monotonic() > until:
                 raise InputError(f"{guard} is in the way: if no job is just starting in that folder, delete it") from None
             time.sleep(0.02)
     try:
+        with suppress(OSError):  # it only helps others
+            mark.touch()
         yield
     finally:
+        mark.unlink(missing_ok=True)
+        guard.rmdir()
+
+
+def _clear(guard: Path) -> None:
+    """Removes the guard of a process that has been killed: one of this host that is no more, or any after a while."""
+    old = time.time() - guard.stat().st_mtime > ABANDONED
+    for mark in guard.iterdir():
+        host, pid, started = mark.name.rsplit(".", 2)
+        if old or (host == socket.gethostname() and _started(int(pid)) not in (int(started), HIDDEN)):
+            mark.unlink()  # of several processes that find it, one succeeds
+            old = True
+    if old:
         guard.rmdir()
 
 
