@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from ddcnn.data.augmentation import Augmentation, Labels, MixedLabels
-from ddcnn.data.batches import RankShare, RankSubimages, Samples, Subimages
+from ddcnn.data.batches import RankSubimages, Samples, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
 from ddcnn.data.stored import Place
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.halo import Layout
+from ddcnn.training.data_parallel import RankShare
 
 CPU = Place(torch.device("cpu"))
 SAMPLES = 40

@@ -260,37 +260,6 @@ class RankSubimages:
         return [subimages.augmented(index, drawn, part) for subimages in self.parts], drawn.labels(labels, part)
 
 
-@dataclass(frozen=True)
-class RankShare:
-    """A rank's share of every batch: every ``ranks``-th sample, with the augmentation of the whole batch."""
-
-    images: Images
-    rank: int
-    ranks: int
-
-    @property
-    def pixels(self) -> int:
-        return self.images.pixels
-
-    @property
-    def part(self) -> slice:
-        return slice(self.rank, None, self.ranks)
-
-    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
-        self.images.ahead(batches, augmented, self.part)
-
-    @property
-    def on_device(self) -> bool:
-        return self.images.on_device
-
-    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
-        return self.images.draw(batches, generator)
-
-    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING) -> tuple[Any, Labels]:
-        """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
-        return self.images.batch(index, drawn, self.part)
-
-
 def stored_boxes(store: PartitionedSet, box: Box, augmentation: Augmentation) -> dict[tuple[int, ...], Box]:
     """What is read for a box: its own pixels with the margin, and for each set of axes that may be flipped at once its mirror's."""
     shape, boxes = store.shape[:-1], {}

@@ -4,16 +4,18 @@ The baseline is trained like this, the undecomposed CNN over all ranks; so is a 
 plain training loop. Order of the samples and augmentation do not depend on the number of ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddcnn.data.batches import Images, RankShare, Samples
+from ddcnn.data.augmentation import Drawn, Labels
+from ddcnn.data.batches import NOTHING, Images, Samples
 from ddcnn.io.rows import Table, kept
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
@@ -54,6 +56,37 @@ def train_data_parallel(
         # before the network's own forward pass DistributedDataParallel broadcasts its buffers, and waits
         with parallel.register_forward_pre_hook(lambda *_: waiting()), network.register_forward_pre_hook(lambda *_: beat()):
             replace(trainer, callback=callback).train(parallel, share, torch.from_numpy(chosen))
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """A rank's share of every batch: every ``ranks``-th sample, with the augmentation of the whole batch."""
+
+    images: Images
+    rank: int
+    ranks: int
+
+    @property
+    def pixels(self) -> int:
+        return self.images.pixels
+
+    @property
+    def part(self) -> slice:
+        return slice(self.rank, None, self.ranks)
+
+    def ahead(self, batches: Sequence[torch.Tensor], augmented: bool = False) -> None:
+        self.images.ahead(batches, augmented, self.part)
+
+    @property
+    def on_device(self) -> bool:
+        return self.images.on_device
+
+    def draw(self, batches: Sequence[torch.Tensor], generator: torch.Generator) -> list[Drawn]:
+        return self.images.draw(batches, generator)
+
+    def batch(self, index: torch.Tensor, drawn: Drawn = NOTHING) -> tuple[Any, Labels]:
+        """(B,) -> (B / ranks, C, *spatial) float32, labels (B / ranks,)."""
+        return self.images.batch(index, drawn, self.part)
 
 
 @dataclass(frozen=True)
