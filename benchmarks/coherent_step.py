@@ -168,12 +168,8 @@ def variants(world, policy, decomposition, asked):
             loss = nn.functional.cross_entropy(logits.float(), of_labels) if len(logits) == len(of_labels) else logits.sum()
             optimizer.zero_grad()
             loss.backward()
-            if isinstance(network, CoherentNetwork):
-                network.solve.finish_gradient()
-                if network.shared:
-                    network.shared.sum_gradients()
-            if isinstance(network, SpatialNetwork):
-                network.sum_gradients()
+            if isinstance(network, (CoherentNetwork, SpatialNetwork)):
+                network.finish_gradient()
             optimizer.step()
 
         return step

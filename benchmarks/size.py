@@ -3,14 +3,16 @@
     python benchmarks/size.py [--sides 64,128,256,512] [--dimensions 2] [--ranks 4] [--batch-size 16] [--limits 1,2,4] [-- options of run]
     python benchmarks/size.py --least --limits 2 …
 
-Ways: local training and transfer (2 subdomains along each axis), spatial (exact spatial parallelism), global (DistributedDataParallel), of
-an epoch on synthetic images each. With --least each takes the largest --accumulate that its batch normalisation allows, and recomputes its
-activations. Every run is a job of its own; finished ones are kept and not repeated. The largest side, a multiple of 32 (in 3-D 8), is
-found by bisection: its peak stays below the limit, that of the next one does not. Prints JSON and tables.
+Ways: local training and transfer (--parts subdomains along each axis), spatial (exact spatial parallelism), global
+(DistributedDataParallel), of two epochs on synthetic images each, of which the second one is timed; bytes are those of the run over its
+steps. With --least each takes the largest --accumulate that its batch normalisation allows, and recomputes its activations. Every run is a
+job of its own; finished ones are kept and not repeated. The largest side, a multiple of 32 (in 3-D 8), is found by trying: its peak stays
+below the limit, that of the next one does not. Prints JSON and tables.
 """
 
 import argparse
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +39,21 @@ class Study:
         asked, method = self.asked, RUNS[way]
         samples = asked.batch_size * asked.steps
         shape = times((*(side,) * asked.dimensions, 1, 10, 2 * samples))
-        options = ["--data", f"synthetic:{shape}", "--grid", times((2,) * asked.dimensions), "--overlap", str(asked.overlap)]
+        options = ["--data", f"synthetic:{shape}", "--grid", times((asked.parts,) * asked.dimensions), "--overlap", str(asked.overlap)]
         options += ["--volumes"] if asked.dimensions == 3 else []
-        options += [
-            "--train-samples",
-            str(samples),
-            "--test-samples",
-            "8",
-            "--validation-fraction",
-            "0",
-            "--batch-size",
-            str(asked.batch_size),
-        ]
-        options += ["--epochs", "1", "--transfer-epochs", "1", "--global-epochs", "1", "--precision", "fp32", "--threads", "1"]
+        options += ["--train-samples", str(samples), "--test-samples", "8", "--validation-fraction", "0"]
+        options += ["--batch-size", str(asked.batch_size)]
+        options += ["--epochs", "2", "--transfer-epochs", "2", "--global-epochs", "2", "--precision", "fp32", "--threads", "1"]
         options += ["--no-figures", "--evaluate-every", "0", "--methods", method, *MAPS, *self._least(method), *asked.further]
-        folder = asked.output / "-".join(map(str, (method, side, asked.ranks, asked.batch_size, "least" if asked.least else "plain")))
+        folder = asked.output / f"{method}-{side}-{asked.ranks}-ranks-{zlib.crc32(' '.join(options).encode()):08x}"
         results = finished(folder, asked.ranks, [*options, "--partitions", str(folder / "partitions")])
-        phase, sent = results["phases"][way], 0 if way == "local" else results["methods"][method]["bytes_communicated"]
+        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        seconds = max(epoch["seconds"] for epoch in epochs if (epoch["phase"], epoch["epoch"]) == (way, 2))  # of the slowest subdomain
+        sent = 0 if way == "local" else results["methods"][method]["bytes_communicated"]
         return {
-            "way": way, "side": side, "peak_bytes": phase["max_rank_memory_bytes"], "images_per_second": samples / phase["seconds"],
-            "bytes_per_step": sent / asked.steps,
+            "way": way, "side": side, "peak_bytes": results["phases"][way]["max_rank_memory_bytes"],
+            "bytes_per_step": sent / asked.steps / 2,
+            "images_per_second": samples / seconds * (min(1, asked.ranks / asked.parts**asked.dimensions) if way == "local" else 1),
         }  # fmt: skip
 
     def _least(self, method: str) -> list[str]:
@@ -68,23 +65,28 @@ class Study:
     def largest(self, way: str, limit: float) -> int:
         """The largest side whose peak stays below so many GiB a rank."""
         unit = 32 if self.asked.dimensions == 2 else 8
-
-        def fits(number: int) -> bool:
-            return self.row(way, unit * number)["peak_bytes"] <= limit * GIB
-
-        low, high = 0, 2
-        while fits(high):
-            low, high = high, high + max(1, high // 2)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return unit * low
+        peaks = {2: 0.0, 4: 0.0}  # by side, in units
+        for side in peaks:
+            peaks[side] = self.row(way, unit * side)["peak_bytes"] / GIB
+        while True:
+            fits = max((side for side, peak in peaks.items() if peak <= limit), default=0)
+            too_large = min((side for side, peak in peaks.items() if peak > limit and side > fits), default=2 * fits)  # leaps are bounded
+            if too_large == fits + 1 or not fits:
+                return unit * fits
+            # the next try is where a line through two peaks, over the pixels, reaches the limit
+            (a, first), (b, second) = sorted(peaks.items(), key=lambda known: abs(known[1] - limit))[:2]
+            pixels = a**self.asked.dimensions + (limit - first) * (b**self.asked.dimensions - a**self.asked.dimensions) / max(
+                second - first, 1e-6
+            )
+            side = min(max(int(max(pixels, 0) ** (1 / self.asked.dimensions)), fits + 1), too_large - 1)
+            peaks[side] = self.row(way, unit * side)["peak_bytes"] / GIB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", default="64,128,256,512")
     parser.add_argument("--dimensions", type=int, default=2)
+    parser.add_argument("--parts", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
@@ -99,11 +101,8 @@ def main() -> None:
     limits = list(map(float, filter(None, asked.limits.split(","))))
     largest = {way: {limit: study.largest(way, limit) for limit in limits} for way in RUNS}
     options = {name: str(value) for name, value in vars(asked).items()}
-    print(
-        json.dumps(
-            {"benchmark": "size", "options": options, "rows": rows, "largest": largest, "tried": list(study.found.values())}, indent=1
-        )
-    )
+    tried = list(study.found.values())
+    print(json.dumps({"benchmark": "size", "options": options, "rows": rows, "largest": largest, "tried": tried}, indent=1))
     print("\n| side | way | peak a rank in MiB | images/s | MB sent a step |\n| --: | :-- | --: | --: | --: |")
     for row in rows:
         cells = (f"{row['peak_bytes'] / 2**20:.0f}", f"{row['images_per_second']:.3g}", f"{row['bytes_per_step'] / 1e6:.3g}")

@@ -13,7 +13,7 @@ from ddcnn.data.batches import RankSubimages, Samples, Subimages
 from ddcnn.data.partition import partition
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import SourceOptions, open_source
-from ddcnn.data.stored import Place
+from ddcnn.data.stored import Place, Streamed
 from ddcnn.decomposition import Decomposition
 from ddcnn.method.halo import Layout
 from ddcnn.training.data_parallel import RankShare
@@ -298,6 +298,26 @@ def test_batches_are_the_same_wherever_the_images_are(stores, case, resident):
                 for index in asked:
                     found, expected = (augmented_batch(samples, index, 5 if augmented else None, part=part) for samples in (far, near))
                     assert all(map(torch.equal, tensors(found), tensors(expected)))
+
+
+def test_of_large_batches_fewer_are_read_ahead(monkeypatch):
+    class Reader:
+        shape, done = (10,), 0
+
+        def read(self, rows: np.ndarray) -> np.ndarray:
+            self.done += 1
+            return np.zeros((len(rows), 10), np.uint8)
+
+    def ahead(most: int) -> int:
+        monkeypatch.setattr("ddcnn.data.stored.AHEAD_BYTES", most)
+        stored, batches = Streamed(Reader(), CPU.device), list(torch.arange(100).split(5))
+        stored.ahead(batches)
+        for index in batches[:3]:
+            stored.take(index)
+        stored._thread.shutdown()
+        return stored.reader.done - 3
+
+    assert [ahead(most) for most in (1, 100, 10**9)] == [1, 2, 4]
 
 
 def tensors(batch) -> list[torch.Tensor]:

@@ -32,10 +32,10 @@ def images(side: int) -> Subimages:
     )
 
 
-def trained(network: nn.Module, side: int, **changes) -> tuple[nn.Module, list[float]]:
+def trained(network: nn.Module, side: int, policy: DevicePolicy = POLICY, **changes) -> tuple[nn.Module, list[float]]:
     told: list[float] = []
     recipe = Recipe(2, 12, "sgd", 0.05, 0.0, "one-cycle", class_weights=(1.2, 0.8, 1.0), **changes)
-    Trainer(recipe, POLICY, Seeds(0, "test"), Watch(lambda epoch: told.extend([epoch.loss, epoch.accuracy]))).train(
+    Trainer(recipe, policy, Seeds(0, "test"), Watch(lambda epoch: told.extend([epoch.loss, epoch.accuracy]))).train(
         network, images(side), torch.arange(SAMPLES)
     )
     return network, told
@@ -64,14 +64,16 @@ def test_parts_of_a_batch_have_its_gradient_together(parts):
     assert told_of_parts == pytest.approx(told, rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_recomputed_activations_are_those_that_were_not_kept(name):
+def test_recomputed_activations_are_those_that_were_not_kept(name, precision):
     """And running statistics count every batch once."""
     torch.manual_seed(0)
     network = make(Design(name, 4), Shape((16, 16), 2, 3))
     again = recompute(copy.deepcopy(network), name)
-    kept, told = trained(network, 16, ema=0.9)
-    found, told_again = trained(again, 16, ema=0.9)
+    policy = DevicePolicy(POLICY.device, precision)
+    kept, told = trained(policy.place(network), 16, policy, ema=0.9)
+    found, told_again = trained(policy.place(again), 16, policy, ema=0.9)
     assert told == told_again
     for (key, one), other in zip(kept.state_dict().items(), found.state_dict().values(), strict=True):
         assert torch.equal(one, other), key

@@ -235,6 +235,43 @@ def test_rows_that_are_read_one_by_one_are_compared_with_their_checksums_before(
             read()
 
 
+@pytest.mark.parametrize("read_bytes", [1, 1000])
+def test_rows_are_read_and_compared_some_at_a_time(make, random_arrays, tmp_path, monkeypatch, read_bytes):
+    monkeypatch.setattr(partitioning, "BLOCK_BYTES", 80)  # several runs
+    monkeypatch.setattr("ddcnn.data.set_parts.READ_BYTES", read_bytes)
+    arrays = random_arrays((6, 6))
+    store = make(tmp_path, arrays, (2, 2))
+    assert len(store.tables["train/checks"]) > 2
+    assert np.array_equal(store.whole("train")[..., 0], arrays["x_train"])
+    with h5py.File(store.path, "a") as file:
+        file[images_name("train", 2)][-1, 0] += 1
+    store.rows("train", 1)
+    for read in (store.rows, store.read):
+        with pytest.raises(InputError, match="is damaged in rows"):
+            read("train", 2)
+
+
+def open_files(folder: Path) -> list[str]:
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [link.name for link in links if folder in link.parents]
+
+
+@in_parts
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads what is open from /proc")
+def test_readers_of_a_set_open_each_of_its_files_once(of_two_ranks, tmp_path):
+    path = shutil.copytree(of_two_ranks[0], tmp_path / "set") / "F.h5"
+    store, rows = PartitionedSet.open(path), np.array([79, 0, 40])
+    readers = [store.rows("train", index) for index in range(4) for _ in range(2)]
+    expected = [reader.read(rows) for reader in readers]
+    assert sorted(open_files(path.parent)) == ["00000.h5", "00001.h5"]
+    for part in path.parent.glob("*.parts/*"):  # another file of the same name
+        part.write_bytes(part.rename(part.with_suffix(".old")).read_bytes())
+    assert np.array_equal(store.rows("train", 3).read(rows), expected[-1])
+    del readers
+    assert not open_files(path.parent)
+    shutil.rmtree(path.parent)
+
+
 @in_parts
 def test_the_parts_of_two_ranks_read_as_one_set(of_two_ranks):
     folder, arrays = of_two_ranks

@@ -14,7 +14,10 @@ class InputError(Exception):
 
     Attributes:
         agreed: whether every rank raises the same error, so that rank 0 alone reports it and no rank has to be aborted.
+        ends_job: whether other ranks wait for this one in what it has left, so that they have to be aborted.
     """
+
+    ends_job = False
 
     def __init__(self, message: str, *, agreed: bool = False):
         super().__init__(" ".join(message.split()))

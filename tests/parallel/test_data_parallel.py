@@ -9,6 +9,7 @@ from torch import nn
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import Subimages
 from ddcnn.data.stored import InMemory
+from ddcnn.io.rows import Room
 from ddcnn.parallel.seeding import Seeds
 from ddcnn.training.data_parallel import bytes_per_step, classify_together, global_batch_size, train_data_parallel
 from ddcnn.training.evaluation import classify
@@ -46,7 +47,9 @@ def trained(world, make, samples: Subimages, epochs=2, watch=lambda epoch: None,
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(True, 1), Augmentation(True, 1, (-1, -2), 0.5, 1.0)])
-@pytest.mark.parametrize("changes", [{}, {"class_weights": (0.6, 1.9)}, {"clip_norm": 0.1, "ema": 0.9, "label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"class_weights": (0.6, 1.9)}, {"clip_norm": 0.1, "ema": 0.9, "label_smoothing": 0.1}, {"accumulate": 2}]
+)
 def test_all_ranks_together_take_the_steps_of_one_process(world, augmentation, changes):
     epochs, alone = [], []
     samples = images(augmentation)
@@ -86,7 +89,7 @@ def test_all_ranks_together_classify_as_one_does(world, samples, tmp_path):
     torch.manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    found = classify_together(world, network, data, samples, POLICY, tmp_path)
+    found = classify_together(world, network, data, samples, POLICY, Room(tmp_path))
     if world.rank:
         assert found is None
     else:

@@ -1,6 +1,8 @@
 """Exact spatial parallelism against the same network in one process, in float64."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -10,8 +12,12 @@ from callbacks import Watch
 from torch import nn
 
 from ddcnn.data.batches import NOTHING
+from ddcnn.method.divided_layers import exchanged
 from ddcnn.method.halo import Assemble, Halo, Layout, Window, pixels_sent, plan_of
+from ddcnn.method.halo_convolution import Convolution, edges_of
+from ddcnn.method.shared import bytes_of_sum, total
 from ddcnn.method.spatial import SpatialNetwork, train_spatial
+from ddcnn.networks.normalisation import normalised
 from ddcnn.networks.recompute import recompute
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
@@ -50,6 +56,27 @@ def test_the_adjoint_of_the_halo_adds_to_the_owners(world, window):
     cotangent = normal(*found.shape, seed=world.rank)
     (back,) = torch.autograd.grad(found, part, cotangent)
     assert dot(world, found.detach(), cotangent) == pytest.approx(dot(world, part.detach(), back), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (4, 5)], ids=str)
+def test_a_convolution_of_the_part_and_of_the_edges_is_that_of_the_whole_map(world, shape, biased):
+    """Forward; backward ⟨C H x, y⟩ = ⟨x, Hᵀ Cᵀ y⟩, and the ranks' gradients of weight and bias add up to those of one process."""
+    layout, dimensions = Layout.of(shape, world.size), len(shape)
+    own = layout.boxes[world.rank].slices
+    whole, weight = normal(2, 3, *shape), normal(4, 3, *(3,) * dimensions, seed=1).requires_grad_()
+    bias = normal(4, seed=2).requires_grad_() if biased else None
+    part, everything = whole[:, :, *own].clone().requires_grad_(), whole.clone().requires_grad_()
+    convolve = nn.functional.conv2d if dimensions == 2 else nn.functional.conv3d
+    expected = convolve(everything, weight, bias, padding=1)
+    found = Convolution.apply(part, weight, bias, edges_of(layout, world.rank), world)
+    close(found, expected[:, :, *own], "result")
+    cotangent, parameters = normal(*expected.shape, seed=3), [one for one in (weight, bias) if one is not None]
+    of_part, *of_parameters = torch.autograd.grad(found, [part, *parameters], cotangent[:, :, *own])
+    of_whole, *of_all = torch.autograd.grad(expected, [everything, *parameters], cotangent)
+    close(of_part, of_whole[:, :, *own], "cotangent")
+    for one, other in zip(of_parameters, of_all, strict=True):
+        close(world.size * torch.tensor(world.mean(one.flatten().tolist()), dtype=one.dtype).view(one.shape), other, "parameter")
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
@@ -101,8 +128,13 @@ def network(name: str, shape: tuple[int, ...]) -> nn.Module:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, name: str, most: float = 1e-12) -> None:
-    apart = ((found - expected).abs().max() / max(1.0, expected.abs().max())).item()
+    apart = ((found - expected).abs().max() / max(1e-3, expected.abs().max())).item()
     assert apart <= most, name
+
+
+def least_exact(name: str, dimensions: int) -> float:
+    """The last maps of ResNet18 have one voxel here: batch normalisation of two or four numbers makes rounding larger."""
+    return 1e-9 if (name, dimensions) == ("resnet18", 3) else 1e-12
 
 
 CASES = [(name, dimensions) for name in NETWORKS for dimensions in (2, 3)]
@@ -123,14 +155,15 @@ def test_logits_gradients_and_statistics_are_those_of_one_process(world, name, d
         values += [logits]
         with torch.no_grad():
             values += [one.eval()(inputs)]
-    spatial.sum_gradients()
+    spatial.finish_gradient()
     assert len(spatial.divided) > (0 if world.size > 1 else -1)
+    most = least_exact(name, dimensions)
     for one, other in zip(found, expected, strict=True):
-        close(one, other, "logits")
+        close(one, other, "logits", most)
     for (key, one), other in zip(mine.named_parameters(), alone.parameters(), strict=True):
-        close(one.grad, other.grad, key)
+        close(one.grad, other.grad, key, most)
     for (key, one), other in zip(mine.named_buffers(), alone.buffers(), strict=True):
-        close(one, other, key)
+        close(one, other, key, most)
 
 
 @pytest.mark.parametrize(("optimizer", "parts"), [("adamw", 1), ("sgd", 2)])
@@ -147,29 +180,25 @@ def test_five_steps_of_training_are_those_of_one_process(world, name, dimensions
     trainer.train(alone, Numbers(shape, listed=False), torch.arange(SAMPLES))
     assert told[0].loss == pytest.approx(told[1].loss, rel=1e-12)
     assert told[0].accuracy == told[1].accuracy
-    # the last maps of ResNet18 have one voxel here: batch normalisation of two or four numbers makes rounding larger
-    most = 1e-10 if (name, dimensions) == ("resnet18", 3) else 1e-12
     for (key, one), other in zip(mine.state_dict().items(), alone.state_dict().values(), strict=True):
-        close(one, other, key, most)
+        close(one, other, key, least_exact(name, dimensions))
 
 
 @pytest.mark.parametrize(("name", "side"), [("vgg9", 12), ("resnet18", 96), ("resnet20", 20)])
 def test_all_ranks_compute_in_the_same_precision(world, name, side):
     """Also where a small part of a map is computed in another one than a large one: halos have one type."""
-    policy, shape, logits = DevicePolicy(torch.device("cpu"), "bf16"), (side, side), []
+    policy, shape, logits, gradients = DevicePolicy(torch.device("cpu"), "bf16"), (side, side), [], []
     images = normal(4, 2, *shape).float()
     for precision in ("fp32", "bf16"):
         alone = network(name, shape).float()
-        if precision == "fp32":
-            logits.append(alone(images))
-            continue
         spatial = SpatialNetwork(world, policy.place(alone), Layout.of(shape, world.size))
-        with policy.autocast():
+        with policy.autocast() if precision == "bf16" else nullcontext():
             logits.append(spatial([images[:, :, *spatial.own.slices]]))
-        logits[-1].float().sum().backward()
-        spatial.sum_gradients()
-        assert all(one.grad is None or one.grad.isfinite().all() for one in alone.parameters())
+        logits[-1].float().square().sum().backward()
+        spatial.finish_gradient()
+        gradients.append(torch.cat([one.grad.flatten() for one in alone.parameters() if one.grad is not None]))
     assert (logits[1] - logits[0]).abs().max() < 0.1 * logits[0].abs().max()
+    assert (gradients[1] - gradients[0]).norm() < 0.5 * gradients[0].norm()
 
 
 def test_layers_whose_parts_would_be_empty_are_computed_by_all_ranks(world):
@@ -179,3 +208,55 @@ def test_layers_whose_parts_would_be_empty_are_computed_by_all_ranks(world):
     assert len(spatial.divided) == layers * (world.size in (2, 4)) or (world.size > 2 and 0 < len(spatial.divided) < layers)
     logits = spatial([normal(2, 2, 8, 8)[:, :, *spatial.own.slices]])
     close(logits, network("vgg9", (8, 8))(normal(2, 2, 8, 8)), "logits")
+
+
+def test_of_a_network_whose_first_layer_leaves_a_rank_without_pixels_all_is_computed_by_all(world):
+    layout = Layout(((*range(world.size), 8), (0, 8)))  # of three ranks, the second one has a row, and nothing after a stride of 2
+    spatial = SpatialNetwork(world, network("resnet18", (8, 8)), layout)
+    assert bool(spatial.divided) == (world.size == 2)
+    logits = spatial([normal(4, 2, 8, 8)[:, :, *spatial.own.slices]])
+    close(logits, network("resnet18", (8, 8))(normal(4, 2, 8, 8)), "logits", 1e-10)
+
+
+@pytest.mark.parametrize(("name", "dimensions"), CASES)
+def test_a_step_sends_what_the_model_counts(world, name, dimensions):
+    shape = SHAPES[dimensions]
+    layout = Layout.of(shape, world.size)
+    values, exchanges, widths, parameters = exchanged(network(name, shape), layout, 2)
+    spatial = SpatialNetwork(world, network(name, shape).float(), layout)
+    world.timeline.begin()
+    with world.timeline.phase("global"):
+        spatial([normal(BATCH, 2, *shape).float()[:, :, *spatial.own.slices]]).sum().backward()
+        spatial.finish_gradient()
+    sums = [parameters, *(numbers for width in widths for numbers in (2 * (2 * width + 1), 2 * width))]
+    sent = world.size * world.mean([sum(world.timeline.sent.values())])[0]
+    assert sent == 4 * BATCH * values + sum(bytes_of_sum(numbers, world.size, world.size) for numbers in sums)
+    assert bool(exchanges) == (world.size > 1)
+
+
+@pytest.mark.parametrize(("name", "dimensions"), CASES)
+def test_a_rank_keeps_its_share_of_the_activations(world, name, dimensions):
+    shape = {2: (96, 96), 3: (32, 32, 32)}[dimensions]
+
+    def kept_by(one: nn.Module, inputs) -> int:
+        sizes: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.update({kept.data_ptr(): kept.nbytes}) or kept, lambda kept: kept):
+            one(inputs).sum()
+        return sum(sizes.values()) - sum(parameter.nbytes for parameter in one.parameters())
+
+    images, spatial = normal(2, 2, *shape), SpatialNetwork(world, network(name, shape), Layout.of(shape, world.size))
+    mine, alone = kept_by(spatial, [images[:, :, *spatial.own.slices]]), kept_by(network(name, shape), images)
+    most = 2.0 if (name, dimensions) == ("resnet18", 3) else 1.25  # its first kernel of 7³ voxels sees many of other ranks here
+    assert mine <= (most if world.size > 1 else 1.0) / world.size * alone
+
+
+def test_statistics_of_values_far_from_zero_are_those_of_batch_normalisation(world):
+    """In single precision, of channels whose mean is large against their deviation."""
+    torch.manual_seed(0)
+    values = (300 + 3 * torch.randn(8, 5, 24, 24)).contiguous(memory_format=torch.channels_last)
+    mine, alone = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+    own = values.tensor_split(world.size, 2)[world.rank]
+    (found,) = normalised(mine, [own], [dict(mine.named_parameters())], [len(own)], partial(total, world=world))
+    expected = alone.double()(values.double()).tensor_split(world.size, 2)[world.rank]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(mine.running_var.double(), alone.running_var, rtol=1e-4, atol=0)

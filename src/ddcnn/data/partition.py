@@ -26,7 +26,8 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.progress import Progress
 from ddcnn.parallel.heartbeat import beat
-from ddcnn.parallel.world import Tag, World
+from ddcnn.parallel.messages import Tag
+from ddcnn.parallel.world import World
 
 SMALLEST_STD = 1e-36  # its inverse must be a finite float32
 BLOCK_BYTES = 1 << 22  # small, so that all ranks have nearly equal work

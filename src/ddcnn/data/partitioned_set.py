@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 
 from ddcnn.data.row_reader import JoinedRows, joined, open_rows
-from ddcnn.data.set_parts import REFUSAL, Part, checksum, images_name, parts_of
+from ddcnn.data.set_parts import REFUSAL, CheckedRows, Part, images_name, parts_of
 from ddcnn.data.sources import SPLITS
 from ddcnn.decomposition import Box, Decomposition
 from ddcnn.errors import InputError, escaped
@@ -38,7 +38,7 @@ SCHEMA_VERSION = 4
 OLDER_VERSIONS = (3,)  # without validation images, and else the same
 LARGEST = 1e18  # magnitude of a pixel: networks compute in float32, in which squares overflow at 1.8e19
 LARGEST_OVERLAP = 1 << 16  # of a set that is read
-NOT_WRITTEN = ("path", "tables")  # of PartitionedSet
+NOT_WRITTEN = ("path", "tables", "compared")  # of PartitionedSet
 SUBDOMAIN_BYTES = 256  # least size of a subdomain in a file: the file's size bounds the grid
 
 
@@ -71,6 +71,7 @@ class PartitionedSet:
         parts: name of the folder of the parts beside the file (see ``ddcnn.data.set_parts``); empty if the images lie in the file.
         digest: SHA-256 over all the above and the small arrays; empty before they are written.
         tables: the small arrays, by their names in the file.
+        compared: splits and subdomains whose checksums this process has compared already.
     """
 
     path: str
@@ -92,6 +93,7 @@ class PartitionedSet:
     validation_samples: int = 0
     digest: str = ""
     tables: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    compared: set[tuple[str, int]] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property
     def decomposition(self) -> Decomposition:
@@ -151,47 +153,32 @@ class PartitionedSet:
         Raises:
             InputError: the set has been damaged or replaced since it was opened.
         """
-        subdomain, path = self.decomposition.subdomains[index], Path(self.path)
-        name, shape = images_name(split, subdomain.index), (*subdomain.stored.shape, self.shape[-1])
-        runs, checks = self.tables[f"{split}/runs"], self.tables[f"{split}/checks"][:, subdomain.index]
-        self._check_unchanged()
-        parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
-
-        def read(first: int, last: int) -> np.ndarray:
-            """The rows of the runs first <= k < last."""
-            start, stop = int(runs[first]), int(runs[last])
-            images = np.empty((stop - start, *shape), self.dtype)
-            for part in parts:
-                a, b = max(start, part.start), min(stop, part.stop)
-                if a < b:
-                    with part.opened(path) as file, parsing():
-                        dataset = checked_dataset(file, name, (part.stop - part.start, *shape), self.dtype)
-                        dataset.read_direct(images, np.s_[a - part.start : b - part.start], np.s_[a - start : b - start])
-            for k in range(first, last):
-                if checksum(images[runs[k] - start : runs[k + 1] - start]) != checks[k]:
-                    raise InputError(f"{self.path}: {name} is damaged in rows {runs[k]} to {runs[k + 1] - 1}; partition the source again")
-            return images
-
-        everything = np.arange(self.samples[split])
+        images, everything = self._checked(split, index), np.arange(self.samples[split])
         wanted = everything[rows]
         if np.array_equal(wanted, everything):
-            return read(0, len(checks))
-        run_of_row = np.searchsorted(runs, wanted, "right") - 1  # whole runs are read, since checksums are those of runs
-        images = [read(k, k + 1)[wanted[run_of_row == k] - runs[k]] for k in np.unique(run_of_row).tolist()]
-        return np.concatenate([np.empty((0, *shape), self.dtype), *images])
+            return images.read(0, len(images.checks))
+        run_of_row = np.searchsorted(images.runs, wanted, "right") - 1  # whole runs are read, since checksums are those of runs
+        found = [images.read(k, k + 1)[wanted[run_of_row == k] - images.runs[k]] for k in np.unique(run_of_row).tolist()]
+        return np.concatenate([np.empty((0, *images.shape), self.dtype), *found])
+
+    def _checked(self, split: str, index: int) -> CheckedRows:
+        self._check_unchanged()
+        box, path = self.decomposition.subdomains[index].stored, Path(self.path)
+        runs, checks, parts = (self.tables[f"{split}/{name}"] for name in ("runs", "checks", "parts"))
+        shape, name = (*box.shape, self.shape[-1]), images_name(split, index)
+        return CheckedRows(path, parts_of(path, self.parts, parts), name, shape, np.dtype(self.dtype), runs, checks[:, index])
 
     def rows(self, split: str, index: int, checked: bool = True) -> RowReader:
         """The stored subimages of subdomain ``index``, (S, *stored, C), to be read in any order; errors as of ``read``.
 
         Args:
-            checked: read all of them once, a run at a time, to compare their checksums; single rows have none.
+            checked: read all of them once in this process, to compare their checksums; single rows have none.
         """
-        box, path = self.decomposition.subdomains[index].stored, Path(self.path)
-        for start, stop in pairwise(self.tables[f"{split}/runs"].tolist()) if checked else ():
-            self.read(split, index, slice(start, stop))
-        self._check_unchanged()
-        parts = parts_of(path, self.parts, self.tables[f"{split}/parts"])
-        return open_rows(path, parts, images_name(split, index), (*box.shape, self.shape[-1]), np.dtype(self.dtype))
+        images = self._checked(split, index)
+        if checked and (split, index) not in self.compared:
+            images.compare()
+            self.compared.add((split, index))
+        return open_rows(images.path, images.parts, images.name, images.shape, images.dtype)
 
     def box_rows(self, split: str, box: Box, checked: Container[int] | None = None) -> RowReader:
         """The pixels of a box, (S, *box, C) in the source's type, as ``rows``; ``checked`` are the subdomains that are compared (all)."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import h5py
 import numpy as np
@@ -20,7 +22,7 @@ from ddcnn.decomposition import Box, Subdomain
 from ddcnn.io.hdf5 import Damaged, checked_dataset, parsing, reading
 from ddcnn.io.rows import RowReader, fill
 
-OPEN_FILES = 16  # of a reader, at once
+OPEN_FILES = 64  # of a reader, at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,28 @@ def extent_of(dataset: h5py.Dataset, file: Path, start: int) -> Extent:
     return Extent(file, start, start + samples, each, places)
 
 
+class OpenFile:
+    """A file to read from; readers of the same file share it, since a set may have many parts, and readers."""
+
+    known: ClassVar[WeakValueDictionary[tuple[int, int], "OpenFile"]] = WeakValueDictionary()  # by device and inode
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    @classmethod
+    def at(cls, path: Path) -> "OpenFile":
+        found = os.stat(path)
+        opened = cls.known.get((found.st_dev, found.st_ino))
+        if opened is None:
+            opened = cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            found = os.fstat(opened.descriptor)
+            cls.known[found.st_dev, found.st_ino] = opened
+        return opened
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class FileRows:
     """Rows of a type and shape that lie in one or more files.
 
@@ -71,7 +95,7 @@ class FileRows:
     def __init__(self, named: Path, extents: Sequence[Extent], shape: tuple[int, ...], dtype: np.dtype):
         self.named, self.extents, self.shape, self.dtype = named, extents, shape, dtype
         self._starts = np.array([extent.start for extent in extents])
-        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """
@@ -85,22 +109,18 @@ class FileRows:
             for number in np.unique(numbers).tolist():
                 extent, here = self.extents[number], np.flatnonzero(numbers == number)
                 piece, within = np.divmod(rows[here] - extent.start, extent.each)
-                fill(self._file(extent.file), found, extent.places[piece] + within * size, here)
+                fill(self._file(extent.file).descriptor, found, extent.places[piece] + within * size, here)
         return found
 
-    def _file(self, path: Path) -> int:
-        """A file's descriptor; those of the last few files are kept open."""
+    def _file(self, path: Path) -> OpenFile:
+        """The last few files are kept open."""
         if path in self._open:
             self._open.move_to_end(path)
         else:
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[path] = OpenFile.at(path)
             if len(self._open) > OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
+                self._open.popitem(last=False)
         return self._open[path]
-
-    def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
 
 
 def open_rows(path: Path, parts: Sequence[Part], name: str, shape: tuple[int, ...], dtype: np.dtype) -> FileRows:

@@ -10,14 +10,17 @@ import zlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from ddcnn.errors import InputError
-from ddcnn.io.hdf5 import attribute, opened, reading
+from ddcnn.io.hdf5 import attribute, checked_dataset, opened, parsing, reading
+from ddcnn.parallel.heartbeat import beat
 
+READ_BYTES = 1 << 26  # that are read at once: meanwhile no other thread can use HDF5
 REFUSAL = ("not a complete partitioned set", "partition the source again")  # problem and way out, for messages
 
 
@@ -48,6 +51,62 @@ class Part:
         """Opens this part of the set ``path`` for reading, within ``hdf5.reading``."""
         what = REFUSAL[0] if self.file == path else f"its part {self.file.name} is damaged or foreign"
         return opened(self.file, what, REFUSAL[1], named=path)
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """The images of a subdomain in a split, in runs of rows that have a checksum.
+
+    Attributes:
+        path: of the set.
+        name: of the dataset in every part.
+        shape, dtype: of a row.
+        runs: (R + 1,) bounds of the runs.
+        checks: (R,) their checksums.
+    """
+
+    path: Path
+    parts: list[Part]
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    runs: np.ndarray
+    checks: np.ndarray
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """The rows of the runs first <= k < last.
+
+        Raises:
+            InputError: a part or a run has been damaged or replaced.
+        """
+        start, stop = int(self.runs[first]), int(self.runs[last])
+        images = np.empty((stop - start, *self.shape), self.dtype)
+        for part in self.parts:
+            a, b = max(start, part.start), min(stop, part.stop)
+            if a < b:
+                with part.opened(self.path) as file, parsing():
+                    dataset = checked_dataset(file, self.name, (part.stop - part.start, *self.shape), self.dtype)
+                    for c in range(a, b, self._each):
+                        d = min(c + self._each, b)
+                        dataset.read_direct(images, np.s_[c - part.start : d - part.start], np.s_[c - start : d - start])
+                        beat()
+        for k in range(first, last):
+            if checksum(images[self.runs[k] - start : self.runs[k + 1] - start]) != self.checks[k]:
+                rows = f"rows {self.runs[k]} to {self.runs[k + 1] - 1}"
+                raise InputError(f"{self.path}: {self.name} is damaged in {rows}; partition the source again")
+        return images
+
+    def compare(self) -> None:
+        """Reads all rows, some runs at a time, as ``read`` does."""
+        first, runs = 0, len(self.checks)
+        for last in range(1, runs + 1):
+            if last == runs or self.runs[last + 1] - self.runs[first] > self._each:
+                self.read(first, last)
+                first = last
+
+    @property
+    def _each(self) -> int:
+        return max(1, READ_BYTES // (prod(self.shape) * self.dtype.itemsize))
 
 
 def parts_of(path: Path, folder: str, bounds: np.ndarray) -> list[Part]:

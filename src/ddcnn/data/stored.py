@@ -12,7 +12,7 @@ import torch
 from ddcnn.io.rows import RowReader
 
 Resident = Literal["device", "host", "stream"]
-AHEAD = 4  # batches that are read before they are needed
+AHEAD, AHEAD_BYTES = 4, 1 << 28  # batches that are read before they are needed; bytes of them, if that is more than one
 
 
 class Stored(Protocol):
@@ -72,6 +72,7 @@ class Streamed:
         self._coming: Iterator[torch.Tensor] = iter(())
         self._read: deque[tuple[torch.Tensor, Future[torch.Tensor]]] = deque()
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._most = 1  # batches ahead, until it is known how large one is
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,7 +86,7 @@ class Streamed:
         self._go_on()
 
     def _go_on(self) -> None:
-        while len(self._read) < AHEAD and (index := next(self._coming, None)) is not None:
+        while len(self._read) < self._most and (index := next(self._coming, None)) is not None:
             self._read.append((index, self._thread.submit(self._rows, index)))
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
@@ -100,6 +101,7 @@ class Streamed:
 
     def _rows(self, index: torch.Tensor) -> torch.Tensor:
         rows = to_tensor(self.reader.read(index.numpy()))
+        self._most = max(1, min(AHEAD, AHEAD_BYTES // max(1, rows.nbytes)))
         return rows.pin_memory() if self.device.type == "cuda" else rows
 
 

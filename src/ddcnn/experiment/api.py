@@ -4,10 +4,8 @@ The steps are those of ``ddcnn run``, with its options and its seeds, so that th
 folder, no checkpoints, no watch over the ranks; under mpirun, start a script with ``python -m mpi4py``, which ends all ranks if one fails.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -28,7 +26,6 @@ from ddcnn.training.data_parallel import classify_together
 from ddcnn.training.loop import Callback, Trainer
 from ddcnn.training.recipe import Recipe
 
-SCRATCH = Path(tempfile.gettempdir())  # for values that are too many for memory while they are gathered
 DEFAULTS = {"methods": "vote,average,dnn", "progress": "none"}
 OF_A_FOLDER = (
     "output", "overwrite", "resume", "start_from", "seeds", "methods", "checkpoint_every", "keep_checkpoints", "time_limit",
@@ -97,7 +94,7 @@ class DecomposedProblem:
 
         def classify(network: nn.Module) -> Table | None:
             samples = problem.store.validation_samples
-            return classify_together(group, network, validation, samples, problem.policy, SCRATCH) if validation else None
+            return classify_together(group, network, validation, samples, problem.policy, None) if validation else None
 
         trainer, make = self._trainer(problem.local_recipe, group, classify, "local", index), problem.networks.make_local(index)
         images, chosen = problem.subimages("train", index), problem.dnn_samples.for_cnn
@@ -125,10 +122,10 @@ class DecomposedProblem:
         group, values = problem.groups.data_parallel, []
         for index, network in zip(self.owned, local_cnns, strict=True):
             images = problem.subimages(split, index)
-            part = kept(len(chosen), evaluate_interface(group, interface, network, images, chosen, problem.policy), SCRATCH)
+            part = kept(len(chosen), evaluate_interface(group, interface, network, images, chosen, problem.policy), None)
             if part is not None:  # on the first rank of a group
                 values.append(part)
-        gathered = gather_tables(problem.groups.across_subdomains, values, SCRATCH) if values else None
+        gathered = gather_tables(problem.groups.across_subdomains, values, None) if values else None
         return None if gathered is None else gathered.array
 
     def train_dnn(self, values: np.ndarray, validation: np.ndarray | None = None) -> nn.Module:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -18,7 +17,7 @@ from ddcnn.io.checkpoints import CheckpointManager
 from ddcnn.io.metrics_log import Records
 from ddcnn.io.parameters import Attribute
 from ddcnn.io.progress import Overall, Progress
-from ddcnn.io.rows import Table
+from ddcnn.io.rows import Room, Table
 from ddcnn.method.aggregate import classify_by_dnn
 from ddcnn.parallel.heartbeat import at
 from ddcnn.parallel.stop_requests import StopRequests
@@ -131,9 +130,9 @@ class RunContext:
             yield trainer
 
     @property
-    def scratch(self) -> Path:
-        """The folder of files without a name, for what grows with the samples."""
-        return self.results.folder.path
+    def scratch(self) -> Room:
+        """For what grows with the samples."""
+        return Room(self.results.folder.path, len(self.problem.owned))
 
     def decision(self, dnn: nn.Module, values: np.ndarray, labels: np.ndarray) -> Decision:
         """How the DNN, as it is now, decides on interface values (S, N, C) of test samples with labels (S,)."""

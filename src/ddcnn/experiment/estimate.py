@@ -10,6 +10,7 @@ from ddcnn.data.batches import stored_boxes
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.recorder import KEPT_BYTES
 from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole, widening
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.io.rows import BLOCK_BYTES, IN_MEMORY
@@ -123,7 +124,7 @@ class Estimate:
     def in_files(self) -> float:
         """Bytes of interface values that all ranks together keep in files: their own, and rank 0 those of all."""
         subdomains, sizes = self.networks.subdomains, self._tables if self.settings.needs("local") else []
-        own, of_all = ([size for size in (number * one for one in sizes) if size > IN_MEMORY] for number in (1, subdomains))
+        own, of_all = ([size for size in (number * one for one in sizes) if size > IN_MEMORY // self.own] for number in (1, subdomains))
         return subdomains * sum(own) + sum(of_all)
 
     def _dnn(self) -> float:
@@ -200,12 +201,12 @@ class Estimate:
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""
-        own = self.own * sum(min(size, IN_MEMORY) for size in self._tables)
-        curve = min(1 << 28, 2 * self.own * self.networks.classes * self._evaluated(self.settings.epochs))  # of the average
+        own = sum(min(self.own * size, IN_MEMORY) for size in self._tables)
+        curve = min(KEPT_BYTES, 2 * self.own * self.networks.classes * self._evaluated(self.settings.epochs))  # of the average
         if phase in ("local", "folds"):
             return own + curve
         if phase in ("gather", "dnn"):
-            everything = sum(min(size * self.networks.subdomains, IN_MEMORY) for size in self._tables)
+            everything = sum(min(size * self.networks.subdomains, IN_MEMORY // self.own) for size in self._tables)
             return own + curve + 3 * BLOCK_BYTES + (everything if self.problem.world.rank == 0 else 0)
         return curve
 

@@ -27,12 +27,14 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     sharing = ranks if any(map(settings.sees_whole_image, others)) else max(1, ranks // subdomains) if others else 1
     if samples < 2 * sharing:
         raise InputError(f"{samples} training samples are fewer than two a rank of those that share them: give more, or take fewer ranks")
-    most = max(1, min(settings.batch_size, samples) // sharing // 2)
+    holds_out = settings.dnn_data != "train" and settings.needs("local")
+    fewest = samples - -(-samples // settings.folds) if holds_out else samples  # that a local CNN learns from
+    most = max(1, min(settings.batch_size, fewest) // sharing // 2)
     if settings.accumulate > most:
         shared = f", shared by {sharing} ranks," if sharing > 1 else ""
         raise InputError(
             f"--accumulate {settings.accumulate}: a part would have fewer than two samples of a batch of "
-            f"{min(settings.batch_size, samples)}{shared} for batch normalisation: take {most} at most, or a larger --batch-size"
+            f"{min(settings.batch_size, fewest)}{shared} for batch normalisation: take {most} at most, or a larger --batch-size"
         )
     check_networks(settings, decomposition, channels, classes)
     if Method.SPATIAL in settings.methods:
@@ -51,7 +53,7 @@ def check_spatial(ranks: int, settings: RunSettings, decomposition: Decompositio
             f"--methods spatial: the layers of --network {settings.network} are not known, so its halos are not: take "
             f"{', '.join(registry.NETWORKS)}, or leave spatial out"
         )
-    grid = grid_of(ranks, decomposition.shape)
+    grid = grid_of(ranks, decomposition.shape[::-1])[::-1]  # as of ``Layout``
     if any(parts > side for parts, side in zip(grid, decomposition.shape, strict=True)):
         raise InputError(
             f"--methods spatial: {ranks} ranks cannot divide images of {times(decomposition.shape)} pixels: take fewer, or leave it out"

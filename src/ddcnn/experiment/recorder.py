@@ -29,7 +29,7 @@ from ddcnn.training.state import Epoch
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 4  # test images in details.h5
-KEPT_BYTES = 1 << 28  # of the local classifications after every epoch, of all subdomains
+KEPT_BYTES = 1 << 26  # of the local classifications after every epoch, of all subdomains; rank 0 has them several times at the end
 
 
 def try_all(*steps: Callable[[], None]) -> None:

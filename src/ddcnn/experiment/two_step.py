@@ -1,5 +1,6 @@
 """The first way of the papers: every local CNN on its own, one gather, one decision (arXiv 2302.06564)."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,13 +15,13 @@ from ddcnn.data.batches import Images
 from ddcnn.experiment.context import RecordedEpochs, RunContext, failing_in
 from ddcnn.experiment.results import Decided
 from ddcnn.io.progress import Progress
-from ddcnn.io.rows import Table, kept
+from ddcnn.io.rows import Table, kept, placed
 from ddcnn.method.aggregate import average, classify_all_by_dnn, train_dnn, vote
 from ddcnn.method.dnn_samples import evaluate_interface_out_of_fold
 from ddcnn.method.interface import evaluate_interface, gather_tables, probabilities_of
 from ddcnn.method.local import train_local
 from ddcnn.networks.layers import count_parameters
-from ddcnn.parallel.world import Tag
+from ddcnn.parallel.messages import Tag
 from ddcnn.report.analysis import Decision, some_of
 from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import classify_together
@@ -51,7 +52,7 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
             classified = [classify_local(context, index, network, progress, others_stop) for index, network in pairs]
 
     gathered: dict[str, Table] = {}  # on rank 0, as of ``classify_local`` (S, N, ...)
-    with world.timeline.phase("gather"), world.raise_on_all_ranks():
+    with world.timeline.phase("gather"), world.raise_on_all_ranks(), world.ending_job():
         for name in tuple(classified[0]):  # on the first rank of a group
             values = gather_tables(problem.groups.across_subdomains, [values.pop(name) for values in classified], context.scratch)
             if values is not None:
@@ -69,14 +70,13 @@ def two_step(context: RunContext) -> tuple[list[nn.Module], nn.Module | None]:
 def one_ahead(load: Callable[[int], Images], indices: Iterable[int]) -> Iterator[Images]:
     """What ``load`` loads for one index after the other, each while the one before is worked on."""
     with ThreadPoolExecutor(1, "loader") as thread:
-        coming: Future[Images] | None = None
+        coming = deque[Future[Images]]()  # what has been handed on is not kept
         for index in indices:
-            following = thread.submit(load, index)
-            if coming:
-                yield coming.result()
-            coming = following
-        if coming:
-            yield coming.result()
+            coming.append(thread.submit(load, index))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def obtain_local(context: RunContext, index: int, training: Images | None, progress: Progress, others_stop: OthersStop) -> nn.Module:
@@ -143,7 +143,7 @@ def classify_local(
     def values_of(images: Images, chosen: np.ndarray) -> Table | None:
         return kept(len(chosen), evaluate_interface(group, settings.interface, network, images, chosen, policy), context.scratch)
 
-    with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"):
+    with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"), group.ending_job():
         judged = {split: problem.subimages(split, index) for split in problem.store.samples if split != "train"}
         interface = {split: values_of(images, np.arange(problem.store.samples[split])) for split, images in judged.items()}
         interface_dnn: Table | None = None
@@ -152,10 +152,8 @@ def classify_local(
             if dnn_samples.kind == "out-of-fold":
                 make = networks.make_local(index)
                 fold = dnn_samples.fold
-                for rows, block in evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, fold):
-                    if interface_dnn is None:
-                        interface_dnn = Table(len(fold), block.shape[1:], block.dtype, context.scratch)
-                    interface_dnn.write(rows, block)
+                unseen = evaluate_interface_out_of_fold(group, trainer_of, make, settings.interface, training, fold)
+                interface_dnn = placed(len(fold), unseen, context.scratch)
             else:
                 interface_dnn = values_of(training, dnn_samples.for_dnn)
         present = {split: values for split, values in interface.items() if values is not None}

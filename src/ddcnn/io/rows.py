@@ -18,7 +18,7 @@ import numpy as np
 from ddcnn.io.atomic import disk_errors
 from ddcnn.io.hdf5 import Damaged
 
-IN_MEMORY = 1 << 26  # bytes of a table
+IN_MEMORY = 1 << 26  # bytes of the tables that are kept side by side
 BLOCK_BYTES = 1 << 24  # that are worked on at a time
 
 
@@ -65,30 +65,49 @@ def fill(file: int, rows: np.ndarray, places: np.ndarray, chosen: np.ndarray | N
             begin, place = begin + got, place + got
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where tables lie: in memory while they are small, else in files of ``folder``.
+
+    Attributes:
+        side_by_side: how many of a kind there are at a time, such as one for each of a rank's subdomains; together they may be
+            ``IN_MEMORY`` large.
+    """
+
+    folder: Path
+    side_by_side: int = 1
+
+    @property
+    def each(self) -> int:
+        """Bytes of the largest table that is kept in memory."""
+        return IN_MEMORY // self.side_by_side
+
+
 class Table:
     """Rows (S, *shape), written and read in any order.
 
     Args:
-        folder: of its file; None to keep it in memory, whatever its size.
+        room: None to keep it in memory, whatever its size.
 
     Raises:
         InputError: no file can be made there; by ``write``: there is no room on the disk.
     """
 
-    def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype, folder: Path | None):
-        self.rows, self.shape, self.dtype = rows, shape, dtype
+    def __init__(self, rows: int, shape: tuple[int, ...], dtype: np.dtype, room: Room | None):
+        self.rows, self.shape, self.dtype, self._room = rows, shape, dtype, room
         self._size = prod(shape) * dtype.itemsize
-        self._array = np.empty((rows, *shape), dtype) if folder is None or self.nbytes <= IN_MEMORY else None
-        if folder and self._array is None:
-            self._folder = folder
-            with disk_errors(folder):
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed with the table
+        self._array: np.ndarray | None = None
+        if room and self.nbytes > room.each:
+            with disk_errors(room.folder):
+                self._file = tempfile.TemporaryFile(dir=room.folder)  # noqa: SIM115  # closed with the table
+        else:
+            self._array = np.empty((rows, *shape), dtype)
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Table":
         """In memory."""
-        table = cls(len(array), array.shape[1:], array.dtype, None)
-        table._array = array
+        table = cls(0, array.shape[1:], array.dtype, None)
+        table.rows, table._array = len(array), array
         return table
 
     def __len__(self) -> int:
@@ -121,7 +140,8 @@ class Table:
         if self._array is not None:
             self._array[rows] = values
             return
-        with disk_errors(self._folder):
+        assert self._room is not None
+        with disk_errors(self._room.folder):
             for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
                 bytes_of_run = np.ascontiguousarray(values[run[0] : run[-1] + 1], self.dtype).reshape(-1).view(np.uint8)
                 data, place = memoryview(bytes_of_run), int(rows[run[0]]) * self._size  # type: ignore[arg-type]
@@ -149,20 +169,37 @@ class Table:
                 yield found[0]
 
     def columns(self, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Of rows (S, K) the ``chosen`` numbers of all, (S,) each; a few of them are read at a time."""
-        each = max(1, BLOCK_BYTES // max(1, self.rows * self.dtype.itemsize))
-        for start in range(0, len(chosen), each):
-            some = list(chosen[start : start + each])
-            found = np.concatenate([block[:, some] for block in self.blocks()])
-            yield from zip(some, found.T, strict=True)
+        """Of rows (S, K) the ``chosen`` numbers of all, (S,) each; a table in a file is turned once, in one more file."""
+        if self._array is not None:
+            yield from ((k, self._array[:, k]) for k in chosen)
+            return
+        (columns,), each = self.shape, max(1, BLOCK_BYTES // max(1, self._size))
+        blocks = -(-self.rows // each)
+        turned = Table(columns * blocks, (each,), self.dtype, self._room)  # of each column its blocks, one after the other
+        for number, block in enumerate(self.blocks()):
+            turned.write(np.arange(columns) * blocks + number, np.pad(block.T, ((0, 0), (0, each - len(block)))))
+        for k in chosen:
+            yield k, turned.read(np.arange(k * blocks, (k + 1) * blocks)).reshape(-1)[: self.rows]
 
 
-def kept(rows: int, blocks: Iterable[np.ndarray | None], folder: Path) -> Table | None:
-    """A table of so many rows, from blocks of them one after the other, one at least; None if these are None, as on ranks that get none."""
-    table, start = None, 0
-    for block in blocks:
+def kept(rows: int, blocks: Iterable[np.ndarray | None], room: Room | None) -> Table | None:
+    """A table of so many rows, from blocks of them one after the other, one at least; else as of ``placed``."""
+
+    def numbered() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        start = 0
+        for block in blocks:
+            stop = start + (0 if block is None else len(block))
+            yield np.arange(start, stop), block
+            start = stop
+
+    return placed(rows, numbered(), room)
+
+
+def placed(rows: int, blocks: Iterable[tuple[np.ndarray, np.ndarray | None]], room: Room | None) -> Table | None:
+    """A table of so many rows, from blocks (b, ...) of them with their numbers (b,); None if all blocks are, as on ranks that get none."""
+    table = None
+    for numbers, block in blocks:
         if block is not None:
-            table = Table(rows, block.shape[1:], block.dtype, folder) if table is None else table
-            table.write(np.arange(start, start + len(block)), block)
-            start += len(block)
+            table = Table(rows, block.shape[1:], block.dtype, room) if table is None else table
+            table.write(numbers, block)
     return table

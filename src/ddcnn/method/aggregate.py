@@ -4,7 +4,6 @@ Shapes: probabilities p (S, N, K) float32, p[s, i] = p_i(x_s); each row sums to 
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from ddcnn.data.batches import Rows
 from ddcnn.data.stored import Streamed
-from ddcnn.io.rows import Table, kept
+from ddcnn.io.rows import Room, Table, kept
 from ddcnn.networks.maps import MapInterface
 from ddcnn.training.evaluation import classify
 from ddcnn.training.loop import Trainer
@@ -30,7 +29,8 @@ def vote(probabilities: np.ndarray) -> np.ndarray:
 
 def vote_scores(probabilities: torch.Tensor) -> torch.Tensor:
     """Scores of ``vote``: (S, N, K) float32 -> (S, K) float64; the class with the largest score wins."""
-    votes = nn.functional.one_hot(probabilities.argmax(2), probabilities.shape[2]).sum(1)  # (S, K)
+    classes = probabilities.argmax(2)  # (S, N)
+    votes = classes.new_zeros(probabilities.shape[0], probabilities.shape[2]).scatter_add_(1, classes, torch.ones_like(classes))  # (S, K)
     tied = votes == votes.amax(1, keepdim=True)
     return torch.where(tied, probabilities.sum(1, dtype=torch.float64), -1.0)
 
@@ -84,9 +84,9 @@ def fill_missing(values: torch.Tensor, present: Sequence[int], dnn: Any) -> torc
     return torch.stack([values[:, place[i]] if i in place else stand_in(i) for i in range(dnn.subdomains)], 1)
 
 
-def classify_all_by_dnn(network: Any, values: Table, policy: DevicePolicy, folder: Path) -> Table:
+def classify_all_by_dnn(network: Any, values: Table, policy: DevicePolicy, room: Room) -> Table:
     """``classify_by_dnn`` of a table (S, N, C), block by block -> (S, K)."""
-    found = kept(len(values), (classify_by_dnn(network, block, policy) for block in values.blocks()), folder)
+    found = kept(len(values), (classify_by_dnn(network, block, policy) for block in values.blocks()), room)
     assert found is not None
     return found
 

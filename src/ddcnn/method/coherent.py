@@ -6,7 +6,7 @@ than subdomains, each rank of a group does so for its share of the batch, and th
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from torch import distributed, nn
 from ddcnn.data.batches import Images
 from ddcnn.method.coarse_solve import CoarseSolve
 from ddcnn.method.interface import interface_values, local_logits
+from ddcnn.method.joint import Together, make_equal
 from ddcnn.method.shared import SharedParameters
 from ddcnn.networks.layers import draws
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
-from ddcnn.training.data_parallel import broadcast_, train_data_parallel
+from ddcnn.training.data_parallel import train_data_parallel
 from ddcnn.training.evaluation import at_least_single
-from ddcnn.training.loop import Trainer, WrappedCallback
-from ddcnn.training.state import Epoch, TrainState
+from ddcnn.training.loop import Trainer
 
 
 class CoherentNetwork(nn.Module):
@@ -94,34 +94,17 @@ class CoherentNetwork(nn.Module):
             self.local_cnns.eval()
         return self
 
+    def finish_gradient(self) -> None:
+        """All ranks, after a backward pass: the DNN's gradient, and those of shared parameters, become their sums."""
+        self.solve.finish_gradient()
+        if self.shared:
+            self.shared.sum_gradients()
+
     def sync(self) -> None:
         """All ranks, after an epoch: shared running statistics become their mean; copies of the DNN that rounding drove apart rank 0's."""
         if self.shared:
             self.shared.average_running()
-        tensors = self.dnn.state_dict().values()
-        if self.world.size > 1 and not self.world.all_equal(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)):
-            broadcast_(self.world, tensors)
-
-
-@dataclass(frozen=True)
-class _Synced(WrappedCallback):
-    """After each epoch, keeps the copies of the DNN equal; counts epochs from ``before`` + 1."""
-
-    network: CoherentNetwork
-    before: int
-
-    def after_backward(self, state: TrainState) -> None:
-        self.network.solve.finish_gradient()
-        if self.network.shared:
-            self.network.shared.sum_gradients()
-        self.inner.after_backward(state)
-
-    def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
-        self.network.sync()
-        if state.average:
-            with state.evaluated():
-                self.network.sync()
-        self.inner.after_epoch(state, replace(epoch, epoch=self.before + epoch.epoch))
+        make_equal(self.world, self.dnn.state_dict().values())
 
 
 def train_coherent(
@@ -141,7 +124,7 @@ def train_coherent(
     """
 
     def synced(trainer: Trainer, before: int) -> Trainer:
-        return replace(trainer, callback=_Synced(trainer.callback, network, before))
+        return replace(trainer, callback=Together(trainer.callback, network, before))
 
     network.with_local_logits = trainer.recipe.auxiliary > 0
     with _collecting(network, group, trainer.policy.device):

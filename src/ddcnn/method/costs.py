@@ -10,9 +10,9 @@ import torch
 from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import Decomposition
+from ddcnn.method.divided_layers import exchanged
 from ddcnn.method.halo import Layout
 from ddcnn.method.interface import values_per_subdomain
-from ddcnn.method.spatial import exchanged
 from ddcnn.networks import registry
 from ddcnn.networks.coarse import ConvolutionalNetwork, Stages
 from ddcnn.networks.dense import DenseNetwork

@@ -5,6 +5,7 @@ result whose window begins, but for the padding, in the rank's part; what the wi
 Maruyama, Moon, Benson, Yoo, Snir, Van Essen, arXiv 1903.06681; Hewett, Grady, arXiv 2006.03108).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -40,8 +41,8 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], ranks: int) -> Self:
-        """Of images, in parts that are as cubic as can be."""
-        return cls(tuple(tuple(cuts(n, parts)) for n, parts in zip(shape, grid_of(ranks, shape), strict=True)))
+        """Of images, in parts that are as cubic as can be, and rather of whole rows: these lie together in memory."""
+        return cls(tuple(tuple(cuts(n, parts)) for n, parts in zip(shape, grid_of(ranks, shape[::-1])[::-1], strict=True)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,12 +88,12 @@ class Plan:
     @property
     def is_cut(self) -> bool:
         """Whether the rank has all that it needs, and no other rank needs anything of it."""
-        return not self.receive and not self.send and _shape(self.kept[1]) == self.shape
+        return not self.receive and not self.send and shape_of(self.kept[1]) == self.shape
 
     @property
     def keeps_all(self) -> bool:
         """Whether it needs all of its part."""
-        return _shape(self.kept[0]) == self.part
+        return shape_of(self.kept[0]) == self.part
 
 
 @lru_cache(1024)
@@ -132,7 +133,7 @@ class Halo(torch.autograd.Function):
         if found.shape == ctx.shape:
             found.copy_(seen[:, :, *plan.kept[1]])
         else:
-            found = _empty(seen, ctx.shape[2:]).zero_()
+            found = empty_like(seen, ctx.shape[2:]).zero_()
             found[:, :, *plan.kept[0]] = seen[:, :, *plan.kept[1]]
         arrived = _swapped(seen, plan.receive, plan.send, ctx.world)
         for rank in sorted(arrived):
@@ -167,8 +168,8 @@ def pixels_sent(layout: Layout, window: Window | None) -> int:
 
 
 def _assembled(part: torch.Tensor, plan: Plan, world: World, border: float) -> torch.Tensor:
-    values = _empty(part, plan.shape)
-    inside = sum(torch.Size(_shape(box)).numel() for box in (plan.kept[1], *plan.receive.values()))
+    values = empty_like(part, plan.shape)
+    inside = sum(torch.Size(shape_of(box)).numel() for box in (plan.kept[1], *plan.receive.values()))
     if inside < torch.Size(plan.shape).numel():
         values.fill_(border)
     values[:, :, *plan.kept[1]] = part[:, :, *plan.kept[0]]
@@ -177,22 +178,33 @@ def _assembled(part: torch.Tensor, plan: Plan, world: World, border: float) -> t
     return values
 
 
+def begin_swap(
+    parts: dict[int, torch.Tensor], shapes: dict[int, tuple[int, ...]], like: torch.Tensor, world: World
+) -> Callable[[], dict[int, torch.Tensor]]:
+    """Sends to each rank its part (B, C, *box); what is returned waits for those of this rank, by rank, of these ``shapes`` of boxes.
+
+    Args:
+        like: (B, C, *spatial), of the type and on the device of all parts, which travel channels last.
+    """
+    numbers, channels = {rank: to_numbers(one.movedim(1, -1)) for rank, one in parts.items()}, like.shape[1]
+    finish = world.swap(numbers, {rank: (len(like), *box, channels) for rank, box in shapes.items()}, to_numbers(like[:0]).dtype)
+    return lambda: {rank: from_numbers(one, like).movedim(-1, 1) for rank, one in finish().items()}
+
+
 def _swapped(
     values: torch.Tensor, send: dict[int, tuple[slice, ...]], receive: dict[int, tuple[slice, ...]], world: World
 ) -> dict[int, torch.Tensor]:
-    """What other ranks have for this one, (B, C, *box) by rank, in exchange for boxes of ``values``; channels last on their way."""
-    parts = {rank: to_numbers(values[:, :, *box].movedim(1, -1)) for rank, box in send.items()}
-    shapes = {rank: (len(values), *_shape(box), values.shape[1]) for rank, box in receive.items()}
-    dtype = to_numbers(values[:0]).dtype
-    return {rank: from_numbers(one, values).movedim(-1, 1) for rank, one in world.swap(parts, shapes, dtype).items()}
+    """What other ranks have for this one, (B, C, *box) by rank, in exchange for boxes of ``values``."""
+    shapes = {rank: shape_of(box) for rank, box in receive.items()}
+    return begin_swap({rank: values[:, :, *box] for rank, box in send.items()}, shapes, values, world)()
 
 
-def _empty(like: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
+def empty_like(like: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
     """(B, C, *spatial), channels last where ``like`` is."""
     last = torch.channels_last if like.ndim == 4 else torch.channels_last_3d
     kept = last if like.stride(1) == 1 else torch.contiguous_format  # also of a slice
     return torch.empty((*like.shape[:2], *spatial), dtype=like.dtype, device=like.device, memory_format=kept)
 
 
-def _shape(box: tuple[slice, ...]) -> tuple[int, ...]:
+def shape_of(box: tuple[slice, ...]) -> tuple[int, ...]:
     return tuple(side.stop - side.start for side in box)

@@ -6,7 +6,6 @@ their pixels if they are wanted, and its logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from ddcnn.data.batches import Samples
-from ddcnn.io.rows import Table, kept
+from ddcnn.io.rows import Room, Table, kept
 from ddcnn.networks.dense import SMALLEST_PROBABILITY
 from ddcnn.parallel.process_group import all_gather_on_device
 from ddcnn.parallel.world import World
@@ -91,10 +90,10 @@ def gather_interface(across: World, own: np.ndarray) -> np.ndarray | None:
     return None if parts is None else np.concatenate(parts).swapaxes(0, 1)
 
 
-def gather_tables(across: World, own: Sequence[Table], folder: Path) -> Table | None:
-    """``gather_interface`` of n tables (S, C), block by block -> (S, N, C) on rank 0, in memory or in a file of ``folder``."""
+def gather_tables(across: World, own: Sequence[Table], room: Room | None) -> Table | None:
+    """``gather_interface`` of n tables (S, C), block by block -> (S, N, C) on rank 0, in memory or in a file."""
     blocks = zip(*(table.blocks(across.size * len(own)) for table in own), strict=True)
-    return kept(len(own[0]), (gather_interface(across, np.stack(parts)) for parts in blocks), folder)
+    return kept(len(own[0]), (gather_interface(across, np.stack(parts)) for parts in blocks), room)
 
 
 class Collect(torch.autograd.Function):

@@ -31,7 +31,7 @@ def sum_over_subdomains(copies: torch.Tensor, world: World | None) -> torch.Tens
     """
     if world is None or world.size == 1:
         return _summed(copies)
-    if are_few(copies.shape[1], world.size * len(copies)):
+    if are_few(copies[0].nbytes // 4, world.size * len(copies)):
         return _summed(torch.from_numpy(world.all_gather(copies.cpu().numpy())).flatten(0, 1)).to(copies.device)
     length = copies.shape[1]
     each = -(-length // world.size)
@@ -42,7 +42,7 @@ def sum_over_subdomains(copies: torch.Tensor, world: World | None) -> torch.Tens
 
 
 def are_few(numbers: int, subdomains: int) -> bool:
-    """Whether N copies of so many numbers are summed by every rank."""
+    """Whether N copies of so many float32 numbers are summed by every rank."""
     return numbers * subdomains <= 1 << 14
 
 

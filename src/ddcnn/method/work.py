@@ -273,7 +273,7 @@ def _spatial(sizes: Sizes) -> Counts:
     sent = FLOAT * halos.values * batch / ranks / sizes.settings.accumulate
     exchanges = Counts(messages=halos.exchanges, bytes_sent=sent, collectives=halos.exchanges)
     of_ranks = replace(sizes, subdomains=ranks)  # a copy of the parameters a rank
-    sums = (_sum(of_ranks, numbers) for channels in halos.normalised for numbers in (2 * channels + 1, 2 * channels))
+    sums = (_sum(of_ranks, numbers) for channels in halos.normalised for numbers in (2 * (2 * channels + 1), 2 * channels))
     return Counts(
         global_operations=(steps * batch + FORWARD * _evaluated(sizes, "spatial")) * sizes.whole.operations / ranks,
         layer_steps=steps * sizes.whole.layers,

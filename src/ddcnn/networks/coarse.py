@@ -79,5 +79,5 @@ class ConvolutionalNetwork(nn.Module):
 
 
 def statistics(stages: Stages) -> list[int]:
-    """Numbers that ``in_chunks`` sums over the chunks for each of the normalisations, forward and backward."""
-    return [numbers for stage in stages for width in stage for numbers in (2 * width + 1, 2 * width)]
+    """float32 numbers that ``in_chunks`` sums over the chunks for each of the normalisations, forward (of twice the size) and backward."""
+    return [numbers for stage in stages for width in stage for numbers in (2 * (2 * width + 1), 2 * width)]

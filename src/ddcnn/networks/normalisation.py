@@ -30,7 +30,8 @@ def normalised(
 class _Normalise(torch.autograd.Function):
     """y = w x̂ + b with x̂ = (x - mean) / √(variance + ε).
 
-    Forward: sums of x and x² over all chunks. Adjoint: sums of ȳ and ȳ x̂, likewise; x̄ = w / √(variance + ε) (ȳ - Σȳ / n - x̂ Σȳx̂ / n).
+    Forward: sums of x and x² over all chunks, from the mean and the variance of each. Adjoint: sums of ȳ and ȳ x̂, likewise;
+    x̄ = w / √(variance + ε) (ȳ - Σȳ / n - x̂ Σȳx̂ / n).
     The passes over the pixels are PyTorch's own, of a normalisation whose statistics are given.
     """
 
@@ -39,12 +40,12 @@ class _Normalise(torch.autograd.Function):
         chunks, weights, biases = (tensors[k * len(real) : (k + 1) * len(real)] for k in range(3))
         sums = []
         for one, samples, weight in zip(chunks, real, weights, strict=True):
-            values, zeros, ones = one[:samples], torch.zeros_like(weight), torch.ones_like(weight)
-            squares, plain = _sums_of_products(values, values, weight, zeros, ones)
-            sums.append(torch.cat([plain, squares, plain.new_full((1,), values[:, 0].numel())]))
-        statistics = total(torch.stack(sums))
+            mean, variance = (values.double() for values in _statistics(one[:samples], weight))
+            count = mean.new_full((1,), one[:samples, 0].numel())
+            sums.append(torch.cat([count * mean, count * (variance + mean.square()), count]))
+        statistics = total(torch.stack(sums))  # in double precision, in which a variance is the difference of such sums
         count, (mean, square) = statistics[:, -1:], (statistics[:, :-1] / statistics[:, -1:]).chunk(2, 1)
-        variance = (square - mean.square()).clamp_min(0)
+        count, mean, variance = (values.to(weights[0].dtype) for values in (count, mean, (square - mean.square()).clamp_min(0)))
         outputs = [
             torch.native_batch_norm(one, weight, bias, its_mean, its_variance, False, 0.0, eps)[0]
             for one, weight, bias, its_mean, its_variance in zip(chunks, weights, biases, mean, variance, strict=True)
@@ -74,6 +75,14 @@ class _Normalise(torch.autograd.Function):
             of_chunks.append(found)
         of_weights, of_biases = zip(*parts, strict=True)
         return None, None, None, *of_chunks, *of_weights, *of_biases
+
+
+def _statistics(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over all but the channels, (C,) each; zeros of nothing."""
+    if not x.numel():
+        return torch.zeros_like(weight), torch.zeros_like(weight)
+    running = torch.zeros_like(weight), torch.ones_like(weight)  # their type is that of the statistics; of momentum 0 they stay
+    return torch.ops.aten.batch_norm_update_stats(x, *running, 0.0)
 
 
 def _sums_of_products(

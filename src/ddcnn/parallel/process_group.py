@@ -31,7 +31,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     world.timeline.backend = distributed.get_backend()
     ending = None
     try:
-        yield
+        with world.ending_job():
+            yield
     except (InputError, Stopped) as error:
         if isinstance(error, InputError) and not error.agreed:
             raise

@@ -11,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -19,37 +18,11 @@ import numpy as np
 from ddcnn.errors import InputError, Stopped
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.launcher import launched_size, size_variable
+from ddcnn.parallel.messages import CHUNK_BYTES, Several, Tag, pieces_of
 from ddcnn.parallel.timeline import Timeline
 
-CHUNK_BYTES = 1 << 28  # most bytes that one gather message brings to rank 0; MPI counts end at 2^31
 LONGEST_SLEEP = {"wait": 0.005, "communicate": 1e-4}  # seconds between two polls of a pending operation
 STEP_SLEEP = 2e-4  # the same in a training step, where all ranks arrive at about the same time
-
-
-class Tag(IntEnum):
-    """Tags of the point-to-point messages: which work another rank should stop, through the communicator of the job; halos."""
-
-    LOCAL = 1
-    FOLDS = 2
-    DNN = 3
-    PARTITION = 4
-    HALO = 5
-
-
-class _Several:
-    """Requests that are complete when all of them are."""
-
-    def __init__(self, kind: Any, requests: list[Any]):
-        self.kind, self.requests = kind, requests
-
-    def Test(self) -> bool:
-        return self.kind.Testall(self.requests)
-
-
-def _pieces(array: np.ndarray) -> list[np.ndarray]:
-    """A contiguous array in messages whose counts stay below 2³¹."""
-    flat, step = array.reshape(-1), max(1, CHUNK_BYTES // array.itemsize)
-    return [flat[begin : begin + step] for begin in range(0, flat.size, step)]
 
 
 class World:
@@ -155,25 +128,31 @@ class World:
         self.timeline.count(parts.nbytes - parts.nbytes // self.size)
         return arrived
 
-    def swap(self, parts: Mapping[int, np.ndarray], shapes: Mapping[int, tuple[int, ...]], dtype: np.dtype) -> dict[int, np.ndarray]:
-        """Messages between neighbours within a step of training: to each rank its part, from each rank one of this shape.
+    def swap(
+        self, parts: Mapping[int, np.ndarray], shapes: Mapping[int, tuple[int, ...]], dtype: np.dtype
+    ) -> Callable[[], dict[int, np.ndarray]]:
+        """Begins messages between neighbours in a step: to each rank its part, from each one of this shape. What is returned waits.
 
         Waiting for a slower neighbour cannot be told from communicating here; it counts as communicating.
         """
         arrived = {rank: np.empty(shape, dtype) for rank, shape in shapes.items()}
-        requests = [self.communicator.Irecv(piece, rank, Tag.HALO) for rank, one in arrived.items() for piece in _pieces(one)]
-        requests += [self.communicator.Isend(piece, rank, Tag.HALO) for rank, one in parts.items() for piece in _pieces(one)]
-        if requests:
-            self._wait(_Several(self._mpi.Request, requests), "communicate")
+        requests = [self.communicator.Irecv(piece, rank, Tag.HALO) for rank, one in arrived.items() for piece in pieces_of(one)]
+        requests += [self.communicator.Isend(piece, rank, Tag.HALO) for rank, one in parts.items() for piece in pieces_of(one)]
         self.timeline.count(sum(one.nbytes for one in parts.values()))
-        return arrived
+
+        def finish() -> dict[int, np.ndarray]:
+            if requests:
+                self._wait(Several(self._mpi.Request, requests), "communicate")
+            return arrived
+
+        return finish
 
     def broadcast_(self, array: np.ndarray) -> None:
         """``MPI_Bcast`` of rank 0's ``array`` (...) into those of the other ranks, in place and in chunks."""
         if not array.flags.c_contiguous:
             raise ValueError("only a contiguous array can be filled in place")
         self.barrier()
-        for piece in _pieces(array):
+        for piece in pieces_of(array):
             self._wait(self.communicator.Ibcast(piece, root=0), "communicate")
         self.timeline.count(0 if self.rank else (self.size - 1) * array.nbytes)
 
@@ -220,7 +199,7 @@ class World:
         size = np.array([data.size], dtype=np.int64)
         self._wait(self.communicator.Ibcast(size, root=root))
         buffer = data.copy() if self.rank == root else np.empty(int(size[0]), dtype=np.uint8)
-        for piece in _pieces(buffer):
+        for piece in pieces_of(buffer):
             self._wait(self.communicator.Ibcast(piece, root=root))
         return json.loads(buffer.tobytes())
 
@@ -238,7 +217,7 @@ class World:
             whether another rank has failed or stopped.
 
         Raises:
-            InputError: on the ranks that raised one.
+            InputError: on the ranks that raised one; at once if it ends the job.
             Stopped: on all ranks, if one of them has stopped.
         """
         error: InputError | Stopped | None = None
@@ -252,6 +231,8 @@ class World:
         try:
             yield lambda: self.communicator.Iprobe(tag=work)
         except (InputError, Stopped) as refusal:
+            if getattr(refusal, "ends_job", False):
+                raise
             error = refusal
             tell()
         self._wait(self.communicator.Ibarrier(), meanwhile=lambda: tell() if should_stop() else None)
@@ -266,12 +247,23 @@ class World:
             raise error or Stopped
 
     @contextmanager
+    def ending_job(self) -> Iterator[None]:
+        """Context of work with communication: an InputError of this rank alone ends the job, since the others wait for it."""
+        try:
+            yield
+        except InputError as error:
+            error.ends_job = self.size > 1 and not error.agreed
+            raise
+
+    @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
         """Context of work without communication: the InputError of the lowest rank that raised one is raised on all ranks."""
         error = None
         try:
             yield
         except InputError as refusal:
+            if refusal.ends_job:
+                raise
             error = refusal
         first = self.size - self.largest(self.size - self.rank if error else 0)
         if first < self.size:

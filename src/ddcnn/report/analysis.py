@@ -16,7 +16,7 @@ from ddcnn.parallel.heartbeat import beat
 from ddcnn.parallel.seeding import numpy_generator
 from ddcnn.report.metrics import calibration_error
 
-MOST_NUMBERS = 1 << 27  # N·S·N·C that the decisions are made of
+MOST_NUMBERS, KEPT_NUMBERS = 1 << 27, 1 << 23  # N·S·N·C that the decisions are made of; S·N·C of them that are kept for each method
 PICTURES = 6  # of one kind of disagreement
 MOST_PIXELS = 256  # of a picture along an axis
 
@@ -65,8 +65,9 @@ class Decision:
 
 
 def stride_of(samples: int, subdomains: int, values: int) -> int:
-    """Of the test samples: their part is as large as ``MOST_NUMBERS`` allows."""
-    return max(1, -(-samples * subdomains * values * subdomains // MOST_NUMBERS))
+    """Of the test samples: their part is as large as ``MOST_NUMBERS`` and ``KEPT_NUMBERS`` allow."""
+    kept = samples * subdomains * values
+    return max(1, -(-kept * subdomains // MOST_NUMBERS), -(-kept // KEPT_NUMBERS))
 
 
 def some_of(values: Table) -> tuple[np.ndarray, slice]:

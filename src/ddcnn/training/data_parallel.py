@@ -6,7 +6,6 @@ plain training loop. Order of the samples and augmentation do not depend on the 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddcnn.data.augmentation import Drawn, Labels
 from ddcnn.data.batches import NOTHING, Images, Samples
-from ddcnn.io.rows import Table, kept
+from ddcnn.io.rows import Room, Table, kept
 from ddcnn.parallel.heartbeat import beat, waiting
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
@@ -34,7 +33,7 @@ def train_data_parallel(
     Args:
         trainer: its batch size is that of all ranks together, made of equal shares (see ``global_batch_size``).
         network: with the same parameters on all ranks.
-        images: resident on every rank; each batch is divided as PyTorch's DistributedSampler would.
+        images: of which every rank can read all; each batch is divided as PyTorch's DistributedSampler would.
         chosen: (S,) int64, the samples to train on.
         has_unused: whether there are parameters that the loss does not depend on.
 
@@ -172,11 +171,11 @@ def bytes_per_step(parameters: int, buffers: int, ranks: int) -> int:
 
 
 def classify_together(
-    world: World, network: nn.Module, images: Samples, samples: int, policy: DevicePolicy, folder: Path
+    world: World, network: nn.Module, images: Samples, samples: int, policy: DevicePolicy, room: Room | None
 ) -> Table | None:  # fmt: skip
     """Probabilities (S, K) float32 of all S samples on rank 0, None on the other ranks; each rank classifies its share."""
     blocks = divided(world, np.arange(samples), images.pixels, lambda own: classify(network, images, torch.from_numpy(own), policy).numpy())
-    return kept(samples, blocks, folder)
+    return kept(samples, blocks, room)
 
 
 def divided(

@@ -112,7 +112,8 @@ class Recorded:
         graph = torch.cuda.CUDAGraph()
         self.eager.state.optimizer.zero_grad(set_to_none=True)  # so that gradients are the graph's own, and written, not added to
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            # the next subdomain's images may come to the device meanwhile, from another thread
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.eager(self.index, self.drawn)
         except torch.OutOfMemoryError:
             raise
