@@ -46,7 +46,7 @@ class Study:
         options += ["--epochs", "2", "--transfer-epochs", "2", "--global-epochs", "2", "--precision", "fp32", "--threads", "1"]
         options += ["--no-figures", "--evaluate-every", "0", "--methods", method, *MAPS, *self._least(method), *asked.further]
         folder = asked.output / f"{method}-{side}-{asked.ranks}-ranks-{zlib.crc32(' '.join(options).encode()):08x}"
-        results = finished(folder, asked.ranks, [*options, "--partitions", str(folder / "partitions")])
+        results = finished(folder, asked.ranks, [*options, "--partitions", str(asked.output / "partitions")])
         epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
         seconds = max(epoch["seconds"] for epoch in epochs if (epoch["phase"], epoch["epoch"]) == (way, 2))  # of the slowest subdomain
         sent = 0 if way == "local" else results["methods"][method]["bytes_communicated"]
