@@ -187,12 +187,13 @@ def program(command: Command) -> None:
 
 
 def benchmark(command: Command) -> None:
-    """A program in benchmarks/, with options that are in it and, after ``--``, options of ddcnn."""
+    """A program in benchmarks/, with options that are in it and, after ``--`` or within a value, options of ddcnn."""
     name, *words = command.words[1:]
     own = words[: words.index("--")] if "--" in words else words
     text = (ROOT / name).read_text("utf-8")
-    assert all(f'"{option}"' in text for option in OPTION.findall(" ".join(own)))
-    assert set(OPTION.findall(" ".join(words[len(own) :]))) <= known_options()
+    assert all(f'"{word}"' in text for word in own if word.startswith("--"))
+    values = [word for word in own if not word.startswith("--")]
+    assert set(OPTION.findall(" ".join([*values, *words[len(own) :]]))) <= known_options()
 
 
 CHECKS = {
