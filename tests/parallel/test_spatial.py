@@ -127,12 +127,13 @@ def network(name: str, shape: tuple[int, ...]) -> nn.Module:
     return make(Design(name, 4), Shape(shape, 2, K)).double()
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, name: str, most: float = 1e-12) -> None:
-    apart = ((found - expected).abs().max() / max(1e-3, expected.abs().max())).item()
-    assert apart <= most, name
+def close(found: torch.Tensor, expected: torch.Tensor, name: str, most: float = 1e-12, relative: float = 1e-12) -> None:
+    apart, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+    assert apart <= most * max(1.0, largest), name
+    assert apart <= relative * max(1e-3, largest), name
 
 
-def least_exact(name: str, dimensions: int) -> float:
+def of_small_ones(name: str, dimensions: int) -> float:
     """The last maps of ResNet18 have one voxel here: batch normalisation of two or four numbers makes rounding larger."""
     return 1e-9 if (name, dimensions) == ("resnet18", 3) else 1e-12
 
@@ -157,13 +158,13 @@ def test_logits_gradients_and_statistics_are_those_of_one_process(world, name, d
             values += [one.eval()(inputs)]
     spatial.finish_gradient()
     assert len(spatial.divided) > (0 if world.size > 1 else -1)
-    most = least_exact(name, dimensions)
+    relative = of_small_ones(name, dimensions)
     for one, other in zip(found, expected, strict=True):
-        close(one, other, "logits", most)
+        close(one, other, "logits", relative=relative)
     for (key, one), other in zip(mine.named_parameters(), alone.parameters(), strict=True):
-        close(one.grad, other.grad, key, most)
+        close(one.grad, other.grad, key, relative=relative)
     for (key, one), other in zip(mine.named_buffers(), alone.buffers(), strict=True):
-        close(one, other, key, most)
+        close(one, other, key, relative=relative)
 
 
 @pytest.mark.parametrize(("optimizer", "parts"), [("adamw", 1), ("sgd", 2)])
@@ -180,8 +181,9 @@ def test_five_steps_of_training_are_those_of_one_process(world, name, dimensions
     trainer.train(alone, Numbers(shape, listed=False), torch.arange(SAMPLES))
     assert told[0].loss == pytest.approx(told[1].loss, rel=1e-12)
     assert told[0].accuracy == told[1].accuracy
+    most, relative = 1e-10 if (name, dimensions) == ("resnet18", 3) else 1e-12, of_small_ones(name, dimensions)
     for (key, one), other in zip(mine.state_dict().items(), alone.state_dict().values(), strict=True):
-        close(one, other, key, least_exact(name, dimensions))
+        close(one, other, key, most, relative)
 
 
 @pytest.mark.parametrize(("name", "side"), [("vgg9", 12), ("resnet18", 96), ("resnet20", 20)])
@@ -198,6 +200,7 @@ def test_all_ranks_compute_in_the_same_precision(world, name, side):
         spatial.finish_gradient()
         gradients.append(torch.cat([one.grad.flatten() for one in alone.parameters() if one.grad is not None]))
     assert (logits[1] - logits[0]).abs().max() < 0.1 * logits[0].abs().max()
+    assert all(one.isfinite().all() for one in gradients)
     assert (gradients[1] - gradients[0]).norm() < 0.5 * gradients[0].norm()
 
 
@@ -215,7 +218,7 @@ def test_of_a_network_whose_first_layer_leaves_a_rank_without_pixels_all_is_comp
     spatial = SpatialNetwork(world, network("resnet18", (8, 8)), layout)
     assert bool(spatial.divided) == (world.size == 2)
     logits = spatial([normal(4, 2, 8, 8)[:, :, *spatial.own.slices]])
-    close(logits, network("resnet18", (8, 8))(normal(4, 2, 8, 8)), "logits", 1e-10)
+    close(logits, network("resnet18", (8, 8))(normal(4, 2, 8, 8)), "logits", relative=1e-10)
 
 
 @pytest.mark.parametrize(("name", "dimensions"), CASES)
