@@ -105,6 +105,11 @@ def grid_of(number: int, sides: Sequence[int]) -> tuple[int, ...]:
     return min((grid for grid in product(divisors, repeat=len(sides)) if prod(grid) == number), key=unevenness)
 
 
+def grid_of_ranks(ranks: int, sides: Sequence[int]) -> tuple[int, ...]:
+    """As ``grid_of``, and rather of whole rows, which lie together in memory: for ranks that exchange their edges."""
+    return grid_of(ranks, sides[::-1])[::-1]
+
+
 @dataclass(frozen=True)
 class Decomposition:
     """A grid of N subdomains over images of one spatial shape; ``len`` is N (arXiv 2302.06564, section 2).

@@ -11,7 +11,7 @@ from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import Source
-from ddcnn.decomposition import Decomposition, grid_of, times
+from ddcnn.decomposition import Decomposition, grid_of_ranks, times
 from ddcnn.errors import InputError
 from ddcnn.experiment.resumed import Resumed
 from ddcnn.networks import registry
@@ -53,7 +53,7 @@ def check_spatial(ranks: int, settings: RunSettings, decomposition: Decompositio
             f"--methods spatial: the layers of --network {settings.network} are not known, so its halos are not: take "
             f"{', '.join(registry.NETWORKS)}, or leave spatial out"
         )
-    grid = grid_of(ranks, decomposition.shape[::-1])[::-1]  # as of ``Layout``
+    grid = grid_of_ranks(ranks, decomposition.shape)
     if any(parts > side for parts, side in zip(grid, decomposition.shape, strict=True)):
         raise InputError(
             f"--methods spatial: {ranks} ranks cannot divide images of {times(decomposition.shape)} pixels: take fewer, or leave it out"

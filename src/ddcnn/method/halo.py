@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from ddcnn.decomposition import Box, common, cuts, grid_of
+from ddcnn.decomposition import Box, common, cuts, grid_of_ranks
 from ddcnn.method.interface import from_numbers, to_numbers
 from ddcnn.parallel.world import World
 
@@ -41,8 +41,8 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], ranks: int) -> Self:
-        """Of images, in parts that are as cubic as can be, and rather of whole rows: these lie together in memory."""
-        return cls(tuple(tuple(cuts(n, parts)) for n, parts in zip(shape, grid_of(ranks, shape[::-1])[::-1], strict=True)))
+        """Of images."""
+        return cls(tuple(tuple(cuts(n, parts)) for n, parts in zip(shape, grid_of_ranks(ranks, shape), strict=True)))
 
     @property
     def shape(self) -> tuple[int, ...]:
