@@ -176,7 +176,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("ranks", "inodes"), [(None, 5), (2, 6)])
+@pytest.mark.parametrize(("ranks", "inodes"), [(None, 6), (2, 7)])
 def test_a_set_that_does_not_fit_on_the_disk(tmp_path, ranks, inodes):
     small = ("--train-samples", "20", "--test-samples", "8", "--output", "set.h5")
     outcomes = []

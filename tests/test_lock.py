@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -281,29 +282,44 @@ def test_a_folder_that_is_gone_or_cannot_be_written_is_said(folder):
         folder.rmdir()
 
 
-GUARDED = """
+KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ddcnn.io.lock import alone
-with alone(Path(sys.argv[1])):
-    os.kill(os.getpid(), signal.SIGKILL)
+from ddcnn.io.lock import locked
+folder, left = sys.argv[1], int(sys.argv[2])
+def count(event, arguments):
+    global left
+    if any(str(argument).startswith(folder) for argument in arguments):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+with locked(Path(folder)):
+    pass
 """
 
 
-def test_one_that_is_killed_while_it_takes_the_folder_does_not_block_others_on_its_host(folder):
-    assert subprocess.run([sys.executable, "-c", GUARDED, str(folder)], check=False).returncode == -signal.SIGKILL
-    assert (folder / ".lock.taking").is_dir()
-    with locked(folder):
-        pass
-    assert not (folder / ".lock.taking").exists()
+def test_one_that_is_killed_before_any_of_its_operations_does_not_block_others_on_its_host(folder):
+    left = set()
+    for operation in count():
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(operation)], check=False)
+        left |= {path.name for path in folder.iterdir()}
+        begin = time.monotonic()
+        with locked(folder):
+            assert time.monotonic() - begin < 2
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -signal.SIGKILL
+    assert operation > 15
+    assert {".lock", ".lock.taking"} < left
+    assert all(not any(path.iterdir()) for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("mark", [None, "elsewhere.1.1", f"{socket.gethostname()}.{os.getpid()}.{lock._started(os.getpid())}", "foreign"])
+@pytest.mark.parametrize("mark", ["elsewhere.1.1", f"{socket.gethostname()}.{os.getpid()}.{lock._started(os.getpid())}", "foreign"])
 def test_one_that_is_stopped_while_it_takes_the_folder_does_not_block_others_for_long(folder, mark):
     """It may live, or have been killed on another host; the refusal names its guard."""
     (folder / ".lock.taking").mkdir()
-    if mark:
-        (folder / ".lock.taking" / mark).touch()
+    (folder / ".lock.taking" / mark).touch()
     begin = time.monotonic()
     with holder(folder) as (_, said):
         assert f"{folder}/.lock.taking is in the way" in said

@@ -1,9 +1,9 @@
 """One job at a time in a folder: a second one is refused and learns who holds it; the lock of a job that has ended is taken over.
 
-FOLDER/.lock names its holder: host, process and SLURM job. While it is read and written, a folder beside it (mkdir is atomic on every
-file system) keeps others out. The holder also keeps the kernel's flock, which tells of a live process that cannot be seen from here, as in
-another container. The package filelock is no substitute: it cannot name the holder of its flock, which some parallel file systems do not
-have or keep within one host, and its soft lock cannot tell that a holder on another host has ended; SLURM can.
+FOLDER/.lock names its holder: host, process and SLURM job. While it is read and written, a folder beside it keeps others out: nothing else
+gets the name of a folder that is not empty. The holder also keeps the kernel's flock, which tells of a live process that cannot be seen
+from here, as in another container. The package filelock is no substitute: it cannot name the holder of its flock, which some parallel
+file systems do not have or keep within one host, and its soft lock cannot tell that a holder on another host has ended; SLURM can.
 """
 
 import errno
@@ -169,50 +169,60 @@ def _flock(file: IO) -> bool:
 
 def _holder(path: Path) -> Holder | None:
     """Who has written the file; None if there is none, or its content is not that of a lock."""
-    if not os.path.lexists(path):
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
         return None
-    status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         raise InputError(f"{path} is a link or no file: delete it, or name another folder")
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file, suppress(ValueError):
-        return Holder.model_validate_json(file.read(MOST_BYTES))
-    return None
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return Holder.model_validate_json(file.read(MOST_BYTES))
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 @contextmanager
 def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """One process at a time, on all hosts, for what takes an instant; InputError if another one takes longer than ``patience`` seconds."""
     guard, until = folder / f"{NAME}.taking", time.monotonic() + patience
-    mark = guard / f"{socket.gethostname()}.{os.getpid()}.{_started(os.getpid())}"
-    while True:
-        try:
-            guard.mkdir()
-            break
-        except FileExistsError:
-            with suppress(OSError, ValueError):
-                _clear(guard)
-            if time.monotonic() > until:
-                raise InputError(f"{guard} is in the way: if no job is just starting in that folder, delete it") from None
-            time.sleep(0.02)
+    thread = threading.get_native_id()  # the kernel lists a thread as it does a process
+    this = f"{socket.gethostname()}.{thread}.{_started(thread)}"
+    own = guard.with_name(f"{guard.name}.{this}")  # becomes the guard with the mark in it, so that nobody is killed between the two
     try:
-        with suppress(OSError):  # it only helps others
-            mark.touch()
+        own.mkdir(exist_ok=True)
+        (own / this).touch()
+        while True:
+            os.utime(own)
+            try:
+                own.rename(guard)  # also in place of an empty one, which is nobody's
+                break
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+            _clear(folder)
+            if time.monotonic() > until:
+                raise InputError(f"{guard} is in the way: if no job is just starting in that folder, delete it")
+            time.sleep(0.02)
         yield
     finally:
-        mark.unlink(missing_ok=True)
-        guard.rmdir()
+        for place in (own, guard):
+            with suppress(OSError):  # it is not there, or by now another one's
+                (place / this).unlink()
+            with suppress(OSError):
+                place.rmdir()
 
 
-def _clear(guard: Path) -> None:
-    """Removes the guard of a process that has been killed: one of this host that is no more, or any after a while."""
-    old = time.time() - guard.stat().st_mtime > ABANDONED
-    for mark in guard.iterdir():
-        host, pid, started = mark.name.rsplit(".", 2)
-        if old or (host == socket.gethostname() and _started(int(pid)) not in (int(started), HIDDEN)):
-            mark.unlink()  # of several processes that find it, one succeeds
-            old = True
-    if old:
-        guard.rmdir()
+def _clear(folder: Path) -> None:
+    """Removes what killed processes have left: those of this host that are no more, and any that has been the guard for long."""
+    for guard in folder.glob(f"{NAME}.taking*"):
+        with suppress(OSError, ValueError):
+            old = guard.name == f"{NAME}.taking" and time.time() - guard.stat().st_mtime > ABANDONED
+            for mark in guard.iterdir():
+                host, pid, started = mark.name.rsplit(".", 2)
+                if old or (host == socket.gethostname() and _started(int(pid)) not in (int(started), HIDDEN)):
+                    mark.unlink()  # of several processes that find it, one succeeds
+                    guard.rmdir()
 
 
 def _started(pid: int) -> int | None:
