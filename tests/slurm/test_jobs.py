@@ -135,7 +135,7 @@ def test_a_job_that_is_cancelled_is_not_requeued(slurm, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--train-samples", "400")), ("weak", ("--width", "8"))])
 def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_path, kind, options):
-    small = {"RANKS": "1 2 4", "STUDY": "study"} | ({"SIDE": "8", "SAMPLES": "200"} if kind == "weak" else {})
+    small = {"RANKS": "1 2 4", "STUDY": "study", "REPETITIONS": "1"} | ({"SIDE": "8", "SAMPLES": "200"} if kind == "weak" else {})
     told = slurm.run("bash", JOBS / f"{kind}_scaling.sbatch", "--network", "vgg3", "--epochs", "2", *options, cwd=tmp_path, **small)
     array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
     over = slurm.wait(collector)
@@ -153,7 +153,7 @@ def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_
 @pytest.mark.full
 def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
     options = ("--network", "vgg3", "--epochs", "1", "--data", "nowhere")
-    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="1 2", STUDY="study")
+    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="1 2", STUDY="study", REPETITIONS="1")
     collector = told.split()[5].rstrip(":")
     assert slurm.wait(collector)["JobState"] == "CANCELLED"
     for ranks in "12":

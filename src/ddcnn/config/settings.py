@@ -38,7 +38,9 @@ class RunSettings(DataSettings, TrainingSettings):
     )
     head: Literal["dense", "pooled"] | None = option(
         Group.NETWORK, None,
-        "how built-in CNNs, local and global, decide: by dense layers on their last map, or on its largest values in each half of an axis",
+        "how the built-in VGGs, local and global, decide: by dense layers on their last map, or by one layer on the largest values of it in "
+        "each half of an axis (default: pooled)",
+        "pooled|dense",
     )  # fmt: skip
     features: int | None = option(Group.NETWORK, None, "neurons of the local CNNs' last hidden layer (default: by width)", "F", ge=1)
     weights: Path | None = option(
