@@ -135,6 +135,16 @@ def test_folds_thin_networks_and_dropout(tmp_path, undisturbed, options, interru
     assert_same(outcome(tmp_path), undisturbed(2, *options))
 
 
+@pytest.mark.parametrize(("ranks", "grid", "interrupted"), [(2, "2x2", ("local-0003", 0, 1)), full(4, "1x2", ("local-0001", 0, 3))])
+def test_a_stop_while_images_are_classified_is_no_later_than_their_next_block(tmp_path, undisturbed, ranks, grid, interrupted):
+    """Of vote and average no step of a training follows, which would see it."""
+    options = ("--methods", "vote,average", "--grid", grid)
+    assert start(ranks, tmp_path, *SHORT, *options, interrupted=(*interrupted, "SIGUSR1")).returncode == 75
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert start(ranks, tmp_path, "--resume").returncode == 0
+    assert_same(outcome(tmp_path), undisturbed(ranks, *options))
+
+
 def test_a_run_goes_on_with_other_methods(tmp_path, undisturbed):
     """Such as without the one that diverges."""
     finished = start(2, tmp_path, *SHORT, "--methods", "vote,average,dnn,coherent", interrupted=("coherent", 12, 1, "SIGUSR1"))

@@ -38,7 +38,7 @@ class RunSettings(DataSettings, TrainingSettings):
     )
     head: Literal["dense", "pooled"] | None = option(
         Group.NETWORK, None,
-        "how the built-in VGGs, local and global, decide: by dense layers on their last map, or by one layer on the largest values of it in "
+        "how the built-in VGGs, local and global, decide: by dense layers on their last map, or by one on the largest values of it in "
         "each half of an axis (default: pooled)",
         "pooled|dense",
     )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 
 from ddcnn.config.methods import Method
 from ddcnn.data.batches import Images
+from ddcnn.errors import Stopped
 from ddcnn.experiment.context import RecordedEpochs, RunContext, failing_in
 from ddcnn.experiment.results import Decided
 from ddcnn.io.progress import Progress
@@ -22,6 +23,7 @@ from ddcnn.method.interface import evaluate_interface, gather_tables, probabilit
 from ddcnn.method.local import train_local
 from ddcnn.networks.layers import count_parameters
 from ddcnn.parallel.messages import Tag
+from ddcnn.parallel.world import World
 from ddcnn.report.analysis import Decision, some_of
 from ddcnn.report.metrics import Probable
 from ddcnn.training.data_parallel import classify_together
@@ -141,7 +143,8 @@ def classify_local(
         return classify_together(group, network, judged["validation"], problem.store.validation_samples, policy, context.scratch)
 
     def values_of(images: Images, chosen: np.ndarray) -> Table | None:
-        return kept(len(chosen), evaluate_interface(group, settings.interface, network, images, chosen, policy), context.scratch)
+        blocks = evaluate_interface(group, settings.interface, network, images, chosen, policy)
+        return kept(len(chosen), until_stopped(group, blocks, lambda: context.should_stop() or others_stop()), context.scratch)
 
     with failing_in(f"subdomain {index}", "--lr"), problem.world.timeline.span("compute"), group.ending_job():
         judged = {split: problem.subimages(split, index) for split in problem.store.samples if split != "train"}
@@ -170,6 +173,14 @@ def classify_local(
         if interface_dnn is not None:
             found["dnn"] = interface_dnn
         return found
+
+
+def until_stopped(group: World, blocks: Iterator[np.ndarray | None], should_stop: Callable[[], bool]) -> Iterator[np.ndarray | None]:
+    """The blocks, one after the other; Stopped on all ranks of the group after the one in which one of them is asked to stop."""
+    for block in blocks:
+        yield block
+        if group.largest_of([should_stop()])[0]:
+            raise Stopped
 
 
 def vote_and_average(context: RunContext, gathered: dict[str, Table]) -> None:
