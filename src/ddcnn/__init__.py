@@ -9,7 +9,7 @@ from typing import Any
 
 from ddcnn.networks.torchvision_compat import install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PUBLIC = {
     "decompose": "experiment.api",
