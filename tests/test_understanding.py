@@ -15,6 +15,7 @@ from ddcnn.method.aggregate import vote
 from ddcnn.report.analysis import PICTURES, Decision, disagreements, small_picture, some_of, to_picture
 from ddcnn.report.analysis_report import analysis_text
 from ddcnn.report.figures import charts, maps
+from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share
 from ddcnn.report.metrics import calibration_error, reliability
 
 
@@ -172,3 +173,15 @@ def test_reliability_is_drawn_with_its_error():
     figure = charts.reliability(bins, {"average": 0.15, "dnn": 0.0})
     figure.draw_without_rendering()
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["average\nECE 15.0 %", "dnn\nECE 0.0 %"]
+
+
+def test_intervals_are_those_of_the_textbooks():
+    np.testing.assert_allclose(of_share(0.8, 10), [0.490, 0.943], atol=1e-3)  # Wilson
+    np.testing.assert_allclose(of_share(np.array([0.0, 1.0]), 10), [[0, 0.722], [0.278, 1]], atol=1e-3)
+    np.testing.assert_allclose(of_mean(np.array([1.0, 2.0, 3.0])), [2 - 2.484, 2 + 2.484], atol=1e-3)  # Student, t = 4.303
+    first, second = np.repeat([True, True, False, False], [794, 86, 150, 570]), np.repeat([True, False, True, False], [794, 86, 150, 570])
+    np.testing.assert_allclose(of_difference(first, second), [-0.0587, -0.0213], atol=5e-4)  # Agresti's survey of the prime minister
+    same = np.array([True] * 50)
+    low, high = of_difference(same, same)
+    assert low < 0 < high  # equal decisions on few samples are no proof of equality
+    assert [decimals(samples) for samples in (360, 10_000, 1_000_000)] == [0, 1, 2]
