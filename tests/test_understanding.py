@@ -161,18 +161,23 @@ def test_a_run_tells_how_well_its_methods_are_calibrated(digits_run, understood)
 @pytest.mark.parametrize("shape", [(2, 2), (1, 5), (12, 12), (3, 2, 2)])
 def test_reliance_is_drawn_on_any_grid(shape):
     lost = np.linspace(-0.05, 0.3, np.prod(shape)).reshape(shape)
-    figure = maps.reliance({"vote": lost, "dnn": 2 * lost})
+    figure = maps.reliance({"vote": lost, "dnn": 2 * lost}, 1000)
     figure.draw_without_rendering()
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    shown = [axes.collections[0].get_array() for axes in figure.axes if axes.get_label() != "<colorbar>"]
     assert len(shown) == 2 * (shape[0] if len(shape) == 3 else 1)
     np.testing.assert_allclose(np.stack(shown[1::2]).ravel(), 200 * lost.ravel())
 
 
-def test_reliability_is_drawn_with_its_error():
-    bins = {"average": reliability(np.array([0.2, 0.9]), np.array([False, True])), "dnn": reliability(np.ones(3), np.ones(3, bool))}
+def test_reliability_is_drawn_with_its_error_what_few_samples_say_and_no_dots():
+    sure = np.repeat([0.2, 0.9], [3, 40])
+    bins = {"average": reliability(sure, sure > 0.5), "dnn": reliability(np.ones(300), np.ones(300, bool))}
     figure = charts.reliability(bins, {"average": 0.15, "dnn": 0.0})
     figure.draw_without_rendering()
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["average\nECE 15.0 %", "dnn\nECE 0.0 %"]
+    above, _, below, _ = figure.axes
+    assert [bool(bar.get_hatch()) for bar in above.patches] == [False, True]  # that of three samples is marked
+    assert below.get_yscale() == "log" and below.get_ylim()[1] > 300
+    assert all(line.get_marker() in ("None", None, "_") for line in above.lines)
 
 
 def test_intervals_are_those_of_the_textbooks():

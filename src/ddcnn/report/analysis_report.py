@@ -110,7 +110,10 @@ def analysis_figures(run: FinishedRun) -> dict[str, Callable[[], Any]]:
         return {}
 
     def reliance() -> Any:
-        return maps.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
+        lost = {name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()}
+        cut = run.results.decomposition.splitting.cuts_images  # else there are no places in an image
+        samples = min(one.samples for one in analysis.influence.values())
+        return maps.reliance(lost, samples, maps.Behind(details.examples[0], run.cores) if cut else None)
 
     def reliability_of_methods() -> Any:
         correct = {name: details.classes[name] == details.labels for name in details.confidence}

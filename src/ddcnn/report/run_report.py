@@ -63,9 +63,11 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
         return {}
     from ddcnn.report.figures import charts, images, maps
     from ddcnn.report.figures.fonts import label
+    from ddcnn.report.figures.timeline import timeline
 
     details = run.details
-    shares = confusion_shares(run)
+    counts = confusion(details.labels, details.classes[run.results.best], run.results.data.classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     different = slice(None) if run.results.decomposition.splitting.cuts_images else slice(1)  # else all see the same
 
     def names(most: int) -> list[str]:
@@ -78,14 +80,14 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     figures: dict[str, Callable[[], Any]] = {
         "decomposition": decomposition,
         "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)], run.results.curves_on),
-        "confusion": lambda: maps.confusion(shares, names(LONGEST_TICK), run.results.best),
-        "timeline": lambda: charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
+        "confusion": lambda: maps.confusion(counts, names(LONGEST_TICK), run.results.best),
+        "timeline": lambda: timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
         lines = [line.model_dump() | {"evaluated": line.evaluated_accuracy} for line in run.epochs]
         figures["learning_curves"] = lambda: charts.learning_curves(lines, run.curve_ends, run.results.curves_on)
     if (local := run.local_accuracy) is not None:
-        figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy)
+        figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy, run.results.data.test_samples)
     drawn = draw_figures(run.folder, figures | analysis_figures(run), details.class_names)
     return {name: caption for name, caption in (captions(run, shares) | analysis_captions(run)).items() if name in drawn}
 
@@ -122,12 +124,6 @@ def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
         "timeline": "What every rank does when, with a line at the beginning of each phase: the more blue, the better the ranks are used "
         "(white: not recorded).",
     }
-
-
-def confusion_shares(run: FinishedRun) -> np.ndarray:
-    """(K, K) share of the test samples of a class (row) that the best method puts into a class (column)."""
-    counts = confusion(run.details.labels, run.details.classes[run.results.best], run.results.data.classes)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def report_text(run: FinishedRun) -> str:
