@@ -20,6 +20,7 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
+from ddcnn.report import pages
 from ddcnn.report.figures import charts, images, maps
 from ddcnn.report.figures.timeline import timeline
 from ddcnn.report.pages import human
@@ -117,15 +118,19 @@ def test_embeds_every_figure_and_each_shows_something(finished):
 
 
 class Page(HTMLParser):
-    """What a page loads, its tags, and its text."""
+    """What a page loads, its tags, its text, targets of links and places for them, and texts in place of figures."""
 
     def __init__(self, text):
         super().__init__()
         self.loads, self.tags, self.text = [], set(), ""
+        self.targets, self.places, self.instead = [], set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        self.targets += [value for name, value in attributes if tag == "a" and name == "href"]
+        self.places |= {value for name, value in attributes if name == "id"}
+        self.instead += [value for name, value in attributes if name == "alt"]
         self.loads += [value for name, value in attributes if name in ("src", "srcset", "background", "data")]
         self.loads += [value for name, value in attributes if tag == "link" and name == "href"]
 
@@ -144,8 +149,62 @@ def test_the_page_has_its_figures_inside_and_loads_nothing(finished):
     assert "url(" not in text and "@import" not in text
     assert {"h1", "h2", "table", "th", "td"} <= page.tags
     markdown = (finished / "report.md").read_text("utf-8")
-    assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == re.findall(r"<h2>(.*)</h2>", text)
+    sections = [line[3:] for line in markdown.splitlines() if line.startswith("## ")] + ["Settings and results"]
+    assert re.findall(r"<h2 .*>(.*)</h2>", text) == sections
+    assert re.findall(r'<li><a href="#.*">(.*)</a></li>', text) == sections
     assert text.count("<tr>") == sum(line.startswith("| ") for line in markdown.splitlines()) - markdown.count("| :--")
+
+
+def test_the_page_can_be_sent_alone(finished):
+    text = (finished / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert {f"#{place}" for place in page.places} == set(page.targets)
+    for name in ("config.toml", "results.json"):
+        assert (finished / name).read_text("utf-8") in page.text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_who_does_not_see_a_figure_reads_its_numbers(finished):
+    instead = Page((finished / "report.html").read_text("utf-8")).instead
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    assert len(set(instead)) == len(FIGURES)
+    (curves,) = [text for text in instead if "over wall time" in text]
+    for name, method in results["methods"].items():
+        seconds, accuracy = method["curve"][-1]
+        assert f"{name} at {accuracy:.1%} after {seconds:.1f} s" in curves
+    (errors,) = [text for text in instead if "calibration errors" in text]
+    for name, error in results["understanding"]["calibration_error"].items():
+        assert f"{name} {error:.1%}" in errors
+    (kinds,) = [text for text in instead if "decide differently" in text]
+    assert [int(count) for count in re.findall(r"right (\d+)", kinds)] == list(results["understanding"]["disagreement"].values())
+
+
+def test_the_verdict_names_the_best_method_by_how_much_and_at_what_cost(finished):
+    run = load(RunFolder(finished))
+    results, text = run.results, (finished / "report.md").read_text("utf-8")
+    assert text.index("## Verdict") < text.index("## Methods")
+    assert f"**`{results.best}` is the most accurate method** on the validation images" in text
+    found = {row[0]: row[1:] for row in rows(text, "Verdict")}
+    assert set(found) == set(results.methods)
+    for name, (below, interval, told, seconds, sent, memory) in found.items():
+        method = results.methods[name]
+        assert (seconds, sent, memory) == (
+            f"{method.seconds.total:.2f}", human(method.bytes_communicated), human(method.peak_memory_bytes),
+        )  # fmt: skip
+        if name == results.best:
+            continue
+        lost = (run.details.classes[results.best] == run.details.labels).mean() - (run.details.classes[name] == run.details.labels).mean()
+        low, high = map(float, interval.split(" to "))
+        assert float(below) == pytest.approx(100 * lost, abs=0.06) and low - 1 < float(below) < high + 1
+        assert told == ("yes" if low > 0 else "yes, better on the test images" if high < 0 else "no")
+
+
+def test_without_its_settings_the_page_has_no_link_to_them(bare):
+    (bare / "results.json").rename(bare / "kept")
+    run = RunFolder(bare)
+    page = Page(pages.page(run, "# a\n\n[config.toml](config.toml), [results.json](results.json), [x](http://host/x)\n"))
+    assert page.targets == ["#config.toml", "#files"]
+    assert "config.toml, results.json, x" in page.text
 
 
 NAMES = ["<script>alert(1)</script>", "![x](http://host/x.png)", "*a* _b_ `c` | d", "$x_{", "&amp; <b>", "[l](javascript:x)", "a_b"]
@@ -161,7 +220,9 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
     (bare / "results.json").write_text(json.dumps(results), "utf-8")
     write_report(RunFolder(bare))
     page = Page((bare / "report.html").read_text("utf-8"))
-    assert not page.tags & {"script", "b", "i", "em", "strong"}
+    assert not page.tags & {"script", "b", "i", "em"} and page.targets.count("#config.toml") == 1
+    (classes,) = [text for text in page.instead if "into their class" in text]
+    assert all(f"{name}: " in classes for name in names)
     assert len(page.loads) == len(FIGURES) and all(source.startswith("data:image/png") for source in page.loads)
     assert "/<i>/![s](file:///etc/passwd), 2x2 subdomains" in page.text
     run = load(RunFolder(bare))

@@ -93,7 +93,7 @@ def test_features_cannot_be_without_a_subdomain_and_global_has_none(volumes_run)
     assert set(told["calibration_error"]) == {"average", "dnn", "coherent", "transfer", "global"}
     run = load(RunFolder(volumes_run))
     assert (len(run.results.analysis.influence["dnn"].reliance), run.map_shape) == (4, (2, 2, 1))
-    assert "| dnn |" in analysis_text(run)
+    assert "| dnn |" in analysis_text(run, {})
 
 
 def test_disagreements_by_who_is_right():
@@ -119,7 +119,7 @@ def test_a_run_counts_and_shows_where_vote_and_dnn_disagree(digits_run, understo
     assert differ[run.details.picture_rows].all()
     test = open_source(SourceOptions("digits", "")).splits["test"]
     np.testing.assert_array_equal(run.details.pictures, test.read(run.details.picture_rows))
-    text = analysis_text(run)
+    text = analysis_text(run, {})
     assert f"on {differ.sum()} of {len(differ)} test samples" in text
     lines = text.split("## Vote and DNN")[1].split("##")[0].splitlines()
     rows = [row.strip("| ").split("|") for row in lines if row.startswith("| ") and row[2].isdigit()]
