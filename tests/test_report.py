@@ -20,7 +20,9 @@ from ddcnn.decomposition import Decomposition
 from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
+from ddcnn.report import pages
 from ddcnn.report.figures import charts, images, maps
+from ddcnn.report.figures.timeline import timeline
 from ddcnn.report.pages import human
 from ddcnn.report.run_report import write_report
 
@@ -116,15 +118,19 @@ def test_embeds_every_figure_and_each_shows_something(finished):
 
 
 class Page(HTMLParser):
-    """What a page loads, its tags, and its text."""
+    """What a page loads, its tags, its text, targets of links and places for them, and texts in place of figures."""
 
     def __init__(self, text):
         super().__init__()
         self.loads, self.tags, self.text = [], set(), ""
+        self.targets, self.places, self.instead = [], set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        self.targets += [value for name, value in attributes if tag == "a" and name == "href"]
+        self.places |= {value for name, value in attributes if name == "id"}
+        self.instead += [value for name, value in attributes if name == "alt"]
         self.loads += [value for name, value in attributes if name in ("src", "srcset", "background", "data")]
         self.loads += [value for name, value in attributes if tag == "link" and name == "href"]
 
@@ -143,8 +149,62 @@ def test_the_page_has_its_figures_inside_and_loads_nothing(finished):
     assert "url(" not in text and "@import" not in text
     assert {"h1", "h2", "table", "th", "td"} <= page.tags
     markdown = (finished / "report.md").read_text("utf-8")
-    assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == re.findall(r"<h2>(.*)</h2>", text)
+    sections = [line[3:] for line in markdown.splitlines() if line.startswith("## ")] + ["Settings and results"]
+    assert re.findall(r"<h2 .*>(.*)</h2>", text) == sections
+    assert re.findall(r'<li><a href="#.*">(.*)</a></li>', text) == sections
     assert text.count("<tr>") == sum(line.startswith("| ") for line in markdown.splitlines()) - markdown.count("| :--")
+
+
+def test_the_page_can_be_sent_alone(finished):
+    text = (finished / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert {f"#{place}" for place in page.places} == set(page.targets)
+    for name in ("config.toml", "results.json"):
+        assert (finished / name).read_text("utf-8") in page.text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_who_does_not_see_a_figure_reads_its_numbers(finished):
+    instead = Page((finished / "report.html").read_text("utf-8")).instead
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    assert len(set(instead)) == len(FIGURES)
+    (curves,) = [text for text in instead if "over wall time" in text]
+    for name, method in results["methods"].items():
+        seconds, accuracy = method["curve"][-1]
+        assert f"{name} at {accuracy:.1%} after {seconds:.1f} s" in curves
+    (errors,) = [text for text in instead if "calibration errors" in text]
+    for name, error in results["understanding"]["calibration_error"].items():
+        assert f"{name} {error:.1%}" in errors
+    (kinds,) = [text for text in instead if "decide differently" in text]
+    assert [int(count) for count in re.findall(r"right (\d+)", kinds)] == list(results["understanding"]["disagreement"].values())
+
+
+def test_the_verdict_names_the_best_method_by_how_much_and_at_what_cost(finished):
+    run = load(RunFolder(finished))
+    results, text = run.results, (finished / "report.md").read_text("utf-8")
+    assert text.index("## Verdict") < text.index("## Methods")
+    assert f"**`{results.best}` is the most accurate method** on the validation images" in text
+    found = {row[0]: row[1:] for row in rows(text, "Verdict")}
+    assert set(found) == set(results.methods)
+    for name, (below, interval, told, seconds, sent, memory) in found.items():
+        method = results.methods[name]
+        assert (seconds, sent, memory) == (
+            f"{method.seconds.total:.2f}", human(method.bytes_communicated), human(method.peak_memory_bytes),
+        )  # fmt: skip
+        if name == results.best:
+            continue
+        lost = (run.details.classes[results.best] == run.details.labels).mean() - (run.details.classes[name] == run.details.labels).mean()
+        low, high = map(float, interval.split(" to "))
+        assert float(below) == pytest.approx(100 * lost, abs=0.06) and low - 1 < float(below) < high + 1
+        assert told == ("yes" if low > 0 else "yes, better on the test images" if high < 0 else "no")
+
+
+def test_without_its_settings_the_page_has_no_link_to_them(bare):
+    (bare / "results.json").rename(bare / "kept")
+    run = RunFolder(bare)
+    page = Page(pages.page(run, "# a\n\n[config.toml](config.toml), [results.json](results.json), [x](http://host/x)\n"))
+    assert page.targets == ["#config.toml", "#files"]
+    assert "config.toml, results.json, x" in page.text
 
 
 NAMES = ["<script>alert(1)</script>", "![x](http://host/x.png)", "*a* _b_ `c` | d", "$x_{", "&amp; <b>", "[l](javascript:x)", "a_b"]
@@ -160,7 +220,9 @@ def test_names_that_users_have_chosen_are_shown_as_they_are(bare):
     (bare / "results.json").write_text(json.dumps(results), "utf-8")
     write_report(RunFolder(bare))
     page = Page((bare / "report.html").read_text("utf-8"))
-    assert not page.tags & {"script", "b", "i", "em", "strong"}
+    assert not page.tags & {"script", "b", "i", "em"} and page.targets.count("#config.toml") == 1
+    (classes,) = [text for text in page.instead if "into their class" in text]
+    assert all(f"{name}: " in classes for name in names)
     assert len(page.loads) == len(FIGURES) and all(source.startswith("data:image/png") for source in page.loads)
     assert "/<i>/![s](file:///etc/passwd), 2x2 subdomains" in page.text
     run = load(RunFolder(bare))
@@ -325,48 +387,148 @@ def test_drawn_apart_every_subimage_is_whole():
     assert grey.sum() == sum(np.prod(subdomain.subimage.shape) for subdomain in subdomains)
 
 
-def test_local_accuracies_stand_at_their_places():
-    accuracies = np.linspace(0.1, 0.8, 12).reshape(2, 2, 3)
-    figure = maps.local_accuracy(accuracies, {"vote": 0.9})
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    np.testing.assert_allclose(shown, 100 * accuracies)
-    assert "90.00" in {text.get_text() for axes in figure.axes for text in axes.texts}
+def texts(figure):
+    """All that is written in the panels of a figure."""
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-@pytest.mark.parametrize(("subdomains", "lines"), [(3, 8), (40, 2)])
-def test_learning_curves_of_many_subdomains_are_a_band(subdomains, lines):
+def test_cores_have_the_numbers_by_which_tables_name_them():
+    cores, subimages = boxes(Decomposition((12, 14, 16), (2, 2, 2), 2).subdomains)
+    volume = np.random.default_rng(0).random((1, 12, 14, 16, 1))
+    above = images.decomposition(volume, [], cores, subimages).axes[:3]
+    assert [[text.get_text() for text in axes.texts] for axes in above] == [
+        ["4", "5", "6", "7"],
+        ["2", "3", "6", "7"],
+        ["1", "3", "5", "7"],
+    ]
+    assert [text.xy for text in above[0].texts] == [(0, 0), (8, 0), (0, 7), (8, 7)]
+
+
+def test_local_accuracies_stand_at_their_places_on_a_whole_scale_with_what_the_samples_support():
+    accuracies = np.linspace(0.5, 0.55, 12).reshape(2, 2, 3)
+    figure = maps.local_accuracy(accuracies, {"vote": 0.8}, 10)
+    cells = [axes.collections[0] for axes in figure.axes if axes.collections and axes.get_title().startswith("depth")]
+    np.testing.assert_allclose([cell.get_array() for cell in cells], 100 * accuracies)
+    assert all(cell.get_clim() == (0, 100) for cell in cells)
+    assert {"80  (49–94)", "0", "11", "50", "55"} <= set(texts(figure))  # Wilson's interval of 8 of 10
+    many = texts(maps.local_accuracy(accuracies, {"vote": 0.8}, 10_000))
+    assert "80.0  (79.2–80.8)" in many and "50.5" in many
+
+
+@pytest.mark.parametrize(("depths", "panels"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)])
+def test_no_panel_of_a_map_is_blank(depths, panels):
+    figure = maps.local_accuracy(np.full((depths, 2, 2), 0.5), {"vote": 0.9}, 100)
+    grid = figure.axes[0].get_gridspec()
+    assert grid.nrows * grid.ncols == panels
+
+
+def test_a_map_of_many_subdomains_has_their_numbers_at_its_edges():
+    axes = maps.local_accuracy(np.full((20, 20), 0.5), {}, 100).axes[0]
+    assert not axes.texts
+    assert axes.get_yticklabels()[1].get_text() == "60" and axes.get_xticklabels()[1].get_text() == "+3"
+
+
+def test_reliance_lies_over_the_image():
+    cores, _ = boxes(Decomposition((30, 41), (2, 3)).subdomains)
+    image = np.random.default_rng(0).random((30, 41, 3))
+    axes = maps.reliance({"dnn": np.full((2, 3), 0.1)}, 100, maps.Behind(image, cores)).axes[0]
+    assert axes.images[0].get_array().shape == (30, 41) and axes.images[0].get_extent() == [0, 41, 30, 0]
+    corners = {text.get_text(): text.xy for text in axes.texts if text.get_style() == "italic"}
+    assert corners == {str(k): tuple(core[0, ::-1]) for k, core in enumerate(cores)}
+    assert axes.collections[0].get_clim()[1] >= 10
+
+
+def test_curves_are_whole_and_named_at_their_ends():
+    curves = {
+        "vote": np.array([[2, 0.3]]),
+        "coherent": np.array([[1, 0.02], [2, 0.6], [3, 0.97]]),
+        "global": np.array([[1, 0.5], [9, 0.975]]),
+    }
+    axes = charts.accuracy_over_time([curves], "validation").axes[0]
+    low, high = axes.get_ylim()
+    assert low < 2 and high > 97.5
+    assert {text.get_text() for text in axes.texts} == {"vote 30.0", "coherent 97.0", "global 97.5"}
+    places = sorted(text.xyann[1] for text in axes.texts)
+    assert np.diff(places).min() > 0.05 * (high - low) and low < places[0] and places[-1] <= high
+
+
+def test_little_looks_like_little_on_the_axis_of_accuracies():
+    axes = charts.accuracy_over_time([{"dnn": np.array([[1, 0.90], [2, 0.91]])}], "validation").axes[0]
+    assert np.ptp(axes.get_ylim()) >= 20
+
+
+def test_of_several_seeds_the_mean_is_drawn_with_a_band():
+    """The second seed has stopped early."""
+    seeds = [{"dnn": np.array([[1, 0.2], [2, 0.4], [3, 0.6]])}, {"dnn": np.array([[2, 0.4], [6, 0.8]])}]
+    axes = charts.accuracy_over_time(seeds, "validation").axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1.5, 30], [3, 50], [4.5, 70]])
+    band = axes.collections[0].get_paths()[0].vertices
+    spread = 100 * np.std([0.2, 0.4], ddof=1)
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [30 - spread, 70 + spread])
+
+
+@pytest.mark.parametrize("subdomains", [1, 3, 40])
+def test_learning_curves_stand_side_by_side_in_few_panels(subdomains):
     epochs = [
-        {"phase": "local", "subdomain": k, "epoch": e, "loss": 1 / e, "accuracy": 0.5, "evaluated": 0.4 if e % 2 else None}
+        {"phase": "local", "subdomain": k, "epoch": e, "loss": (k + 1) / e, "accuracy": 0.5, "evaluated": 0.4 if e % 2 else None}
         for k in range(subdomains)
         for e in range(1, 6)
     ]
-    loss, accuracy = charts.learning_curves(epochs, {}, "validation").axes
-    assert len(accuracy.lines) == lines
-    np.testing.assert_allclose(loss.lines[-1].get_ydata(), [1 / e for e in range(1, 6)])
-    np.testing.assert_array_equal(accuracy.lines[-1].get_xdata(), [1, 3, 5])
+    epochs += [{"phase": "dnn", "subdomain": None, "epoch": e, "loss": 1, "accuracy": 0.5, "evaluated": None} for e in (1, 2)]
+    loss, validation_loss, accuracy, evaluated = charts.learning_curves(epochs, {"dnn": 0.9}, "validation").axes
+    assert len(loss.lines) == len(accuracy.lines) == len(evaluated.lines) == 2
+    assert len(loss.collections) == (subdomains > 1)  # the band of the local CNNs
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [(subdomains + 1) / 2 / e for e in range(1, 6)])
+    np.testing.assert_array_equal(evaluated.lines[0].get_xdata(), [1, 3, 5])
+    np.testing.assert_allclose(evaluated.lines[1].get_xydata(), [[2, 90]])
+    assert [text.get_text() for text in validation_loss.texts] == ["not recorded"]
+    assert [text.get_text() for text in loss.figure.legends[0].get_texts()] == ["local CNNs", "DNN"]
+    assert len(charts.learning_curves(epochs, {}, "training").axes) == 2
 
 
 @pytest.mark.parametrize("classes", [2, 100])
-def test_confusion_has_numbers_only_where_they_can_be_read(classes):
-    axes = maps.confusion(np.eye(classes), [f"class {k}" for k in range(classes)], "dnn").axes[0]
-    assert len(axes.texts) == (classes if classes <= 20 else 0)
+def test_confusion_has_numbers_only_where_they_can_be_read_and_says_what_its_scale_is(classes):
+    axes, scale = maps.confusion(7 * np.eye(classes), [f"class {k}" for k in range(classes)], "dnn").axes
+    assert [text.get_text() for text in axes.texts] == (["100"] * classes if classes <= 20 else [])
+    assert scale.get_ylabel() == "percent of the true class\n(colours on a square-root scale)"
+    assert (axes.get_yticklabels()[0].get_text() == "class 0 (7)") == (classes <= 20)
 
 
-def test_timeline_shows_who_does_what_and_when():
-    spans = np.array([[0, 0, 0, 0, 3], [0, 1, 2, 3, 4], [1, 0, 1, 0, 1], [1, 1, 0, 1, 4]], dtype=float)
-    figure = charts.timeline(spans, ["partition", "local"], ["compute", "communicate", "wait"])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["compute 75 %", "communicate 12 %", "wait 12 %"]
-    picture = next(axes.images[0].get_array() for axes in figure.axes if axes.images)  # (ranks, time, RGB)
-    compute, communicate, wait = picture[0, 0], picture[1, 0], picture[0, -1]
-    assert len(np.unique([compute, communicate, wait], axis=0)) == 3
-    np.testing.assert_allclose(picture[1, -1], compute)
+KINDS = ["compute", "communicate", "wait"]
+
+
+def test_timeline_shows_who_does_what_and_when_and_the_start_up_apart():
+    spans = np.array(
+        [[0, 0, 0, 0, 4], [0, 1, 0, 4, 8], [0, 1, 1, 8, 9], [1, 0, 0, 0, 4], [1, 1, 0, 4, 8], [1, 2, 2, 8, 9], [1, 2, 0, 9, 10]]
+    )
+    figure = timeline(spans.astype(float), ["start", "partition", "local"], KINDS)
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["compute 75 %", "communicate 9 %", "wait 8 %", "not recorded 8 %", "start-up 4.0 s, apart"]
+    assert sum(int(text.split()[-2]) for text in told[:-1]) == 100
+    together, rows = (axes.images[0].get_array() for axes in figure.axes if axes.images)  # (lines, time, RGB)
+    middle = len(rows) // 2
+    start, compute, communicate, wait = rows[0, 0], rows[0, rows.shape[1] // 2], rows[0, int(0.85 * rows.shape[1])], rows[-1, -41]
+    assert len(np.unique([start, compute, communicate, wait], axis=0)) == 4
+    np.testing.assert_allclose(rows[:middle, -1], 1)  # rank 0 has ended
+    np.testing.assert_allclose(rows[middle:, -1], np.broadcast_to(compute, rows[middle:, -1].shape))
+    upper, lower = np.split(together[:, int(0.85 * together.shape[1])], 2)  # one of two ranks communicates
+    np.testing.assert_allclose(lower, np.broadcast_to(communicate, lower.shape))
+    np.testing.assert_allclose(upper, np.broadcast_to(wait, upper.shape))
+
+
+def test_a_little_communication_in_every_step_is_seen():
+    steps = np.arange(0, 100, 0.1)
+    spans = [(0, 0, kind, step + start, step + stop) for step in steps for kind, start, stop in ((0, 0, 0.095), (1, 0.095, 0.1))]
+    picture = next(axes.images[0].get_array() for axes in timeline(np.array(spans), ["local"], KINDS).axes if axes.images)
+    assert len(np.unique(picture[:, 200], axis=0)) == 2
+    assert 1 <= (picture[:, 200] != picture[-1, 200]).any(-1).sum() <= 0.1 * len(picture)
 
 
 def test_timeline_of_many_ranks_shows_some_and_says_so():
     spans = np.array([[rank, 0, 0, 0, 1] for rank in range(200)], dtype=float)
-    axes = charts.timeline(spans, ["local"], ["compute", "communicate", "wait"]).axes[1]
+    axes = timeline(spans, ["local"], KINDS).axes[-1]
     assert axes.get_ylabel() == "rank (64 of 200 are shown)"
-    assert len(axes.images[0].get_array()) == 64
+    assert len(axes.images[0].get_array()) % 64 == 0
 
 
 def test_a_run_that_has_not_finished_is_told_from_no_run(bare):

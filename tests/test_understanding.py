@@ -15,6 +15,7 @@ from ddcnn.method.aggregate import vote
 from ddcnn.report.analysis import PICTURES, Decision, disagreements, small_picture, some_of, to_picture
 from ddcnn.report.analysis_report import analysis_text
 from ddcnn.report.figures import charts, maps
+from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share
 from ddcnn.report.metrics import calibration_error, reliability
 
 
@@ -92,7 +93,7 @@ def test_features_cannot_be_without_a_subdomain_and_global_has_none(volumes_run)
     assert set(told["calibration_error"]) == {"average", "dnn", "coherent", "transfer", "global"}
     run = load(RunFolder(volumes_run))
     assert (len(run.results.analysis.influence["dnn"].reliance), run.map_shape) == (4, (2, 2, 1))
-    assert "| dnn |" in analysis_text(run)
+    assert "| dnn |" in analysis_text(run, {})
 
 
 def test_disagreements_by_who_is_right():
@@ -118,7 +119,7 @@ def test_a_run_counts_and_shows_where_vote_and_dnn_disagree(digits_run, understo
     assert differ[run.details.picture_rows].all()
     test = open_source(SourceOptions("digits", "")).splits["test"]
     np.testing.assert_array_equal(run.details.pictures, test.read(run.details.picture_rows))
-    text = analysis_text(run)
+    text = analysis_text(run, {})
     assert f"on {differ.sum()} of {len(differ)} test samples" in text
     lines = text.split("## Vote and DNN")[1].split("##")[0].splitlines()
     rows = [row.strip("| ").split("|") for row in lines if row.startswith("| ") and row[2].isdigit()]
@@ -160,15 +161,32 @@ def test_a_run_tells_how_well_its_methods_are_calibrated(digits_run, understood)
 @pytest.mark.parametrize("shape", [(2, 2), (1, 5), (12, 12), (3, 2, 2)])
 def test_reliance_is_drawn_on_any_grid(shape):
     lost = np.linspace(-0.05, 0.3, np.prod(shape)).reshape(shape)
-    figure = maps.reliance({"vote": lost, "dnn": 2 * lost})
+    figure = maps.reliance({"vote": lost, "dnn": 2 * lost}, 1000)
     figure.draw_without_rendering()
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    shown = [axes.collections[0].get_array() for axes in figure.axes if axes.get_label() != "<colorbar>"]
     assert len(shown) == 2 * (shape[0] if len(shape) == 3 else 1)
     np.testing.assert_allclose(np.stack(shown[1::2]).ravel(), 200 * lost.ravel())
 
 
-def test_reliability_is_drawn_with_its_error():
-    bins = {"average": reliability(np.array([0.2, 0.9]), np.array([False, True])), "dnn": reliability(np.ones(3), np.ones(3, bool))}
+def test_reliability_is_drawn_with_its_error_what_few_samples_say_and_no_dots():
+    sure = np.repeat([0.2, 0.9], [3, 40])
+    bins = {"average": reliability(sure, sure > 0.5), "dnn": reliability(np.ones(300), np.ones(300, bool))}
     figure = charts.reliability(bins, {"average": 0.15, "dnn": 0.0})
     figure.draw_without_rendering()
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["average\nECE 15.0 %", "dnn\nECE 0.0 %"]
+    above, _, below, _ = figure.axes
+    assert [bool(bar.get_hatch()) for bar in above.patches] == [False, True]  # that of three samples is marked
+    assert below.get_yscale() == "log" and below.get_ylim()[1] > 300
+    assert all(line.get_marker() in ("None", None, "_") for line in above.lines)
+
+
+def test_intervals_are_those_of_the_textbooks():
+    np.testing.assert_allclose(of_share(0.8, 10), [0.490, 0.943], atol=1e-3)  # Wilson
+    np.testing.assert_allclose(of_share(np.array([0.0, 1.0]), 10), [[0, 0.722], [0.278, 1]], atol=1e-3)
+    np.testing.assert_allclose(of_mean(np.array([1.0, 2.0, 3.0])), [2 - 2.484, 2 + 2.484], atol=1e-3)  # Student, t = 4.303
+    first, second = np.repeat([True, True, False, False], [794, 86, 150, 570]), np.repeat([True, False, True, False], [794, 86, 150, 570])
+    np.testing.assert_allclose(of_difference(first, second), [-0.0587, -0.0213], atol=5e-4)  # Agresti's survey of the prime minister
+    same = np.array([True] * 50)
+    low, high = of_difference(same, same)
+    assert low < 0 < high  # equal decisions on few samples are no proof of equality
+    assert [decimals(samples) for samples in (360, 10_000, 1_000_000)] == [0, 1, 2]

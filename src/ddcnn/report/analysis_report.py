@@ -1,6 +1,6 @@
 """Sections of a report on the decisions: reliance on subdomains, accuracy without one, vote against DNN, calibration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ CALIBRATION_NOTE = (
 )
 
 
-def analysis_text(run: FinishedRun) -> str:
-    """The sections; none for a run of an older version."""
+def analysis_text(run: FinishedRun, figures: Mapping[str, str]) -> str:
+    """The sections with those of their figures that have been drawn; none for a run of an older version."""
     analysis = run.results.analysis
     if analysis is None:
         return ""
@@ -36,7 +36,8 @@ def analysis_text(run: FinishedRun) -> str:
         "Vote and DNN": disagreement_text(run, analysis) if analysis.disagreement else "",
         "Calibration": f"{CALIBRATION_NOTE}\n\n{calibration_table(run, analysis)}" if analysis.calibration_error else "",
     }
-    return "".join(f"## {title}\n\n{text}\n\n" for title, text in sections.items() if text)
+    drawn = {"Reliance on subdomains": "reliance", "Vote and DNN": "disagreement", "Calibration": "reliability"}
+    return "".join(f"## {title}\n\n{text}\n\n{figures.get(drawn[title], '')}" for title, text in sections.items() if text)
 
 
 def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
@@ -110,7 +111,10 @@ def analysis_figures(run: FinishedRun) -> dict[str, Callable[[], Any]]:
         return {}
 
     def reliance() -> Any:
-        return maps.reliance({name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()})
+        lost = {name: np.reshape(one.reliance, run.map_shape) for name, one in analysis.influence.items()}
+        cut = run.results.decomposition.splitting.cuts_images  # else there are no places in an image
+        samples = min(one.samples for one in analysis.influence.values())
+        return maps.reliance(lost, samples, maps.Behind(details.examples[0], run.cores) if cut else None)
 
     def reliability_of_methods() -> Any:
         correct = {name: details.classes[name] == details.labels for name in details.confidence}
@@ -139,17 +143,6 @@ def picture_text(run: FinishedRun, row: int) -> str:
     said = {"true": run.details.labels[row], "vote": run.details.classes["vote"][row], "dnn": run.details.classes["dnn"][row]}
     lines = (f"{name}: {label(run.details.class_names[k], LONGEST_NAME)}" for name, k in said.items())
     return "\n".join((f"sample {row}", *lines))
-
-
-def analysis_captions(run: FinishedRun) -> dict[str, str]:
-    slices = "; of a volume, the middle slice" if run.details.examples.ndim == 5 else ""
-    return {
-        "reliance": "What the accuracy of a method loses, in points, if a subdomain's classifications are exchanged between test samples: "
-        "the brighter, the more it relies on the subdomain.",
-        "disagreement": f"Some of the test samples that vote and DNN decide differently, by who is right{slices}.",
-        "reliability": "Accuracy of the decisions of like confidence (the larger a dot, the more of them); on the dashed line the "
-        "confidence is right, below it a method is too sure, above it not sure enough. Beneath, how many decisions have which confidence.",
-    }
 
 
 def percent(share: float) -> str:

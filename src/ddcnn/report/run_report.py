@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from ddcnn.config.methods import Method
@@ -15,18 +14,14 @@ from ddcnn.io.results_schema import DataSummary, DecompositionSummary, PhaseSeco
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
-from ddcnn.report.analysis_report import analysis_captions, analysis_figures, analysis_text
+from ddcnn.report.analysis_report import analysis_figures, analysis_text
+from ddcnn.report.descriptions import confusion_counts, described
 from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, kept_cell, memory, method_rows, show_methods
-from ddcnn.report.metrics import confusion
-from ddcnn.report.pages import number, page, plain, table
+from ddcnn.report.pages import figure_text, number, page, plain, table
+from ddcnn.report.verdict import verdict
 
 MANY_SUBDOMAINS = 64
 LONGEST_TITLE, LONGEST_TICK = 22, 16  # characters of the names of classes in figures
-CURVES_CAPTION = (
-    "Accuracy on the {} images against the wall time of a method's own phases (evaluation included); that of `average` "
-    "averages the local CNNs as they are then, those whose training has begun; a dot without a line is a method without a curve, and the "
-    "dotted line is the final accuracy of `global`."
-)
 TRAINING_CURVES = "There are no validation images: accuracies over epochs and time are those on the training images, during the epoch.\n\n"
 
 
@@ -37,10 +32,8 @@ def write_report(folder: RunFolder, console: Console | None = None, draw: bool =
         InputError: the run has not finished, or a file in its folder is damaged.
     """
     run = load(folder)
-    text = report_text(run)
-    if draw:
-        text += "\n## Figures\n" + "".join(figure_text(folder, *drawn) for drawn in write_figures(run).items())
-    publish(folder, text, [run.results], console)
+    figures = write_figures(run) if draw else {}
+    publish(folder, report_text(run, figures), [run.results], console)
 
 
 def publish(folder: RunFolder, text: str, runs: Sequence[RunResults], console: Console | None) -> None:
@@ -56,16 +49,16 @@ def publish(folder: RunFolder, text: str, runs: Sequence[RunResults], console: C
 
 
 def write_figures(run: FinishedRun) -> dict[str, str]:
-    """Draws figures/*.png; returns a caption for each that has been drawn, which says how to read it."""
+    """Draws figures/*.png; returns those that have been drawn as parts of the report, by name."""
     from ddcnn.report.figures import can_draw
 
     if not can_draw(run.folder.figures):
         return {}
     from ddcnn.report.figures import charts, images, maps
     from ddcnn.report.figures.fonts import label
+    from ddcnn.report.figures.timeline import timeline
 
     details = run.details
-    shares = confusion_shares(run)
     different = slice(None) if run.results.decomposition.splitting.cuts_images else slice(1)  # else all see the same
 
     def names(most: int) -> list[str]:
@@ -78,16 +71,17 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
     figures: dict[str, Callable[[], Any]] = {
         "decomposition": decomposition,
         "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)], run.results.curves_on),
-        "confusion": lambda: maps.confusion(shares, names(LONGEST_TICK), run.results.best),
-        "timeline": lambda: charts.timeline(details.timeline, list(details.phases), list(details.kinds)),
+        "confusion": lambda: maps.confusion(confusion_counts(run), names(LONGEST_TICK), run.results.best),
+        "timeline": lambda: timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
     if run.epochs:
         lines = [line.model_dump() | {"evaluated": line.evaluated_accuracy} for line in run.epochs]
         figures["learning_curves"] = lambda: charts.learning_curves(lines, run.curve_ends, run.results.curves_on)
     if (local := run.local_accuracy) is not None:
-        figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy)
+        figures["local_accuracy"] = lambda: maps.local_accuracy(local, run.test_accuracy, run.results.data.test_samples)
     drawn = draw_figures(run.folder, figures | analysis_figures(run), details.class_names)
-    return {name: caption for name, caption in (captions(run, shares) | analysis_captions(run)).items() if name in drawn}
+    texts = described(run)
+    return {name: figure_text(run.folder, name, texts[name].caption, texts[name].instead) for name in drawn}
 
 
 def draw_figures(run: RunFolder, figures: dict[str, Callable[[], Any]], class_names: Iterable[str] = ()) -> list[str]:
@@ -102,36 +96,8 @@ def draw_figures(run: RunFolder, figures: dict[str, Callable[[], Any]], class_na
     return drawn
 
 
-def captions(run: FinishedRun, shares: np.ndarray) -> dict[str, str]:
-    wrong = shares * (1 - np.eye(len(shares)))
-    true, decided = np.unravel_index(wrong.argmax(), wrong.shape)
-    names = [plain(name) for name in run.details.class_names]
-    often = f"; most often, {names[true]} is taken for {names[decided]} ({wrong.max():.0%})" if wrong.any() else ""
-    slices = "; of a volume, the middle slice along each axis is shown" if run.details.examples.ndim == 5 else ""
-    splitting = run.results.decomposition.splitting
-    best = f"the most accurate method{' on the validation images' if run.results.data.validation_samples else ''}"
-    return {
-        "decomposition": f"{splitting.caption}{slices}.",
-        "local_accuracy": f"On the left, each cell is {splitting.cell}: the brighter, the more test samples its local CNN classifies "
-        "correctly alone; on the right, what the methods make of them all.",
-        "accuracy_over_time": CURVES_CAPTION.format(run.results.curves_on),
-        "learning_curves": "Thin lines are single local CNNs (a band where there are many), the thick line is their mean; training "
-        "accuracy far above validation accuracy means overfitting.",
-        "confusion": f"Of the samples of a true class (row), the percentage that `{run.results.best}`, {best}, puts into "
-        f"each class (column): the diagonal is right{often}.",
-        "timeline": "What every rank does when, with a line at the beginning of each phase: the more blue, the better the ranks are used "
-        "(white: not recorded).",
-    }
-
-
-def confusion_shares(run: FinishedRun) -> np.ndarray:
-    """(K, K) share of the test samples of a class (row) that the best method puts into a class (column)."""
-    counts = confusion(run.details.labels, run.details.classes[run.results.best], run.results.data.classes)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-
-def report_text(run: FinishedRun) -> str:
-    """report.md without its figures."""
+def report_text(run: FinishedRun, figures: dict[str, str]) -> str:
+    """report.md, each figure beside the tables that it belongs to."""
     results, settings = run.results, run.settings
     data, decomposition, methods = results.data, results.decomposition, method_rows([results])
     if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
@@ -141,6 +107,12 @@ def report_text(run: FinishedRun) -> str:
     told = [(name.replace("_", " "), value) for name, value in flat if value is not None]
     environment = [(name, ("no", "yes")[value] if isinstance(value, bool) else value) for name, value in told]
     phases = [phase_row(name, phase) for name, phase in results.phases.items() if phase.seconds > 0]
+    correct = {name: classes == run.details.labels for name, classes in run.details.classes.items()}
+
+    def figure(name: str, section: str = "") -> str:
+        heading = f"## {section}\n\n" if section else ""
+        return f"{heading}{figures[name]}" if name in figures else ""
+
     return f"""# {title(results)}
 
 {samples_text(data)} images of {times(data.shape)}, {data.classes} classes\
@@ -148,25 +120,30 @@ def report_text(run: FinishedRun) -> str:
 {start_note(settings.start_from)}\
 {sources_note(run.folder)}
 
-## Methods
+## Verdict
+
+{verdict(results, correct)}
+
+{figure("accuracy_over_time")}## Methods
 
 {table(METHODS_HEADER, methods)}
 
 {METHODS_NOTE}
 
-{TRAINING_CURVES if results.curves_on == "training" else ""}{one_class_note(run)}## Subdomains
+{TRAINING_CURVES if results.curves_on == "training" else ""}{one_class_note(run)}{figure("learning_curves", "Learning curves")}\
+{figure("confusion", "Confusion")}## Subdomains
 
 {parameters_note(decomposition)}
 
-{subdomain_table(decomposition.subdomains)}
+{figure("decomposition")}{subdomain_table(decomposition.subdomains)}
 
-{analysis_text(run)}## Phases
+{figure("local_accuracy")}{analysis_text(run, figures)}## Phases
 
 {table(("phase", "wall s", "busiest rank s", "mean rank s", "memory of a rank at most"), phases)}
 
 A rank is busy while it computes.
 
-## Environment
+{figure("timeline")}## Environment
 
 {table(("what", "value"), environment)}
 """
@@ -194,10 +171,6 @@ def samples_text(data: DataSummary) -> str:
 def sources_note(run: RunFolder) -> str:
     config, results = run.config.name, run.results.name
     return f"All settings: [{config}]({config}); all numbers: [{results}]({results})."
-
-
-def figure_text(run: RunFolder, name: str, caption: str) -> str:
-    return f"\n![{name.replace('_', ' ')}]({run.figure(name).relative_to(run.path)})\n\n{caption}\n"
 
 
 def one_class_note(run: FinishedRun) -> str:

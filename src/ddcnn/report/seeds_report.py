@@ -10,8 +10,10 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import curves_of, load_results
 from ddcnn.report import run_report
+from ddcnn.report.descriptions import CURVES_CAPTION, curves_text
 from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, method_rows
-from ddcnn.report.pages import table
+from ddcnn.report.pages import figure_text, table
+from ddcnn.report.verdict import verdict_of_seeds
 
 
 def write_reports(output: RunFolder, console: Console) -> None:
@@ -38,17 +40,17 @@ def write_results(output: RunFolder, folders: list[RunFolder]) -> None:
 def write_summary(output: RunFolder, folders: list[RunFolder], console: Console | None, draw: bool = True) -> None:
     """Writes the report of several seeds and, if ``draw``, a figure."""
     runs = [load_results(folder) for folder in folders]
-    report = text(folders, runs)
 
     def figure() -> Any:
         from ddcnn.report.figures import charts
 
         return charts.accuracy_over_time([curves_of(run) for run in runs], runs[0].curves_on)
 
+    curves = ""
     if draw and run_report.draw_figures(output, {"accuracy_over_time": figure}):
-        caption = f"{run_report.CURVES_CAPTION.format(runs[0].curves_on)} A curve a seed."
-        report += f"\n## Figure\n{run_report.figure_text(output, 'accuracy_over_time', caption)}"
-    run_report.publish(output, report, runs, console)
+        caption = f"{CURVES_CAPTION.format(runs[0].curves_on)} Means over the seeds, with a band of a standard deviation to either side."
+        curves = figure_text(output, "accuracy_over_time", caption, curves_text(runs))
+    run_report.publish(output, text(folders, runs, curves), runs, console)
 
 
 def summary(results: list[RunResults]) -> RunResults:
@@ -83,8 +85,8 @@ def spread(values: list[float | None]) -> float | None:
     return statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def text(folders: list[RunFolder], runs: list[RunResults]) -> str:
-    """report.md without its figure."""
+def text(folders: list[RunFolder], runs: list[RunResults], curves: str) -> str:
+    """report.md, with the figure of the ``curves``."""
     first = runs[0]
     links = (folder.report.relative_to(folder.path.parent) for folder in folders)
     seeds = ", ".join(f"[{run.environment.seed}]({link})" for run, link in zip(runs, links, strict=True))
@@ -94,7 +96,11 @@ def text(folders: list[RunFolder], runs: list[RunResults]) -> str:
 Seeds {seeds}; {environment.ranks} ranks, {environment.threads_per_rank} threads a rank, {environment.device}, \
 {environment.precision}. Mean ± standard deviation. {run_report.sources_note(folders[0])}
 
-## Methods
+## Verdict
+
+{verdict_of_seeds(runs, summary(runs).best)}
+
+{curves}## Methods
 
 {table(METHODS_HEADER, method_rows(runs))}
 

@@ -15,13 +15,14 @@ from ddcnn.report.figures import ORANGE, SKY
 GAP = to_rgb("#FBE3B5")  # between subimages: no shade of grey, so that it is not taken for a part of them
 MANY_CUTS = 64  # cores with bold lines between them
 MANY_PIXELS = 700  # of an image along an axis
+NUMBERED: dict[str, Any] = {"color": "white", "path_effects": [withStroke(linewidth=2, foreground="black")]}  # readable on any image
 OUTLINED = {"lw": 1.8, "path_effects": [withStroke(linewidth=3.5, foreground="black")]}  # a line that stands out from any image
 CUT: dict[str, Any] = {"color": ORANGE, **OUTLINED}
 FRAME: dict[str, Any] = {"color": SKY, "ls": "--", **OUTLINED}
 
 
 def decomposition(images: np.ndarray, titles: Sequence[str], cores: np.ndarray, subimages: np.ndarray) -> Figure:
-    """Images cut into cores, and below them their subimages drawn apart.
+    """Images cut into cores with the numbers of the subdomains, and below them their subimages drawn apart.
 
     Args:
         images: (n, rows, columns, C), or (n, depth, rows, columns, C), of which the first is shown in its three middle slices.
@@ -32,15 +33,15 @@ def decomposition(images: np.ndarray, titles: Sequence[str], cores: np.ndarray, 
         panels = [_middle_slice(images[0], cores, subimages, axis) for axis in range(3)]
         titles = [f"{name} {images.shape[1 + axis] // 2}" for axis, name in enumerate(("depth", "row", "column"))]
     else:
-        panels = [(image, cores, subimages) for image in images]
+        panels = [(image, cores, subimages, np.arange(len(cores))) for image in images]
     panels = [_thinned(*panel) for panel in panels]
-    shades = _scaled([image for image, _, _ in panels])
+    shades = scaled([image for image, *_ in panels])
     aspect = max(shade.shape[0] / shade.shape[1] for shade in shades)
     parts = 1 if len(cores) == 1 else 2
     figure = Figure((max(2.4 * len(panels), 5), 0.9 + parts * 2.35 * min(aspect, 2)), layout="constrained")
     axes = figure.subplots(parts, len(panels), squeeze=False)
     overlap = bool((cores != subimages).any())
-    for column, (shade, (_, core, subimage)) in enumerate(zip(shades, panels, strict=True)):
+    for column, (shade, (_, core, subimage, numbers)) in enumerate(zip(shades, panels, strict=True)):
         chosen = _middle_of_grid(core)
         _show_image(axes[0, column], shade, titles[column])
         height, width = shade.shape[:2]
@@ -49,6 +50,8 @@ def decomposition(images: np.ndarray, titles: Sequence[str], cores: np.ndarray, 
         axes[0, column].vlines(np.unique(core[:, :, 1]), 0, height, **cut, clip_on=False)
         if overlap:
             _frame(axes[0, column], subimage[chosen])
+        if len(cores) > 1 and len(core) <= MANY_CUTS:
+            _write_numbers(axes[0, column], core, numbers)
         if parts == 2:
             apart, moved = _drawn_apart(shade, core, subimage)
             _show_image(axes[1, column], apart, "")
@@ -66,7 +69,7 @@ def disagreement(pictures: dict[str, tuple[np.ndarray, list[str]]]) -> Figure:
     rows = {title: shown for title, shown in pictures.items() if len(shown[0])}
     across = max(len(images) for images, _ in rows.values())
     images = np.concatenate([images for images, _ in rows.values()])
-    shades = iter(_scaled(list(images)))
+    shades = iter(scaled(list(images)))
     aspect = min(max(images.shape[1] / images.shape[2], 0.5), 2)
     figure = Figure((max(1.75 * across, 5), len(rows) * (1.7 * aspect + 1.05)), layout="constrained")
     for part, (title, (_, texts)) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
@@ -81,20 +84,35 @@ def disagreement(pictures: dict[str, tuple[np.ndarray, list[str]]]) -> Figure:
     return figure
 
 
-def _middle_slice(volume: np.ndarray, cores: np.ndarray, subimages: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The middle slice of a volume across an axis, (h, w, C), and the boxes (M, 2, 2) of the cores that it meets."""
+def _write_numbers(axes: Any, cores: np.ndarray, numbers: np.ndarray) -> None:
+    """The numbers of subdomains in the upper left corners of their cores (N, 2, 2), as far as there is room."""
+    size = 9 if len(cores) <= 16 else 6
+    for (row, column), number in zip(cores[:, 0], numbers, strict=True):
+        axes.annotate(f"{number}", (column, row), (3, -3), textcoords="offset points", ha="left", va="top", fontsize=size, **NUMBERED)
+
+
+Slice = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _middle_slice(volume: np.ndarray, cores: np.ndarray, subimages: np.ndarray, axis: int) -> Slice:
+    """The middle slice of a volume across an axis, (h, w, C); of the cores that it meets the boxes (M, 2, 2), and the numbers (M,)."""
     middle = volume.shape[axis] // 2
     met = (cores[:, 0, axis] <= middle) & (middle < cores[:, 1, axis])
-    return volume.take(middle, axis), np.delete(cores[met], axis, 2), np.delete(subimages[met], axis, 2)
+    return volume.take(middle, axis), np.delete(cores[met], axis, 2), np.delete(subimages[met], axis, 2), np.flatnonzero(met)
 
 
-def _thinned(image: np.ndarray, cores: np.ndarray, subimages: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _thinned(image: np.ndarray, cores: np.ndarray, subimages: np.ndarray, numbers: np.ndarray) -> Slice:
     """Every k-th pixel of an image that has more than a picture can show, and the boxes in what is left."""
-    k = -(-max(image.shape[:2]) // MANY_PIXELS)
-    return image[::k, ::k], -(-cores // k), -(-subimages // k)
+    k = step_of(image)
+    return image[::k, ::k], -(-cores // k), -(-subimages // k), numbers
 
 
-def _scaled(images: list[np.ndarray]) -> list[np.ndarray]:
+def step_of(image: np.ndarray) -> int:
+    """Of the pixels along an axis, every how many-th a picture can show."""
+    return -(-max(image.shape[:2]) // MANY_PIXELS)
+
+
+def scaled(images: list[np.ndarray]) -> list[np.ndarray]:
     """(h, w, 3) in [0, 1] out of pixels in any unit; few outliers do not darken the rest. Of 2 or over 3 channels, the first is shown."""
     shown = [np.nan_to_num(image.astype(np.float64), posinf=0, neginf=0) for image in images]
     shown = [image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, -1) for image in shown]

@@ -1,0 +1,68 @@
+"""The verdict on top of a report: which method is the most accurate, by how much and how surely, and at what cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ddcnn.config.methods import Method
+from ddcnn.io.results_schema import RunResults
+from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share
+from ddcnn.report.methods_table import cell, memory
+from ddcnn.report.pages import human, table
+
+HEADER = ("method", "points below the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
+NOTE = (
+    "A method is told apart from the best if the interval of their difference, on the same test samples, does not contain 0; with negative "
+    "points it is better on them. Costs are those of all phases that a method needs."
+)
+
+
+def verdict(results: RunResults, correct: Mapping[str, np.ndarray]) -> str:
+    """Of a run with one seed; ``correct`` is whether a method decides rightly, (S,) per method on the test samples."""
+    best, samples = results.best, results.data.test_samples
+    low, high = (f"{100 * end:.{decimals(samples)}f}" for end in of_share(results.methods[best].test_accuracy, samples))
+    accuracy = f"{100 * results.methods[best].test_accuracy:.{max(decimals(samples), 1)}f}"
+    text = f"It classifies {accuracy} % of the {samples:,} test images correctly (95 % interval {low} to {high})."
+
+    def below(name: Method) -> tuple[float, tuple[float, float]]:
+        return float(correct[best].mean() - correct[name].mean()), of_difference(correct[best], correct[name])
+
+    return _text([results], best, text, below)
+
+
+def verdict_of_seeds(runs: Sequence[RunResults], best: Method) -> str:
+    """Of several seeds, whose differences are the samples of the interval."""
+    accuracies = {name: np.array([run.methods[name].test_accuracy for run in runs]) for name in runs[0].methods}
+    low, high = (100 * min(max(end, 0.0), 1.0) for end in of_mean(accuracies[best]))
+    mean = f"{100 * accuracies[best].mean():.2f}"
+    text = f"In the mean of {len(runs)} seeds it classifies {mean} % of the test images correctly (95 % interval {low:.1f} to {high:.1f})."
+
+    def below(name: Method) -> tuple[float, tuple[float, float]]:
+        lost = accuracies[best] - accuracies[name]
+        return float(lost.mean()), of_mean(lost)
+
+    return _text(runs, best, text, below)
+
+
+def _text(runs: Sequence[RunResults], best: Method, text: str, below: Callable[[Method], tuple[float, tuple[float, float]]]) -> str:
+    """The sentences, and a row per method, by accuracy."""
+    judged = "validation" if runs[0].data.validation_samples else "test"
+    methods = {name: [run.methods[name] for run in runs] for name in runs[0].methods}
+    costs = {
+        name: (
+            cell([one.seconds.total for one in each], "{:.2f}"), human(each[0].bytes_communicated),
+            memory(each[0].peak_memory_bytes, each[0].peak_gpu_memory_bytes),
+        )
+        for name, each in methods.items()
+    }  # fmt: skip
+    seconds, sent, resident = costs[best]
+    first = f"**`{best}` is the most accurate method** on the {judged} images, by which methods are compared."
+    cost = f"It takes {seconds} s, the ranks send {sent}, and a rank needs {resident} of memory."
+    if len(methods) == 1:
+        return f"**`{best}`** is the only method. {text} {cost}"
+    compared = {name: below(name) for name in methods if name != best}
+    rows = [(best, "the best", "", "", *costs[best])]
+    for name, (lost, (low, high)) in sorted(compared.items(), key=lambda pair: pair[1][0]):
+        told = "yes" if low > 0 else "yes, better on the test images" if high < 0 else "no"
+        rows.append((name, f"{100 * lost:z.1f}", f"{100 * low:z.1f} to {100 * high:z.1f}", told, *costs[name]))
+    return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE}"
