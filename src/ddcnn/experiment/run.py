@@ -29,6 +29,7 @@ from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
+from ddcnn.report.metrics import import_libraries
 from ddcnn.report.seeds_report import write_results, write_summary
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
     """
     problem, seeds = checked(world, settings, store)
     settings = problem.settings
+    world.on_root(import_libraries)
     with ExitStack() as held:
         folder = world.on_root(lambda: str(take_output(settings, held)))  # after the last refusal: this may delete an older run
         output = RunFolder(Path(folder))

@@ -35,6 +35,12 @@ class Probable:
         return cls(classes, confidence, cross_entropy(labels, probabilities), auc(labels, probabilities))
 
 
+def import_libraries() -> None:
+    """Imports now what the scores need: that takes a second or more, and is to fail before the training, if at all."""
+    import scipy.stats  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+
 def scores(labels: np.ndarray, classes: np.ndarray, probable: Probable | None, number_of_classes: int) -> dict[str, Any]:
     """Scores of decisions ``classes`` (S,), and of their probabilities if there are any, against ``labels`` (S,).
 
