@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from launching import on_ranks
 from quick import quick
 
 import ddcnn
@@ -227,3 +228,10 @@ def test_every_option_that_a_message_names_is_one_of_ddcnn():
     for place, text in texts.items():
         for option in re.findall(r"(?<![-\w])--(?:no-)?([a-z][a-z-]*)", text):
             assert option in known, f"{place}: --{option}"
+
+
+def test_a_note_says_that_each_rank_needs_two_images_of_a_batch(tmp_path):
+    options = quick(methods="global", batch_size=2, progress="lines", validation_fraction=0)
+    told = on_ranks(2, "run", *options, "--dry-run", cwd=tmp_path).stdout
+    assert "batches of global have 4 images, not 2: each of 2 ranks needs two, for its batch normalisation" in told
+    assert "batches of global" not in on_ranks(2, "run", *options, "--batch-size", "4", "--dry-run", cwd=tmp_path).stdout

@@ -141,7 +141,9 @@ def test_a_network_without_maps_is_refused(own):
         map_interface(Design("with_maps:flat"), Decomposition((8, 8), (2, 2), 0), 1, 3)
 
 
-@pytest.mark.parametrize(("layer", "words"), [("9", "has no attribute"), ("0.9", "has no attribute"), ("4", "is no map: name another")])
+@pytest.mark.parametrize(
+    ("layer", "words"), [("9", "map_layer 9 is none of its modules"), ("0.9", "map_layer 0.9 is none"), ("4", "is no map: name another")]
+)
 def test_a_layer_that_makes_no_map_is_refused(own, layer, words):
     import with_maps
 
@@ -264,7 +266,7 @@ def test_a_pooled_head_does_not_grow_with_the_image():
         ({"coarse": "convolutional"}, "--coarse convolutional works on maps"),
         ({"coarse_width": 8}, "--coarse-width is of a convolutional DNN"),
         ({"coarse_image": True}, "--coarse-image is of a convolutional DNN"),
-        ({"coarse_stages": 1}, "--coarse-stages 1 is of a convolutional DNN: add --interface maps"),
+        ({"coarse_stages": 1}, "--coarse-stages 1 is of a convolutional DNN: take --interface maps without --coarse dense"),
         (
             {"interface": "maps", "coarse_stages": 1, "coarse_width": 8, "network": "mobilenet_v2"},
             "of --network mobilenet_v2 the DNN cannot",

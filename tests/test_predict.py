@@ -492,3 +492,13 @@ def test_a_network_that_is_not_here_is_named_as_the_runs(digits_run, predict, tm
     (tmp_path / "copy" / "config.toml").write_text(settings.replace('network = "vgg3"', 'network = "nowhere.mine:f"'), "utf-8")
     with pytest.raises(InputError, match=r"its network nowhere\.mine:f cannot be found: start where its module lies"):
         predict(tmp_path / "copy", "digits")
+
+
+def test_a_run_whose_methods_all_need_every_subdomain_is_told_what_adds_one(volumes_run, predict, tmp_path):
+    shutil.copytree(volumes_run, tmp_path / "copy")
+    results = json.loads((tmp_path / "copy" / "results.json").read_text("utf-8"))
+    del results["methods"]["vote"], results["methods"]["average"], results["understanding"]
+    (tmp_path / "copy" / "results.json").write_text(json.dumps(results), "utf-8")
+    told = r"dnn needs all of its network, since the run has --interface features.*ddcnn run --resume --output \S+copy --methods vote,dnn"
+    with pytest.raises(InputError, match=told):
+        predict(tmp_path / "copy", "synthetic:8x8x8x4x100", "--without", "1")

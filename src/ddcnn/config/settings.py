@@ -254,9 +254,9 @@ class RunSettings(DataSettings, TrainingSettings):
         if self.coarse_stages:
             self._check_stages()
         if self.coarse_width and not self.convolutional:
-            raise ValueError("--coarse-width is of a convolutional DNN: add --interface maps, or leave it out")
+            raise ValueError("--coarse-width is of a convolutional DNN: take --interface maps without --coarse dense, or leave it out")
         if self.coarse_image and not self.convolutional:
-            raise ValueError("--coarse-image is of a convolutional DNN: add --interface maps, or leave it out")
+            raise ValueError("--coarse-image is of a convolutional DNN: take --interface maps without --coarse dense, or leave it out")
         if self.dnn_data != "train" and not self.dnn_epochs:
             raise ValueError(f"--dnn-data {self.dnn_data}: with --dnn-epochs 0 the DNN learns from none; leave one of them out")
         self.check_warmup(self._schedules())
@@ -269,7 +269,7 @@ class RunSettings(DataSettings, TrainingSettings):
     def _check_stages(self) -> None:
         option, built_in = f"--coarse-stages {self.coarse_stages}", NETWORKS.get(self.network)
         if self.interface != "maps" or self.coarse == "dense":
-            raise ValueError(f"{option} is of a convolutional DNN: add --interface maps, or leave it out")
+            raise ValueError(f"{option} is of a convolutional DNN: take --interface maps without --coarse dense, or leave it out")
         if not (built_in and built_in.stages):
             with_stages = " and ".join(name for name, one in NETWORKS.items() if one.stages)
             raise ValueError(f"{option}: of --network {self.network} the DNN cannot have stages, of {with_stages} it can: leave it out")

@@ -61,7 +61,9 @@ class TrainedRun:
             return chosen or self._best([name for name in PREFERRED if not (in_parts and self.settings.sees_whole_image(name))])
         able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
-            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain ({', '.join(methods)})")
+            reasons = "; ".join(f"{name} needs all of its network, {self._needs_all(Method(name))}" for name in methods)
+            remedy = f"ddcnn run --resume --output {self.folder} --methods vote,{','.join(methods)} adds one that can"
+            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain: {reasons}; {remedy}")
         if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
         robust = [name for name in able if name != Method.COHERENT]  # whose local CNNs have never learnt to decide alone
@@ -77,7 +79,7 @@ class TrainedRun:
         accuracy = self.results.methods[method].validation_accuracy
         if accuracy is None:
             return f"{method} is the first of the usual order, since the run had no validation images"
-        able = "" if method == self._best(PREFERRED) else " that can do this"
+        able = "" if method == self._best(PREFERRED) else " that can do this, those first whose local CNNs decide alone as well,"
         as_good = [name for name, other in self.results.methods.items() if name != method and other.validation_accuracy == accuracy]
         equal = f", as {' and '.join(as_good)}, with the smallest loss" if as_good and not able else ""
         return f"{method} is the best of the run's methods{able} on its validation images ({accuracy:.2%}{equal})"
@@ -87,8 +89,8 @@ class TrainedRun:
         if self.settings.sees_whole_image(method):
             return "which sees the whole image"
         if method.has_dnn and not self.settings.decides_in_part:
-            interface = f"--interface {self.settings.interface}"
-            return f"since the run has {interface}: these mean something else in every subdomain, and nothing can stand for them"
+            values = "features" if self.settings.interface == "features" else "maps, on which its DNN has dense layers"
+            return f"since the run has --interface {values}: these mean something else in every subdomain, and nothing can stand for them"
         return ""
 
     def checkpoint(self, name: str) -> Path:

@@ -108,6 +108,8 @@ class HeadedNetwork(nn.Module):
         if not self.map_layer:
             self.map_layer = self._find_map_layer(images)
         seen: list[torch.Tensor] = []
+        if self.map_layer not in dict(self.backbone.named_modules()):
+            raise InputError(f"--interface maps: of --network {self.name} the map_layer {self.map_layer} is none of its modules")
         with self.backbone.get_submodule(self.map_layer).register_forward_hook(lambda module, inputs, output: seen.append(output)):
             features = self.features(images)
         maps = seen[-1]

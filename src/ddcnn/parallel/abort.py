@@ -35,7 +35,8 @@ def log_failure(error: BaseException, rank: int, size: int) -> None:
     if isinstance(error, FloatingPointError):
         logger.critical("%s: %s", place, text)
     elif is_out_of_memory(error):
-        remedy = "take more ranks, on more nodes or GPUs; in a run also a smaller --batch-size or --width, or fewer --methods"
+        options = "--accumulate, --recompute, --resident stream, a smaller --batch-size or --width"
+        remedy = f"take more ranks, on more nodes or GPUs; in a run also {options}"
         logger.critical("%s: not enough memory (%s): %s", place, first_line or type(error).__name__, remedy)
     elif _is_lost_connection(error):
         logger.critical("%s: another rank is gone (%s); what the launcher says tells why", place, first_line)

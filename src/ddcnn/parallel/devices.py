@@ -32,7 +32,8 @@ def choose_device(world: World, name: str) -> torch.device:
             first, host = world.size - without, world.broadcast(socket.gethostname(), world.size - without)
             where = f"rank {first} of {world.size}, on {host}, sees no GPU"
             if name == "cuda":
-                raise InputError(f"--device cuda: {where}; take --device cpu or auto", agreed=True)
+                built = "" if torch.backends.cuda.is_built() or torch.version.hip else " (this PyTorch is built without CUDA)"
+                raise InputError(f"--device cuda: {where}{built}; take --device cpu or auto", agreed=True)
             raise InputError(f"{where}, but others do: give every rank a GPU, or take --device cpu", agreed=True)
     if not number:
         return torch.device("cpu")

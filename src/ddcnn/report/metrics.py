@@ -36,7 +36,7 @@ class Probable:
 
 
 def import_libraries() -> None:
-    """Imports now what the scores need: that takes a second or more, and is to fail before the training, if at all."""
+    """Imports now what the scores need: that takes a second or more, which is to be of no method's time."""
     import scipy.stats  # noqa: F401
     import sklearn.metrics  # noqa: F401
 
