@@ -224,7 +224,8 @@ def notes(problem: Problem) -> list[str]:
         left = steps_and_rest(better)[1]
         advice = f"; --batch-size {better} takes {f'all but {left}' if left else 'all'}" if left < rest else ""
         texts.append(f"batches of {batch} leave {rest} of the {images} training images out of every epoch, others each time{advice}")
-    for title, ranks in (("global", problem.world.size * settings.needs("global")), ("a subdomain", problem.groups.data_parallel.size)):
+    sharing = {"a subdomain": problem.groups.data_parallel.size} | ({"global": problem.world.size} if settings.needs("global") else {})
+    for title, ranks in sharing.items():
         if (size := global_batch_size(batch, images, ranks)) > batch:
             texts.append(
                 f"batches of {title} have {size} images, not {batch}: each of {ranks} ranks needs two, for its batch normalisation"
