@@ -62,8 +62,9 @@ class TrainedRun:
         able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
             reasons = "; ".join(f"{name} needs all of its network, {self._needs_all(Method(name))}" for name in methods)
-            remedy = f"ddcnn run --resume --output {self.folder} --methods vote,{','.join(methods)} adds one that can"
-            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain: {reasons}; {remedy}")
+            run = f"ddcnn run --config {self.folder}/config.toml --start-from {self.folder} --methods vote --output NEW"
+            remedy = f"; {run} makes a run that can" if self.settings.needs("local") else ""
+            raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain: {reasons}{remedy}")
         if chosen and (reason := self._needs_all(chosen)):
             raise InputError(f"--without: {method} needs all of its network, {reason}{f'; take --method {able[0]}' if able else ''}")
         robust = [name for name in able if name != Method.COHERENT]  # whose local CNNs have never learnt to decide alone
