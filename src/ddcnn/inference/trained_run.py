@@ -62,7 +62,7 @@ class TrainedRun:
         able = [name for name in PREFERRED_IN_PART if name in methods and not self._needs_all(name)]
         if chosen is None and not able:
             reasons = "; ".join(f"{name} needs all of its network, {self._needs_all(Method(name))}" for name in methods)
-            run = f"ddcnn run --config {self.folder}/config.toml --start-from {self.folder} --methods vote --output NEW"
+            run = f"ddcnn run --config {self.folder.config} --start-from {self.folder} --methods vote --output NEW"
             remedy = f"; {run} makes a run that can" if self.settings.needs("local") else ""
             raise InputError(f"--without: {self.folder} has no method that could answer without a subdomain: {reasons}{remedy}")
         if chosen and (reason := self._needs_all(chosen)):
