@@ -7,24 +7,37 @@ import pytest
 
 from ddcnn.parallel.allocator import USER_SETTINGS
 
-# 16 MiB come and go after a command has begun: how many MiB of them does the process still have?
+# 16 MiB come and go after a command has begun: how many MiB of them does the process still have? Then eight threads allocate a little: how
+# many MiB of the address space do they take?
 PROGRAM = """
 import resource
 import sys
+import threading
 from pathlib import Path
 import numpy as np
 from ddcnn.__main__ import main
 
 
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+def pages(kind):
+    return int(Path("/proc/self/statm").read_text().split()[kind]) * resource.getpagesize() >> 20
+
+
+def allocate():
+    block = bytes(1 << 16)
+    together.wait()
 
 
 sys.argv = ["ddcnn", "run", "--data", "nowhere"]
 assert main() == 2
-before = resident()
+before = pages(1)
 np.ones(1 << 21)
-print(resident() - before)
+kept = pages(1) - before
+before = pages(0)
+threading.stack_size(1 << 18)
+together = threading.Barrier(9, action=lambda: print(kept, pages(0) - before))
+for _ in range(8):
+    threading.Thread(target=allocate).start()
+together.wait()
 """
 
 
@@ -32,7 +45,9 @@ print(resident() - before)
 @pytest.mark.parametrize(
     "chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": ""}], ids=["default", "threshold", "tunables"]
 )
-def test_freed_memory_is_kept_unless_the_user_says_otherwise(chosen):
+def test_freed_memory_is_kept_and_threads_share_arenas_unless_the_user_says_otherwise(chosen):
     environment = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     found = subprocess.run([sys.executable, "-c", PROGRAM], env=environment | chosen, capture_output=True, text=True, check=True)
-    assert (int(found.stdout.split()[-1]) > 8) == (not chosen)
+    kept, taken = map(int, found.stdout.split()[-2:])
+    assert (kept > 8) == (not chosen)
+    assert (taken < 4 * 64) == (not chosen)
