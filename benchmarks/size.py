@@ -7,7 +7,7 @@ Ways: local training and transfer (--parts subdomains along each axis), spatial 
 (DistributedDataParallel), of two epochs on synthetic images each, of which the second one is timed; bytes are those of the run over its
 steps. With --least each takes the largest --accumulate that its batch normalisation allows, and recomputes its activations. Every run is a
 job of its own; finished ones are kept and not repeated. The largest side, a multiple of 32 (in 3-D 8), is found by trying: its peak stays
-below the limit, that of the next one does not. Prints JSON and tables.
+below the limit, that of the next one does not. Prints JSON and tables; --figure FILE.png draws peak and speed over the side.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from typing import Any
 from study import finished
 
 from ddcnn.decomposition import times
+from ddcnn.report.figures import draw
+from ddcnn.report.figures.charts import LOCAL, LOCAL_MARKER, MARKERS, METHOD_COLOURS
 
 GIB = 1 << 30
 RUNS = {"local": "transfer", "transfer": "transfer", "spatial": "spatial", "global": "global"}  # phases, and the methods that have them
@@ -82,6 +84,28 @@ class Study:
             peaks[side] = self.row(way, unit * side)["peak_bytes"] / GIB
 
 
+def figure_of(rows: list[dict[str, Any]], ranks: int) -> Any:
+    """Peak memory of a rank, and images a second, over the side of the image: a line for each way."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure((9, 3.8), layout="constrained")
+    memory, speed = figure.subplots(1, 2)
+    quantities = ((memory, "peak_bytes", GIB, "peak memory of a rank in GiB"), (speed, "images_per_second", 1, "images a second"))
+    for axes, quantity, unit, label in quantities:
+        for way in RUNS:
+            sides, values = zip(*((row["side"], row[quantity] / unit) for row in rows if row["way"] == way), strict=True)
+            style = {"color": METHOD_COLOURS.get(way, LOCAL), "marker": MARKERS.get(way, LOCAL_MARKER), "label": way}
+            axes.plot(sides, values, lw=1.8, ms=5, **style)
+        axes.set(xscale="log", yscale="log", xlabel=f"side of the image in pixels, on {ranks} ranks", ylabel=label)
+        axes.set_xticks(sorted({row["side"] for row in rows}), sorted({row["side"] for row in rows}))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    memory.legend(frameon=False)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", default="64,128,256,512")
@@ -94,6 +118,7 @@ def main() -> None:
     parser.add_argument("--limits", default="")
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("runs/size"))
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
     asked = parser.parse_args()
     study = Study(asked)
@@ -102,6 +127,8 @@ def main() -> None:
     largest = {way: {limit: study.largest(way, limit) for limit in limits} for way in RUNS}
     options = {name: str(value) for name, value in vars(asked).items()}
     tried = list(study.found.values())
+    if asked.figure:
+        draw(asked.figure, lambda: figure_of(rows, asked.ranks))
     print(json.dumps({"benchmark": "size", "options": options, "rows": rows, "largest": largest, "tried": tried}, indent=1))
     print("\n| side | way | peak a rank in MiB | images/s | MB sent a step |\n| --: | :-- | --: | --: | --: |")
     for row in rows:
