@@ -41,7 +41,38 @@ together.wait()
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists() or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="needs glibc")
+# 1.8 GiB of local classifications lie in a (sparse) file: how many MiB does their vote add?
+VOTE = """
+import resource
+import sys
+from pathlib import Path
+import numpy as np
+from ddcnn.experiment.two_step import joined
+from ddcnn.io.rows import Room, Table
+from ddcnn.method.aggregate import vote
+from ddcnn.parallel.allocator import keep_freed
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+
+keep_freed()
+table = Table(30_000, (16, 1000), np.dtype(np.float32), Room(Path(sys.argv[1])))
+block = np.random.default_rng(0).random((262, 16, 1000), np.float32)
+table.write(np.array([len(table) - 1]), block[:1])
+assert not table.in_memory
+vote(block)
+before = resident()
+assert len(joined(table, vote)) == len(table)
+print(resident() - before)
+"""
+NEEDS_GLIBC = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="needs glibc"
+)
+
+
+@NEEDS_GLIBC
 @pytest.mark.parametrize(
     "chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": ""}], ids=["default", "threshold", "tunables"]
 )
@@ -51,3 +82,10 @@ def test_freed_memory_is_kept_and_threads_share_arenas_unless_the_user_says_othe
     kept, taken = map(int, found.stdout.split()[-2:])
     assert (kept > 8) == (not chosen)
     assert (taken < 4 * 64) == (not chosen)
+
+
+@NEEDS_GLIBC
+def test_results_of_blocks_do_not_take_the_holes_that_these_leave(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
+    found = subprocess.run([sys.executable, "-c", VOTE, tmp_path], env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 200, found.stdout

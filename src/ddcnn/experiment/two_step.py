@@ -207,8 +207,13 @@ def vote_and_average(context: RunContext, gathered: dict[str, Table]) -> None:
 
 
 def joined(table: Table, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What ``work`` makes of every block of a table."""
-    return np.concatenate([work(block) for block in table.blocks()])
+    """What ``work`` makes of every block of a table, in memory.
+
+    In an array that is there before: small results, kept one by one, would lie in the holes that large blocks leave, and take them.
+    """
+    found = kept(len(table), map(work, table.blocks()), None)
+    assert found is not None
+    return found.array
 
 
 def decide_by_dnn(context: RunContext, gathered: dict[str, Table], others_stop: OthersStop) -> nn.Module:
