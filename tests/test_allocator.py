@@ -47,7 +47,6 @@ import resource
 import sys
 from pathlib import Path
 import numpy as np
-from ddcnn.experiment.two_step import joined
 from ddcnn.io.rows import Room, Table
 from ddcnn.method.aggregate import vote
 from ddcnn.parallel.allocator import keep_freed
@@ -64,7 +63,7 @@ table.write(np.array([len(table) - 1]), block[:1])
 assert not table.in_memory
 vote(block)
 before = resident()
-assert len(joined(table, vote)) == len(table)
+assert len(table.mapped(vote)) == len(table)
 print(resident() - before)
 """
 NEEDS_GLIBC = pytest.mark.skipif(

@@ -107,7 +107,7 @@ class Problem:
         """The score of probabilities (S_validation, K); None where there are none."""
         if probabilities is None:
             return None
-        labels, classes = self.labels["validation"], np.concatenate([block.argmax(1) for block in probabilities.blocks()])
+        labels, classes = self.labels["validation"], probabilities.mapped(lambda block: block.argmax(axis=1))
         return Score(float((classes == labels).mean()), cross_entropy(labels, probabilities))
 
     @cached_property

@@ -188,12 +188,12 @@ def vote_and_average(context: RunContext, gathered: dict[str, Table]) -> None:
     problem, results = context.problem, context.results
     labels, methods, batch_size = problem.labels, problem.settings.methods, problem.local_recipe.batch_size
     probabilities = {split: gathered[split] for split in problem.labels if split in gathered}
-    results.local_classes = {split: joined(values, lambda p: p.argmax(axis=2)) for split, values in probabilities.items()}
+    results.local_classes = {split: values.mapped(lambda p: p.argmax(axis=2)) for split, values in probabilities.items()}
     ranks = problem.groups.across_subdomains.size
     sent = sum(values.nbytes - values.nbytes // ranks for values in probabilities.values())
     some, part = some_of(probabilities["test"])
     if Method.VOTE in methods:
-        classes = {split: joined(values, vote) for split, values in probabilities.items()}
+        classes = {split: values.mapped(vote) for split, values in probabilities.items()}
         score = Score(float((classes["validation"] == labels["validation"]).mean()), nan) if problem.validates else None
         decision = Decision(some, labels["test"][part], lambda p, present: vote(p))
         results.method(Method.VOTE, Decided(classes["test"], batch_size, score, decision=decision, gathered_bytes=sent))
@@ -204,16 +204,6 @@ def vote_and_average(context: RunContext, gathered: dict[str, Table]) -> None:
         score, probable = problem.score_of(mean.get("validation")), Probable.of(mean["test"], labels["test"])
         decided = Decided(probable.classes, batch_size, score, probable, decision=decision, gathered_bytes=sent)
         results.method(Method.AVERAGE, decided)
-
-
-def joined(table: Table, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What ``work`` makes of every block of a table, in memory.
-
-    In an array that is there before: small results, kept one by one, would lie in the holes that large blocks leave, and take them.
-    """
-    found = kept(len(table), map(work, table.blocks()), None)
-    assert found is not None
-    return found.array
 
 
 def decide_by_dnn(context: RunContext, gathered: dict[str, Table], others_stop: OthersStop) -> nn.Module:

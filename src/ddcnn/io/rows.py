@@ -6,7 +6,7 @@ process.
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import prod
@@ -167,6 +167,15 @@ class Table:
                 found = np.empty((1, stop - start, *self.shape), self.dtype)
                 fill(self._file.fileno(), found, np.array([start * self._size]))
                 yield found[0]
+
+    def mapped(self, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What ``work`` makes of every block of rows, (S, ...), in memory.
+
+        In an array that is there before: small results, kept one by one, would lie in the holes that large blocks leave, and take them.
+        """
+        found = kept(self.rows, map(work, self.blocks()), None)
+        assert found is not None
+        return found.array
 
     def columns(self, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Of rows (S, K) the ``chosen`` numbers of all, (S,) each; a table in a file is turned once, in one more file."""

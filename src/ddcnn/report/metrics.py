@@ -30,8 +30,8 @@ class Probable:
     @classmethod
     def of(cls, probabilities: Table, labels: np.ndarray) -> "Probable":
         """Of probabilities against ``labels`` (S,), block by block."""
-        pairs = [(block.argmax(axis=1), block.max(axis=1).astype(np.float32)) for block in probabilities.blocks()]
-        classes, confidence = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        classes = probabilities.mapped(lambda block: block.argmax(axis=1))
+        confidence = probabilities.mapped(lambda block: block.max(axis=1).astype(np.float32))
         return cls(classes, confidence, cross_entropy(labels, probabilities), auc(labels, probabilities))
 
 
@@ -64,11 +64,11 @@ def scores(labels: np.ndarray, classes: np.ndarray, probable: Probable | None, n
 
 def cross_entropy(labels: np.ndarray, probabilities: Table) -> float:
     """Mean cross entropy of probabilities (S, K)."""
-    found, rest = [], labels
+    of_label, start = np.empty(len(labels), probabilities.dtype), 0
     for block in probabilities.blocks():
-        found.append(block[np.arange(len(block)), rest[: len(block)]])
-        rest = rest[len(block) :]
-    of_label = np.concatenate(found)
+        stop = start + len(block)
+        of_label[start:stop] = block[np.arange(len(block)), labels[start:stop]]
+        start = stop
     return float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean())
 
 
