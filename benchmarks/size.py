@@ -87,7 +87,7 @@ class Study:
 def figure_of(rows: list[dict[str, Any]], ranks: int) -> Any:
     """Peak memory of a rank, and images a second, over the side of the image: a line for each way."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import NullLocator, ScalarFormatter
 
     figure = Figure((9, 3.8), layout="constrained")
     memory, speed = figure.subplots(1, 2)
@@ -97,11 +97,14 @@ def figure_of(rows: list[dict[str, Any]], ranks: int) -> Any:
             sides, values = zip(*((row["side"], row[quantity] / unit) for row in rows if row["way"] == way), strict=True)
             style = {"color": METHOD_COLOURS.get(way, LOCAL), "marker": MARKERS.get(way, LOCAL_MARKER), "label": way}
             axes.plot(sides, values, lw=1.8, ms=5, **style)
-        axes.set(xscale="log", yscale="log", xlabel=f"side of the image in pixels, on {ranks} ranks", ylabel=label)
+        axes.set(xscale="log", xlabel=f"side of the image in pixels, on {ranks} ranks", ylabel=label)
         axes.set_xticks(sorted({row["side"] for row in rows}), sorted({row["side"] for row in rows}))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
+    memory.set_ylim(0, None)
+    speed.set_yscale("log")
+    speed.yaxis.set_major_formatter(ScalarFormatter())
     memory.legend(frameon=False)
     return figure
 

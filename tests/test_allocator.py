@@ -7,19 +7,24 @@ import pytest
 
 from ddcnn.parallel.allocator import USER_SETTINGS
 
-# 16 MiB come and go after a command has begun: how many MiB of them does the process still have? Then eight threads allocate a little: how
-# many MiB of the address space do they take?
-PROGRAM = """
+HEAD = """
 import resource
 import sys
 import threading
 from pathlib import Path
 import numpy as np
-from ddcnn.__main__ import main
 
 
 def pages(kind):
     return int(Path("/proc/self/statm").read_text().split()[kind]) * resource.getpagesize() >> 20
+
+
+"""  # MiB of the address space (0), and in memory (1)
+
+# 16 MiB come and go after a command has begun: how many MiB of them does the process still have? Then eight threads allocate a little: how
+# many MiB of the address space do they take?
+KEEPING = """
+from ddcnn.__main__ import main
 
 
 def allocate():
@@ -42,19 +47,10 @@ together.wait()
 
 
 # 1.8 GiB of local classifications lie in a (sparse) file: how many MiB does their vote add?
-VOTE = """
-import resource
-import sys
-from pathlib import Path
-import numpy as np
+VOTING = """
 from ddcnn.io.rows import Room, Table
 from ddcnn.method.aggregate import vote
 from ddcnn.parallel.allocator import keep_freed
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
-
 
 keep_freed()
 table = Table(30_000, (16, 1000), np.dtype(np.float32), Room(Path(sys.argv[1])))
@@ -62,10 +58,19 @@ block = np.random.default_rng(0).random((262, 16, 1000), np.float32)
 table.write(np.array([len(table) - 1]), block[:1])
 assert not table.in_memory
 vote(block)
-before = resident()
+before = pages(1)
 assert len(table.mapped(vote)) == len(table)
-print(resident() - before)
+print(pages(1) - before)
 """
+
+
+def printed(program: str, environment: dict[str, str], *arguments: Path) -> list[str]:
+    """The words that a program prints, with no other settings of the allocator than these in its environment."""
+    others = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
+    command = [sys.executable, "-c", HEAD + program, *arguments]
+    return subprocess.run(command, env=others | environment, capture_output=True, text=True, check=True).stdout.split()
+
+
 NEEDS_GLIBC = pytest.mark.skipif(
     not Path("/proc/self/statm").exists() or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="needs glibc"
 )
@@ -76,15 +81,11 @@ NEEDS_GLIBC = pytest.mark.skipif(
     "chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": ""}], ids=["default", "threshold", "tunables"]
 )
 def test_freed_memory_is_kept_and_threads_share_arenas_unless_the_user_says_otherwise(chosen):
-    environment = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
-    found = subprocess.run([sys.executable, "-c", PROGRAM], env=environment | chosen, capture_output=True, text=True, check=True)
-    kept, taken = map(int, found.stdout.split()[-2:])
+    kept, taken = map(int, printed(KEEPING, chosen)[-2:])
     assert (kept > 8) == (not chosen)
     assert (taken < 4 * 64) == (not chosen)
 
 
 @NEEDS_GLIBC
 def test_results_of_blocks_do_not_take_the_holes_that_these_leave(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
-    found = subprocess.run([sys.executable, "-c", VOTE, tmp_path], env=environment, capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 200, found.stdout
+    assert int(printed(VOTING, {}, tmp_path)[-1]) < 200

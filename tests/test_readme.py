@@ -31,6 +31,7 @@ SMALL = {
     "--data": {
         "cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60",
         "scattered-digits:128x128x6000": "scattered-digits:64x64x40",
+        "synthetic:128x128x3x10x160000": "synthetic:64x64x3x10x60", "synthetic:32x32x1x1000x120000": "synthetic:32x32x1x10x60",
     }
 }  # fmt: skip
 SHRUNK = {
@@ -198,6 +199,7 @@ def benchmark(command: Command) -> None:
 
 CHECKS = {
     "python3 -m venv": nothing, "source": nothing, "apt-get install": nothing, "ctest": nothing, "ruff": nothing, "mypy": nothing,
+    "ulimit -v": nothing,
     "cmake -B": nothing, "cmake --build": target, "pip install": extras, "pytest": suite, "python -m pytest": suite,
     "python -c": program, "python": benchmark, "bash": job, "sbatch": job,
 }  # by how they begin  # fmt: skip
