@@ -264,7 +264,7 @@ def ranks(device: torch.device, mps: bool = False) -> Found:
     common = ["--data", "synthetic:32x32x3x10x8192", "--grid", "4x4", "--methods", "vote", "--precision", "bf16", "--evaluate-every", "0"]
     with multi_process_service() if mps else nullcontext():
         for number in (1, 4, 16):
-            local = run(device, number, [*common, "--epochs", "12"])["phases"]["local"]
+            local = run(device, number, [*common, "--epochs", "48"])["phases"]["local"]
             memory = local.get("max_rank_gpu_reserved_bytes") or 0
             yield f"{number} ranks", [round(local["seconds"], 2), f"{memory / 1e6:.0f} MB a rank"]
 
@@ -335,10 +335,12 @@ def cifar10(device: torch.device, root: str) -> Found:
     """CIFAR-10, four subdomains, 8 epochs of local training on all images: seconds of the phases, and accuracies."""
     options = ["--data", "cifar10", "--data-root", root, "--epochs", "8", "--methods", "vote,average,dnn", "--augment", "flip"]
     options += ["--evaluate-every", "0", "--overlap", "4"]
-    for number in (1, 4):
-        about = run(device, number, options)
+    for number, mps in ((1, False), (4, False), (4, True)):
+        with multi_process_service() if mps else nullcontext():
+            about = run(device, number, options)
         seconds = {name: round(one["seconds"], 2) for name, one in about["phases"].items() if one["seconds"]}
-        yield f"{number} ranks", seconds | {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
+        accuracies = {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
+        yield f"{number} ranks{', multi-process service' if mps else ''}", seconds | accuracies
 
 
 PARTS: dict[str, Callable[..., Found]] = {
