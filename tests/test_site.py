@@ -1,0 +1,125 @@
+"""The site of docs/ builds strictly, loads nothing from elsewhere, and shows what the program has; its notebook runs; the README is short."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GENERATED = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+NOTEBOOKS = sorted(DOCS.glob("*/*.ipynb"))
+EXTRA = ("ipykernel", "latex2mathml", "material", "mkdocs", "mkdocstrings_handlers.python", "nbclient")
+
+
+def lacks(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except ModuleNotFoundError:
+        return True
+
+
+lacking = [module for module in EXTRA if lacks(module)]
+with_extra = pytest.mark.skipif(bool(lacking), reason=f"the extra docs is not installed: no {', '.join(lacking)}")
+
+
+def build(checkout: Path, site: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", checkout / "mkdocs.yml", "--site-dir", site]
+    return subprocess.run(command, env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    finished = build(ROOT, folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of docs/, with all else of this checkout linked to."""
+    for path in ROOT.iterdir():
+        if path.name not in ("docs", "build", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(DOCS, tmp_path / "docs")
+    return tmp_path
+
+
+@with_extra
+def test_site_has_every_page_and_every_formula(site):
+    sources = [path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
+    for source in sources:
+        place = source.relative_to(DOCS).with_suffix("")
+        page = site / (place.parent if place.name == "index" else place) / "index.html"
+        shown = page.read_text("utf-8")
+        assert 'class="arithmatex"' not in shown, page
+    assert "<math" in (site / "explanation" / "method" / "index.html").read_text("utf-8")
+
+
+@with_extra
+def test_site_loads_nothing_from_elsewhere(site):
+    loading = re.compile(r"<(?:script|img|iframe|source|video|audio|object|embed)\b[^>]*\b(?:src|data)\s*=\s*[\"']?(?:https?:)?//[^>]*")
+    linked = re.compile(r"<link\b(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*")
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    found = {page.name: hits for page in pages for hits in [[*loading.findall(page.read_text("utf-8")), *linked.findall(page.read_text())]]}
+    assert {name: hits for name, hits in found.items() if hits} == {}
+    styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
+    assert re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*\)", styles) == []
+    assert not any('class="mermaid"' in page.read_text("utf-8") for page in pages)  # the theme would load what draws it
+
+
+@with_extra
+def test_planted_mistakes_fail_the_build(checkout, tmp_path_factory):
+    page = checkout / "docs" / "how-to" / "watch.md"
+    planted = (
+        "[a](no-page.md) [b](resume.md#no-heading) [c](../../src/no_file.py) [`ddcnn.nothing`][] $\\nosuchcommand{x}$ [d](/absolute.md)"
+    )
+    page.write_text(f"{page.read_text('utf-8')}\n{planted}\n", "utf-8")
+    (checkout / "docs" / "orphan.md").write_text("# In no navigation\n", "utf-8")
+    finished = build(checkout, tmp_path_factory.mktemp("site"))
+    assert finished.returncode != 0
+    for named in ("no-page.md", "#no-heading", "src/no_file.py", "ddcnn.nothing", "nosuchcommand", "/absolute.md", "orphan.md"):
+        assert any("WARNING" in line and named in line for line in finished.stderr.splitlines()) or named == "orphan.md", finished.stderr
+    assert "orphan.md" in finished.stderr
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_page_is_that_of_the_program(name):
+    assert (DOCS / name).read_text("utf-8") == GENERATED[name](), "python docs/generate.py writes it anew"
+
+
+@with_extra
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_shows_what_it_has_made_and_no_paths_of_a_machine(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert any(cell.get("outputs") for cell in cells)
+    assert not re.search(r"/(?:home|root|tmp|work|Users)/", path.read_text("utf-8"))
+
+
+def test_there_is_a_notebook():
+    assert NOTEBOOKS
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 180
+    assert [line for line in lines if len(line) > 120] == []
