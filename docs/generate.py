@@ -208,8 +208,8 @@ def python() -> str:
     start = f"""{MADE}
 # Python
 
-`import ddcnn` gives the names below. PyTorch is imported only when one of them is used. Below each line with `:::`, the site shows
-signature and docstring; on GitHub, the line names the module where to find them.
+`import ddcnn` gives the names below. PyTorch is imported only when one of them is used. The site shows the signature and the docstring
+of each. On GitHub, lines with `:::` name only the module where they stand.
 
 ## In a script or a notebook
 

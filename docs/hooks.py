@@ -2,6 +2,7 @@
 
 - Formulas, $…$ and $$…$$, become MathML, which browsers show without any script.
 - A notebook is a page: its text, its code and the outputs that are stored in it.
+- A bar in code in a table, which GitHub wants to be escaped, is shown without its backslash.
 - A link to a file of the repository outside of docs/ becomes its text and the path, since the site has no such file; a picture is copied.
 
 Whatever cannot be done is a warning, which ends a strict build.
@@ -23,6 +24,7 @@ from mkdocs.structure.pages import Page
 
 logger = logging.getLogger("mkdocs.hooks.ddcnn")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)  # in code, GitHub wants a bar as \|, and Python-Markdown as it is
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>\.\./[^\s)]+)\)")
 ELSEWHERE = "repository"  # the site's folder of pictures from outside of docs/
 FENCE = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)[^\S\n]*$", re.MULTILINE | re.DOTALL)
@@ -90,6 +92,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    html = CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
     return FORMULA.sub(lambda formula: mathml(formula, page), html)
 
 

@@ -44,12 +44,12 @@ class Assembled(nn.Module):
         input_range: what black and white are in images; None where nobody knows (floats and signed integers without ``--window``).
         class_names: K names.
         method: one of the run's; ``why`` it was taken.
-        without: indices of the subdomains that are missing.
         run: name of the run's folder, of a run with several seeds with that of the seed.
         version: of ddcnn, that of the run.
         subdomains: indices of the subdomains of ``local_cnns``.
         present: indices of the subdomains whose values ``combine`` gets: ``subdomains``, or on rank 0 those of all ranks' parts.
         batch_size: images that pass through the local CNNs at a time where no gradient is asked for; this bounds the memory.
+        without: indices of the subdomains that are missing.
     """
 
     why = "it was asked for"
