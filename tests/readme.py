@@ -1,4 +1,4 @@
-"""The README, with the pages of benchmarks/ that it leads to, as its readers see them: code blocks, and the commands in them."""
+"""The README and the pages of docs/ as their readers see them: code blocks, and the commands in them."""
 
 import re
 import shlex
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = "\n".join((ROOT / name).read_text("utf-8") for name in ("README.md", "benchmarks/README.md", "benchmarks/accuracy.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = {path.relative_to(ROOT).as_posix(): path for path in PAGES}
+FENCED = re.MULTILINE | re.DOTALL
+TEXT = "\n".join(path.read_text("utf-8") for path in PAGES)
 
 
 @dataclass(frozen=True)
@@ -14,9 +17,11 @@ class Command:
     """One command of a shell: ``variables`` before it, and its words, without the ranks' launcher.
 
     Attributes:
+        page: the name of the page that it stands on.
         ranks: after ``mpirun -n``, or ``--ntasks`` of sbatch; 1 without.
     """
 
+    page: str
     text: str
     variables: dict[str, str]
     ranks: int
@@ -28,22 +33,26 @@ class Command:
         return self.words[3:] if self.words[:3] == ["python", "-m", "ddcnn"] else None
 
 
-def blocks(language: str, below: str | None = None) -> list[str]:
+def blocks(language: str, below: str | None = None, text: str = TEXT) -> list[str]:
     """The code blocks of a language, of the whole text or of the section with this title."""
-    text = README
     if below is not None:
         title = re.search(rf"^(#+) {re.escape(below)}\n", text, re.MULTILINE)
         assert title, below
         rest = text[title.end() :]
-        end = re.search(rf"^#{{1,{len(title[1])}}} ", rest, re.MULTILINE)
+        headings = re.sub(r"^```.*?^```$", lambda block: "x" * len(block[0]), rest, flags=FENCED)  # a comment in a block is none
+        end = re.search(rf"^#{{1,{len(title[1])}}} ", headings, re.MULTILINE)
         text = rest[: end.start()] if end else rest
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[Command]:
-    """All commands, in the order of the text."""
-    lines = (line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines())
-    return [parsed(part) for line in lines if line.split("#")[0].strip() for part in shell_parts(line)]
+    """All commands, page by page, in the order of the text."""
+    found = []
+    for name, path in NAMES.items():
+        for block in blocks("bash", text=path.read_text("utf-8")):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [parsed(name, part) for line in lines if line.split("#")[0].strip() for part in shell_parts(line)]
+    return found
 
 
 def shell_parts(line: str) -> list[list[str]]:
@@ -57,16 +66,16 @@ def shell_parts(line: str) -> list[list[str]]:
     return parts
 
 
-def parsed(words: list[str]) -> Command:
+def parsed(page: str, words: list[str]) -> Command:
     text, variables, ranks = shlex.join(words), {}, 1
     while re.match(r"[A-Z]+=", words[0]):
         name, _, variables[name] = words[0].partition("=")
         words = words[1:]
-    if words[:2] == ["mpirun", "-n"]:
+    if words[:2] in (["mpirun", "-n"], ["srun", "-n"]):
         ranks, words = int(words[2]), words[3:]
-    return Command(text, variables, ranks, words)
+    return Command(page, text, variables, ranks, words)
 
 
 def prose() -> str:
     """Everything that is no code block."""
-    return re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", TEXT, flags=FENCED)

@@ -1,14 +1,18 @@
 """Runs commands of ddcnn one after the other in one process, of which torch is imported once: python readme_commands.py < commands.json
 
-Each is {"ranks": 4, "arguments": ["run", …]} or {"python": "script.py"}; out come, as JSON, an exit code and what was said for each.
+Each has a "folder", where it is done, and is {"ranks": 4, "arguments": ["run", …]}, {"python": "script.py"}, or {"copy": "a/run",
+"to": "a run"}; out come, as JSON, an exit code, what was said, and the seconds that this process took, for each.
 The ranks are only looked at: whether they fit. Scaling studies are checked and described, but start nothing, and are not collected.
 """
 
 import contextlib
 import io
 import json
+import os
 import runpy
+import shutil
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -30,6 +34,10 @@ def do(command: dict[str, Any], world: World) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
+            os.chdir(command["folder"])
+            if "copy" in command:
+                shutil.copytree(command["copy"], command["to"])
+                return 0, ""
             if "python" in command:
                 runpy.run_path(command["python"], {"images": torch.zeros(2, 1, 8, 8)})
                 return 0, ""
@@ -50,6 +58,8 @@ study.start = lambda described, launcher: described.describe()
 slurm.submit = lambda described, launcher, options: slurm.script(described, launcher, options, "")
 
 sys.path.insert(0, "")  # as with python -m
-pretending = World()
-found = [do(command, pretending) for command in json.load(sys.stdin)]
+pretending, found = World(), []
+for command in json.load(sys.stdin):
+    begin = time.process_time()
+    found.append((*do(command, pretending), time.process_time() - begin))
 print(json.dumps(found))

@@ -1,18 +1,21 @@
-"""The README and the pages of benchmarks/ are true: their commands run, or are at least such as the program takes, and their options exist.
+"""The README and the pages of docs/ are true: their commands run, or are at least such as the program takes, and their options exist.
 
 Run, on small stand-ins for the data, with few epochs and narrow networks: ``run``, ``partition``, ``predict``, ``export``, ``report``,
-``info``, ``--help``, and the Python blocks (that of the API in tests/runs). Only checked, as everything is checked before it starts:
-``scaling`` (tests/runs has studies that run), jobs/, benchmarks/, and what installs or tests.
+``info``, ``--help``, and the Python blocks (that of the API in tests/runs). The commands of a page run one after the other in a
+folder of its own, which has what the page takes for granted: data, and runs that other pages tell how to make. Only checked, as
+everything is checked before it starts: ``scaling`` (tests/runs has studies that run), jobs/, benchmarks/, and what installs or tests.
 """
 
 import configparser
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +30,7 @@ from ddcnn.__main__ import execute
 from ddcnn.networks.torchvision_compat import import_torchvision
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
-SMALL = {
-    "--data": {
-        "cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60",
-        "scattered-digits:128x128x6000": "scattered-digits:64x64x40",
-        "synthetic:128x128x3x10x160000": "synthetic:64x64x3x10x60", "synthetic:32x32x1x1000x120000": "synthetic:32x32x1x10x60",
-    }
-}  # fmt: skip
+SMALL = {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}  # of --data
 SHRUNK = {
     "--train-samples": "50",
     "--validation-samples": "5",
@@ -42,19 +39,46 @@ SHRUNK = {
     "--volume-size": "16",
     "--seeds": "2",
 }  # if they are there
+SIZES = ("--image-size", "--volume-size")
 QUICK = ("--epochs=1", "--transfer-epochs=1", "--dnn-epochs=1", "--threads=1", "--progress=none", "--no-figures", "--no-download")
 FOREIGN = {
-    "--build", "--ntasks", "--mpi", "--cpus-per-task", "--oversubscribe", "--time", "--logdir", "--signal", 
-}  # options of other programs in the text  # fmt: skip
+    "--build", "--ntasks", "--mpi", "--strict", "--name", "--no-name", "--cpus-per-task", "--oversubscribe", "--time", "--logdir",
+    "--signal",
+}  # options of other programs in the text, and what stands for any name  # fmt: skip
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+GRANTED = {
+    "runs/first": ["run"],
+    "runs/cifar10": ["run", "--data", "cifar10", "--overlap", "4", "--methods", "vote,average,dnn,transfer"],
+}  # finished runs that pages start from without making them; others are as runs/first
+OF_PYTHON = {
+    "docs/how-to/predict.md": {"python": "load.py"},
+    "docs/how-to/networks.md": {"ranks": 2, "arguments": ["run", "--network", "mine:small", "--output", "runs/mine"]},
+}  # what is done with the Python blocks of a page, behind its commands
 COMMANDS = commands()
 OF_DDCNN = [command for command in COMMANDS if command.arguments is not None]
 OTHERS = [command for command in COMMANDS if command.arguments is None]
 
 
+def key(command: Command) -> str:
+    return f"{command.page}: {command.text}"
+
+
+def small(source: str) -> str:
+    """A stand-in for --data."""
+    name, _, numbers = source.partition(":")
+    if name == "scattered-digits":
+        return f"{name}:64x64x40"
+    if name == "synthetic":
+        *shape, classes, samples = map(int, numbers.split("x"))
+        return f"{name}:{'x'.join(map(str, [*(min(size, 32) for size in shape), min(classes, 10), min(samples, 60)]))}"
+    return SMALL.get(source, source)
+
+
 def shrunk(arguments: list[str]) -> list[str]:
     """Of ``run``, with options behind that win: as small as can be."""
-    arguments = [SMALL.get(before, {}).get(word, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+    arguments = [small(word) if before == "--data" else word for before, word in zip(["", *arguments], arguments, strict=False)]
+    if arguments[:1] == ["partition"]:
+        return [*arguments, *(word for name in SIZES if name in arguments for word in (name, SHRUNK[name]))]
     if arguments[:1] not in ([], ["run"]) or {"--resume", "--help"} & set(arguments):
         return arguments
     width = [] if "--weights" in arguments else ["--width", "16" if "width" in arguments else "4"]  # thin networks have a multiple of 4
@@ -64,17 +88,16 @@ def shrunk(arguments: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory) -> Path:
-    """A folder with everything that the README's commands take for granted."""
+    """A folder with the data that the pages take for granted."""
     folder, random = tmp_path_factory.mktemp("readme"), np.random.default_rng(0)
 
     def pixels(*shape: int) -> np.ndarray:
         return random.integers(0, 256, shape, dtype=np.uint8)
 
-    for name in ("photos", "flower_photos"):
-        for kind in ("daisy", "rose"):
-            (folder / name / kind).mkdir(parents=True)
-            for k in range(10):
-                Image.fromarray(pixels(40 + k, 50, 3)).save(folder / name / kind / f"{k}.jpg")
+    for name in ("photos/daisy", "photos/rose", "flower_photos/daisy", "flower_photos/rose", "new-photos"):
+        (folder / name).mkdir(parents=True)
+        for k in range(10):
+            Image.fromarray(pixels(40 + k, 50, 3)).save(folder / name / f"{k}.jpg")
     for name in ("scans.npz", "adrenalmnist3d_64.npz"):
         arrays = {
             "x_train": pixels(16, 16, 16, 16),
@@ -95,36 +118,74 @@ def sandbox(tmp_path_factory) -> Path:
     (folder / "scans.toml").write_text("batch-size = 8\n", "utf-8")
     np.savez(folder / "new.npz", x=pixels(5, 8, 8))
     Image.fromarray(pixels(8, 8)).save(folder / "scan.png")
-    (folder / "load.py").write_text(blocks("python", "Using a finished run")[0], "utf-8")
-    (folder / "mine.py").write_text(next(block for block in blocks("python", "Networks")), "utf-8")
+    (folder / "load.py").write_text(blocks("python", "Load in Python")[0], "utf-8")
+    (folder / "mine.py").write_text(blocks("python", "Your own network")[0], "utf-8")
     return folder
 
 
+def taken_for_granted(page: list[Command]) -> dict[str, str]:
+    """The runs that commands of a page start from and none before makes, each with that of GRANTED which stands for it."""
+    made, needed = set(), {}
+    for arguments in (command.arguments or [] for command in page):
+        after = dict(pairwise(arguments))
+        inputs = {after.get("--start-from"), after.get("--output") if "--resume" in arguments else None}
+        if arguments[:1] in (["predict"], ["export"], ["report"]):
+            inputs |= {word for word in arguments if word.startswith("runs/") and word != after.get("--output")}
+        for name in inputs - made - {None}:
+            needed[name] = name if name in GRANTED else "runs/first"
+        made.add(after.get("--output"))
+    return needed
+
+
 @pytest.fixture(scope="module")
-def done(sandbox) -> dict[str, tuple[int, str]]:
-    """Exit code and words of every command of ddcnn, in the order of the README, and of the Python block that loads a run."""
-    given: list[dict] = [{"ranks": command.ranks, "arguments": shrunk(command.arguments or [])} for command in OF_DDCNN]
-    names = [command.text for command in OF_DDCNN]
-    for name, further in {
-        "load": {"python": "load.py"},
-        "mine": {"ranks": 2, "arguments": shrunk(["run", "--network", "mine:small", "--output", "runs/mine"])},
-    }.items():
-        names.append(name)
-        given.append(further)
-    finished = subprocess.run([sys.executable, DRIVER], cwd=sandbox, input=json.dumps(given), capture_output=True, text=True, timeout=600)
+def done(sandbox, tmp_path_factory) -> dict[str, tuple[int, str, float]]:
+    """Exit code, words and seconds of every command of ddcnn, by page and text, and of the Python blocks of two pages.
+
+    A command that stands on several pages with the same words is done on the first of them; the others get its folder.
+    """
+    base = tmp_path_factory.mktemp("granted")
+    given: dict[str, dict] = {
+        name: {"folder": str(base), "ranks": 1, "arguments": shrunk([*arguments, "--output", name])} for name, arguments in GRANTED.items()
+    }
+    first: dict[tuple[str, int], str] = {}
+    for page in dict.fromkeys(command.page for command in OF_DDCNN):
+        folder = tmp_path_factory.mktemp("page")
+        shutil.copytree(sandbox, folder, dirs_exist_ok=True)
+        of_page = [command for command in OF_DDCNN if command.page == page]
+        for name, stand_in in taken_for_granted(of_page).items():
+            given[f"{page} needs {name}"] = {"folder": str(folder), "copy": str(base / stand_in), "to": name}
+        for command in of_page:
+            arguments = shrunk(command.arguments or [])
+            twin, output = (
+                first.get((command.text, command.ranks)),
+                arguments[arguments.index("--output") + 1 :][:1] if "--output" in arguments else [],
+            )
+            if twin and arguments[:1] == ["run"] and "--resume" not in arguments:
+                copied = {"copy": str(Path(given[twin]["folder"], *output)), "to": output[0]} if output else {"python": ""}
+                given[key(command)] = {"folder": str(folder), "twin": twin} | copied
+                continue
+            given.setdefault(key(command), {"folder": str(folder), "ranks": command.ranks, "arguments": arguments})
+            first.setdefault((command.text, command.ranks), key(command))
+        for name, further in OF_PYTHON.items():
+            if name == page:
+                further = further | ({"arguments": shrunk(further["arguments"])} if "arguments" in further else {})
+                given[f"{page}: Python"] = {"folder": str(folder)} | further
+    todo = [one for one in given.values() if one.get("python") != ""]
+    finished = subprocess.run([sys.executable, DRIVER], cwd=sandbox, input=json.dumps(todo), capture_output=True, text=True, timeout=1800)
     assert finished.returncode == 0, finished.stderr
-    return dict(zip(names, json.loads(finished.stdout), strict=True))
+    found = dict(zip((name for name, one in given.items() if one.get("python") != ""), json.loads(finished.stdout), strict=True))
+    return found | {name: found[one["twin"]] for name, one in given.items() if "twin" in one}
 
 
-@pytest.mark.parametrize("name", [*dict.fromkeys(command.text for command in OF_DDCNN), "load", "mine"])
+@pytest.mark.parametrize("name", [*dict.fromkeys(map(key, OF_DDCNN)), *(f"{page}: Python" for page in OF_PYTHON)])
 def test_command_of_ddcnn(done, name):
-    code, said = done[name]
+    code, said, _ = done[name]
     if "onnx" in name and find_spec("onnxscript") is None:
         pytest.skip("onnxscript is not installed")
     assert code == 0, said
 
 
-@pytest.mark.parametrize("command", OTHERS, ids=[command.text for command in OTHERS])
+@pytest.mark.parametrize("command", OTHERS, ids=map(key, OTHERS))
 def test_other_command(command, sandbox):
     for prefix, check in CHECKS.items():
         if command.words[: len(prefix.split())] == prefix.split():
@@ -200,6 +261,7 @@ def benchmark(command: Command) -> None:
 CHECKS = {
     "python3 -m venv": nothing, "source": nothing, "apt-get install": nothing, "ctest": nothing, "ruff": nothing, "mypy": nothing,
     "ulimit -v": nothing,
+    "mkdocs": nothing, "cd": nothing, "git": nothing, "module": nothing, "export": nothing, "kill": nothing, "tensorboard": nothing,
     "cmake -B": nothing, "cmake --build": target, "pip install": extras, "pytest": suite, "python -m pytest": suite,
     "python -c": program, "python": benchmark, "bash": job, "sbatch": job,
 }  # by how they begin  # fmt: skip
