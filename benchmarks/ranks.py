@@ -21,7 +21,7 @@ PHASES = ("partition", "local", "gather", "dnn")
 LOOP = """
 import sys, time, torch
 sys.path.insert(0, "benchmarks")
-from policy import bare_epoch, random_subimages
+from engine import bare_epoch, random_subimages
 from ddcnn.networks.registry import Design, make
 from ddcnn.networks.shape import Shape
 from ddcnn.parallel.seeding import Seeds

@@ -17,7 +17,7 @@ Stages = tuple[tuple[int, ...], ...]
 class ConvolutionalNetwork(nn.Module):
     """Stages of convolutions on the map of the whole image, pooled between them, and a pooled head.
 
-    It leaves out the logits of the local CNNs, unlike ``DenseNetwork``: it learnt better without their mean (benchmarks/accuracy.md).
+    It leaves out the logits of the local CNNs, unlike ``DenseNetwork``: it learnt better without their mean (docs/benchmarks/accuracy.md).
 
     Args:
         stages: channels of the convolutions of each.

@@ -12,7 +12,7 @@ ARENAS = 2  # each takes 64 MiB of the address space; the threads that read and 
 def keep_freed() -> None:
     """Keeps freed blocks for PyTorch's next allocations, unless they are large: the kernel zeroes every page that it hands out anew.
 
-    How much time that saves depends on where in the heap the tensors of a step lie: from nothing to a tenth (benchmarks/README.md). The
+    How much time that saves depends on where in the heap the tensors of a step lie: from nothing to a tenth (docs/benchmarks/speed.md). The
     threads share few arenas, so that a limit of the address space (``ulimit -v``) leaves room for images. A C library without ``mallopt``
     stays as it is.
     """
