@@ -2,12 +2,14 @@
 
     python benchmarks/size.py [--sides 64,128,256,512] [--dimensions 2] [--ranks 4] [--batch-size 16] [--limits 1,2,4] [-- options of run]
     python benchmarks/size.py --least --limits 2 …
+    python benchmarks/size.py --of benchmarks/results/size.json --figure size.png
 
 Ways: local training and transfer (--parts subdomains along each axis), spatial (exact spatial parallelism), global
 (DistributedDataParallel), of two epochs on synthetic images each, of which the second one is timed; bytes are those of the run over its
 steps. With --least each takes the largest --accumulate that its batch normalisation allows, and recomputes its activations. Every run is a
 job of its own; finished ones are kept and not repeated. The largest side, a multiple of 32 (in 3-D 8), is found by trying: its peak stays
-below the limit, that of the next one does not. Prints JSON and tables; --figure FILE.png draws peak and speed over the side.
+below the limit, that of the next one does not. Prints JSON and tables; --figure FILE.png draws peak and speed over the side, with --of from
+what was printed before, one output or a list of them, and nothing is measured.
 """
 
 import argparse
@@ -76,7 +78,7 @@ class Study:
             if too_large == fits + 1 or not fits:
                 return unit * fits
             # the next try is where a line through two peaks, over the pixels, reaches the limit
-            (a, first), (b, second) = sorted(peaks.items(), key=lambda known: abs(known[1] - limit))[:2]
+            (a, first), (b, second) = sorted(sorted(peaks.items(), key=lambda known: abs(known[1] - limit))[:2])
             pixels = a**self.asked.dimensions + (limit - first) * (b**self.asked.dimensions - a**self.asked.dimensions) / max(
                 second - first, 1e-6
             )
@@ -122,8 +124,14 @@ def main() -> None:
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("runs/size"))
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--of", type=Path, help="draw --figure from this output, of images of --dimensions")
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
     asked = parser.parse_args()
+    if asked.of:
+        kept = json.loads(asked.of.read_text("utf-8"))
+        outputs = [one for one in (kept if isinstance(kept, list) else [kept]) if one["options"]["dimensions"] == str(asked.dimensions)]
+        draw(asked.figure, lambda: figure_of([row for one in outputs for row in one["rows"]], int(outputs[0]["options"]["ranks"])))
+        return
     study = Study(asked)
     rows = [study.row(way, side) for side in map(int, filter(None, asked.sides.split(","))) for way in RUNS]
     limits = list(map(float, filter(None, asked.limits.split(","))))

@@ -181,7 +181,8 @@ def test_five_steps_of_training_are_those_of_one_process(world, name, dimensions
     trainer.train(alone, Numbers(shape, listed=False), torch.arange(SAMPLES))
     assert told[0].loss == pytest.approx(told[1].loss, rel=1e-12)
     assert told[0].accuracy == told[1].accuracy
-    most, relative = 1e-10 if (name, dimensions) == ("resnet18", 3) else 1e-12, of_small_ones(name, dimensions)
+    relative = of_small_ones(name, dimensions)
+    most = 1e-12 if relative == 1e-12 else 1e-10 if world.size <= 4 else relative
     for (key, one), other in zip(mine.state_dict().items(), alone.state_dict().values(), strict=True):
         close(one, other, key, most, relative)
 
@@ -239,7 +240,8 @@ def test_a_step_sends_what_the_model_counts(world, name, dimensions):
 
 @pytest.mark.parametrize(("name", "dimensions"), CASES)
 def test_a_rank_keeps_its_share_of_the_activations(world, name, dimensions):
-    shape = {2: (96, 96), 3: (32, 32, 32)}[dimensions]
+    times = 1 if world.size <= 4 else 2  # beside few pixels the halos of many ranks are large
+    shape = {2: (96 * times,) * 2, 3: (32 * times,) * 3}[dimensions]
 
     def kept_by(one: nn.Module, inputs) -> int:
         sizes: dict[int, int] = {}
