@@ -132,11 +132,9 @@ def anchors(page: Path) -> set[str]:
     return slugs | set(re.findall(r'<a id="(.+?)">', text))
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/accuracy.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_outside_of_the_site_lead_somewhere(name):
     page = ROOT / name
-    if not page.exists() and name.startswith("benchmarks/"):
-        pytest.skip("moved into docs/")
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if not re.match(r"[a-z]+:", target):
             path, _, anchor = target.partition("#")
