@@ -50,10 +50,6 @@ GRANTED = {
     "runs/first": ["run"],
     "runs/cifar10": ["run", "--data", "cifar10", "--overlap", "4", "--methods", "vote,average,dnn,transfer"],
 }  # finished runs that pages start from without making them; others are as runs/first
-OF_PYTHON = {
-    "docs/how-to/predict.md": {"python": "load.py"},
-    "docs/how-to/networks.md": {"ranks": 2, "arguments": ["run", "--network", "mine:small", "--output", "runs/mine"]},
-}  # what is done with the Python blocks of a page, behind its commands
 COMMANDS = commands()
 OF_DDCNN = [command for command in COMMANDS if command.arguments is not None]
 OTHERS = [command for command in COMMANDS if command.arguments is None]
@@ -84,6 +80,12 @@ def shrunk(arguments: list[str]) -> list[str]:
     width = [] if "--weights" in arguments else ["--width", "16" if "width" in arguments else "4"]  # thin networks have a multiple of 4
     smaller = [word for name, value in SHRUNK.items() if name in arguments for word in (name, value)]
     return [*(arguments or ["run"]), *smaller, *width, *QUICK]
+
+
+OF_PYTHON = {
+    "docs/how-to/predict.md": {"python": "load.py"},
+    "docs/how-to/networks.md": {"ranks": 2, "arguments": shrunk(["run", "--network", "mine:small", "--output", "runs/mine"])},
+}  # what is done with the Python blocks of a page, behind its commands
 
 
 @pytest.fixture(scope="module")
@@ -141,41 +143,40 @@ def taken_for_granted(page: list[Command]) -> dict[str, str]:
 def done(sandbox, tmp_path_factory) -> dict[str, tuple[int, str, float]]:
     """Exit code, words and seconds of every command of ddcnn, by page and text, and of the Python blocks of two pages.
 
-    A command that stands on several pages with the same words is done on the first of them; the others get its folder.
+    A command that stands on several pages with the same words is done on the first of them; the others get what it has made.
     """
     base = tmp_path_factory.mktemp("granted")
-    given: dict[str, dict] = {
-        name: {"folder": str(base), "ranks": 1, "arguments": shrunk([*arguments, "--output", name])} for name, arguments in GRANTED.items()
-    }
-    first: dict[tuple[str, int], str] = {}
+    given: dict[str, dict] = {}
+    first: dict[tuple[str, ...], str] = {}  # the names of what was given, by the words of a command
+    twins: dict[str, str] = {}
+    for name, arguments in GRANTED.items():
+        words = (*arguments, "--output", name)
+        given[name] = {"folder": str(base), "ranks": 1, "arguments": shrunk([*words])}
+        first[words] = name
     for page in dict.fromkeys(command.page for command in OF_DDCNN):
         folder = tmp_path_factory.mktemp("page")
         shutil.copytree(sandbox, folder, dirs_exist_ok=True)
-        of_page = [command for command in OF_DDCNN if command.page == page]
-        for name, stand_in in taken_for_granted(of_page).items():
+        of_page = {key(command): command for command in OF_DDCNN if command.page == page}
+        for name, stand_in in taken_for_granted([*of_page.values()]).items():
             given[f"{page} needs {name}"] = {"folder": str(folder), "copy": str(base / stand_in), "to": name}
-        for command in of_page:
-            arguments = shrunk(command.arguments or [])
-            twin, output = (
-                first.get((command.text, command.ranks)),
-                arguments[arguments.index("--output") + 1 :][:1] if "--output" in arguments else [],
-            )
-            if twin and arguments[:1] == ["run"] and "--resume" not in arguments:
-                copied = {"copy": str(Path(given[twin]["folder"], *output)), "to": output[0]} if output else {"python": ""}
-                given[key(command)] = {"folder": str(folder), "twin": twin} | copied
+        for name, command in of_page.items():
+            words = tuple(command.arguments or ())
+            twin = first.setdefault(words, name)
+            output = dict(pairwise(words)).get("--output")
+            if twin == name or words[:1] in (("predict",), ("partition",)) or "--resume" in words:
+                given[name] = {"folder": str(folder), "ranks": command.ranks, "arguments": shrunk([*words])}
                 continue
-            given.setdefault(key(command), {"folder": str(folder), "ranks": command.ranks, "arguments": arguments})
-            first.setdefault((command.text, command.ranks), key(command))
-        for name, further in OF_PYTHON.items():
-            if name == page:
-                further = further | ({"arguments": shrunk(further["arguments"])} if "arguments" in further else {})
-                given[f"{page}: Python"] = {"folder": str(folder)} | further
-    todo = [one for one in given.values() if one.get("python") != ""]
-    finished = subprocess.run([sys.executable, DRIVER], cwd=sandbox, input=json.dumps(todo), capture_output=True, text=True, timeout=1800)
+            twins[name] = twin
+            if output and words[0] == "run":
+                given[f"{name}, again"] = {"folder": str(folder), "copy": str(Path(given[twin]["folder"], output)), "to": output}
+        if page in OF_PYTHON:
+            given[f"{page}: Python"] = {"folder": str(folder)} | OF_PYTHON[page]
+    finished = subprocess.run(
+        [sys.executable, DRIVER], cwd=sandbox, input=json.dumps([*given.values()]), capture_output=True, text=True, timeout=1800
+    )
     assert finished.returncode == 0, finished.stderr
-    found = dict(zip((name for name, one in given.items() if one.get("python") != ""), json.loads(finished.stdout), strict=True))
-    Path('/work/tmp/d2/found.json').write_text(json.dumps(found))  # TEMPORARY
-    return found | {name: found[one["twin"]] for name, one in given.items() if "twin" in one}
+    found = dict(zip(given, json.loads(finished.stdout), strict=True))
+    return found | {name: found[twin] for name, twin in twins.items()}
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys(map(key, OF_DDCNN)), *(f"{page}: Python" for page in OF_PYTHON)])
