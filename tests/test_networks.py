@@ -16,6 +16,7 @@ from torch import nn
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.inference.export import ANY_BATCH
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.registry import NETWORKS, Design, check, make
@@ -113,6 +114,14 @@ def test_the_class_depends_on_every_pixel_of_a_thin_image(name):
 
 
 @every_network
+@every_network
+@pytest.mark.parametrize("spatial", [(16, 20), (16, 16, 16)])
+def test_it_is_exported_for_any_number_of_images(name, spatial):
+    network, images = make(Design(name, 4), Shape(spatial, 2, 3)).eval(), torch.randn(5, 2, *spatial)
+    program = torch.export.export(network, (torch.zeros(2, 2, *spatial),), dynamic_shapes=ANY_BATCH)
+    torch.testing.assert_close(program.module()(images), network(images))
+
+
 @pytest.mark.parametrize("others", [(), (40,)])
 def test_images_that_are_too_small_are_refused_with_network_and_size(name, others):
     smallest = NETWORKS[name].smallest
