@@ -114,7 +114,6 @@ def test_the_class_depends_on_every_pixel_of_a_thin_image(name):
 
 
 @every_network
-@every_network
 @pytest.mark.parametrize("spatial", [(16, 20), (16, 16, 16)])
 def test_it_is_exported_for_any_number_of_images(name, spatial):
     network, images = make(Design(name, 4), Shape(spatial, 2, 3)).eval(), torch.randn(5, 2, *spatial)
@@ -122,6 +121,7 @@ def test_it_is_exported_for_any_number_of_images(name, spatial):
     torch.testing.assert_close(program.module()(images), network(images))
 
 
+@every_network
 @pytest.mark.parametrize("others", [(), (40,)])
 def test_images_that_are_too_small_are_refused_with_network_and_size(name, others):
     smallest = NETWORKS[name].smallest
