@@ -16,6 +16,7 @@ from torch import nn
 
 from ddcnn.config.settings import RunSettings
 from ddcnn.errors import InputError
+from ddcnn.inference.export import ANY_BATCH
 from ddcnn.networks import registry
 from ddcnn.networks.dense import DenseNetwork
 from ddcnn.networks.registry import NETWORKS, Design, check, make
@@ -110,6 +111,14 @@ def test_the_class_depends_on_every_pixel_of_a_thin_image(name):
     images = torch.randn(2, 1, *spatial, requires_grad=True)
     make(Design(name, 8), Shape(spatial, 1, 3))(images).square().sum().backward()
     assert (images.grad.abs().sum(dim=(0, 1)) > 0).float().mean() > 0.9
+
+
+@every_network
+@pytest.mark.parametrize("spatial", [(16, 20), (16, 16, 16)])
+def test_it_is_exported_for_any_number_of_images(name, spatial):
+    network, images = make(Design(name, 4), Shape(spatial, 2, 3)).eval(), torch.randn(5, 2, *spatial)
+    program = torch.export.export(network, (torch.zeros(2, 2, *spatial),), dynamic_shapes=ANY_BATCH)
+    torch.testing.assert_close(program.module()(images), network(images))
 
 
 @every_network

@@ -124,7 +124,7 @@ class PaddedShortcut(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixels = (slice(None, None, self.stride),) * (images.ndim - 2)
         kept = images[:, :, *pixels]
-        padded = kept.new_zeros(len(kept), self.outputs, *kept.shape[2:])
+        padded = kept.new_zeros(kept.shape[0], self.outputs, *kept.shape[2:])
         padded[:, self.targets] = kept
         return padded
 
