@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,12 +99,37 @@ class BasicBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 and projection:
-            self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), normalisation(outputs))
+            self.shortcut = nn.Sequential(POINTWISE[dimensions](inputs, outputs, 1, stride, bias=False), normalisation(outputs))
         elif stride > 1:
             self.shortcut = PaddedShortcut(inputs, outputs, stride)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return functional.relu(self.residual(images) + self.shortcut(images), inplace=True)
+
+
+class _Pointwise:
+    """Of few channels, takes the pixels that its stride keeps before it convolves, not while it does.
+
+    In single precision, PyTorch 2.13 writes outside of its memory in the backward pass of a strided 1x1 convolution of 4 channels, channels
+    last, on some CPUs.
+    """
+
+    def forward(self: Any, images: torch.Tensor) -> torch.Tensor:
+        if self.in_channels >= 8 or images.dtype == torch.float64:
+            return super().forward(images)  # type: ignore[misc]
+        kept = images[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
+        return {2: functional.conv2d, 3: functional.conv3d}[len(self.stride)](kept, self.weight, self.bias)
+
+
+class _Pointwise2d(_Pointwise, nn.Conv2d):
+    pass
+
+
+class _Pointwise3d(_Pointwise, nn.Conv3d):
+    pass
+
+
+POINTWISE: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: _Pointwise2d, 3: _Pointwise3d}
 
 
 class PaddedShortcut(nn.Module):
