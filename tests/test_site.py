@@ -71,8 +71,8 @@ def test_site_loads_nothing_from_elsewhere(site):
     linked = re.compile(r"<link\b(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*")
     pages = list(site.rglob("*.html"))
     assert len(pages) > 20
-    found = {page.name: hits for page in pages for hits in [[*loading.findall(page.read_text("utf-8")), *linked.findall(page.read_text())]]}
-    assert {name: hits for name, hits in found.items() if hits} == {}
+    texts = {page: page.read_text("utf-8") for page in pages}
+    assert {page: hits for page, text in texts.items() if (hits := [*loading.findall(text), *linked.findall(text)])} == {}
     styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
     assert re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*\)", styles) == []
     assert not any('class="mermaid"' in page.read_text("utf-8") for page in pages)  # the theme would load what draws it
