@@ -19,6 +19,7 @@ from ddcnn.config.parser import HELP, Command, check_text, find, overview, parse
 from ddcnn.config.settings import ReportSettings, RunSettings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.config.types import Settings
+from ddcnn.decomposition import times
 from ddcnn.errors import InputError, Stopped
 from ddcnn.io.run_folder import RunFolder, resumes_finished, with_stored
 from ddcnn.parallel.abort import abort_all, is_out_of_memory, log_failure
@@ -127,7 +128,10 @@ COMMANDS = (  # the first one is the default
     ),
     Command(
         "export", "writes the network of a finished run for other programs", ExportSettings, export,
-        examples=("python -m ddcnn export runs/cifar10 --format onnx --output cifar10.onnx",),
+        examples=(
+            "python -m ddcnn export runs/cifar10 --output cifar10.pt2",
+            "python -m ddcnn export runs/cifar10 --method transfer --format onnx --output cifar10.onnx",
+        ),
     ),
     Command(
         "report", "writes the reports of runs again, or follows a run", ReportSettings, report,
@@ -135,15 +139,24 @@ COMMANDS = (  # the first one is the default
     ),
     Command(
         "scaling strong", "runs one problem on several numbers of ranks", scaling.StrongSettings, scaling.study,
-        examples=("python -m ddcnn scaling strong --ranks 1,2,4 --output study -- --data cifar10",),
+        examples=(
+            "python -m ddcnn scaling strong --ranks 1,2,4 --output study -- --data cifar10",
+            'python -m ddcnn scaling strong --ranks 4,8,16 --slurm --sbatch="--time=01:00:00" --output study -- --data set.h5',
+        ),
     ),
     Command(
         "scaling weak", "runs a problem that grows with the number of ranks", scaling.WeakSettings, scaling.study,
-        examples=("python -m ddcnn scaling weak --ranks 1,2,4 --side 32 --output study -- --network vgg3",),
+        examples=(
+            "python -m ddcnn scaling weak --ranks 1,2,4 --side 32 --output study -- --network vgg3",
+            "python -m ddcnn scaling weak --ranks 1,4,9 --repetitions 3 --samples 20000 --output study",
+        ),
     ),
     Command(
         "scaling collect", "compares finished runs on different numbers of ranks", scaling.CollectSettings, scaling.collect,
-        examples=("python -m ddcnn scaling collect runs/1 runs/2 runs/4 --output study",),
+        examples=(
+            "python -m ddcnn scaling collect runs/1 runs/2 runs/4 --output study",
+            "python -m ddcnn scaling collect --kind weak weak/1 weak/4 weak/9 --output study",
+        ),
     ),
     Command(
         "scaling predict", "predicts times on more ranks by a performance model", scaling.ExtrapolationSettings, scaling.predict,
@@ -154,7 +167,7 @@ COMMANDS = (  # the first one is the default
     ),
     Command(
         "info", "shows MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True, shows=True,
-        examples=("mpirun -n 4 python -m ddcnn info",),
+        examples=("python -m ddcnn info", "mpirun -n 4 python -m ddcnn info"),
     ),
 )  # fmt: skip
 
@@ -184,6 +197,11 @@ def execute(arguments: list[str], world: World | None) -> int:
     if world is None:
         return command.function(parsed()) or 0
     settings = command.settings.model_validate_json(world.on_root(lambda: parsed().model_dump_json(exclude_unset=True)))
+    if isinstance(settings, RunSettings) and not arguments:
+        logger.info(
+            "no command: run --data %s --grid %s --methods %s (python -m ddcnn --help shows what else there is)",
+            settings.data, times(settings.grid), ",".join(settings.methods),
+        )  # fmt: skip
     with watched(world, _meeting_places(world, settings), getattr(settings, "stall_timeout", 0)):
         return command.function(world, settings) or 0
 

@@ -25,11 +25,13 @@ class EpochLine(Part):
     """A line of metrics.jsonl: an epoch of a training."""
 
     phase: str
+    """A training: local, dnn, transfer, coherent, global or spatial."""
     subdomain: int | None
     """Null for a network of all subdomains."""
     epoch: int
     """From 1; 0 is the state before a training that begins with trained parts."""
     loss: float | None
+    """Mean over the epoch's samples; null for epoch 0."""
     accuracy: float | None
     """On the training samples, during the epoch."""
     validation_accuracy: float | None = None
@@ -56,6 +58,7 @@ class EpochLine(Part):
 
 class DataSummary(Part):
     source: str
+    """As named by --data."""
     shape: tuple[int, ...]
     """(*spatial, C)"""
     classes: int
@@ -68,9 +71,10 @@ class DataSummary(Part):
 
 
 class SubdomainResult(Part):
-    """Pixel ranges are per axis; the subimage is the core extended by the overlap."""
+    """The pixels start <= x < stop per axis, of the subimage; its core is what it has without the overlap."""
 
     index: int
+    """0 to N - 1, in row-major order of the grid."""
     start: tuple[int, ...]
     stop: tuple[int, ...]
     core_start: tuple[int, ...]
@@ -90,14 +94,19 @@ class SubdomainResult(Part):
 
 class DecompositionSummary(Part):
     kind: Literal["image", "width"]
+    """What is split: the image, or the width of the CNN."""
     grid: tuple[int, ...]
+    """Subdomains per axis."""
     overlap: int
+    """Pixels by which a core is extended on each side that has a neighbour."""
     width_divisor: Number
+    """Channels of the undecomposed CNN by those of a local CNN."""
     parameters: int
     """Of all local CNNs."""
     global_parameters: int | None
     """Of the undecomposed CNN of the same width; null if there can be none."""
     subdomains: list[SubdomainResult]
+    """Those with a local CNN, in the order of their index."""
 
     @property
     def splitting(self) -> ImageSplitting:
@@ -108,8 +117,11 @@ class MethodSeconds(Part):
     """Means over the ranks; the total is wall time of the phases that the method needs."""
 
     compute: float
+    """In the program and PyTorch."""
     communicate: float
+    """In messages: gathers, broadcasts, sums over ranks."""
     wait: float
+    """At barriers, until all ranks have come."""
     total: float
 
 
@@ -144,6 +156,7 @@ class MethodResult(Part):
     confusion: list[list[Number]] | None
     """(K, K) counts, true classes in rows; null with many classes."""
     parameters: int
+    """Of all networks that the method decides with."""
     epochs: Number
     """Passes over the training samples; with early stopping those that were made."""
     batch_size: int
