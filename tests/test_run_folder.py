@@ -48,7 +48,12 @@ def test_a_resumed_run_has_its_stored_settings_and_those_given_ones_that_may_cha
     assert with_stored(given) == stored.settings().model_copy(update={"resume": True, "threads": 3})
 
 
-@pytest.mark.parametrize("other", [{"epochs": 4}, {"width": 16}, {"optimizer": "adamw"}, {"network": "vgg9"}])
+def test_automatic_precision_of_a_resumed_run_is_what_the_run_has_found(stored):
+    stored.prepare(stored.settings().model_copy(update={"precision": "bf16"}))
+    assert with_stored(load(RunSettings, {"output": stored.path, "resume": True, "precision": "auto"})).precision == "bf16"
+
+
+@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"epochs": 4}, {"width": 16}, {"optimizer": "adamw"}, {"network": "vgg9"}])
 def test_a_given_setting_that_is_not_that_of_the_run_is_refused(stored, other):
     given = load(RunSettings, other | {"output": stored.path, "resume": True})
     with pytest.raises(InputError, match=f"--{next(iter(other))} .* leave it out"):

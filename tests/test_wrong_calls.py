@@ -42,6 +42,7 @@ CALLS = [
     ("scaling", "scaling: name a command; there are strong, weak, collect, predict"),
     ("scaling colect", r"scaling: colect: no such command \(did you mean collect\?\); there are strong"),
     ("run --data digits --batch-size 64 --accumulate 33", "fewer than two samples of a batch of 64 .*: take 32 at most"),
+    ("run --device cpu --precision fp16", "--precision fp16 needs a GPU; take bf16 or fp32"),  # nothing is partitioned before
     ("scaling weak --output TMP/s --samples 9", "--samples 9: give 10 or more"),
 ]
 

@@ -26,7 +26,9 @@ from ddcnn.io.atomic import check_place
 from ddcnn.io.run_folder import RunFolder, check_output, short_name
 from ddcnn.io.tensorboard import check_board
 from ddcnn.networks.user_code import look_in
+from ddcnn.parallel.devices import choose_device
 from ddcnn.parallel.world import World
+from ddcnn.training.precision import DevicePolicy
 
 logger = logging.getLogger(__name__)
 OF_A_SOURCE = (
@@ -77,6 +79,9 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
     world.timeline.begin()
     if world.rank == 0 and settings.progress != "none":
         logger.info("images     %s", settings.data)
+    device = choose_device(world, settings.device, settings.deterministic)  # refused now, not after hours of partitioning
+    with world.raise_on_all_ranks():
+        DevicePolicy.choose(device, settings.precision)
     resumed = Resumed.of(settings) if world.rank == 0 else None
     look_in(settings.network, world.on_root(lambda: resumed.module_places if resumed else []))
     options, source, target = source_options(settings, settings.data), None, None

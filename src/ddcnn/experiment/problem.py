@@ -24,7 +24,7 @@ from ddcnn.io.weights import COLOURS, Weights
 from ddcnn.method.dnn_samples import DnnSamples
 from ddcnn.method.factory import Networks
 from ddcnn.method.halo import Layout
-from ddcnn.parallel.devices import choose_device, compute_deterministically
+from ddcnn.parallel.devices import choose_device
 from ddcnn.parallel.environment import threads_per_rank
 from ddcnn.parallel.groups import Groups, form_groups
 from ddcnn.parallel.world import World
@@ -256,9 +256,7 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
     torch.set_num_threads(threads_per_rank(world, settings.threads))
     settings = resolved(settings, store)
     groups = form_groups(world, len(store.decomposition) * settings.networks_per_subimage)
-    if settings.deterministic:
-        compute_deterministically()
-    device = choose_device(world, settings.device)
+    device = choose_device(world, settings.device, settings.deterministic)
     with world.raise_on_all_ranks():
         policy = DevicePolicy.choose(device, settings.precision, len(store.grid) == 3, settings.capture and not settings.recompute)
         weights = Weights.read(settings.weights) if settings.weights else None
@@ -267,6 +265,7 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
             store = replace(store, mean=mean, std=std)
     if not world.all_equal(policy.precision.encode()):
         policy = replace(policy, precision="fp32")  # --precision auto, and some GPUs have no bf16
+    settings = settings.model_copy(update={"precision": policy.precision})  # so that a run goes on in it, on whatever device
     dnn_data = settings.dnn_data if settings.trains_dnn else "none"
     problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
     places = sorted({problem.networks.subimage(index) for index in problem.owned})

@@ -21,6 +21,7 @@ from ddcnn.io.rows import Table
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.tensorboard import Board
 from ddcnn.networks.layers import count_parameters
+from ddcnn.parallel.devices import ranks_on
 from ddcnn.parallel.environment import about_gpu, versions
 from ddcnn.parallel.timeline import KINDS, PHASES
 from ddcnn.report.analysis import small_picture, to_picture
@@ -180,9 +181,9 @@ class Recorder:
         if device.type != "cuda":
             return None
         own = about_gpu(device)
-        names = self.world.gather_values(own["name"]) or []
+        names, ranks = self.world.gather_values(own["name"]) or [], ranks_on(self.world, device)
         backend = self.world.timeline.backend
-        return own | {"name": ", ".join(dict.fromkeys(names))} | ({"backend": backend} if backend else {})
+        return own | {"name": ", ".join(dict.fromkeys(names)), "ranks_on_it": str(ranks)} | ({"backend": backend} if backend else {})
 
     # Writing
 

@@ -119,7 +119,7 @@ class MethodSeconds(Part):
     compute: float
     """In the program and PyTorch."""
     communicate: float
-    """In messages: gathers, broadcasts, sums over ranks."""
+    """In messages: gathers, broadcasts, sums over ranks. Those of NCCL count as computing, since the host does not wait for them."""
     wait: float
     """At barriers, until all ranks have come."""
     total: float
@@ -223,7 +223,8 @@ class Environment(Part):
     torch: str
     ddcnn: str
     gpu: dict[str, str] | None = None
-    """The ranks' GPUs, each kind once; driver and libraries of rank 0; the backend of gradients' sums over ranks. Null on CPUs."""
+    """The ranks' GPUs, each kind once; driver and libraries of rank 0, and the ranks on its GPU; the backend of
+    gradients' sums over ranks. Null on CPUs."""
     seed: int
     resumed: bool = False
     """Whether the run was stopped and resumed."""

@@ -231,6 +231,8 @@ def with_stored(settings: RunSettings) -> RunSettings:
     for name in settings.model_fields_set:
         if given[name] == now[name] or (given[name] == before[name] and name in PATHS and not Path(given[name]).exists()):
             continue  # a batch script always gives all of its options
+        if (name, given[name]) == ("precision", "auto"):
+            continue  # that which the run has found when it began
         same = origin and (
             (name == "start_from" and origin.start and digest_of_file(RunFolder(Path(given[name])).results) == origin.start)
             or (name == "weights" and origin.weights and digest_of_file(Path(given[name])) == origin.weights)

@@ -18,6 +18,7 @@ from ddcnn.method.interface import interface_values, local_logits
 from ddcnn.method.joint import Together, make_equal
 from ddcnn.method.shared import SharedParameters
 from ddcnn.networks.layers import draws
+from ddcnn.parallel.devices import each_has_its_own
 from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.world import World
 from ddcnn.training.data_parallel import train_data_parallel
@@ -140,7 +141,7 @@ def train_coherent(
 @contextmanager
 def _collecting(network: CoherentNetwork, group: World, device: torch.device) -> Iterator[None]:
     """In here interface values go from GPU to GPU, if each rank has one and no group of ranks shares a subdomain."""
-    if device.type == "cpu" or group.size > 1 or network.world.size == 1:
+    if device.type == "cpu" or group.size > 1 or network.world.size == 1 or not each_has_its_own(network.world, device):
         yield
         return
     with process_group(network.world, device):

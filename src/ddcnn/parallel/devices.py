@@ -14,17 +14,20 @@ from ddcnn.parallel.world import World
 SPIN = 1e-4  # seconds
 
 
-def choose_device(world: World, name: str) -> torch.device:
+def choose_device(world: World, name: str, deterministic: bool = False) -> torch.device:
     """The device of this rank; all ranks together.
 
     Ranks of a node that see the same GPUs take them in turn; where each task is bound to a GPU of its own, that is its first.
 
     Args:
         name: "auto", "cpu" or "cuda".
+        deterministic: whether PyTorch takes deterministic kernels from now on.
 
     Raises:
         InputError: ``cuda`` was requested and a rank sees no GPU; or some see one and others do not.
     """
+    if deterministic:
+        compute_deterministically()
     number = 0 if name == "cpu" else torch.cuda.device_count()
     if name == "cuda" or world.largest(number):
         without = world.largest(world.size - world.rank if not number else 0)  # of the first such rank

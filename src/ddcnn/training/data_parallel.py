@@ -139,9 +139,10 @@ def all_reduce(world: World, bucket: distributed.GradBucket) -> torch.futures.Fu
     gradient = bucket.buffer().div_(world.size)
     world.timeline.count(0 if world.rank else 2 * (world.size - 1) * gradient.nbytes)  # of all ranks: reduce-scatter and all-gather
     if gradient.is_cuda and distributed.get_backend() == "gloo":  # whose futures do not wait for the copy back: pytorch/pytorch#155714
+        host = gradient.cpu()  # once the GPU has computed it, which is no communication
         with world.timeline.span("communicate"):
             waiting()
-            distributed.all_reduce(host := gradient.cpu())
+            distributed.all_reduce(host)
             beat()
         done = torch.futures.Future[torch.Tensor](devices=[gradient.device])
         done.set_result(gradient.copy_(host))

@@ -118,6 +118,8 @@ class Recorded:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # of the end of the recording, where the cause came before
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
             why = str(error.__context__ or error).splitlines()[0]
             raise InputError(f"--capture: the network cannot be recorded as a CUDA graph; take --no-capture ({why})") from error
         return graph
