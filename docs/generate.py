@@ -30,7 +30,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def text(words: str) -> str:
     """Plain text in a cell of a table."""
     shown = words.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("*", "\\*")
-    return re.sub(r"(?<![\w`=-])(--[a-z][a-z-]*[a-z](?:=\"?[\w:=-]+\"?)?|\$\w+)", r"`\1`", shown)
+    return re.sub(r"(?<![\w`=-])(--[a-z][a-z-]*[a-z](?:=(?:\"[\w:=-]+\"|[\w:=-]+))?|\$\w+)", r"`\1`", shown)
 
 
 def code(word: str) -> str:

@@ -25,6 +25,7 @@ from ddcnn.report.figures import charts, images, maps
 from ddcnn.report.figures.timeline import timeline
 from ddcnn.report.pages import human
 from ddcnn.report.run_report import write_report
+from ddcnn.report.verdict import verdict
 
 FILES = ("results.json", "metrics.jsonl", "config.toml", "details.h5")
 FIGURES = {
@@ -186,17 +187,29 @@ def test_the_verdict_names_the_best_method_by_how_much_and_at_what_cost(finished
     assert f"**`{results.best}` is the most accurate method** on the validation images" in text
     found = {row[0]: row[1:] for row in rows(text, "Verdict")}
     assert set(found) == set(results.methods)
-    for name, (below, interval, told, seconds, sent, memory) in found.items():
+    for name, (points, interval, told, seconds, sent, memory) in found.items():
         method = results.methods[name]
         assert (seconds, sent, memory) == (
             f"{method.seconds.total:.2f}", human(method.bytes_communicated), human(method.peak_memory_bytes),
         )  # fmt: skip
         if name == results.best:
             continue
-        lost = (run.details.classes[results.best] == run.details.labels).mean() - (run.details.classes[name] == run.details.labels).mean()
+        gained = (run.details.classes[name] == run.details.labels).mean() - (run.details.classes[results.best] == run.details.labels).mean()
         low, high = map(float, interval.split(" to "))
-        assert float(below) == pytest.approx(100 * lost, abs=0.06) and low - 1 < float(below) < high + 1
-        assert told == ("yes" if low > 0 else "yes, better on the test images" if high < 0 else "no")
+        assert float(points) == pytest.approx(100 * gained, abs=0.06) and low - 1 < float(points) < high + 1
+        assert told == ("yes" if high < 0 else "yes, better on the test images" if low > 0 else "no")
+    assert ("No other method is told apart" in text) == all(told == "no" for _, _, told, *_ in found.values() if told)
+
+
+def test_the_verdict_names_no_winner_where_methods_are_equal(finished):
+    run = load(RunFolder(finished))
+    best, correct = run.results.best, {name: one == run.details.labels for name, one in run.details.classes.items()}
+    other = next(name for name in run.results.methods if name != best and run.results.methods[name].validation_loss)
+    equal = run.results.methods[other].model_copy(
+        update={"validation_accuracy": run.results.accuracy_of(best), "validation_loss": 9.0}
+    )  # fmt: skip
+    text = verdict(run.results.model_copy(update={"methods": run.results.methods | {other: equal}}), correct)
+    assert f"**No single method is the most accurate**: `{best}` and `{other}` are equal" in text and f"`{best}` stands for them" in text
 
 
 def test_without_its_settings_the_page_has_no_link_to_them(bare):

@@ -296,5 +296,5 @@ class RunSettings(DataSettings, TrainingSettings):
 class ReportSettings(Settings):
     """Settings of ``ddcnn report``."""
 
-    runs: tuple[Path, ...] = option(Group.OUTPUT, ..., "folders of runs, finished or stopped", "RUN", positional=True)
+    runs: tuple[Path, ...] = option(Group.OUTPUT, ..., "finished runs; with --follow also one that goes on", "RUN", positional=True)
     follow: bool = option(Group.OUTPUT, False, "instead show what one run does, until it has finished")

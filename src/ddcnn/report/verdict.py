@@ -10,10 +10,10 @@ from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share
 from ddcnn.report.methods_table import cell, memory
 from ddcnn.report.pages import human, table
 
-HEADER = ("method", "points below the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
+HEADER = ("method", "test accuracy in % points, from the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
 NOTE = (
-    "A method is told apart from the best if the interval of their difference, on the same test samples, does not contain 0; with negative "
-    "points it is better on them. Costs are those of all phases that a method needs."
+    "A method is told apart from the best if the interval of their difference, on the same test samples, does not contain 0. Costs are "
+    "those of all phases that a method needs."
 )
 
 
@@ -24,10 +24,10 @@ def verdict(results: RunResults, correct: Mapping[str, np.ndarray]) -> str:
     accuracy = f"{100 * results.methods[best].test_accuracy:.{max(decimals(samples), 1)}f}"
     text = f"It classifies {accuracy} % of the {samples:,} test images correctly (95 % interval {low} to {high})."
 
-    def below(name: Method) -> tuple[float, tuple[float, float]]:
-        return float(correct[best].mean() - correct[name].mean()), of_difference(correct[best], correct[name])
+    def apart(name: Method) -> tuple[float, tuple[float, float]]:
+        return float(correct[name].mean() - correct[best].mean()), of_difference(correct[name], correct[best])
 
-    return _text([results], best, text, below)
+    return _text([results], best, text, apart)
 
 
 def verdict_of_seeds(runs: Sequence[RunResults], best: Method) -> str:
@@ -37,14 +37,14 @@ def verdict_of_seeds(runs: Sequence[RunResults], best: Method) -> str:
     mean = f"{100 * accuracies[best].mean():.2f}"
     text = f"In the mean of {len(runs)} seeds it classifies {mean} % of the test images correctly (95 % interval {low:.1f} to {high:.1f})."
 
-    def below(name: Method) -> tuple[float, tuple[float, float]]:
-        lost = accuracies[best] - accuracies[name]
-        return float(lost.mean()), of_mean(lost)
+    def apart(name: Method) -> tuple[float, tuple[float, float]]:
+        gained = accuracies[name] - accuracies[best]
+        return float(gained.mean()), of_mean(gained)
 
-    return _text(runs, best, text, below)
+    return _text(runs, best, text, apart)
 
 
-def _text(runs: Sequence[RunResults], best: Method, text: str, below: Callable[[Method], tuple[float, tuple[float, float]]]) -> str:
+def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[Method], tuple[float, tuple[float, float]]]) -> str:
     """The sentences, and a row per method, by accuracy."""
     judged = "validation" if runs[0].data.validation_samples else "test"
     methods = {name: [run.methods[name] for run in runs] for name in runs[0].methods}
@@ -56,13 +56,20 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, below: Callable[[
         for name, each in methods.items()
     }  # fmt: skip
     seconds, sent, resident = costs[best]
+    means = {name: float(np.mean([run.accuracy_of(name) for run in runs])) for name in methods}
+    equal = [f"`{name}`" for name in methods if name != best and means[name] == means[best]]
     first = f"**`{best}` is the most accurate method** on the {judged} images, by which methods are compared."
+    if equal:
+        first = f"**No single method is the most accurate**: {' and '.join([f'`{best}`', *equal])} are equal on the {judged} images,"
+        first += f" by which methods are compared. `{best}` stands for them: its loss is the smallest, or it comes first."
     cost = f"It takes {seconds} s, the ranks send {sent}, and a rank needs {resident} of memory."
     if len(methods) == 1:
         return f"**`{best}`** is the only method. {text} {cost}"
-    compared = {name: below(name) for name in methods if name != best}
+    compared = {name: apart(name) for name in methods if name != best}
     rows = [(best, "the best", "", "", *costs[best])]
-    for name, (lost, (low, high)) in sorted(compared.items(), key=lambda pair: pair[1][0]):
-        told = "yes" if low > 0 else "yes, better on the test images" if high < 0 else "no"
-        rows.append((name, f"{100 * lost:z.1f}", f"{100 * low:z.1f} to {100 * high:z.1f}", told, *costs[name]))
+    for name, (gained, (low, high)) in sorted(compared.items(), key=lambda pair: -pair[1][0]):
+        told = "yes" if high < 0 else "yes, better on the test images" if low > 0 else "no"
+        rows.append((name, f"{100 * gained:+z.1f}", f"{100 * low:+z.1f} to {100 * high:+z.1f}", told, *costs[name]))
+    if all(row[3] in ("", "no") for row in rows):
+        text += " No other method is told apart from it on the test images."
     return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE}"
