@@ -5,6 +5,7 @@ The sums of NCCL are pretended, too; those in the hosts' memory are not.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def see(world, monkeypatch):
+def tf32() -> Iterator[tuple[Any, ...]]:
+    """What may compute in TF32, and does."""
+    parts: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = True
+    yield parts
+    for part, allowed in zip(parts, before, strict=True):
+        part.allow_tf32 = allowed
+
+
+@pytest.fixture
+def see(world, monkeypatch, tf32):
     """Makes this rank see the GPUs with these names."""
 
     def see(*uuids: str) -> None:
@@ -36,8 +49,6 @@ def see(world, monkeypatch):
         )
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(World, "spins", 0.0)
-        for part in (torch.backends.cudnn, torch.backends.cuda.matmul):
-            monkeypatch.setattr(part, "allow_tf32", True)
 
     return see
 
@@ -109,11 +120,12 @@ def test_gpus_of_two_nodes_are_two(world, see, monkeypatch):
     assert ranks_on(world, GPU) == 1 and each_has_its_own(world, GPU)
 
 
-def test_single_precision_is_not_tf32(world, see):
+def test_single_precision_is_not_tf32(world, see, tf32):
     see("a")
+    choose_device(world, "cpu")
+    assert [part.allow_tf32 for part in tf32] == [True, True]
     choose_device(world, "cuda")
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    assert getattr(torch.backends.cudnn.conv, "fp32_precision", "none") != "tf32"
+    assert [part.allow_tf32 for part in tf32] == [False, False]
 
 
 class Arriving:
@@ -139,12 +151,12 @@ def test_a_host_whose_gpu_computes_polls_at_first_and_then_sleeps(world, see, cl
     quick = Arriving(clock, monkeypatch, 5e-5)
     alone._wait(quick)
     assert not quick.sleeps
-    slow = Arriving(clock, monkeypatch, begin_and_more := 0.1)
+    slow = Arriving(clock, monkeypatch, 0.1)
     begin = clock.now
     alone._wait(slow)
     assert 5e-5 < slow.sleeps[0] - begin < 1e-3  # it does not take a core for long
     assert len(slow.sleeps) < 200 and np.diff(slow.sleeps)[-1] > 10 * np.diff(slow.sleeps)[0]
-    assert clock.now < begin + begin_and_more + 0.02
+    assert clock.now < slow.arrival + 0.02
 
 
 def test_a_rank_that_computes_on_the_cpu_leaves_it_to_the_others_at_once(world, see, clock, monkeypatch):
@@ -172,16 +184,16 @@ def pretended_nccl(world, fails: str) -> Iterator[list[tuple[str, float]]]:
     error = distributed.DistBackendError("NCCL error: duplicate GPU\nand what else it says")
     fails = fails if world.rank == world.size - 1 else ""
 
-    def pretended_join(backend: str, timeout: Any, **more: Any) -> None:
+    def pretended_join(backend: str, timeout: timedelta, **more: Any) -> None:
         if backend == "nccl" and fails == "join":
             raise error
-        join("fake", timeout=timeout, **more)  # so that nobody waits for a rank that joins another
+        join("gloo", store=distributed.HashStore(), rank=0, world_size=1)  # so that nobody waits for a rank that joins another
         joined.append((backend, timeout.total_seconds()))
 
     def pretended_sum(tensor: torch.Tensor) -> None:
         if fails == "sum":
             raise error
-        tensor.mul_(1 if fails == "nothing is summed" else world.size)
+        tensor.mul_(0 if fails else world.size)
 
     with own_gpus(world) as patch:
         patch.setattr(distributed, "init_process_group", pretended_join)
@@ -190,7 +202,7 @@ def pretended_nccl(world, fails: str) -> Iterator[list[tuple[str, float]]]:
         yield joined
 
 
-@pytest.mark.parametrize("fails", ["join", "sum", "nothing is summed", ""])
+@pytest.mark.parametrize("fails", ["join", "sum", "a wrong sum", ""])
 def test_nccl_that_fails_on_one_rank_is_taken_by_none(world, fails, caplog):
     with pretended_nccl(world, fails), process_group(world, GPU):
         pass
@@ -213,6 +225,8 @@ def test_a_process_group_waits_longer_than_the_watchdog_that_names_the_rank_it_w
 
 class Future(torch.futures.Future):
     """One that knows no GPU, as PyTorch without CUDA has them."""
+
+    __class_getitem__ = classmethod(lambda cls, kind: cls)
 
     def __new__(cls, *, devices=None):
         return super().__new__(cls)
