@@ -214,7 +214,8 @@ def row(each: list[dict[str, Any]], base: list[dict[str, Any]] | None, measure: 
     """What the seeds have come to, in percent, and the difference to the baseline of the same seed in the measure of the study."""
     found: dict[str, Any] = {
         "test_accuracy": [100 * one["test_accuracy"] for one in each], "auc": [100 * one["auc"] if one["auc"] else None for one in each],
-        "total_seconds": [one["seconds"]["total"] for one in each], "parameters": each[0]["parameters"], "epochs": each[0]["epochs"],
+        "total_seconds": [one["seconds"]["total"] for one in each], "bytes": [one["bytes_communicated"] for one in each],
+        "parameters": each[0]["parameters"], "epochs": each[0]["epochs"],
     }  # fmt: skip
     if base and None not in found[measure]:  # vote has no AUC
         found["difference"] = paired(found[measure], [100 * one[measure] for one in base])
@@ -251,12 +252,14 @@ def spread(values: Sequence[Any]) -> str:
 def table(rows: dict[str, dict[str, Any]], measure: str) -> str:
     name = measure.replace("_", " ").replace("auc", "AUC")
     heads = (
-        "method", "trials (chosen)", f"{name} in %", "against `global`: difference, 95 % interval (p)", "parameters", "epochs",
+        "method", "trials (chosen)", f"{name} in %", "against `global`: difference, 95 % interval (p)", "parameters", "epochs", "total s",
+        "MB sent",
     )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| :-- " + "| --: " * (len(heads) - 1) + "|"]
     for method, found in rows.items():
         results = (spread(found[measure]), told(found.get("difference")))
-        cells = (f"{found['trials']} ({found['lr']:g})", *results, f"{found['parameters']:,}", str(found["epochs"]))
+        cells = [f"{found['trials']} ({found['lr']:g})", *results, f"{found['parameters']:,}", str(found["epochs"])]
+        cells += [spread(found["total_seconds"]), f"{np.mean(found['bytes']) / 1e6:.3g}"]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
