@@ -48,7 +48,7 @@ def see(world, monkeypatch, tf32):
             torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuids[getattr(device, "index", device)])
         )
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-        monkeypatch.setattr(World, "spins", 0.0)
+        monkeypatch.setattr(World, "spins", World.spins)  # which is put back
 
     return see
 
@@ -198,7 +198,7 @@ def pretended_nccl(world, fails: str) -> Iterator[list[tuple[str, float]]]:
     with own_gpus(world) as patch:
         patch.setattr(distributed, "init_process_group", pretended_join)
         patch.setattr(distributed, "all_reduce", pretended_sum)
-        patch.setattr(distributed, "get_backend", lambda: joined[-1][0])
+        patch.setattr(distributed, "get_backend", lambda group=None: joined[-1][0])
         yield joined
 
 
