@@ -43,7 +43,7 @@ SIZES = ("--image-size", "--volume-size")
 QUICK = ("--epochs=1", "--transfer-epochs=1", "--dnn-epochs=1", "--threads=1", "--progress=none", "--no-figures", "--no-download")
 FOREIGN = {
     "--build", "--ntasks", "--mpi", "--strict", "--name", "--no-name", "--cpus-per-task", "--oversubscribe", "--time", "--logdir",
-    "--signal",
+    "--signal", "--gpus-per-task", "--kill-on-bad-exit", "--open-mode", "--requeue", "--no-binary", "--force-reinstall",
 }  # options of other programs in the text, and what stands for any name  # fmt: skip
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 GRANTED = {
