@@ -64,8 +64,8 @@ def _nccl_works(world: World, device: torch.device, store: distributed.Store) ->
         _join("nccl", world, store)
         distributed.all_reduce(ones := torch.ones(1, device=device))
         why = "" if ones.item() == world.size else "a sum was wrong"
-    except (RuntimeError, distributed.DistError) as error:
-        why = str(error).splitlines()[0]
+    except Exception as error:  # whatever it is, the other ranks wait for the answer
+        why = (str(error) or type(error).__name__).splitlines()[0]
     if not world.largest(bool(why)):
         return True
     logger.warning("NCCL does not work among these GPUs%s: gradients are summed in the host's memory", f" ({why})" if why else "")
