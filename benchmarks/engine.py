@@ -99,15 +99,27 @@ def random_subimages(
     )
 
 
-def bare_epoch(network: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], policy: DevicePolicy) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), 0.005, weight_decay=0.01, fused=True)
-    network.train()
-    for images, labels in batches:
-        with policy.autocast():
-            loss = functional.cross_entropy(network(images).float(), labels)
-        optimizer.zero_grad(set_to_none=True)
+class Bare:
+    """A bare loop on batches that are on the device already: forward, backward, step."""
+
+    def __init__(self, network: Any, policy: DevicePolicy):
+        self.network, self.policy = network.train(), policy
+        self.optimizer = torch.optim.AdamW(network.parameters(), 0.005, weight_decay=0.01, fused=True, capturable=policy.capture)
+
+    def train(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for images, labels in batches:
+            self.step(images, labels)
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.policy.autocast(not self.policy.capture):
+            loss = functional.cross_entropy(self.network(images).float(), labels)
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
+
+
+def bare_epoch(network: torch.nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], policy: DevicePolicy) -> None:
+    Bare(network, policy).train(batches)
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
 

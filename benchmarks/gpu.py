@@ -8,7 +8,6 @@ others, and what a part has found until then is kept. Writes one JSON file after
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -17,29 +16,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
 import torch
-from engine import random_subimages, ratios, spread, timed_in_turn
+from engine import Bare, random_subimages, ratios, spread, timed_in_turn
+from torch import distributed
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 import ddcnn
+from ddcnn.__main__ import STOPPED
+from ddcnn.__main__ import main as ddcnn_main
+from ddcnn.data import batches as data_batches
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.errors import InputError
 from ddcnn.networks.registry import NETWORKS, Design, make
 from ddcnn.networks.shape import Shape
-from ddcnn.parallel.devices import compute_deterministically, exact
+from ddcnn.parallel.devices import choose_device, compute_deterministically, exact
 from ddcnn.parallel.environment import about_gpu
+from ddcnn.parallel.process_group import process_group
 from ddcnn.parallel.seeding import Seeds
+from ddcnn.parallel.world import World
+from ddcnn.training.data_parallel import all_reduce
 from ddcnn.training.loop import Callback, Trainer, build
 from ddcnn.training.precision import DevicePolicy
 from ddcnn.training.recipe import Recipe
+from ddcnn.training.resume import Checkpointer
 from ddcnn.training.state import Epoch, TrainState
 from ddcnn.training.step import WARM_UP
 
@@ -47,6 +56,12 @@ BATCH, IMAGES = 128, 390 * 128  # as many steps an epoch as CIFAR-10 has
 REPLAYS, CHECKED = 100, 1024  # of a graph in ``streams``; images of the parts that compare
 EPOCHS = {"eager": 2, "captured": 6}  # of a training in ``loop``
 PRECISIONS = ("bf16", "fp32")
+RANKS = (1, 4, 16)  # that share the GPU, in ``ranks`` ...
+SHARING = (2, 4)  # ... and in ``sums``
+SUMMED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+METHODS = "vote,average,dnn,coherent,transfer,global,spatial"
+APART = 5e-4  # what parameters may be from those in double precision, see ``methods``
+GRACE, QUIT = 30.0, 10.0  # seconds that a part has to end after its limit, and in it the multi-process service
 Found = Iterator[tuple[str, Any]]
 
 
@@ -170,7 +185,8 @@ def loop(device: torch.device) -> Found:
                 policy = DevicePolicy(device, precision, kind == "captured")
                 trainer = Trainer(Recipe(EPOCHS[kind], BATCH, "adamw", 0.005, 0.01, "one-cycle"), policy, Seeds(0, "benchmark"))
                 sides[f"ddcnn {kind}"] = partial(train, kind, trainer, new("vgg9", spatial, divisor, policy))
-                bare = (BareCaptured if policy.capture else Bare)(new("vgg9", spatial, divisor, policy), policy, *batches[0])
+                network = new("vgg9", spatial, divisor, policy)
+                bare = BareCaptured(network, policy, *batches[0]) if policy.capture else Bare(network, policy)
                 sides[f"bare {kind}"] = partial(waited, bare.train, batches * EPOCHS[kind])
             seconds = timed_in_turn(sides, 2)
             rates = {side: [EPOCHS[side.split()[1]] * IMAGES / one for one in times] for side, times in seconds.items()}
@@ -187,41 +203,22 @@ def waited(work: Callable[..., object], *arguments: Any) -> None:
     torch.cuda.synchronize()
 
 
-class Bare:
-    """A bare loop on batches that are on the GPU already: forward, backward, step."""
-
-    def __init__(self, network: Any, policy: DevicePolicy, images: torch.Tensor, labels: torch.Tensor):
-        self.network, self.policy = network.train(), policy
-        self.images, self.labels = images.clone(), labels.clone()
-        self.optimizer = torch.optim.AdamW(network.parameters(), 0.005, weight_decay=0.01, fused=True, capturable=policy.capture)
-
-    def train(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        for self.images, self.labels in batches:
-            self.step()
-
-    def step(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.policy.autocast(not self.policy.capture):
-            logits = self.network(self.images)
-        functional.cross_entropy(logits.float(), self.labels).backward()
-        self.optimizer.step()
-
-
 class BareCaptured(Bare):
     """The same with all of a step in one CUDA graph, the optimizer too."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, network: Any, policy: DevicePolicy, images: torch.Tensor, labels: torch.Tensor):
+        super().__init__(network, policy)
+        self.images, self.labels = images.clone(), labels.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self.step()
+                self.step(self.images, self.labels)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self.graph, stream=stream):
-            self.step()
+            self.step(self.images, self.labels)
 
     def train(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         for images, labels in batches:
@@ -262,73 +259,243 @@ def streams(device: torch.device) -> Found:
 def ranks(device: torch.device, mps: bool = False) -> Found:
     """Seconds of the local phase of 16 subdomains of 8x8 pixels, captured, on so many ranks that share the GPU."""
     common = ["--data", "synthetic:32x32x3x10x8192", "--grid", "4x4", "--methods", "vote", "--precision", "bf16", "--evaluate-every", "0"]
-    with multi_process_service() if mps else nullcontext():
-        for number in (1, 4, 16):
-            local = run(device, number, [*common, "--epochs", "48"])["phases"]["local"]
+    with multi_process_service() if mps else no_service() as service:
+        for number in RANKS:
+            local = run(device, number, [*common, "--epochs", "48"], service)["phases"]["local"]
             memory = local.get("max_rank_gpu_reserved_bytes") or 0
             yield f"{number} ranks", [round(local["seconds"], 2), f"{memory / 1e6:.0f} MB a rank"]
 
 
+def no_service() -> AbstractContextManager[dict[str, str]]:
+    return nullcontext({})
+
+
 @contextmanager
-def multi_process_service() -> Iterator[None]:
-    """NVIDIA's multi-process service for this process and those that it starts."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # at the time limit
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+def multi_process_service() -> Iterator[dict[str, str]]:
+    """NVIDIA's multi-process service, by what its users need in their environment; it ends before this process does, at its limit too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        own = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        control = partial(subprocess.run, env=os.environ | own, text=True)
         try:
-            yield
+            control(["nvidia-cuda-mps-control", "-d"], check=True)
+            yield own
         finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False, timeout=30)
+            with suppress(OSError, subprocess.TimeoutExpired):  # it waits for its users, of which some may be about to end
+                control(["nvidia-cuda-mps-control"], input="quit\n", timeout=QUIT)
+            with suppress(OSError, ValueError):  # no such file: it has ended
+                os.kill(int(Path(own["CUDA_MPS_PIPE_DIRECTORY"], "nvidia-cuda-mps-control.pid").read_text("utf-8")), signal.SIGKILL)
+            signal.signal(signal.SIGTERM, before)
 
 
-def run(device: torch.device, number: int, options: list[str], digests: bool = False) -> dict[str, Any]:
-    """The results of ``ddcnn run`` on so many ranks, with the digests of its checkpoints if they are wanted."""
+def run(
+    device: torch.device, number: int, options: list[str], environment: Mapping[str, str] = {}, way: str = ""
+) -> dict[str, Any]:  # fmt: skip
+    """The results of ``ddcnn run`` on so many ranks, in one of the ``WAYS``, with the parameters of its networks.
+
+    A run that stops is resumed; ``stops``: how often.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        launch = ["mpirun", "-n", str(number)] if number > 1 else []
-        threads = max(1, min(4, len(os.sched_getaffinity(0)) // number))
-        arguments = ["--partitions", f"{folder}/sets", "--output", f"{folder}/run", "--no-figures", "--progress", "none"]
-        command = [*launch, sys.executable, "-m", "ddcnn", "run", *options, *arguments, "--device", device.type, "--threads", str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        threads, stops = max(1, min(4, len(os.sched_getaffinity(0)) // number)), 0
+        arguments = ["--partitions", f"{folder}/sets", "--no-figures", "--progress", "none", "--device", device.type]
+        program = [__file__, "ddcnn", way] if way else ["-m", "ddcnn"]
+        begin = partial(start, number, program, environment=environment)
+        done = begin(["run", "--output", f"{folder}/run", *options, *arguments, "--threads", str(threads)])
+        while done.returncode == STOPPED:
+            stops += 1
+            done = begin(["run", "--output", f"{folder}/run", "--resume"])
         if done.returncode:
             raise RuntimeError((done.stderr.strip() or done.stdout.strip())[-600:])
         results = json.loads(Path(folder, "run", "results.json").read_text("utf-8"))
-        checkpoints = sorted(Path(folder, "run", "checkpoints").glob("*.h5")) if digests else ()
-        return results | {"digests": {path.stem: digest(path) for path in checkpoints}}
+        networks = {path.stem: parameters(path) for path in sorted(Path(folder, "run", "checkpoints").glob("*.h5"))}
+        return results | {"networks": networks, "stops": stops}
 
 
-def digest(path: Path) -> str:
-    """Of all arrays in a file."""
-    found = hashlib.sha256()
+def start(number: int, program: list[str], arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A program of this Python on so many ranks, when it has ended."""
+    launch = ["mpirun", "-n", str(number)] if number > 1 else []
+    command = [*launch, sys.executable, *program, *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def parameters(path: Path) -> dict[str, np.ndarray]:
+    """Of a network that has been trained, with its running averages."""
     with h5py.File(path) as file:
-        file.visititems(lambda _, one: found.update(np.asarray(one).tobytes()) if isinstance(one, h5py.Dataset) else None)
-    return found.hexdigest()
+        return {name: values[...] for name, values in file["parameters"].items()}
+
+
+def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs have the same networks."""
+    known, found = (
+        {(key, name): each.tobytes() for key, own in run["networks"].items() for name, each in own.items()} for run in (one, other)
+    )
+    if not known:
+        raise RuntimeError("no parameters to compare")
+    return known == found
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """ddcnn computes in double precision, on CPUs: what single precision can be compared with."""
+    place, normalisation = DevicePolicy.place, data_batches._normalisation
+
+    def placed(policy: DevicePolicy, network: Any) -> Any:
+        network = place(policy, network).double()
+        network.register_forward_pre_hook(lambda _, inputs: tuple(one.double() if torch.is_tensor(one) else one for one in inputs))
+        return network
+
+    def normalised(store: Any, device: torch.device) -> Any:
+        return tuple(values.double() for values in normalisation(store, device))
+
+    with mock.patch.object(DevicePolicy, "place", placed), mock.patch.object(data_batches, "_normalisation", normalised):
+        yield
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """ddcnn is told to stop in the middle of the second epoch of every training that begins here, as SLURM would tell it."""
+    after_step, restore = Checkpointer.after_step, Checkpointer.restore
+    new: set[Checkpointer] = set()
+
+    def restored(self: Checkpointer, state: TrainState) -> None:
+        restore(self, state)
+        new.update([self] if (state.epoch, state.step) == (1, 0) else [])
+
+    def stepped(self: Checkpointer, state: TrainState) -> None:
+        if self in new and (state.epoch, state.step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        after_step(self, state)
+
+    with mock.patch.object(Checkpointer, "restore", restored), mock.patch.object(Checkpointer, "after_step", stepped):
+        yield
+
+
+WAYS = {"double": in_double, "stopping": stopping}  # to run ddcnn
+FEW_STEPS = ["--data", "digits", "--train-samples", "200", "--grid", "1x2", "--network", "vgg3", "--width", "8", "--batch-size", "32"]
+FEW_STEPS += ["--epochs", "2", "--dnn-epochs", "2", "--transfer-epochs", "2", "--coherent-epochs", "2", "--global-epochs", "2"]
+FEW_STEPS += ["--augment", "flip+shift", "--shift", "1", "--precision", "fp32"]  # 12 steps a training, 9 of them recorded
 
 
 def methods(device: torch.device) -> Found:
-    """Accuracies of all methods, per cent: on the CPU, and on one and two ranks that share the GPU."""
-    options = ["--data", "digits", "--grid", "1x2", "--epochs", "12", "--transfer-epochs", "6", "--width", "16", "--augment", "flip+shift"]
-    options += ["--methods", "vote,average,dnn,coherent,transfer,global,spatial", "--precision", "fp32"]
-    cpu = torch.device("cpu")
-    sides: dict[str, tuple[torch.device, int, list[str]]] = {
-        "one rank": (device, 1, []), "two ranks": (device, 2, []), "CPU": (cpu, 2, []),
-        "maps, shared, streamed": (device, 2, ["--interface", "maps", "--share", "all", "--resident", "stream"]),
-    }  # fmt: skip
-    if device.type == "cuda":
-        sides["one rank, eager"] = (device, 1, ["--no-capture"])
-    for side, (where, number, more) in sides.items():
-        found = run(where, number, [*options, *more])
-        yield side, {name: round(100 * one["test_accuracy"], 1) for name, one in found["methods"].items()}
-    yield "environment", found["environment"]
+    """How far parameters are from those of the CPU in double precision after a few steps of all methods, relative in the 2-norm.
+
+    On the CPU, rounding to single precision makes that 5e-8 to 9e-5 (9 seeds), and to bfloat16 1e-3 to 4e-2. So the GPU is wrong above
+    ``APART`` and ten times what the CPU has. Accuracies would not tell: after a whole training rounding alone changes them by points.
+    """
+    cpu, wrong = torch.device("cpu"), []
+    groups: dict[str, tuple[int, list[str], dict[str, list[str]]]] = {
+        "one rank": (1, [], {"": [], ", eager": ["--no-capture"]} if device.type == "cuda" else {"": []}),
+        "two ranks, maps, shared, streamed": (2, ["--interface", "maps", "--share", "all", "--resident", "stream"], {"": []}),
+    }
+    for group, (number, more, sides) in groups.items():
+        options = [*FEW_STEPS, "--methods", METHODS, *more]
+        expected = run(cpu, number, options, way="double")["networks"]
+        allowed = {name: max(APART, 10 * value) for name, value in apart(run(cpu, number, options)["networks"], expected).items()}
+        yield f"{group}, CPU: at most", max(allowed.values()) / 10
+        for side, own in sides.items():
+            found = apart(run(device, number, [*options, *own])["networks"], expected)
+            wrong += [f"{group}{side}: {name}" for name, value in found.items() if not value <= allowed[name]]
+            yield f"{group}{side}", {name: f"{value:.1e}" for name, value in found.items()}
+    if wrong:
+        raise RuntimeError(f"too far from the CPU: {'; '.join(wrong)}")
+
+
+def apart(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """The relative distance in the 2-norm, network by network."""
+    if not expected or found.keys() != expected.keys():
+        raise RuntimeError(f"networks {sorted(found)}, where there should be {sorted(expected)}")
+    vectors = [{key: np.concatenate([own[name].ravel() for name in sorted(own)]) for key, own in one.items()} for one in (found, expected)]
+    return {key: float(np.linalg.norm(vectors[0][key] - one) / np.linalg.norm(one)) for key, one in vectors[1].items()}
 
 
 def bits(device: torch.device) -> Found:
     """Whether two equal runs end with the same parameters, bit for bit, with and without ``--deterministic``, and what it costs."""
     for more in ([], ["--deterministic"]):
         options = ["--data", "synthetic:32x32x3x10x8192", "--epochs", "3", "--methods", "dnn,global", "--evaluate-every", "0", *more]
-        one, other = (run(device, 1, options, digests=True) for _ in range(2))
+        one, other = (run(device, 1, options) for _ in range(2))
         seconds = {phase: round(other["phases"][phase]["seconds"], 2) for phase in ("local", "global")}
-        yield " ".join(more) or "as it is", seconds | {"the same bits": one["digests"] == other["digests"]}
+        yield " ".join(more) or "as it is", seconds | {"the same bits": (same := same_bits(one, other))}
+        if more and not same:
+            raise RuntimeError("two equal runs with --deterministic differ")
+
+
+def resume(device: torch.device) -> Found:
+    """Whether a run that stops once in every training, and is resumed in a new process, ends with the bits of one that does not stop."""
+    options = [*FEW_STEPS, "--methods", METHODS, "--augment", "flip+shift+erase+mixup", "--ema", "0.9", "--deterministic"]
+    whole, stopped = run(device, 1, options), run(device, 1, options, way="stopping")
+    yield "stops", stopped["stops"]
+    yield "the same bits", (same := same_bits(whole, stopped))
+    if not same or not stopped["stops"]:
+        raise RuntimeError("resumed otherwise than without a stop" if stopped["stops"] else "it did not stop")
+
+
+def sums(device: torch.device) -> Found:
+    """Elements of a gradient that are wrong after ddcnn's all-reduce in DistributedDataParallel, while the GPU has other work to do, too.
+
+    Over NCCL on as many ranks as there are GPUs, and over gloo on ranks that share one; against NumPy's sum, as far as rounding allows.
+    """
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    sides: list[tuple[str, int, dict[str, str]]] = [("nccl", gpus, {})] if gpus > 1 else []
+    if not sides:
+        yield "nccl", f"skipped, since it needs a GPU for each rank, and here is {gpus or 'none'}"
+    wrong = False
+    for backend, number, own in [*sides, *(("gloo", number, one) for number in SHARING)]:
+        done = start(number, [__file__, "summing"], [device.type], own)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip() or done.stdout.strip())[-600:])
+        found = json.loads(done.stdout.splitlines()[-1])
+        yield f"{backend}, {number} ranks", found
+        wrong |= found["backend"] != backend or any(found[kind]["wrong"] or not found[kind]["elements"] for kind in SUMMED)
+    if wrong:
+        raise RuntimeError("sums of gradients are wrong, or not by what they should be")
+
+
+def summing(kind: str) -> None:
+    """A rank of ``sums``; prints what has been found on all of them."""
+    world = World()
+    device = choose_device(world, kind)
+    with process_group(world, device):
+        found = {"backend": distributed.get_backend()} | {name: summed(world, device, dtype) for name, dtype in SUMMED.items()}
+    if world.rank == 0:
+        print(json.dumps(found), flush=True)
+
+
+def summed(world: World, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
+    """How many elements of gradients have been compared on all ranks, and how many of them were wrong."""
+    on_gpu = device.type == "cuda"
+    network = new("vgg9", (32, 32), 1, DevicePolicy(device, "fp32"), width=64 if on_gpu else 8).to(dtype)
+    parallel = DistributedDataParallel(network, [device] if on_gpu else None)
+    own: list[tuple[torch.Tensor, torch.Tensor]] = []  # parameters, and what this rank gives to their sums
+
+    def hook(world: World, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        for one, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            own.append((one, gradient.clone().as_strided(one.shape, one.stride())))  # a bucket's are in the order of the memory
+        return all_reduce(world, bucket)
+
+    parallel.register_comm_hook(world, hook)
+    vars(parallel)["goes_last"] = distributed.group.WORLD  # as in ddcnn's own training
+    random, elements, wrong = torch.Generator().manual_seed(world.rank), 0, 0
+    load = torch.randn(4096, 4096, device=device) if on_gpu else torch.ones(8, 8)
+    sides = (torch.cuda.current_stream(), torch.cuda.Stream()) if on_gpu else ()
+    for _ in range(30 if on_gpu else 2):
+        own.clear()
+        network.zero_grad(set_to_none=True)
+        images, labels = torch.randn(16, 3, 32, 32, generator=random).to(device, dtype), torch.randint(0, 10, (16,), generator=random)
+        loss = functional.cross_entropy(parallel(images).float(), labels.to(device))
+        for stream in sides:
+            with torch.cuda.stream(stream):
+                for _ in range(8):  # 20 ms of an H100
+                    torch.mm(load, load)
+        loss.backward()
+        read = [one.grad.clone() for one, _ in own if one.grad is not None]  # queued at once, as an optimizer's step
+        for found, (_, given) in zip(read, own, strict=True):
+            each = world.all_gather(given.flatten().double().cpu().numpy())  # (ranks, elements)
+            # as many roundings as ranks: a division and sums, in whatever order
+            allowed = world.size * (torch.finfo(dtype).eps * np.abs(each).mean(0) + torch.finfo(dtype).tiny)
+            wrong += int((~(np.abs(found.flatten().double().cpu().numpy() - each.mean(0)) <= allowed)).sum())
+            elements += each.shape[1]
+    return {name: int(world.all_gather(np.array([number])).sum()) for name, number in (("elements", elements), ("wrong", wrong))}
 
 
 def cifar10(device: torch.device, root: str) -> Found:
@@ -336,8 +503,8 @@ def cifar10(device: torch.device, root: str) -> Found:
     options = ["--data", "cifar10", "--data-root", root, "--epochs", "8", "--methods", "vote,average,dnn", "--augment", "flip"]
     options += ["--evaluate-every", "0", "--overlap", "4"]
     for number, mps in ((1, False), (4, False), (4, True)):
-        with multi_process_service() if mps else nullcontext():
-            about = run(device, number, options)
+        with multi_process_service() if mps else no_service() as service:
+            about = run(device, number, options, service)
         seconds = {name: round(one["seconds"], 2) for name, one in about["phases"].items() if one["seconds"]}
         accuracies = {name: round(100 * one["test_accuracy"], 2) for name, one in about["methods"].items()}
         yield f"{number} ranks{', multi-process service' if mps else ''}", seconds | accuracies
@@ -345,11 +512,17 @@ def cifar10(device: torch.device, root: str) -> Found:
 
 PARTS: dict[str, Callable[..., Found]] = {
     "environment": environment, "waits": waits, "capture": capture, "loop": loop, "streams": streams, "agreement": agreement,
-    "methods": methods, "bits": bits, "cifar10": cifar10, "ranks": ranks, "mps": partial(ranks, mps=True),
+    "methods": methods, "bits": bits, "resume": resume, "sums": sums, "cifar10": cifar10, "ranks": ranks, "mps": partial(ranks, mps=True),
 }  # fmt: skip
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["ddcnn"]:
+        way, sys.argv[1:] = sys.argv[2], sys.argv[3:]
+        with WAYS[way]():
+            sys.exit(ddcnn_main())
+    if sys.argv[1:2] == ["summing"]:
+        return summing(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="all", help="comma-separated")
     parser.add_argument("--data-root", help="folder of CIFAR-10")
@@ -365,6 +538,9 @@ def main() -> None:
         for name, value in PARTS[asked.part](device, *([asked.data_root] if asked.part == "cifar10" else [])):
             print(json.dumps({name: value}), flush=True)
         return
+    if asked.device == "cuda" and not torch.cuda.device_count():
+        built = "" if torch.version.cuda or torch.version.hip else " (this PyTorch is built without)"
+        parser.error(f"no GPU here{built}; --device cpu tries the parts that do without")
     report: dict[str, Any] = {"benchmark": "gpu", "date": time.strftime("%Y-%m-%d")}
     for name in names:
         begin = time.perf_counter()
@@ -374,6 +550,7 @@ def main() -> None:
         report[name]["seconds of this part"] = round(time.perf_counter() - begin, 1)
         asked.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"{name}\n" + "\n".join(f"  {what}: {value}" for what, value in report[name].items()), flush=True)
+    sys.exit(any("failed" in report[name] for name in names))
 
 
 def one_part(name: str, limit: float, options: list[str]) -> dict[str, Any]:
@@ -387,9 +564,12 @@ def one_part(name: str, limit: float, options: list[str]) -> dict[str, Any]:
                 failure = errors.read().strip()[-2000:] or f"ended with {process.returncode}"
         except subprocess.TimeoutExpired:
             failure = f"took more than {limit:g} s"
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                os.killpg(process.pid, number)
-                time.sleep(2)
+            os.killpg(process.pid, signal.SIGTERM)
+            end = time.monotonic() + GRACE
+            # not reaped yet, so that the number stays the group's
+            while time.monotonic() < end and not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         out.seek(0)
         found: dict[str, Any] = {}
