@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,15 @@ def test_the_help_without_a_command_lists_the_commands(group, capsys):
     names = [command.name for command in COMMANDS if command.name.startswith(group)]
     assert [line[: len(name)] for line, name in zip(listed, names, strict=True)] == names
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_run_without_a_command_says_what_it_runs(world, monkeypatch, caplog):
+    monkeypatch.setattr("ddcnn.__main__.COMMANDS", [replace(COMMANDS[0], function=lambda *_: None)])
+    caplog.set_level("INFO", "ddcnn")
+    for arguments in ([], ["--grid", "1x2"]):
+        assert execute(arguments, world) == 0
+    (said,) = caplog.messages  # options say themselves what is meant
+    assert "run --data digits --grid 2x2 --methods vote,average,dnn,coherent,transfer,global " in said and "--help" in said
 
 
 def test_every_option_is_read_by_the_program():

@@ -263,3 +263,4 @@ def test_all_ranks_compute_in_the_same_precision(world, shared_path, asked, of_t
         )._problem  # fmt: skip
     assert problem.policy.device == GPU
     assert world.broadcast(world.gather_values(problem.policy.precision)) == [precision] * world.size
+    assert problem.settings.precision == precision  # which the folder of a run keeps: it goes on in it on whatever device

@@ -58,7 +58,7 @@ class EpochLine(Part):
 
 class DataSummary(Part):
     source: str
-    """As named by --data."""
+    """Name of the data set that the images come from."""
     shape: tuple[int, ...]
     """(*spatial, C)"""
     classes: int
@@ -106,7 +106,7 @@ class DecompositionSummary(Part):
     global_parameters: int | None
     """Of the undecomposed CNN of the same width; null if there can be none."""
     subdomains: list[SubdomainResult]
-    """Those with a local CNN, in the order of their index."""
+    """In the order of their index."""
 
     @property
     def splitting(self) -> ImageSplitting:
