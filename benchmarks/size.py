@@ -1,7 +1,7 @@
 """Size of the image: memory, speed and traffic of the ways to train, and the largest image that each trains in so much memory a rank.
 
-    python benchmarks/size.py [--sides 64,128,256,512] [--dimensions 2] [--ranks 4] [--batch-size 16] [--limits 1,2,4] [-- options of run]
-    python benchmarks/size.py --least --limits 2 …
+    python benchmarks/size.py [--sides 64,128,256,512] [--dimensions 2] [--ranks 4] [--ways transfer,global] [--limits 1,2,4] …
+    python benchmarks/size.py --least --limits 2 --ways transfer,global …
     python benchmarks/size.py --of benchmarks/results/size.json --figure size.png
 
 Ways: local training and transfer (--parts subdomains along each axis), spatial (exact spatial parallelism), global
@@ -69,16 +69,15 @@ class Study:
     def largest(self, way: str, limit: float) -> int:
         """The largest side whose peak stays below so many GiB a rank."""
         unit = 32 if self.asked.dimensions == 2 else 8
-        peaks = {2: 0.0, 4: 0.0}  # by side, in units
-        for side in peaks:
-            peaks[side] = self.row(way, unit * side)["peak_bytes"] / GIB
+        known = sorted(side for found, side in self.found if found == way and side % unit == 0)
+        peaks = {side // unit: self.row(way, side)["peak_bytes"] / GIB for side in (known if len(known) > 1 else (2 * unit, 4 * unit))}
         while True:
             fits = max((side for side, peak in peaks.items() if peak <= limit), default=0)
             too_large = min((side for side, peak in peaks.items() if peak > limit and side > fits), default=2 * fits)  # leaps are bounded
             if too_large == fits + 1 or not fits:
                 return unit * fits
             # the next try is where a line through two peaks, over the pixels, reaches the limit
-            (a, first), (b, second) = sorted(sorted(peaks.items(), key=lambda known: abs(known[1] - limit))[:2])
+            (a, first), (b, second) = sorted(sorted(peaks.items(), key=lambda tried: abs(tried[1] - limit))[:2])
             pixels = a**self.asked.dimensions + (limit - first) * (b**self.asked.dimensions - a**self.asked.dimensions) / max(
                 second - first, 1e-6
             )
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--overlap", type=int, default=8)
     parser.add_argument("--limits", default="")
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=[*RUNS])
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("runs/size"))
     parser.add_argument("--figure", type=Path)
@@ -133,9 +133,9 @@ def main() -> None:
         draw(asked.figure, lambda: figure_of([row for one in outputs for row in one["rows"]], int(outputs[0]["options"]["ranks"])))
         return
     study = Study(asked)
-    rows = [study.row(way, side) for side in map(int, filter(None, asked.sides.split(","))) for way in RUNS]
+    rows = [study.row(way, side) for side in map(int, filter(None, asked.sides.split(","))) for way in asked.ways]
     limits = list(map(float, filter(None, asked.limits.split(","))))
-    largest = {way: {limit: study.largest(way, limit) for limit in limits} for way in RUNS}
+    largest = {way: {limit: study.largest(way, limit) for limit in limits} for way in asked.ways}
     options = {name: str(value) for name, value in vars(asked).items()}
     tried = list(study.found.values())
     if asked.figure:

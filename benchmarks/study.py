@@ -203,7 +203,12 @@ def main() -> None:
 
 
 def finished(folder: Path, ranks: int, options: list[str]) -> dict[str, Any]:
-    """The results of a run, which is made, or gone on with, unless it has finished."""
+    """The results of a run, which is made, or gone on with, unless it has finished; one of other options ends the study."""
+    asked, text = folder.with_name(f"{folder.name}.options"), " ".join([f"{ranks} ranks", *options])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if asked.is_file() and asked.read_text("utf-8") != text:
+        sys.exit(f"{folder} is of other options: give another --output, or delete it")
+    asked.write_text(text, "utf-8")
     if not (folder / "results.json").is_file():
         command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "ddcnn", "run", *options, "--output", str(folder), "--resume"]
         subprocess.run([*command, "--progress", "none"], check=True, stdout=sys.stderr)

@@ -22,28 +22,18 @@ def parameters(path, learnt: bool = False) -> np.ndarray:
 
 
 def test_spatial_trains_the_network_of_global_on_any_number_of_ranks(tmp_path):
-    """How far the first step goes, before rounding is amplified; of one rank the same bits."""
-    for ranks, rate in ((0, "1e-30"), (1, "0.1"), (2, "0.1"), (4, "0.1")):  # the first one hardly moves
+    """How far the first step goes, before rounding is amplified; of one rank the same bits.
+
+    Three ranks do not fit the default of 2x2 subdomains, which are not symmetric here: that matters to local CNNs alone.
+    """
+    for ranks, rate in ((0, 1e-30), (1, 0.1), (3, 0.1), (4, 0.1)):  # the first one hardly moves
         options = quick(
-            methods="global,spatial" if ranks == 1 else "spatial", epochs=None, global_epochs=1, batch_size=300, optimizer="sgd"
-        )
-        options += (
-            "--train-samples",
-            "300",
-            "--overlap",
-            "1",
-            "--augment",
-            "flip+shift+erase",
-            "--shift",
-            "1",
-            "--lr",
-            rate,
-            "--schedule",
-            "constant",
-        )
+            methods="global,spatial" if ranks == 1 else "spatial", epochs=None, global_epochs=1, batch_size=300, optimizer="sgd",
+            train_samples=300, image_size=9, overlap=1, augment="flip+shift+erase", shift=1, lr=rate, schedule="constant",
+        )  # fmt: skip
         done = on_ranks(ranks or 1, "run", *options, "--output", str(ranks), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    of_global, *others = ["1/checkpoints/global.h5", *(f"{ranks}/checkpoints/spatial.h5" for ranks in (1, 2, 4))]
+    of_global, *others = ["1/checkpoints/global.h5", *(f"{ranks}/checkpoints/spatial.h5" for ranks in (1, 3, 4))]
     assert np.array_equal(parameters(tmp_path / of_global), parameters(tmp_path / others[0]))
     begin, end = (parameters(tmp_path / name, learnt=True) for name in ("0/checkpoints/spatial.h5", of_global))
     for name in others[1:]:

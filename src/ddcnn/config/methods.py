@@ -1,5 +1,6 @@
 """The methods that a run compares: what each of them needs, and which one classifies new images by default."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -33,6 +34,11 @@ class Method(StrEnum):
     def whole_image(self) -> bool:
         """Whether the method is a single CNN that sees the whole image."""
         return self in (Method.GLOBAL, Method.SPATIAL)
+
+
+def divide_images(methods: Iterable[Method]) -> bool:
+    """Whether any of them trains local CNNs, so that ranks have to fit the subdomains."""
+    return not all(method.whole_image for method in methods)
 
 
 PHASES_OF = {  # the phases whose seconds and bytes a method needs

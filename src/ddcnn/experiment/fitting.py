@@ -6,7 +6,7 @@ Nothing here imports torch but for networks that are not built in, trained weigh
 from collections.abc import Iterator
 from functools import partial
 
-from ddcnn.config.methods import Method
+from ddcnn.config.methods import Method, divide_images
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
@@ -39,6 +39,8 @@ def check_fits(ranks: int, settings: RunSettings, decomposition: Decomposition, 
     check_networks(settings, decomposition, channels, classes)
     if Method.SPATIAL in settings.methods:
         check_spatial(ranks, settings, decomposition)
+    if not divide_images(settings.methods):  # any ranks do, and any image is flipped as a whole
+        decomposition, subdomains = Decomposition(decomposition.shape, (1,) * len(decomposition.shape)), 1
     if "flip" in settings.augmentations:
         for subdomain in decomposition.subdomains:
             decomposition.mirror(subdomain.index, settings.flipped_axes)
@@ -103,7 +105,7 @@ def check_trained(
     if resumed:
         resumed.check_weights(settings.weights, weights.sha256)
     divisor = settings.divisor(len(decomposition) * settings.networks_per_subimage)
-    if divisor != 1 and any(not method.whole_image for method in settings.methods):
+    if divisor != 1 and divide_images(settings.methods):
         raise InputError(
             f"--weights {settings.weights} are of full width, and local CNNs are thinner by {divisor:g}: add --width-divisor 1"
         )
@@ -116,7 +118,7 @@ def _networks(
 ) -> Iterator[tuple[registry.Design, Shape, str]]:
     """Arguments of ``registry.check`` for all that differ of a run's networks."""
     shape, subdomains = partial(Shape, channels=channels, classes=classes), len(decomposition) * settings.networks_per_subimage
-    if any(not method.whole_image for method in settings.methods):
+    if divide_images(settings.methods):
         for spatial in dict.fromkeys(subdomain.subimage.shape for subdomain in decomposition.subdomains):
             remedy = registry.LARGER_IMAGES if spatial == decomposition.shape else registry.LARGER_SUBIMAGES
             yield settings.local_design(subdomains), shape(spatial), remedy

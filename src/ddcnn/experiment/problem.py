@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.config.methods import Method
+from ddcnn.config.methods import Method, divide_images
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import RankSubimages, Subimages
@@ -268,7 +268,7 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
     settings = settings.model_copy(update={"precision": policy.precision})  # so that a run goes on in it, on whatever device
     dnn_data = settings.dnn_data if settings.trains_dnn else "none"
     problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
-    places = sorted({problem.networks.subimage(index) for index in problem.owned})
+    places = sorted({problem.networks.subimage(index) for index in problem.owned}) if divide_images(settings.methods) else []
     found = residency.choose(world, settings.resident, store, problem.augmentation("train").mirrors, places, policy.device)
     problem = replace(problem, residency=found)
     if not world.all_equal(problem.weights_sha256.encode()):

@@ -34,7 +34,12 @@ class Groups:
 
 
 def form_groups(world: World, subdomains: int) -> Groups:
-    """Splits the ranks into groups for N subdomains; all ranks together."""
+    """Splits the ranks into groups for N subdomains; all ranks together.
+
+    Ranks that do not fit the subdomains, which is allowed where no local CNN is trained, are one group.
+    """
+    if subdomains % world.size and world.size % subdomains:
+        return Groups(world, world.alone())
     size = max(1, world.size // subdomains)
     if size == 1:
         return Groups(world.alone(), world)
