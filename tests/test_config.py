@@ -212,16 +212,16 @@ def test_no_bad_value_of_any_option_is_refused_in_words_of_the_library(toml, com
                 said = str(error)
             else:
                 continue
-            assert not re.search(r"[Ii]nput|valid|parse|Field required|Tuple|item", said), said
+            assert not re.search(r"[Ii]nput|\bvalid\b|parse|Field required|Tuple|item", said), said
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"ema": "1"}, "--ema 1: must be a finite number, more than 0 and less than 1"),
+        ({"ema": "1"}, "--ema 1: must be a number, more than 0 and less than 1"),
         ({"epochs": "0"}, "--epochs 0: must be a whole number, at least 1"),
         ({"grid": "0x2"}, "--grid 0x2: 0 must be a whole number, at least 1"),
-        ({"window": ["1", "a"]}, "--window 1 a: a must be a finite number"),
+        ({"window": ["1", "a"]}, "--window 1 a: a must be a number"),
         ({"window": [1]}, "--window 1: write it as [LOW, HIGH]: clip intensities to this range (default: no clipping)"),
         ({"volumes": 3}, "--volumes 3: must be true or false"),
     ],

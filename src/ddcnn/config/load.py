@@ -76,7 +76,8 @@ def _explain(kind: type[Settings], error: ValidationError, options: dict[str, An
     if first["type"] == "value_error":
         return f"{where} {given}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"].startswith(NUMERIC):
-        number = "a whole number" if re.search(r"\bint\b", str(about.annotation)) else "a finite number"
+        of_floats = "a finite number" if first["type"].startswith("finite_") else "a number"
+        number = "a whole number" if re.search(r"\bint\b", str(about.annotation)) else of_floats
         limits: dict[str, Any] = first.get("ctx", {})  # of the parts of a value, such as those of a grid
         bounds = bounds_of(about) or [f"{words} {limits[bound]:g}" for bound, words in BOUNDS.items() if bound in limits]
         return f"{where} {given}: {part}must be {number}{', ' * bool(bounds)}{' and '.join(bounds)}"
