@@ -60,8 +60,8 @@ def _explain(kind: type[Settings], error: ValidationError, options: dict[str, An
     first = error.errors()[0]
     if not first["loc"]:  # an error of several options together
         return str(first["msg"]).removeprefix("Value error, ")
-    name, *within = first["loc"]
-    name, about = str(name), kind.model_fields[str(name)]
+    name, within = str(first["loc"][0]), first["loc"][1:]
+    about = kind.model_fields[name]
     extra: Any = about.json_schema_extra
     if first["type"] == "missing" and not within:
         value = f" {extra['metavar']}" if extra["metavar"] else ""
