@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from ddcnn import PUBLIC
 from ddcnn.__main__ import COMMANDS
+from ddcnn.config.load import bounds_of
 from ddcnn.config.methods import Method
 from ddcnn.config.parser import Command, extra
 from ddcnn.config.types import Group, Settings
 
 DOCS = Path(__file__).parent
 MADE = "<!-- Written by docs/generate.py from the program: change that, and run it again. -->"
-BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 DEFAULT = re.compile(r" ?\(default: ((?:[^()]|\([^()]*\))*)\)")
 RUN = COMMANDS[0]
 
@@ -122,7 +122,7 @@ def values(field: Any, metavar: str | tuple[str, ...] | None) -> str:
     for kind in (field.annotation, *get_args(field.annotation)):
         if get_origin(kind) is Literal:
             return ", ".join(code(choice) for choice in get_args(kind))
-    bounds = [f"{words} {getattr(one, bound):g}" for one in field.metadata for bound, words in BOUNDS.items() if hasattr(one, bound)]
+    bounds = bounds_of(field)
     if field.annotation is tuple[Method, ...]:
         return f"any of {', '.join(map(code, Method))}, joined by commas"
     shown = " ".join(metavar) if isinstance(metavar, tuple) else text(str(metavar))

@@ -153,8 +153,8 @@ def test_a_note_on_small_sets_names_a_batch_that_makes_ten_steps(
         ("run", *quick(width=4, train_samples=None, epochs=1, methods="vote", validation_fraction=0, progress="lines"), "--data=images.npz")
     )
     obey(call, world)
-    note = re.search(r"note: batches of 128 make (\d+) steps? an epoch of the (\d+) training images(?:; (--batch-size \d+) makes (\d+))?\n",
-                     noted(caplog))  # fmt: skip
+    made = r"note: batches of 128 make (\d+) steps? an epoch of the (\d+) training images(?:, too few to learn much)?"
+    note = re.search(rf"{made}(?:; (--batch-size \d+) makes (\d+))?\n", noted(caplog))
     assert (int(note[1]), int(note[2])) == (max(1, samples // 128), samples)
     if samples < 8:  # of so few there is no batch to name
         assert note[3] is None
@@ -162,6 +162,20 @@ def test_a_note_on_small_sets_names_a_batch_that_makes_ten_steps(
     assert int(note[4]) >= 10 or note[3] == "--batch-size 8"
     obey(f"{call} {note[3]} --output small", world)
     assert "note: batches" not in noted(caplog) or int(note[4]) < 10
+
+
+@pytest.mark.usefixtures("here")
+def test_notes_on_a_batch_of_more_than_all_images_and_on_few_validation_images(world, caplog):
+    caplog.set_level("INFO", "ddcnn")
+    call = f"{ARRAYS} --methods vote,average --progress lines --validation-fraction 0.3"
+    obey(f"{call} --batch-size 500", world)
+    said = noted(caplog)
+    assert re.search(r"note: batches of 500 make 1 step an epoch of .*, too few to learn much; --batch-size \d+ makes", said)
+    count, points = re.search(r"with (\d+) validation images .* steps of (\S+) points, .* the method that predict", said).groups()
+    assert float(points) == round(100 / int(count), 1)
+    obey(f"{call} --batch-size 4 --methods vote --output other", world)
+    said = noted(caplog)
+    assert "note: batches" not in said and "validation images" not in said  # which decide nothing
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(7, 2), (23, 12), (150, 64)])

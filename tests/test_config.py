@@ -164,21 +164,21 @@ def test_an_unknown_key_is_refused_with_what_is_allowed(toml, key, meant):
 
 BAD = [
     ("checkpoint_every", "0", "10min"), ("checkpoint_every", "often", "10min"), ("stop_signals", "SIGKILL", "SIGUSR1,SIGTERM"),
-    ("stop_signals", "USR1", "SIGUSR1,SIGTERM"), ("stop_signals", 5, "valid tuple"), ("time_limit", "0", "greater than 0"),
-    ("keep_checkpoints", "0", "greater than or equal to 1"),
-    ("epochs", "0", "greater than or equal to 1"), ("epochs", "many", "valid integer"), ("epochs", "1.5", "valid integer"),
-    ("batch_size", "1", "greater than or equal to 2"), ("width", "3", "greater than or equal to 4"), ("lr", "0", "greater than 0"),
-    ("lr", "nan", "finite number"), ("lr", "inf", "finite number"), ("width_divisor", "0.5", "greater than or equal to 1"),
-    ("label_smoothing", "1", "less than 1"), ("overlap", "-1", "greater than or equal to 0"), ("seed", "-1", "greater than or equal to 0"),
+    ("stop_signals", "USR1", "SIGUSR1,SIGTERM"), ("stop_signals", 5, "write it as NAMES"), ("time_limit", "0", "more than 0"),
+    ("keep_checkpoints", "0", "at least 1"),
+    ("epochs", "0", "at least 1"), ("epochs", "many", "a whole number, at least 1"), ("epochs", "1.5", "a whole number, at least 1"),
+    ("batch_size", "1", "at least 2"), ("width", "3", "at least 4"), ("lr", "0", "more than 0"),
+    ("lr", "nan", "a finite number, more than 0"), ("lr", "inf", "a finite number, more than 0"), ("width_divisor", "0.5", "at least 1"),
+    ("label_smoothing", "1", "at least 0 and less than 1"), ("overlap", "-1", "at least 0"), ("seed", "-1", "at least 0"),
     ("optimizer", "adam", "none of adamw, sgd"), ("image_size", "64x64x64", "64x64"), ("volume_size", "a", "2x2x2"),
     ("methods", "vote,mean", "average"),
     ("methods", "", "average"), ("grid", "2,2", "such as 2x2"), ("grid", "2x", "such as 2x2"), ("grid", "two", "such as 2x2"),
-    ("grid", "0x2", "greater than or equal to 1"), ("grid", "2x-2", "greater than or equal to 1"),
-    ("threads", "0", "greater than or equal to 1"), ("ema", "1", "less than 1"), ("clip_norm", "0", "greater than 0"),
-    ("warmup", "-1", "greater than or equal to 0"), ("augment", "rotate", "none of none, flip, shift, erase, mixup"),
+    ("grid", "0x2", "at least 1"), ("grid", "2x-2", "at least 1"),
+    ("threads", "0", "at least 1"), ("ema", "1", "less than 1"), ("clip_norm", "0", "more than 0"),
+    ("warmup", "-1", "at least 0"), ("augment", "rotate", "none of none, flip, shift, erase, mixup"),
     ("augment", "none+flip", "none stands alone"), ("augment", "flip+", "an empty name is none of"),
     ("augment", "flip,shift", "joined by +"), ("flip_axes", "height", "none of depth, rows, columns"),
-    ("erase", "0", "greater than 0"), ("mixup", "0", "greater than 0"),
+    ("erase", "0", "more than 0 and at most 1"), ("mixup", "0", "more than 0"),
 ]  # fmt: skip
 
 
@@ -199,6 +199,39 @@ def test_a_bad_value_is_refused_with_name_value_and_what_is_allowed(toml, name, 
     assert str(error.value).startswith(f"--{option} {value}")
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
+def test_no_bad_value_of_any_option_is_refused_in_words_of_the_library(toml, command):
+    kind = command.settings
+    texts = ["0", "-1", "0.5", "1e999", "nan", "9" * 5000, "2x", "0x2", "word", "", ",", "-1,2"]
+    others = [True, 3.5, -1, [], [0], ["a", "b"], {"a": 1}]
+    for name, written in [(name, value) for name in kind.model_fields for value in (*texts, *others)]:
+        for given_options, file in [({name: written}, None), ({}, toml(**{name: written}))][: 1 + kind.from_file]:
+            try:
+                load(kind, given_options, file)
+            except InputError as error:
+                said = str(error)
+            else:
+                continue
+            assert not re.search(r"[Ii]nput|\bvalid\b|parse|Field required|Tuple|item", said), said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ema": "1"}, "--ema 1: must be a number, more than 0 and less than 1"),
+        ({"epochs": "0"}, "--epochs 0: must be a whole number, at least 1"),
+        ({"grid": "0x2"}, "--grid 0x2: 0 must be a whole number, at least 1"),
+        ({"window": ["1", "a"]}, "--window 1 a: a must be a number"),
+        ({"window": [1]}, "--window 1: write it as [LOW, HIGH]: clip intensities to this range (default: no clipping)"),
+        ({"volumes": 3}, "--volumes 3: must be true or false"),
+    ],
+)
+def test_a_bad_number_is_refused_with_all_its_bounds_and_a_bad_form_with_the_form(options, said):
+    with pytest.raises(InputError) as error:
+        load(RunSettings, options)
+    assert str(error.value) == said
+
+
 @pytest.mark.parametrize("content", [b"epochs = ", b"epochs", b"\xff\xfe", b"epochs = 1\nepochs = 2", None])
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
     file = tmp_path / "options.toml"
@@ -206,7 +239,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(InputError, match=f"--config {file}"):
         load(RunSettings, {}, file)
-    with pytest.raises(InputError, match=f"--config {tmp_path}"):
+    with pytest.raises(InputError, match=rf"--config {tmp_path}: cannot be read \(.*\): name a TOML file of options"):
         load(RunSettings, {}, tmp_path)
 
 
@@ -266,6 +299,7 @@ def test_the_help_of_a_command_shows_each_option_in_one_group_with_its_default_a
         execute([*command.name.split(), "--help"], None)
     assert end.value.code == 0
     usage, _, *sections, examples = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: {'mpirun -n N ' * command.all_ranks}python -m ddcnn {command.name} [options]")
     groups = [section.partition(":\n")[0] for section in sections]
     groups = groups[groups.index("options") + 1 :]
     assert groups == [group for group in Group if group in groups]
@@ -329,7 +363,7 @@ def test_help_imports_none_of_the_large_libraries(arguments):
     ("arguments", "words"),
     [
         (("--epoch", "3"), ("--epoch", "did you mean --epochs?")),
-        (("run", "--epochs", "0"), ("--epochs 0", "greater than or equal to 1")),
+        (("run", "--epochs", "0"), ("--epochs 0", "at least 1")),
         (("--grid", "2by2"), ("--grid 2by2", "such as 2x2")),
         (("run", "--config", "nowhere.toml"), ("nowhere.toml",)),
         (("partition",), ("SOURCE", "required")),

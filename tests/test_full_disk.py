@@ -128,7 +128,7 @@ def test_whichever_call_fails_the_file_is_as_before(tmp_path, monkeypatch, name:
         monkeypatch.setattr(atomic, "os", FailingOs(call, number))
         with pytest.raises(InputError) as raised:
             write(path)
-        assert str(raised.value) == f"{path}: cannot be written ({os.strerror(number)})"
+        assert str(raised.value).startswith(f"{path}: cannot be written ({os.strerror(number)})")
         assert [entry.name for entry in tmp_path.iterdir()] == [name]
         assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == opened  # none that HDF5 could not close
         assert path.read_bytes() == b"earlier" or (len(path.read_bytes()) == whole and call >= len(calls) - 2)
@@ -187,7 +187,7 @@ def test_a_set_that_does_not_fit_on_the_disk(tmp_path, ranks, inodes):
             finished = on_ranks(ranks, "partition", SOURCE, "--grid", "4x4", "--output", "set.h5", cwd=folder)
             outcomes.append(finished.returncode)
             if finished.returncode:
-                assert refusal(finished) == "ddcnn: error: set.h5: cannot be written (No space left on device)"
+                assert refusal(finished).startswith("ddcnn: error: set.h5: cannot be written (No space left on device): make room there")
                 assert content(folder) == before
             else:
                 assert PartitionedSet.open(folder / "set.h5").grid == (4, 4)
@@ -236,7 +236,8 @@ def test_a_run_writes_what_it_can_and_goes_on_when_there_is_room(tmp_path, expec
         (run / "details.h5").unlink(missing_ok=True)
     finished = on_ranks(2, "report.", *arguments, cwd=tmp_path, script="failing_files.py")
     assert finished.returncode == 0, finished.stderr
-    assert "warning: run/report.md: cannot be written (No space left on device); the run is complete" in finished.stderr
+    assert "warning: run/report.md: cannot be written (No space left on device): make room there" in finished.stderr
+    assert "; the run is complete" in finished.stderr
     assert "python -m ddcnn report run" in finished.stderr and not (run / "report.md").exists()
     assert (run / "checkpoints" / "training").exists()  # so that no training is done again
     assert start(2, tmp_path, "--resume").returncode == 0
@@ -251,7 +252,8 @@ def test_a_run_on_a_small_disk_goes_on_when_it_is_larger(tmp_path, expected):
         for size in ("1m", "1700k", "2500k"):
             subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
             line = refusal(start(2, folder, *options, "--resume"))
-            assert "run/checkpoints/" in line and line.endswith("cannot be written (No space left on device)")
+            assert "run/checkpoints/" in line
+            assert "(No space left on device): make room there (an unfinished run then goes on with --resume)" in line
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
         finished = start(2, folder, "--resume")
         assert finished.returncode == 0, finished.stderr
@@ -265,10 +267,11 @@ def test_predictions_that_do_not_fit_on_the_disk(tmp_path, expected, output):
         (folder / output).write_text("earlier", "utf-8")
         for ranks in (None, 2):
             finished = on_ranks(ranks, *arguments, cwd=folder)
-            assert refusal(finished) == f"ddcnn: error: {output}: cannot be written (No space left on device)"
+            assert refusal(finished).startswith(f"ddcnn: error: {output}: cannot be written (No space left on device): make room there")
             assert content(folder) == {output: b"earlier"}
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        assert f"{output}: cannot be written (Read-only file system)" in refusal(on_ranks(None, *arguments, cwd=folder))
+        said = refusal(on_ranks(None, *arguments, cwd=folder))
+        assert f"{output}: cannot be written (Read-only file system): name another place (--output" in said
 
 
 # Of jobs that are killed, and of several at once

@@ -15,7 +15,7 @@ from tempfile import gettempdir
 
 from ddcnn import __version__
 from ddcnn.config.data_settings import PartitionSettings
-from ddcnn.config.parser import HELP, Command, check_text, find, overview, parse
+from ddcnn.config.parser import HELP, Command, check_text, find, overview, settings_of
 from ddcnn.config.settings import ReportSettings, RunSettings
 from ddcnn.config.trained_settings import ExportSettings, PredictSettings
 from ddcnn.config.types import Settings
@@ -191,7 +191,7 @@ def execute(arguments: list[str], world: World | None) -> int:
         return 0
 
     def parsed() -> Settings:
-        settings = parse(command.settings, own, command.name, command.summary, command.examples)
+        settings = settings_of(command, own)
         return with_stored(settings) if isinstance(settings, RunSettings) else settings
 
     if world is None:

@@ -53,8 +53,8 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
     ("options", "words"),
     [
         (("--epoch", "3"), ["--epoch", "did you mean --epochs"]),
-        (("--epochs", "0"), ["--epochs 0", "greater than or equal to 1"]),
-        (("--epochs", "many"), ["--epochs many", "integer"]),
+        (("--epochs", "0"), ["--epochs 0", "at least 1"]),
+        (("--epochs", "many"), ["--epochs many", "whole number"]),
         (("--grid", "2by2"), ["--grid 2by2", "2x2"]),
         (("--grid", "2x2x2"), ["--grid 2x2x2", "8x8"]),
         (("--grid", "16x1"), ["--grid 16x1", "8x8"]),
@@ -69,7 +69,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
         (("--config", "nothing.toml"), ["nothing.toml", "No such file"]),
         (("--precision", "fp16"), ["--precision fp16", "GPU"]),
         (("--device", "cuda"), ["--device cuda", "cpu"]),
-        (("--output", "/proc/ddcnn"), ["/proc/ddcnn", "cannot be written"]),
+        (("--output", "/proc/ddcnn"), ["/proc/ddcnn", "cannot be written", "name another place (--output"]),
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, options, words):

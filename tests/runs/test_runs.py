@@ -444,5 +444,5 @@ def test_what_nobody_may_have_meant_is_noted(tmp_path):
         in finished.stdout
     )
     assert "note: with --overlap 5, 4 of 4 subimages are the whole image\n" in finished.stdout
-    finished = on_ranks(2, "run", *options, "--batch-size", "50", "--overlap", "3", "--output", "other", cwd=tmp_path)
+    finished = on_ranks(2, "run", *options, "--batch-size", "30", "--overlap", "3", "--output", "other", cwd=tmp_path)
     assert finished.returncode == 0 and "note" not in finished.stdout

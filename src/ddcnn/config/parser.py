@@ -67,12 +67,21 @@ def overview(commands: Sequence[Command], arguments: Sequence[str]) -> str:
     return "\n".join([usage, "", about, "", "commands:", *lines, "", "python -m ddcnn COMMAND --help shows the options of a command."])
 
 
-def parse(kind: type[AnySettings], arguments: Sequence[str], name: str, summary: str = "", examples: Sequence[str] = ()) -> AnySettings:
-    """The settings that the arguments of a command give, InputError for a bad one; ``--help`` prints its options and exits."""
+def parse(kind: type[AnySettings], arguments: Sequence[str], name: str) -> AnySettings:
+    """The settings of the command ``name`` that the arguments give, InputError for a bad one."""
+    return _parsed(kind, arguments, Command(name, "", kind, lambda _: None))
+
+
+def settings_of(command: Command, arguments: Sequence[str]) -> Settings:
+    """As ``parse``; ``--help`` prints the options of the command, and exits."""
+    return _parsed(command.settings, arguments, command)
+
+
+def _parsed(kind: type[AnySettings], arguments: Sequence[str], command: Command) -> AnySettings:
     end = arguments.index("--") if "run_options" in kind.model_fields and "--" in arguments else len(arguments)
-    parsed, unknown = _parser(kind, name, summary, examples).parse_known_args(arguments[:end])
+    parsed, unknown = _parser(kind, command).parse_known_args(arguments[:end])
     if unknown:
-        raise _unknown(unknown[0], name, kind)
+        raise _unknown(unknown[0], command.name, kind)
     options = vars(parsed)
     if "run_options" in kind.model_fields:
         options["run_options"] = arguments[end + 1 :]
@@ -97,16 +106,18 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with errors raised as InputError."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def _parser(kind: type[Settings], name: str, summary: str, examples: Sequence[str]) -> _Parser:
+def _parser(kind: type[Settings], command: Command) -> _Parser:
     positional = [field for field in kind.model_fields if extra(kind, field)["positional"]]
     words = [f"{extra(kind, field)['metavar']}{' ...' * (field == 'runs')}" for field in positional]
     words += ["-- [options of ddcnn run]"] if "run_options" in kind.model_fields else []
+    program, summary = f"python -m ddcnn {command.name}", command.summary
+    launcher = "mpirun -n N " if command.all_ranks else ""
     parser = _Parser(
-        prog=f"python -m ddcnn {name}", usage=" ".join([f"python -m ddcnn {name} [options]", *words]),
-        description=f"{summary[:1].upper()}{summary[1:]}.", epilog="\n  ".join(["examples:", *examples]), allow_abbrev=False,
+        prog=program, usage=" ".join([f"{launcher}{program} [options]", *words]), description=f"{summary[:1].upper()}{summary[1:]}.",
+        epilog="\n  ".join(["examples:", *command.examples]), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for field in positional:

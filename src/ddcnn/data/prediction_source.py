@@ -213,7 +213,7 @@ def _arrays(options: SourceOptions, trained_on: TrainedOn, wanted: Wanted) -> di
     drawn = "train" in pairs and ("validation" in pairs or wanted.split == "validation")
     if not pairs or (wanted.split != "all" and (wanted.split or "test") not in pairs and not drawn):
         known = " or ".join(x for x, _ in NAMES["train" if wanted.split == "train" else "test"][:2])
-        other = f"--split {next(iter(pairs))} takes the others" if pairs else "arrays of one split may be called x and y"
+        other = " or ".join(f"--split {split} takes {x}" for split, (x, _) in pairs.items()) or "arrays of one split may be called x and y"
         raise InputError(f"{options.name}: no {known} among its arrays ({', '.join(arrays) or 'none'}); {other}")
     if wanted.split in ("test", "validation") and wanted.split in pairs:
         return {wanted.split: split_of(*pairs[wanted.split])}

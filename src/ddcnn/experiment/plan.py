@@ -77,8 +77,6 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
     """
     world.barrier()
     world.timeline.begin()
-    if world.rank == 0 and settings.progress != "none":
-        logger.info("images     %s", settings.data)
     device = choose_device(world, settings.device, settings.deterministic)  # refused now, not after hours of partitioning
     with world.raise_on_all_ranks():
         DevicePolicy.choose(device, settings.precision)
@@ -89,6 +87,8 @@ def prepare_run(world: World, settings: RunSettings, should_stop: Callable[[], b
         with world.raise_on_all_ranks(), world.timeline.span("compute"):
             if world.rank == 0:
                 source, target = plan_set(world.size, settings, options, resumed)
+                if settings.progress != "none":  # after what can be refused
+                    logger.info("images     %s", settings.data)
         path = Path(world.broadcast(str(target)))
         if world.on_root(path.is_file):
             with world.raise_on_all_ranks():

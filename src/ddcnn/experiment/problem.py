@@ -38,6 +38,8 @@ from ddcnn.training.validation import Selection, Validation
 
 SMALL_BATCH = 8  # in a smaller one, batch normalisation sees too little
 FEW_STEPS = 10  # of an epoch: with fewer, the learning-rate schedule has no room
+TOO_FEW_STEPS = 4  # with fewer, a network hardly learns
+FEW_VALIDATION_IMAGES = 50  # with fewer, what they decide is by chance
 
 
 @dataclass(frozen=True)
@@ -213,13 +215,15 @@ def notes(problem: Problem) -> list[str]:
 
     batch = settings.batch_size
     steps, rest = steps_and_rest(batch)
-    if "batch_size" not in settings.model_fields_set and steps < FEW_STEPS:
+    given, leaves = "batch_size" in settings.model_fields_set, 10 * rest > images
+    if (not given and steps < FEW_STEPS) or (steps < TOO_FEW_STEPS and not leaves):
         smaller = max(SMALL_BATCH, images // FEW_STEPS)
+        too_few = ", too few to learn much" if steps < TOO_FEW_STEPS else ""
         texts.append(
-            f"batches of {batch} make {steps} step{'s' * (steps > 1)} an epoch of the {images} training images"
+            f"batches of {batch} make {steps} step{'s' * (steps > 1)} an epoch of the {images} training images{too_few}"
             + (f"; --batch-size {smaller} makes {more}" if (more := steps_and_rest(smaller)[0]) > steps else "")
         )
-    elif 10 * rest > images:
+    elif leaves:
         better = min(range(batch, max(2, batch // 2) - 1, -1), key=lambda size: steps_and_rest(size)[1])
         left = steps_and_rest(better)[1]
         advice = f"; --batch-size {better} takes {f'all but {left}' if left else 'all'}" if left < rest else ""
@@ -233,6 +237,13 @@ def notes(problem: Problem) -> list[str]:
     whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
     if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
         texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+    validation = store.samples.get("validation", 0)
+    decided = [settings.selects] * bool(settings.selects) + ["the method that predict takes by default"] * (len(settings.methods) > 1)
+    if decided and 0 < validation < FEW_VALIDATION_IMAGES:
+        texts.append(
+            f"with {validation} validation images a validation accuracy moves in steps of {100 / validation:.1f} points, so it is partly "
+            f"chance what it decides: {', and '.join(decided)}; a larger --validation-fraction helps"
+        )
     if problem.residency.why:
         texts.append(f"images are not all on the device: {problem.residency} ({problem.residency.why})")
     for split in ("validation", "test"):

@@ -13,6 +13,12 @@ from typing import Any
 
 from ddcnn.errors import InputError
 
+ELSEWHERE = "name another place (--output, --partitions)"
+FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
+WAYS_OUT: dict[int | None, str] = {
+    **dict.fromkeys(FULL, f": make room there (an unfinished run then goes on with --resume), or {ELSEWHERE}"),
+    **dict.fromkeys(FORBIDDEN, f": {ELSEWHERE}"),
+}  # of errors of the file system
 NAME_LETTERS = 50  # of a file's name in that of its temporary file, which may have 255 bytes
 
 
@@ -190,7 +196,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def not_written(path: Path, error: Exception) -> InputError:
     number = error.errno if isinstance(error, OSError) else None  # h5py says more in strerror, of its own functions
-    return InputError(f"{path}: cannot be written ({os.strerror(number) if number else error})")
+    return InputError(f"{path}: cannot be written ({os.strerror(number) if number else error}){WAYS_OUT.get(number, '')}")
 
 
 def nearest(path: Path) -> Path:

@@ -38,8 +38,9 @@ class Stitching:
             aligned = not any(a % c for a, c in zip(subdomain.subimage.start, self.cell, strict=True))
             if not aligned or min(box.shape) < 1 or any(stop - a > n for stop, a, n in zip(box.stop, first, cells, strict=True)):
                 raise InputError(
-                    f"a map has a cell for {times(self.cell)} pixels, and those of subdomain {subdomain.index}, whose subimage begins at "
-                    f"pixel {times(subdomain.subimage.start)}, are not cells of the whole image: {self._way_out()}"
+                    f"--interface maps with --overlap {self.decomposition.overlap}: a map has a cell for {times(self.cell)} pixels, and "
+                    f"those of subdomain {subdomain.index}, whose subimage begins at pixel {times(subdomain.subimage.start)}, are not "
+                    f"cells of the whole image: {self._way_out()}"
                 )
 
     @cached_property
