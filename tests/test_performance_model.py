@@ -220,14 +220,9 @@ def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path)
     assert done.returncode == 0, done.stderr
     text, lines = (tmp_path / "out" / "predict.md").read_text("utf-8"), (tmp_path / "out" / "predict.csv").read_text("utf-8").splitlines()
     assert [line.split(",")[0] for line in lines] == ["ranks", "1", "2", "4", "16", "4096"]
-    for words in (
-        "| α | 3 µs | 3 µs |",
-        "| β | 20 GB/s | 20 GB/s |",
-        "| ρ, reading | 2 GB/s |",
-        "16 ranks: --network vgg9 needs",
-        "**Only 1, 2 ranks were measured",
-    ):
+    for words in ("| α | 3 µs | 3 µs |", "| β | 20 GB/s | 20 GB/s |", "| ρ, reading | 2 GB/s |", "16 ranks: --network vgg9 needs", "DDP"):
         assert words in text
+    assert "**Measured: 1, 2 ranks. All else is the model's extrapolation" in text
     assert "| 1 | local |" in done.stdout and "| 2 | total |" in done.stdout and "finer than the images" in done.stdout
     assert "extrapolation" in done.stdout.split("| ranks | subdomains |")[0]  # before the table
     row = dict(zip(lines[0].split(","), lines[3].split(","), strict=True))
