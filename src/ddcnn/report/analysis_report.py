@@ -20,7 +20,9 @@ INFLUENCE_NOTE = (
     "Which subdomains does a method need? To see it, what one subdomain's local CNN says is shuffled over the test images: each image gets "
     "what was said of another one, while all other subdomains keep theirs. The *reliance* on the subdomain is the test accuracy that is "
     "lost by this, in points (permutation importance). A large value: the decisions hang on this subdomain. Near 0: the method hardly uses "
-    "it, or others say the same. Below 0: it misleads, or the difference is noise.\n\n"
+    "it, or others say the same. Below 0: it misleads, or the difference is noise."
+)
+ABSENT_NOTE = (
     "The columns *one absent* have the test accuracy if a subdomain is missing altogether, as with `ddcnn predict --without`: `vote` and "
     "`average` then decide by the others; for other methods the mean of the others stands in its place."
 )
@@ -48,7 +50,8 @@ def analysis_text(run: FinishedRun, figures: Mapping[str, str]) -> str:
 def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
     fewer = ", ".join(f"{name} {one.samples}" for name, one in influence.items() if one.samples < run.results.data.test_samples)
     note = f"{INFLUENCE_NOTE}{f' Only a part of the test images was used: {fewer}.' if fewer else ''}"
-    return f"{note}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
+    absent = f"\n\n{ABSENT_NOTE}" if any(one.without for one in influence.values()) else ""
+    return f"{note}{absent}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
 
 
 def absent_table(run: FinishedRun, influence: dict[str, Influence]) -> str:

@@ -17,12 +17,12 @@ ACCURACY = {
     "test accuracy in %": "the accuracy on the test images, which each method sees once, at its end.",
     "balanced in %": "the mean of the accuracies on the test images of each class: rare classes count as much as frequent ones.",
     "AUC": "the area under the ROC curve (with more than two classes, the mean over each class against the rest): 1 is perfect, 0.5 is "
-    "chance. `vote` has no probabilities, and so no AUC and no loss.",
+    "chance.",
     "test loss": "the mean cross entropy on the test images.",
     "epochs": "passes over the training images in all trainings that the method needs, that of the local CNNs included.",
     "kept epoch": "the epoch whose parameters the method classifies with. `7 of 10` means: its own training, the last one that it needs, "
     "had 10 epochs, and the parameters after the 7th were kept. It is the epoch with the best validation accuracy under `--keep best` (the "
-    "default with `--early-stopping`), else the last one. `vote` and `average` have no training of their own.",
+    "default with `--early-stopping`), else the last one.",
 }  # columns, and what they mean
 COST = {
     "parameters": "those of all networks that the method classifies with.",
@@ -35,6 +35,10 @@ COST = {
     "level with global at s": "the second at which the method's validation accuracy first reaches the final one of `global`; later it may "
     "have been lower again.",
 }
+DASH = {
+    "AUC": " `vote` has no probabilities, and so neither AUC nor loss.",
+    "kept epoch": " `vote` and `average` have no training of their own.",
+}  # added where a column has a dash
 SHOWN = ("method", "validation in %", "test accuracy in %", "AUC", "parameters", "total s", "communicated")  # on the terminal
 MEANING = {
     Method.VOTE: "takes the class that most local CNNs choose.",
@@ -43,7 +47,7 @@ MEANING = {
     Method.COHERENT: "trains local CNNs and DNN together as one network, from scratch.",
     Method.TRANSFER: "trains the same network, started from the trained local CNNs and the trained DNN.",
     Method.GLOBAL: "is one CNN that sees the whole image, trained by all ranks (DistributedDataParallel): the baseline.",
-    Method.SPATIAL: "is the CNN of `global`; each rank computes on a part of every image.",
+    Method.SPATIAL: "is one CNN that sees the whole image, too, but each rank computes on a part of every image.",
 }
 COMPOSED = "trains the CNN of `global`, composed of the trained thin networks."
 
@@ -59,7 +63,8 @@ def methods_text(runs: Sequence[RunResults], without_local: bool = False) -> str
     parts = ["\n".join(f"- `{name}` {meaning(name, splitting)}" for name in runs[0].methods)]
     for title, columns in (("Accuracy", ACCURACY), ("Cost", COST)):
         shown = [name for name in columns if any(row[name] != "–" for row in rows)]
-        terms = "\n".join(f"- `{name}`: {columns[name]}" for name in shown if columns[name])
+        dashes = {name: text for name, text in DASH.items() if any(row[name] == "–" for row in rows)}
+        terms = "\n".join(f"- `{name}`: {columns[name]}{dashes.get(name, '')}" for name in shown if columns[name])
         parts += [f"### {title}", table(("method", *shown), ([row[name] for name in ("method", *shown)] for row in rows)), terms]
     return "\n\n".join(parts)
 

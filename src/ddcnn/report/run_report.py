@@ -195,7 +195,8 @@ def parameters_note(decomposition: DecompositionSummary) -> str:
     if not together:
         return "No local CNN has been trained."
     ratio = f", {together / whole:.2f} times as many as the global CNN ({whole:,})" if whole else ""
-    return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition.width_divisor:.3g}."
+    divided = f"their widths are those of the global CNN divided by {decomposition.width_divisor:.3g}"
+    return f"Together the local CNNs have {together:,} parameters{ratio}; {divided}."
 
 
 def start_note(start: Path | None) -> str:
@@ -225,4 +226,6 @@ def subdomain_table(subdomains: list[SubdomainResult], data: DataSummary) -> str
         )
         for box in subdomains
     )  # fmt: skip
-    return note + table(("subdomain", "pixels", "parameters", "validation in %", "test accuracy in %", "kept epoch", "seconds"), rows)
+    return note + table(
+        ("subdomain", "pixels of its subimage", "parameters", "validation in %", "test accuracy in %", "kept epoch", "seconds"), rows
+    )
