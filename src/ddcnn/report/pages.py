@@ -17,7 +17,7 @@ STYLE = """
 :root { color-scheme: light dark; --text: #222; --back: #fff; --line: #ddd; --strong: #888; --code: #f0f0f0; --link: #0059a5; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e4e4e4; --back: #16181b; --line: #3a3d42; --strong: #777; --code: #26292e; --link: #7fbfff; }
-  .curves img { filter: invert(0.92) hue-rotate(180deg); } .figure:not(.curves) img { filter: brightness(0.88); }
+  .curves img { filter: invert(0.9) hue-rotate(180deg) brightness(1.25); } .figure:not(.curves) img { filter: brightness(0.88); }
 }
 * { box-sizing: border-box; }
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--text);

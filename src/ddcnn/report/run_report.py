@@ -195,7 +195,7 @@ def parameters_note(decomposition: DecompositionSummary) -> str:
     if not together:
         return "No local CNN has been trained."
     ratio = f", {together / whole:.2f} times as many as the global CNN ({whole:,})" if whole else ""
-    divided = f"their widths are those of the global CNN divided by {decomposition.width_divisor:.3g}"
+    divided = f"their widths are those of the global CNN divided by {decomposition.width_divisor:.3g}, in multiples of 4"
     return f"Together the local CNNs have {together:,} parameters{ratio}; {divided}."
 
 
