@@ -88,7 +88,7 @@ class Study:
 def figure_of(rows: list[dict[str, Any]], ranks: int) -> Any:
     """Peak memory of a rank, and images a second, over the side of the image: a line for each way."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import NullLocator
 
     figure = Figure((9, 3.8), layout="constrained")
     memory, speed = figure.subplots(1, 2)
@@ -105,7 +105,7 @@ def figure_of(rows: list[dict[str, Any]], ranks: int) -> Any:
         axes.grid(alpha=0.3)
     memory.set_ylim(0, None)
     speed.set_yscale("log")
-    speed.yaxis.set_major_formatter(ScalarFormatter())
+    speed.yaxis.set_major_formatter("{x:g}")
     memory.legend(frameon=False)
     return figure
 

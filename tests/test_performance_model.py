@@ -222,7 +222,9 @@ def test_predicts_a_study_on_ranks_and_a_network_that_are_given(study, tmp_path)
     assert [line.split(",")[0] for line in lines] == ["ranks", "1", "2", "4", "16", "4096"]
     for words in ("| α | 3 µs | 3 µs |", "| β | 20 GB/s | 20 GB/s |", "| ρ, reading | 2 GB/s |", "16 ranks: --network vgg9 needs", "DDP"):
         assert words in text
+    assert "**Measured: 1, 2 ranks. All else is the model's extrapolation" in text
     assert "| 1 | local |" in done.stdout and "| 2 | total |" in done.stdout and "finer than the images" in done.stdout
+    assert "extrapolation" in done.stdout.split("| ranks | subdomains |")[0]  # before the table
     row = dict(zip(lines[0].split(","), lines[3].split(","), strict=True))
     assert float(row["method_dnn_seconds"]) == pytest.approx(sum(float(row[f"{name}_seconds"]) for name in ("local", "gather", "dnn")))
     assert float(row["global_communication"]) < float(row["global_seconds"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import groupby
 
 import h5py
 import numpy as np
@@ -23,6 +24,7 @@ from ddcnn.io.run_reader import load
 from ddcnn.report import pages
 from ddcnn.report.figures import charts, images, maps
 from ddcnn.report.figures.timeline import timeline
+from ddcnn.report.methods_table import ACCURACY, COST
 from ddcnn.report.pages import human
 from ddcnn.report.run_report import write_report
 from ddcnn.report.verdict import verdict
@@ -58,6 +60,14 @@ def rows(text, title):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")][2:]
 
 
+def tables(text, title):
+    """The tables below a title of report.md, as rows by column."""
+    lines = text.split(f"## {title}\n")[1].split("\n## ")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None for line in lines]
+    blocks = [list(block) for in_table, block in groupby(cells, bool) if in_table]
+    return [[dict(zip(header, row, strict=True)) for row in body] for header, _, *body in blocks]
+
+
 def boxes(subdomains):
     """Start and stop of the cores and of the subimages: (N, 2, d) each."""
     return (np.array([[box.start, box.stop] for box in kind]) for kind in zip(*((s.core, s.subimage) for s in subdomains), strict=True))
@@ -82,27 +92,32 @@ def test_the_command_makes_it_anew_as_the_run_made_it_shows_the_methods_and_need
     for name in FIGURES:
         np.testing.assert_array_equal(before[name], after[name])
     for name, method in json.loads((bare / "results.json").read_text("utf-8"))["methods"].items():
-        assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.2f}\b", again.stdout)
+        assert re.search(rf"\b{name} .*\b{100 * method['test_accuracy']:.1f}\b", again.stdout)
     assert again.stdout.splitlines()[-1].endswith(f"{bare.name}/report.md")
 
 
 def test_tables_tell_the_numbers_of_the_results(finished):
     text, results = (finished / "report.md").read_text("utf-8"), json.loads((finished / "results.json").read_text("utf-8"))
-    methods = {row[0]: row[1:] for row in rows(text, "Methods")}
-    assert set(methods) == set(results["methods"])
+    accurate, costs = ({row["method"]: row for row in table} for table in tables(text, "Methods"))
+    assert set(accurate) == set(costs) == set(results["methods"])
     for name, method in results["methods"].items():
+        row, cost = accurate[name], costs[name]
         accuracies = [method[f"{kind}_accuracy"] for kind in ("validation", "test", "balanced")]
-        assert [float(value) for value in methods[name][:3]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
-        assert float(methods[name][11]) == pytest.approx(method["seconds"]["total"], abs=0.005)
-        assert methods[name][12] == human(method["peak_memory_bytes"])
+        shown = [row[column] for column in ("validation in %", "test accuracy in %", "balanced in %")]
+        assert [float(value) for value in shown] == pytest.approx([100 * value for value in accuracies], abs=0.05)
+        assert float(cost["total s"]) == pytest.approx(method["seconds"]["total"], abs=0.005)
+        assert cost["memory a rank"] == human(method["peak_memory_bytes"])
         kept = f"{method['kept_epoch']} of {method['own_epochs']}" if method["kept_epoch"] else "–"
-        assert methods[name][6:8] == [str(method["epochs"]), kept]
-        for column, value in ((3, method["auc"]), (4, method["test_loss"])):
-            assert methods[name][column] == "–" if value is None else float(methods[name][column]) == pytest.approx(value, abs=1e-4)
+        assert (row["epochs"], row["kept epoch"]) == (str(method["epochs"]), kept)
+        for column, value in (("AUC", method["auc"]), ("test loss", method["test_loss"])):
+            assert row[column] == "–" if value is None else float(row[column]) == pytest.approx(value, abs=1e-4)
+        assert f"- `{name}` " in text  # what it does
+    for column in {*ACCURACY, *COST} & {*accurate["global"], *costs["global"]} - {"communicate s", "wait s"}:
+        assert f"- `{column}`: " in text
     for row, subdomain in zip(rows(text, "Subdomains"), results["decomposition"]["subdomains"], strict=True):
         assert int(row[0]) == subdomain["index"]
         accuracies = [subdomain[f"{kind}_accuracy"] for kind in ("validation", "test")]
-        assert [float(value) for value in row[3:5]] == pytest.approx([100 * value for value in accuracies], abs=0.005)
+        assert [float(value) for value in row[3:5]] == pytest.approx([100 * value for value in accuracies], abs=0.05)
         assert row[5] == f"{subdomain['kept_epoch']} of {subdomain['epochs']}"
     assert all(row[4] == human(results["phases"][row[0]]["max_rank_memory_bytes"]) for row in rows(text, "Phases"))
     assert [row[0] for row in rows(text, "Phases")] == [name for name, phase in results["phases"].items() if phase["seconds"]]
@@ -172,10 +187,10 @@ def test_who_does_not_see_a_figure_reads_its_numbers(finished):
     (curves,) = [text for text in instead if "over wall time" in text]
     for name, method in results["methods"].items():
         seconds, accuracy = method["curve"][-1]
-        assert f"{name} at {accuracy:.1%} after {seconds:.1f} s" in curves
+        assert f"{name} at {100 * accuracy:.1f} % after {seconds:.2f} s" in curves
     (errors,) = [text for text in instead if "calibration errors" in text]
     for name, error in results["understanding"]["calibration_error"].items():
-        assert f"{name} {error:.1%}" in errors
+        assert f"{name} {100 * error:.1f} %" in errors
     (kinds,) = [text for text in instead if "decide differently" in text]
     assert [int(count) for count in re.findall(r"right (\d+)", kinds)] == list(results["understanding"]["disagreement"].values())
 
@@ -264,7 +279,7 @@ def test_a_run_of_an_older_version_is_reported_as_it_was(bare):
     assert set(drawn(bare)) == FIGURES - {"reliance", "disagreement", "reliability"}
     text = (bare / "report.md").read_text("utf-8")
     assert "Reliance" not in text
-    assert {row[13] for row in rows(text, "Methods")} == {row[4] for row in rows(text, "Phases")} == {"–"}
+    assert "memory" not in text.split("## Environment")[0]  # no column of dashes, nor a word on it
 
 
 @pytest.mark.parametrize(
@@ -423,9 +438,9 @@ def test_local_accuracies_stand_at_their_places_on_a_whole_scale_with_what_the_s
     cells = [axes.collections[0] for axes in figure.axes if axes.collections and axes.get_title().startswith("depth")]
     np.testing.assert_allclose([cell.get_array() for cell in cells], 100 * accuracies)
     assert all(cell.get_clim() == (0, 100) for cell in cells)
-    assert {"80  (49–94)", "0", "11", "50", "55"} <= set(texts(figure))  # Wilson's interval of 8 of 10
+    assert {"80.0  (49.0–94.3)", "0", "11", "50.0", "55.0"} <= set(texts(figure))  # Wilson's interval of 8 of 10
     many = texts(maps.local_accuracy(accuracies, {"vote": 0.8}, 10_000))
-    assert "80.0  (79.2–80.8)" in many and "50.5" in many
+    assert "80.00  (79.20–80.77)" in many and "50.45" in many
 
 
 @pytest.mark.parametrize(("depths", "panels"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)])
@@ -451,29 +466,29 @@ def test_reliance_lies_over_the_image():
     assert axes.collections[0].get_clim()[1] >= 10
 
 
-def test_curves_are_whole_and_named_at_their_ends():
+def test_curves_are_whole_and_the_legend_has_their_ends():
     curves = {
         "vote": np.array([[2, 0.3]]),
         "coherent": np.array([[1, 0.02], [2, 0.6], [3, 0.97]]),
         "global": np.array([[1, 0.5], [9, 0.975]]),
     }
-    axes = charts.accuracy_over_time([curves], "validation").axes[0]
+    axes = charts.accuracy_over_time([curves], "validation", 200).axes[0]
     low, high = axes.get_ylim()
     assert low < 2 and high > 97.5
-    assert {text.get_text() for text in axes.texts} == {"vote 30.0", "coherent 97.0", "global 97.5"}
-    places = sorted(text.xyann[1] for text in axes.texts)
-    assert np.diff(places).min() > 0.05 * (high - low) and low < places[0] and places[-1] <= high
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["global 97.5", "coherent 97.0", "vote 30.0"]
+    (again,) = charts.accuracy_over_time([curves], "validation", 10_000).legends
+    assert again.get_texts()[0].get_text() == "global 97.50"  # as in the tables
 
 
 def test_little_looks_like_little_on_the_axis_of_accuracies():
-    axes = charts.accuracy_over_time([{"dnn": np.array([[1, 0.90], [2, 0.91]])}], "validation").axes[0]
+    axes = charts.accuracy_over_time([{"dnn": np.array([[1, 0.90], [2, 0.91]])}], "validation", 200).axes[0]
     assert np.ptp(axes.get_ylim()) >= 20
 
 
 def test_of_several_seeds_the_mean_is_drawn_with_a_band():
     """The second seed has stopped early."""
     seeds = [{"dnn": np.array([[1, 0.2], [2, 0.4], [3, 0.6]])}, {"dnn": np.array([[2, 0.4], [6, 0.8]])}]
-    axes = charts.accuracy_over_time(seeds, "validation").axes[0]
+    axes = charts.accuracy_over_time(seeds, "validation", 200).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1.5, 30], [3, 50], [4.5, 70]])
     band = axes.collections[0].get_paths()[0].vertices
     spread = 100 * np.std([0.2, 0.4], ddof=1)

@@ -211,7 +211,7 @@ def test_names_and_numbers_are_never_cut(odd_run, width):
     shown = console.file.getvalue()
     for row in methods_table.method_rows([results]):
         for name in methods_table.SHOWN:
-            value = row[methods_table.METHODS_HEADER.index(name)]
+            value = row[name]
             assert name in shown and re.search(rf"(?<!\S){re.escape(value)} ", shown)
     if width >= 40:
         assert max(map(len, shown.splitlines())) <= width

@@ -8,6 +8,7 @@ import numpy as np
 from ddcnn.io.results_schema import Analysis, Influence
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.report.analysis import disagreements
+from ddcnn.report.intervals import percent
 from ddcnn.report.metrics import reliability
 from ddcnn.report.pages import plain, table
 
@@ -16,13 +17,19 @@ MANY_CLASSES = 20  # of more, those in which vote and DNN disagree most
 LONGEST_NAME = 14  # below a picture
 RIGHT = {"dnn": "only the DNN is right", "vote": "only the vote is right", "neither": "neither is right"}
 INFLUENCE_NOTE = (
-    "Reliance on a subdomain is what the accuracy loses (in points) if what its local CNN says of one test sample is exchanged for what it "
-    "says of another. If a subdomain is missing altogether, `vote` and `average` take the others; for the others the mean of what is there "
-    "stands in its place, as in `ddcnn predict --without`."
+    "Which subdomains does a method need? To see it, what one subdomain's local CNN says is shuffled over the test images: each image gets "
+    "what was said of another one, while all other subdomains keep theirs. The *reliance* on the subdomain is the test accuracy that is "
+    "lost by this, in points (permutation importance). A large value: the decisions hang on this subdomain. Near 0: the method hardly uses "
+    "it, or others say the same. Below 0: it misleads, or the difference is noise."
+)
+ABSENT_NOTE = (
+    "The columns *one absent* have the test accuracy if a subdomain is missing altogether, as with `ddcnn predict --without`: `vote` and "
+    "`average` then decide by the others; for other methods the mean of the others stands in its place."
 )
 CALIBRATION_NOTE = (
-    "The confidence is the probability of the class that is decided for. The expected calibration error (ECE) is how far it is from the "
-    "accuracy of samples of like confidence, in the mean: 0 where of all decisions at 80 % confidence 80 % are right."
+    "Can the probabilities be believed? The *confidence* of a decision is the probability of the class that is decided for. It should be "
+    "how often such decisions are right: of those with 80 % confidence, 80 %. The *expected calibration error* (ECE) is how far confidence "
+    "and accuracy are apart, in the mean over decisions of like confidence; 0 is best."
 )
 
 
@@ -42,42 +49,45 @@ def analysis_text(run: FinishedRun, figures: Mapping[str, str]) -> str:
 
 def influence_text(run: FinishedRun, influence: dict[str, Influence]) -> str:
     fewer = ", ".join(f"{name} {one.samples}" for name, one in influence.items() if one.samples < run.results.data.test_samples)
-    note = f"{INFLUENCE_NOTE}{f' On a part of the test samples: {fewer}.' if fewer else ''}"
-    return f"{note}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
+    note = f"{INFLUENCE_NOTE}{f' Only a part of the test images was used: {fewer}.' if fewer else ''}"
+    absent = f"\n\n{ABSENT_NOTE}" if any(one.without for one in influence.values()) else ""
+    return f"{note}{absent}\n\n{absent_table(run, influence)}\n\n{reliance_table(influence)}"
 
 
 def absent_table(run: FinishedRun, influence: dict[str, Influence]) -> str:
     """A row per method: most and least relied on, accuracy with any one subdomain absent."""
     rows = []
     for name, one in influence.items():
-        lost, rest = np.array(one.reliance), None if one.without is None else np.array(one.without)
-        rows.append([
-            name, percent(run.test_accuracy[name]), f"{percent(lost.max())} ({lost.argmax()})", f"{percent(lost.min())} ({lost.argmin()})",
-            *(("–", "–") if rest is None else (percent(rest.mean()), f"{percent(rest.min())} (without {rest.argmin()})")),
-        ])  # fmt: skip
-    header = ("method", "test accuracy in %", "relies most (on)", "relies least (on)", "one absent: mean in %", "one absent: worst in %")
+        lost, rest, used = np.array(one.reliance), None if one.without is None else np.array(one.without), one.samples
+        most, least = (f"{percent(lost[k], used)} (on {k})" for k in (lost.argmax(), lost.argmin()))
+        absent = ("–", "–") if rest is None else (percent(rest.mean(), used), f"{percent(rest.min(), used)} (without {rest.argmin()})")
+        rows.append([name, percent(run.test_accuracy[name], run.results.data.test_samples), most, least, *absent])
+    header = ("method", "test accuracy in %", "largest reliance", "smallest reliance", "one absent: mean in %", "one absent: worst in %")
     return table(header, rows)
 
 
 def reliance_table(influence: dict[str, Influence]) -> str:
     """A row per subdomain: the reliance of every method; of many, those with the largest mean."""
     lost = np.array([one.reliance for one in influence.values()]).T  # (N, methods)
+    samples = [one.samples for one in influence.values()]
     shown, note = np.arange(len(lost)), ""
     if len(lost) > MANY_SUBDOMAINS:
         shown = np.argsort(-lost.mean(axis=1), kind="stable")[:MANY_SUBDOMAINS]
         note = f"The {MANY_SUBDOMAINS} of {len(lost)} subdomains on which the methods rely most, in the mean.\n\n"
-    return note + table(("subdomain", *(f"reliance of {name}" for name in influence)), ([k, *map(percent, lost[k])] for k in shown))
+    return note + table(
+        ("subdomain", *(f"reliance of {name}" for name in influence)), ([k, *map(percent, lost[k], samples)] for k in shown)
+    )
 
 
 def disagreement_text(run: FinishedRun, analysis: Analysis) -> str:
     differ, samples = sum(analysis.disagreement.values()), run.results.data.test_samples
-    text = f"Vote and DNN decide differently on {differ} of {samples} test samples ({differ / samples:.1%})"
+    text = f"Vote and DNN decide differently on {differ} of {samples} test images ({percent(differ / samples, samples)} %)"
     if not differ:
         return f"{text}."
     by_kind = ", ".join(f"{RIGHT[kind]} on {number}" for kind, number in analysis.disagreement.items())
     return (
-        f"{text}: {by_kind}. They are the samples in which `classes/vote` and `classes/dnn` of "
-        f"{run.folder.details.name} differ. By true class:\n\n"
+        f"{text}: {by_kind}. Scripts find them where `classes/vote` and `classes/dnn` in {run.folder.details.name} differ. "
+        f"By true class:\n\n"
         f"{disagreement_table(run)}"
     )
 
@@ -91,12 +101,13 @@ def disagreement_table(run: FinishedRun) -> str:
     shown = [k for k in order[:MANY_CLASSES] if counts[k].any()]
     samples = np.bincount(labels, minlength=classes)
     rows = ([plain(run.details.class_names[k]), samples[k], counts[k].sum(), *counts[k]] for k in shown)
-    return table(("true class", "test samples", "decided differently", *RIGHT.values()), rows)
+    return table(("true class", "test images", "decided differently", *RIGHT.values()), rows)
 
 
 def calibration_table(run: FinishedRun, analysis: Analysis) -> str:
+    samples = run.results.data.test_samples
     rows = (
-        (name, percent(float(confidence.mean())), percent(run.test_accuracy[name]), percent(analysis.calibration_error[name]))
+        (name, *(percent(share, samples) for share in (confidence.mean(), run.test_accuracy[name], analysis.calibration_error[name])))
         for name, confidence in run.details.confidence.items()
     )
     return table(("method", "mean confidence in %", "test accuracy in %", "ECE in %"), rows)
@@ -143,7 +154,3 @@ def picture_text(run: FinishedRun, row: int) -> str:
     said = {"true": run.details.labels[row], "vote": run.details.classes["vote"][row], "dnn": run.details.classes["dnn"][row]}
     lines = (f"{name}: {label(run.details.class_names[k], LONGEST_NAME)}" for name, k in said.items())
     return "\n".join((f"sample {row}", *lines))
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:z.2f}"

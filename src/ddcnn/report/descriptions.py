@@ -9,14 +9,14 @@ from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_reader import FinishedRun
 from ddcnn.report.analysis import disagreements
 from ddcnn.report.analysis_report import RIGHT
-from ddcnn.report.intervals import decimals
+from ddcnn.report.intervals import percent
 from ddcnn.report.metrics import confusion
-from ddcnn.report.pages import plain
+from ddcnn.report.pages import plain, seconds
 
 CURVES_CAPTION = (
-    "Accuracy on the {} images against the wall time of a method's own phases (evaluation included); that of `average` "
-    "averages the local CNNs as they are then, those whose training has begun; a mark without a line is a method without a curve, and the "
-    "dotted line is the final accuracy of `global`."
+    "How accurate a method is on the {} images after how many seconds of its training (all its phases, evaluation included); the legend "
+    "has the accuracies at the end. The line of `average` is the mean of the local CNNs trained so far. A single mark stands for a method "
+    "that is evaluated only at its end. The dotted line is the final accuracy of `global`."
 )
 MANY_NAMES = 20  # classes or phases that a text names one by one
 
@@ -38,55 +38,61 @@ def captions(run: FinishedRun) -> dict[str, str]:
     splitting = run.results.decomposition.splitting
     best = f"the most accurate method{' on the validation images' if run.results.data.validation_samples else ''}"
     names = [plain(name) for name in run.details.class_names]
-    often = [f"most often, {names[true]} is taken for {names[found]} ({share:.0%})" for true, found, share in confused(run)[:1]]
+    often = [f"most often, {names[true]} is taken for {names[found]} ({100 * share:.0f} %)" for true, found, share in confused(run)[:1]]
     over = "; the image behind is one of the test images" if splitting.cuts_images else ""
     return {
-        "decomposition": f"{splitting.caption}{slices}. Tables and maps name the subdomains by their numbers, which count row by row.",
-        "local_accuracy": f"On the left, each cell is {splitting.cell}, with its number in the corner: the brighter, the more test samples "
-        "its local CNN classifies correctly alone; on the right, what the methods make of them all. Where intervals overlap widely, the "
-        "test samples do not tell which is better.",
+        "decomposition": f"{splitting.caption}{slices}. The numbers of the subdomains count row by row; tables and maps below use them.",
+        "local_accuracy": f"On the left, each cell is {splitting.cell}, with its number in the corner, the test accuracy of its local CNN "
+        "alone and, where there is room, the 95 % interval. On the right, the accuracies of the methods. Where intervals overlap widely, "
+        "these test images do not show which is better.",
         "accuracy_over_time": CURVES_CAPTION.format(run.results.curves_on),
-        "learning_curves": "A line is a training, that of the local CNNs their mean with a band from the least to the most; training "
-        "accuracy far above validation accuracy means overfitting.",
-        "confusion": f"Of the samples of a true class (row), the percentage that `{run.results.best}`, {best}, puts into "
-        f"each class (column): the diagonal is right{''.join(f'; {text}' for text in often)}. In brackets, the test samples of the class.",
-        "timeline": "What the ranks do when, in every step of time from below: the more blue, the better they are used "
-        "(what is empty was not recorded). The start-up (imports, opening files) stands apart; the percentages are of the time after it.",
-        "reliance": "What the accuracy of a method loses, in points, if a subdomain's classifications are exchanged between test samples: "
-        f"the brighter, the more it relies on the subdomain, whose number is in the corner{over}.",
-        "disagreement": f"Some of the test samples that vote and DNN decide differently, by who is right{slices}.",
-        "reliability": "Accuracy of the decisions of like confidence, with 95 % intervals; hatched where there are fewer than ten. On the "
-        "dashed line the confidence is right, below it a method is too sure, above it not sure enough. Beneath, how many decisions have "
-        "which confidence, on a logarithmic axis.",
+        "learning_curves": "Each line is one training. Of the local CNNs it is the mean, and the band reaches from the least to the most "
+        "of them. A training accuracy far above the validation accuracy means overfitting.",
+        "confusion": f"A row is a true class, with the number of its test images in brackets; a column is a class that "
+        f"`{run.results.best}`, {best}, decides for. A cell is the percentage of the row's images that it puts into the column's class. "
+        f"What is on the diagonal is right{''.join(f'; {text}' for text in often)}.",
+        "timeline": "What each rank does at which time: blue is computing, so the more blue, the better the ranks are used. White was "
+        "not recorded. Above, all ranks together. The percentages are of the time after the start-up (imports, opening files).",
+        "reliance": "The reliance of each method on each subdomain, in points of accuracy: the brighter, the more would be lost"
+        f". The subdomain's number is in the corner{over}.",
+        "disagreement": f"Some of the test images on which vote and DNN differ, by who is right{slices}. The text below a picture has its "
+        "true class and what the two methods say.",
+        "reliability": "Above, how often a method is right (a bar, with its 95 % interval) when it is so confident (axis below). Bars on "
+        "the dashed line: the confidence is right. Below it: the method is too sure; above it: not sure enough. Hatched bars stand for "
+        "fewer than ten images, which say little. Beneath, how many images have which confidence, on a logarithmic axis.",
     }
 
 
 def alternatives(run: FinishedRun) -> dict[str, str]:
-    results, details = run.results, run.details
+    results, details, tested = run.results, run.details, run.results.data.test_samples
+
+    def told(share: float) -> str:
+        return f"{percent(share, tested)} %"
+
     texts = {
         "decomposition": decomposition_text(run), "accuracy_over_time": curves_text([results]), "learning_curves": learning_text(run),
         "confusion": confusion_text(run), "timeline": timeline_text(run),
     }  # fmt: skip
     if (local := run.local_accuracy) is not None:
-        places, flat = decimals(results.data.test_samples), local.ravel()
-        methods = ", ".join(f"{name} {accuracy:.{places}%}" for name, accuracy in run.test_accuracy.items())
+        flat = local.ravel()
+        methods = ", ".join(f"{name} {told(accuracy)}" for name, accuracy in run.test_accuracy.items())
         texts["local_accuracy"] = (
-            f"Test accuracies on {results.data.test_samples} samples: local CNNs from {flat.min():.{places}%} (subdomain {flat.argmin()}) "
-            f"to {flat.max():.{places}%} (subdomain {flat.argmax()}), in the mean {flat.mean():.{places}%}; {methods}."
+            f"Test accuracies on {tested} images: local CNNs from {told(flat.min())} (subdomain {flat.argmin()}) "
+            f"to {told(flat.max())} (subdomain {flat.argmax()}), in the mean {told(flat.mean())}; {methods}."
         )
     if not (analysis := results.analysis):
         return texts
-    lost = {name: 100 * np.array(one.reliance) for name, one in analysis.influence.items()}
+    lost = {name: (np.array(one.reliance), one.samples) for name, one in analysis.influence.items()}
     ranges = (
-        f"{name} from {most.min():z.1f} (subdomain {most.argmin()}) to {most.max():z.1f} (subdomain {most.argmax()})"
-        for name, most in lost.items()
+        f"{name} from {percent(most.min(), used)} (subdomain {most.argmin()}) to {percent(most.max(), used)} (subdomain {most.argmax()})"
+        for name, (most, used) in lost.items()
     )
     differing = ", ".join(f"{RIGHT[kind]} {len(rows)}" for kind, rows in disagreements(details.labels, details.classes).items())
-    errors = (f"{name} {error:.1%}" for name, error in analysis.calibration_error.items())
+    errors = (f"{name} {told(error)}" for name, error in analysis.calibration_error.items())
     return texts | {
-        "reliance": f"Points of accuracy lost by subdomain: {'; '.join(ranges)}.",
-        "disagreement": f"Test samples that vote and DNN decide differently: {differing}.",
-        "reliability": f"Accuracy over confidence; expected calibration errors: {', '.join(errors)}.",
+        "reliance": f"Maps of the reliance on each subdomain, in points of accuracy: {'; '.join(ranges)}.",
+        "disagreement": f"Pictures of test images that vote and DNN decide differently; in all: {differing}.",
+        "reliability": f"Bars of accuracy over confidence for each method; expected calibration errors: {', '.join(errors)}.",
     }
 
 
@@ -109,9 +115,15 @@ def curves_text(runs: list[RunResults]) -> str:
     for name in runs[0].methods:
         curves = [curve for run in runs if (curve := run.methods[name].curve)]
         if curves:
-            seconds, accuracy = np.mean([curve[-1] for curve in curves], axis=0)
-            ends.append(f"{name} at {accuracy:.1%} after {seconds:.1f} s")
+            time, accuracy = np.mean([curve[-1] for curve in curves], axis=0)
+            ends.append(f"{name} at {percent(accuracy, len(runs) * curve_samples(runs[0]))} % after {seconds(time)} s")
     return f"Accuracy on the {runs[0].curves_on} images over wall time; the curves end: {', '.join(ends)}."
+
+
+def curve_samples(results: RunResults) -> int:
+    """How many images the accuracies of the curves are of."""
+    data = results.data
+    return {"training": data.train_samples, "validation": data.validation_samples, "test": data.test_samples}[results.curves_on]
 
 
 def learning_text(run: FinishedRun) -> str:
@@ -122,8 +134,9 @@ def learning_text(run: FinishedRun) -> str:
         losses = [line.loss for line in lines if line.epoch == last and line.loss is not None]
         accuracies = [line.accuracy for line in lines if line.epoch == last and line.accuracy is not None]
         told = [f"training loss {np.mean(losses):.3f}"] if losses else []
-        told += [f"training accuracy {np.mean(accuracies):.1%}"] if accuracies else []
-        told += [f"{run.results.curves_on} accuracy {run.curve_ends[phase]:.1%}"] if phase in run.curve_ends else []
+        told += [f"training accuracy {percent(float(np.mean(accuracies)), run.results.data.train_samples)} %"] if accuracies else []
+        if phase in run.curve_ends:
+            told.append(f"{run.results.curves_on} accuracy {percent(run.curve_ends[phase], curve_samples(run.results))} %")
         texts.append(f"{phase} after epoch {last}: {', '.join(told)}")
     return f"Loss and accuracy over epochs. {'; '.join(texts)}."
 
@@ -147,8 +160,8 @@ def confusion_text(run: FinishedRun) -> str:
     samples = counts.sum(axis=1)
     order = np.argsort(counts.diagonal() / np.maximum(samples, 1), kind="stable")[:MANY_NAMES]
     right = ", ".join(f"{names[k]}: {counts[k, k]} of {samples[k]}" for k in order if samples[k])
-    often = "".join(f"; of {names[true]}, {share:.0%} are taken for {names[found]}" for true, found, share in confused(run))
-    return f"Test samples that {run.results.best} puts into their class, the worst class first: {right}{often}."
+    often = "".join(f"; of {names[true]}, {100 * share:.0f} % are taken for {names[found]}" for true, found, share in confused(run))
+    return f"Test images that {run.results.best} puts into their class, the worst class first: {right}{often}."
 
 
 def timeline_text(run: FinishedRun) -> str:
@@ -157,5 +170,6 @@ def timeline_text(run: FinishedRun) -> str:
     details = run.details
     percent, start = percentages(details.timeline, details.phases, details.kinds)
     shares = ", ".join(f"{name} {share} %" for name, share in percent.items())
-    phases = ", ".join(f"{name} {phase.seconds:.1f} s" for name, phase in run.results.phases.items() if phase.seconds > 0)
-    return f"After a start-up of {start:.1f} s, the {run.results.environment.ranks} ranks spend their time so: {shares}. Phases: {phases}."
+    phases = ", ".join(f"{name} {seconds(phase.seconds)} s" for name, phase in run.results.phases.items() if phase.seconds > 0)
+    ranks = f"What {run.results.environment.ranks} ranks do over time, after a start-up of {start:.1f} s"
+    return f"{ranks}: {shares}. Phases: {phases}."

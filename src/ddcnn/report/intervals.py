@@ -1,4 +1,4 @@
-"""How sure shares of few samples are: 95 % intervals, and the decimals that a number of samples supports."""
+"""How shares of samples are written, in tables, figures and texts alike, and how sure they are: 95 % intervals."""
 
 import numpy as np
 
@@ -35,5 +35,10 @@ def of_mean(values: np.ndarray) -> tuple[float, float]:
 
 
 def decimals(samples: int) -> int:
-    """Of a percentage: as many as are not noise, with intervals of 6 points of 1000 samples and of 0.6 of 100,000."""
-    return 0 if samples < 1000 else 1 if samples < 100_000 else 2
+    """Of a percentage of so many samples, wherever it stands: one where a sample is 0.1 points or more, else two."""
+    return 1 if samples <= 1000 else 2
+
+
+def percent(share: float | None, samples: int) -> str:
+    """A share of so many samples in percent, without the sign; a dash for none."""
+    return "–" if share is None else f"{100 * share:z.{decimals(samples)}f}"

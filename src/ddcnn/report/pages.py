@@ -17,7 +17,7 @@ STYLE = """
 :root { color-scheme: light dark; --text: #222; --back: #fff; --line: #ddd; --strong: #888; --code: #f0f0f0; --link: #0059a5; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e4e4e4; --back: #16181b; --line: #3a3d42; --strong: #777; --code: #26292e; --link: #7fbfff; }
-  .curves img { filter: invert(0.92) hue-rotate(180deg); } .figure:not(.curves) img { filter: brightness(0.88); }
+  .curves img { filter: invert(0.9) hue-rotate(180deg) brightness(1.25); } .figure:not(.curves) img { filter: brightness(0.88); }
 }
 * { box-sizing: border-box; }
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--text);
@@ -42,14 +42,21 @@ LEAST_SIZE = 0.6  # of a figure: on a narrow page its letters stay readable, and
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; numbers to the right, the first column to the left."""
-    header = list(header)
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
+    """A Markdown table; numbers to the right, the first column to the left. Columns with nothing but dashes are left out."""
+    names, *columns = zip(header, *rows, strict=True)
+    columns = [names, *(column for column in columns if set(column[1:]) != {"–"})]
+    head, *body = zip(*columns, strict=True)
+    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *body]
     return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def number(value: float | None, pattern: str, missing: str = "–") -> str:
     return missing if value is None else pattern.format(value)
+
+
+def seconds(value: float) -> str:
+    """Seconds without their unit, the same in tables and in texts."""
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
 def human(number: float) -> str:

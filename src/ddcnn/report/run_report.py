@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ddcnn.config.methods import Method
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import times
 from ddcnn.io.atomic import write_text
@@ -15,9 +14,10 @@ from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import FinishedRun, curves_of, load
 from ddcnn.parallel.heartbeat import beat
 from ddcnn.report.analysis_report import analysis_figures, analysis_text
-from ddcnn.report.descriptions import confusion_counts, described
-from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, kept_cell, memory, method_rows, show_methods
-from ddcnn.report.pages import figure_text, number, page, plain, table
+from ddcnn.report.descriptions import confusion_counts, curve_samples, described
+from ddcnn.report.intervals import percent
+from ddcnn.report.methods_table import kept_cell, memory, methods_text, show_methods
+from ddcnn.report.pages import figure_text, number, page, plain, seconds, table
 from ddcnn.report.verdict import verdict
 
 MANY_SUBDOMAINS = 64
@@ -70,7 +70,9 @@ def write_figures(run: FinishedRun) -> dict[str, str]:
 
     figures: dict[str, Callable[[], Any]] = {
         "decomposition": decomposition,
-        "accuracy_over_time": lambda: charts.accuracy_over_time([curves_of(run.results)], run.results.curves_on),
+        "accuracy_over_time": lambda: charts.accuracy_over_time(
+            [curves_of(run.results)], run.results.curves_on, curve_samples(run.results)
+        ),
         "confusion": lambda: maps.confusion(confusion_counts(run), names(LONGEST_TICK), run.results.best),
         "timeline": lambda: timeline(details.timeline, list(details.phases), list(details.kinds)),
     }
@@ -99,9 +101,7 @@ def draw_figures(run: RunFolder, figures: dict[str, Callable[[], Any]], class_na
 def report_text(run: FinishedRun, figures: dict[str, str]) -> str:
     """report.md, each figure beside the tables that it belongs to."""
     results, settings = run.results, run.settings
-    data, decomposition, methods = results.data, results.decomposition, method_rows([results])
-    if settings.start_from:  # without the seconds of training the local CNNs nothing can be said of these methods
-        methods = [row if row[0] in (Method.COHERENT, Method.GLOBAL, Method.SPATIAL) else [*row[:-1], "–"] for row in methods]
+    data, decomposition = results.data, results.decomposition
     about = results.environment.model_dump(exclude_unset=True).items()
     flat = [pair for name, value in about for pair in (value.items() if isinstance(value, dict) else [(name, value)])]
     told = [(name.replace("_", " "), value) for name, value in flat if value is not None]
@@ -115,7 +115,7 @@ def report_text(run: FinishedRun, figures: dict[str, str]) -> str:
 
     return f"""# {title(results)}
 
-{samples_text(data)} images of {times(data.shape)}, {data.classes} classes\
+{samples_text(data)} images of {size_text(data.shape)}, {data.classes} classes\
 {f" (damaged and left out: {data.skipped})" if data.skipped else ""}; {networks_text(settings)}, seed {settings.seed}. \
 {start_note(settings.start_from)}\
 {sources_note(run.folder)}
@@ -126,22 +126,21 @@ def report_text(run: FinishedRun, figures: dict[str, str]) -> str:
 
 {figure("accuracy_over_time")}## Methods
 
-{table(METHODS_HEADER, methods)}
-
-{METHODS_NOTE}
+{methods_text([results], without_local=settings.start_from is not None)}
 
 {TRAINING_CURVES if results.curves_on == "training" else ""}{one_class_note(run)}{figure("learning_curves", "Learning curves")}\
 {figure("confusion", "Confusion")}## Subdomains
 
 {parameters_note(decomposition)}
 
-{figure("decomposition")}{subdomain_table(decomposition.subdomains)}
+{figure("decomposition")}{subdomain_table(decomposition.subdomains, data)}
 
 {figure("local_accuracy")}{analysis_text(run, figures)}## Phases
 
 {table(("phase", "wall s", "busiest rank s", "mean rank s", "memory of a rank at most"), phases)}
 
-A rank is busy while it computes.
+The wall time of a phase is longer than the seconds that its busiest rank computes, by what this rank sends and waits for. A mean far \
+below the busiest rank means that the work is shared out badly.
 
 {figure("timeline")}## Environment
 
@@ -168,6 +167,11 @@ def samples_text(data: DataSummary) -> str:
     return f"{data.train_samples} training{validation} and {data.test_samples} test"
 
 
+def size_text(shape: Sequence[int]) -> str:
+    """Pixels and channels of an image (*spatial, C)."""
+    return f"{times(shape[:-1])} {'pixels' if len(shape) == 3 else 'voxels'} and {shape[-1]} channel{'s' if shape[-1] > 1 else ''}"
+
+
 def sources_note(run: RunFolder) -> str:
     config, results = run.config.name, run.results.name
     return f"All settings: [{config}]({config}); all numbers: [{results}]({results})."
@@ -191,7 +195,8 @@ def parameters_note(decomposition: DecompositionSummary) -> str:
     if not together:
         return "No local CNN has been trained."
     ratio = f", {together / whole:.2f} times as many as the global CNN ({whole:,})" if whole else ""
-    return f"Together the local CNNs have {together:,} parameters{ratio}; width divisor {decomposition.width_divisor:.3g}."
+    divided = f"their widths are those of the global CNN divided by {decomposition.width_divisor:.3g}, in multiples of 4"
+    return f"Together the local CNNs have {together:,} parameters{ratio}; {divided}."
 
 
 def start_note(start: Path | None) -> str:
@@ -202,11 +207,11 @@ def start_note(start: Path | None) -> str:
 
 
 def phase_row(name: str, phase: PhaseSeconds) -> list[str]:
-    seconds = (phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds)
-    return [name, *(f"{value:.2f}" for value in seconds), memory(phase.max_rank_memory_bytes, phase.max_rank_gpu_reserved_bytes)]
+    spent = (phase.seconds, phase.max_rank_seconds, phase.mean_rank_seconds)
+    return [name, *map(seconds, spent), memory(phase.max_rank_memory_bytes, phase.max_rank_gpu_reserved_bytes)]
 
 
-def subdomain_table(subdomains: list[SubdomainResult]) -> str:
+def subdomain_table(subdomains: list[SubdomainResult], data: DataSummary) -> str:
     """A row per subdomain; of many, the most and the least accurate."""
     note = ""
     if len(subdomains) > MANY_SUBDOMAINS:
@@ -216,9 +221,11 @@ def subdomain_table(subdomains: list[SubdomainResult]) -> str:
     rows = (
         (
             box.index, " × ".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True)),
-            number(box.parameters, "{:,}"), number(box.validation_accuracy, "{:.2%}").rstrip("%"),
-            number(box.test_accuracy, "{:.2%}").rstrip("%"), kept_cell([box]), number(box.seconds, "{:.2f}"),
+            number(box.parameters, "{:,}"), percent(box.validation_accuracy, data.validation_samples),
+            percent(box.test_accuracy, data.test_samples), kept_cell([box]), "–" if box.seconds is None else seconds(box.seconds),
         )
         for box in subdomains
     )  # fmt: skip
-    return note + table(("subdomain", "pixels", "parameters", "validation in %", "test accuracy in %", "kept epoch", "seconds"), rows)
+    return note + table(
+        ("subdomain", "pixels of its subimage", "parameters", "validation in %", "test accuracy in %", "kept epoch", "seconds"), rows
+    )

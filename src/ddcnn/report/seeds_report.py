@@ -10,9 +10,9 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import curves_of, load_results
 from ddcnn.report import run_report
-from ddcnn.report.descriptions import CURVES_CAPTION, curves_text
-from ddcnn.report.methods_table import METHODS_HEADER, METHODS_NOTE, method_rows
-from ddcnn.report.pages import figure_text, table
+from ddcnn.report.descriptions import CURVES_CAPTION, curve_samples, curves_text
+from ddcnn.report.methods_table import methods_text
+from ddcnn.report.pages import figure_text
 from ddcnn.report.verdict import verdict_of_seeds
 
 
@@ -44,11 +44,12 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
     def figure() -> Any:
         from ddcnn.report.figures import charts
 
-        return charts.accuracy_over_time([curves_of(run) for run in runs], runs[0].curves_on)
+        return charts.accuracy_over_time([curves_of(run) for run in runs], runs[0].curves_on, curve_samples(runs[0]))
 
     curves = ""
     if draw and run_report.draw_figures(output, {"accuracy_over_time": figure}):
-        caption = f"{CURVES_CAPTION.format(runs[0].curves_on)} Means over the seeds, with a band of a standard deviation to either side."
+        caption = CURVES_CAPTION.format(runs[0].curves_on)
+        caption += " Lines are means over the seeds; the bands reach a standard deviation to either side."
         curves = figure_text(output, "accuracy_over_time", caption, curves_text(runs))
     run_report.publish(output, text(folders, runs, curves), runs, console)
 
@@ -102,7 +103,5 @@ Seeds {seeds}; {environment.ranks} ranks, {environment.threads_per_rank} threads
 
 {curves}## Methods
 
-{table(METHODS_HEADER, method_rows(runs))}
-
-{METHODS_NOTE}
+{methods_text(runs)}
 """

@@ -6,22 +6,23 @@ import numpy as np
 
 from ddcnn.config.methods import Method
 from ddcnn.io.results_schema import RunResults
-from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share
-from ddcnn.report.methods_table import cell, memory
+from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share, percent
+from ddcnn.report.methods_table import memory, seconds_cell
 from ddcnn.report.pages import human, table
 
-HEADER = ("method", "test accuracy in % points, from the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
+HEADER = ("method", "points from the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
 NOTE = (
-    "A method is told apart from the best if the interval of their difference, on the same test samples, does not contain 0. Costs are "
-    "those of all phases that a method needs."
+    "*Points* are percentage points of test accuracy: how much more (+) or less (-) than the best method. The interval says how far this "
+    "difference is uncertain. Where it contains 0, the two methods are not *told apart*: {} do not show which is better. The costs are of "
+    "all phases that a method needs."
 )
 
 
 def verdict(results: RunResults, correct: Mapping[str, np.ndarray]) -> str:
     """Of a run with one seed; ``correct`` is whether a method decides rightly, (S,) per method on the test samples."""
     best, samples = results.best, results.data.test_samples
-    low, high = (f"{100 * end:.{decimals(samples)}f}" for end in of_share(results.methods[best].test_accuracy, samples))
-    accuracy = f"{100 * results.methods[best].test_accuracy:.{max(decimals(samples), 1)}f}"
+    share = results.methods[best].test_accuracy
+    accuracy, low, high = (percent(one, samples) for one in (share, *of_share(share, samples)))
     text = f"It classifies {accuracy} % of the {samples:,} test images correctly (95 % interval {low} to {high})."
 
     def apart(name: Method) -> tuple[float, tuple[float, float]]:
@@ -33,9 +34,9 @@ def verdict(results: RunResults, correct: Mapping[str, np.ndarray]) -> str:
 def verdict_of_seeds(runs: Sequence[RunResults], best: Method) -> str:
     """Of several seeds, whose differences are the samples of the interval."""
     accuracies = {name: np.array([run.methods[name].test_accuracy for run in runs]) for name in runs[0].methods}
-    low, high = (100 * min(max(end, 0.0), 1.0) for end in of_mean(accuracies[best]))
-    mean = f"{100 * accuracies[best].mean():.2f}"
-    text = f"In the mean of {len(runs)} seeds it classifies {mean} % of the test images correctly (95 % interval {low:.1f} to {high:.1f})."
+    ends = (min(max(end, 0.0), 1.0) for end in of_mean(accuracies[best]))
+    mean, low, high = (percent(one, len(runs) * runs[0].data.test_samples) for one in (accuracies[best].mean(), *ends))
+    text = f"In the mean of {len(runs)} seeds it classifies {mean} % of the test images correctly (95 % interval {low} to {high})."
 
     def apart(name: Method) -> tuple[float, tuple[float, float]]:
         gained = accuracies[name] - accuracies[best]
@@ -50,7 +51,7 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
     methods = {name: [run.methods[name] for run in runs] for name in runs[0].methods}
     costs = {
         name: (
-            cell([one.seconds.total for one in each], "{:.2f}"), human(each[0].bytes_communicated),
+            seconds_cell([one.seconds.total for one in each]), human(each[0].bytes_communicated),
             memory(each[0].peak_memory_bytes, each[0].peak_gpu_memory_bytes),
         )
         for name, each in methods.items()
@@ -62,14 +63,16 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
     if equal:
         first = f"**No single method is the most accurate**: {' and '.join([f'`{best}`', *equal])} are equal on the {judged} images,"
         first += f" by which methods are compared. `{best}` stands for them: its loss is the smallest, or it comes first."
-    cost = f"It takes {seconds} s, the ranks send {sent}, and a rank needs {resident} of memory."
+    cost = f"It takes {seconds} s, the ranks send {sent}{f', and a rank needs {resident} of memory' if resident != '–' else ''}."
     if len(methods) == 1:
         return f"**`{best}`** is the only method. {text} {cost}"
     compared = {name: apart(name) for name in methods if name != best}
+    places, said = decimals(len(runs) * runs[0].data.test_samples), "these seeds" if len(runs) > 1 else "these test images"
     rows = [(best, "the best", "", "", *costs[best])]
     for name, (gained, (low, high)) in sorted(compared.items(), key=lambda pair: -pair[1][0]):
         told = "yes" if high < 0 else "yes, better on the test images" if low > 0 else "no"
-        rows.append((name, f"{100 * gained:+z.1f}", f"{100 * low:+z.1f} to {100 * high:+z.1f}", told, *costs[name]))
+        points, low_end, high_end = (f"{100 * one:+z.{places}f}" for one in (gained, low, high))
+        rows.append((name, points, f"{low_end} to {high_end}", told, *costs[name]))
     if all(row[3] in ("", "no") for row in rows):
         text += " No other method is told apart from it on the test images."
-    return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE}"
+    return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE.format(said)}"

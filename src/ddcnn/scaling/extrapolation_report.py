@@ -39,6 +39,10 @@ DDP = (
     "has 2 samples of it (batch normalisation needs them), and grows beyond; its all-reduce is a ring that does not "
     "overlap with the computing."
 )
+TIMES_NOTE = (
+    "First the seconds of each phase, then (bold) the total of each method over the phases that it needs. The all-reduce is a part of the "
+    "total of DDP; its batch is that of all ranks together. In the last column, above 1 the decomposed method is the faster one."
+)
 NOT_MODELLED = """\
 - Accuracy: local CNNs of small subimages see little, and a larger batch of DDP learns otherwise.
 - A file system that all ranks share, memory that is too small, stragglers, and ranks of a node that slow each other down.
@@ -98,7 +102,10 @@ def predict(study: Path, ranks: Sequence[int], given: dict[str, float], launcher
         )
 
     draw(output / "predict.png", figure)
-    tables = f"{error_table(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}"
+    tables = (
+        f"The model against what was measured:\n\n{error_table(model)}\n\n"
+        f"Seconds by the model. {extrapolated(model)}\n\n{time_table(workload, wanted)}\n{refusals(wanted)}"
+    )
     logger.info("%s\nprediction: %s", tables, output / "predict.md")
 
 
@@ -118,9 +125,13 @@ def text(model: Model, wanted: Sequence[Predicted], run: Measured) -> str:
     conditions = ", ".join(f"{name} {run.conditions[name]}" for name in ("device", "precision", "threads per rank", "torch"))
     return f"""# Prediction
 
+**{extrapolated(model)}**
+
 {OF_KIND[model.workload.kind]} {DDP}
 
 {time_table(model.workload, wanted)}
+
+{TIMES_NOTE}
 {refusals(wanted)}
 ![time over ranks](predict.png)
 
@@ -141,6 +152,13 @@ are in the docstring of `ddcnn.method.work`.
 
 {NOT_MODELLED}
 """
+
+
+def extrapolated(model: Model) -> str:
+    """Which of the numbers of ranks were measured."""
+    ranks = sorted({point.ranks for point in model.points})
+    names = f"{', '.join(map(str, ranks))} {'rank' if ranks == [1] else 'ranks'}"
+    return f"Measured: {names}. All else is the model's extrapolation, the farther the less sure."
 
 
 def refusals(wanted: Sequence[Predicted]) -> str:
@@ -175,9 +193,9 @@ def time_table(workload: Workload, wanted: Sequence[Predicted]) -> str:
             *(short(one.seconds.get(phase)) for phase in phases), *map(short, in_all), short(one.communication.get("global")),
             batch, number(ddp / first if first and ddp else None, "{:.3g}"),
         ))  # fmt: skip
-    in_alls = [f"**{'DDP' if method == 'global' else method}** in all s" for method in methods]
-    header = ("ranks", "N", "subimage", *(f"{phase} s" for phase in phases), *in_alls, "of it all-reduce s", "its batch")
-    return table((*header, f"DDP / {methods[0]}"), rows)
+    in_alls = [f"**{'DDP' if method == 'global' else method}** total s" for method in methods]
+    header = ("ranks", "subdomains", "subimage", *(f"{phase} s" for phase in phases), *in_alls, "all-reduce of DDP s", "batch of DDP")
+    return table((*header, f"DDP s over {methods[0]} s"), rows)
 
 
 def short(seconds: float | None) -> str:

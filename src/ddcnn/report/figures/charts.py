@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ddcnn.report.figures import BLUE, GREEN, GREY, ORANGE, SKY
-from ddcnn.report.intervals import of_share
+from ddcnn.report.intervals import of_share, percent
 
 METHOD_COLOURS = {
     "vote": "#CC79A7", "average": SKY, "dnn": BLUE, "coherent": ORANGE, "transfer": GREEN, "global": "black", "spatial": "dimgrey",
@@ -20,14 +20,14 @@ ACROSS = 4  # methods beside each other
 LEAST_RANGE = 20  # points that an axis of accuracies spans at least: smaller differences are small
 
 
-def accuracy_over_time(runs: list[dict[str, np.ndarray]], split: str) -> Figure:
-    """Accuracy on a split over the wall time of each method: curves (points, 2) of seconds and accuracy, of one run or of several seeds.
+def accuracy_over_time(runs: list[dict[str, np.ndarray]], split: str, samples: int) -> Figure:
+    """Accuracy on the ``samples`` of a split over the wall time of each method: curves (points, 2) of seconds and accuracy.
 
-    Of several seeds, the mean and a band of a standard deviation to either side.
+    Of several seeds, the mean and a band of a standard deviation to either side. The legend has the ends, the most accurate first.
     """
-    figure = Figure((9, 5), layout="constrained")
+    figure = Figure((8, 5.6), layout="constrained")
     axes = figure.subplots()
-    ends = {}
+    ends, shown = {}, {}
     for name in runs[0]:
         curves = [curve[name] for curve in runs if len(curve.get(name, ()))]
         if not curves:
@@ -35,19 +35,23 @@ def accuracy_over_time(runs: list[dict[str, np.ndarray]], split: str) -> Figure:
         (seconds, accuracy), spread = _mean_curve(curves)
         style: dict[str, Any] = {"color": METHOD_COLOURS[name], "marker": MARKERS[name], "markevery": [-1]}
         if len(seconds) > 1:
-            axes.plot(seconds, 100 * accuracy, lw=1.8, ms=5, **style)
+            (shown[name],) = axes.plot(seconds, 100 * accuracy, lw=1.8, ms=6, **style)
             axes.fill_between(seconds, 100 * (accuracy - spread), 100 * (accuracy + spread), color=style["color"], alpha=0.2, lw=0)
         else:
-            axes.errorbar(seconds, 100 * accuracy, 100 * spread if spread.any() else None, ls="none", ms=7, capsize=3, **style)
-        ends[name] = seconds[-1], 100 * accuracy[-1]
+            shown[name] = axes.errorbar(
+                seconds, 100 * accuracy, 100 * spread if spread.any() else None, ls="none", ms=7, capsize=3, **style
+            )
+        ends[name] = accuracy[-1]
     if "global" in ends:
-        axes.axhline(ends["global"][1], color=METHOD_COLOURS["global"], ls=":", lw=1)
+        axes.axhline(100 * ends["global"], color=METHOD_COLOURS["global"], ls=":", lw=1)
     low, high = axes.get_ylim()
     low, high = min(low, high - LEAST_RANGE), min(high, 101)
     axes.set(xlabel="seconds of wall time", ylabel=f"{split} accuracy in percent", xlim=(0, None), ylim=(max(low, -1), high))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    _label_ends(axes, ends)
+    names = sorted(ends, key=lambda name: -ends[name])
+    texts = [f"{name} {percent(ends[name], len(runs) * samples)}" for name in names]
+    figure.legend([shown[name] for name in names], texts, loc="outside lower center", ncols=ACROSS, frameon=False)
     return figure
 
 
@@ -60,22 +64,6 @@ def _mean_curve(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     parts = np.linspace(0, 1, points)
     resampled = np.array([[np.interp(parts, np.linspace(0, 1, len(curve)), column) for column in curve.T] for curve in curves])
     return resampled.mean(0), resampled[:, 1].std(0, ddof=1) if len(curves) > 1 else np.zeros(points)
-
-
-def _label_ends(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
-    """Name and value of every curve at the right, moved aside where they would meet; a thin line leads to its end."""
-    low, high = axes.get_ylim()
-    room = 0.06 * (high - low)
-    names = sorted(ends, key=lambda name: ends[name][1])
-    places = [ends[name][1] for name in names]
-    for k in range(1, len(names)):
-        places[k] = max(places[k], places[k - 1] + room)
-    for k in reversed(range(len(names))):
-        places[k] = min(places[k], high - room * (len(names) - 1 - k))
-    for name, place in zip(names, places, strict=True):
-        line = {"arrowstyle": "-", "color": METHOD_COLOURS[name], "lw": 0.8, "shrinkA": 0, "shrinkB": 4}
-        where: dict[str, Any] = {"xytext": (1.02, place), "textcoords": axes.get_yaxis_transform(), "annotation_clip": False}
-        axes.annotate(f"{name} {ends[name][1]:.1f}", ends[name], va="center", arrowprops=line, **where)
 
 
 def learning_curves(epochs: list[dict[str, Any]], ends: dict[str, float], split: str) -> Figure:
@@ -162,7 +150,7 @@ def reliability(bins: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], erro
             thin: dict[str, Any] = {"ls": "none", "color": colour, "lw": 1, "capsize": 1.5, "clip_on": False}
             above.errorbar((left + width / 2)[chosen], 100 * accuracy[chosen], 100 * np.stack([low, high])[:, chosen], **thin)
         above.plot([0, 100], [0, 100], color="black", ls="--", lw=1.2)
-        above.set(title=f"{name}\nECE {100 * errors[name]:.1f} %", xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100))
+        above.set(title=f"{name}\nECE {percent(errors[name], int(samples.sum()))} %", xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100))
         below.bar(left, samples, width, align="edge", color=GREY, ec="white", lw=0.5)
         below.axhline(FEW_SAMPLES, color="black", ls=":", lw=0.8)
         below.set(xlabel="confidence in %", yscale="log", ylim=(0.7, 2 * max(most, FEW_SAMPLES)))

@@ -86,7 +86,7 @@ def local_accuracy(accuracies: np.ndarray, methods: dict[str, float], samples: i
     left.colorbar(shown, ax=grid, label="test accuracy in percent")
     left.suptitle("local CNNs, by number of the subdomain")
     _bars(right.subplots(), bars, samples)
-    right.suptitle(f"with 95 % intervals on {samples:,} test samples")
+    right.suptitle(f"with 95 % intervals on {samples:,} test images")
     return figure
 
 
@@ -186,7 +186,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], method: str) -> Figure:
                 colour = "white" if value > 30 else "black"
                 axes.text(column, row, f"{max(value, 1):.0f}", ha="center", va="center", color=colour, fontsize=9)
     number = "" if classes <= MANY_CLASSES else ", by its number"
-    of_each = " (test samples)" if classes <= MANY_CLASSES else ""
+    of_each = " (test images)" if classes <= MANY_CLASSES else ""
     axes.set(xlabel=f"found class{number}", ylabel=f"true class{number}{of_each}", title=f"{method}: percent of each true class")
     figure.colorbar(shown, ax=axes, ticks=[0, 1, 5, 10, 25, 50, 100], shrink=0.9, label=ROOT)
     return figure

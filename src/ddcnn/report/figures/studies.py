@@ -86,7 +86,11 @@ def predicted(
     axes.set_yscale("log")
     axes.set_ylabel("seconds")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    figure.suptitle(f"{kind} scaling, predicted")
+    most = max(measured_ranks)
+    if most < max(ranks):
+        axes.axvspan(most, max(ranks), color=GREY, alpha=0.12, lw=0)
+        axes.text(most, 1.01, " extrapolated", transform=axes.get_xaxis_transform(), va="bottom", color="dimgrey")
+    figure.suptitle(f"{kind} scaling: measured to {most} {'rank' if most == 1 else 'ranks'}, beyond by the model")
     return figure
 
 
