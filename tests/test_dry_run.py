@@ -73,6 +73,9 @@ def test_it_tells_what_the_run_takes_and_writes_nothing(tried):
         found = subdomains[str(box["index"])]
         assert found[0] == " × ".join(f"{a}:{b}" for a, b in zip(box["start"], box["stop"], strict=True))
         assert int(found[2].replace(",", "")) == box["parameters"]
+    assert "\n subdomain  rows × columns  with overlap  parameters " in told
+    assert "\nresident   images during local, coherent, transfer: in memory; global: read from the partitioned set" in told
+    assert phases["gather"][0] not in ("0 s", "0.0 s")
     methods = table(told, "method")
     for name, method in results["methods"].items():
         whole = results["decomposition"]["parameters"] if name in ("vote", "average") else method["parameters"]
@@ -90,7 +93,7 @@ def test_of_a_run_that_is_gone_on_with_it_tells_of_the_whole_and_leaves_it_as_it
     before = entries(folder)
     told = on_ranks(2, "run", "--resume", "--output=run", "--dry-run", cwd=folder)
     assert (told.returncode, told.stderr, entries(folder)) == (0, "", before)
-    assert "All is of the whole run, of which a part is done." in told.stdout
+    assert "All numbers are of the whole run, also of what is done already." in told.stdout
     (folder / "report.md").rename(folder / "run" / "report.md")
 
 
@@ -139,7 +142,7 @@ def test_any_kind_of_run_can_be_tried(ranks, changes, tmp_path):
     assert (told.returncode, told.stderr, entries(tmp_path)) == (0, "", {})
     assert all(len(line) < 80 for line in told.stdout.splitlines() if not line[:1].isalpha())
     shares = {"width": "1, 4 subdomains each", "out-of-fold": "1, 20 subdomains each"}
-    assert f"\nranks      {shares.get(next(iter(changes.values())), '2, 2 of them a subdomain')}, cpu" in told.stdout
+    assert f"\nranks      {shares.get(next(iter(changes.values())), '2, 2 for each subdomain')}; CPU, " in told.stdout
     phases = table(told.stdout, "phase")
     assert list(phases)[1:-1] == {
         "width": ["local", "gather", "transfer"], "out-of-fold": ["local", "folds", "gather", "dnn"],

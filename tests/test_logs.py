@@ -100,12 +100,12 @@ def test_progress_is_a_bar_on_a_terminal_and_else_lines(terminal, style, monkeyp
 
 def test_progress_lines_are_logged(caplog):
     caplog.set_level(logging.INFO, "ddcnn")
-    with Progress("local CNNs", 3, "lines") as progress:
+    with Progress("local CNNs", 3, "lines", unit="epochs") as progress:
         progress.skip(1)
         progress.advance("subdomain 1")
         progress.seconds = 1000
         progress.advance("subdomain 2")
-    assert [record.getMessage()[:28] for record in caplog.records] == ["local CNNs  2/3  subdomain 1"]
+    assert [record.getMessage()[:35] for record in caplog.records] == ["local CNNs  2/3 epochs  subdomain 1"]
 
 
 def test_a_line_tells_the_time_left_of_the_phase_and_of_the_run_by_the_sizes_of_the_phases(caplog, clock):
@@ -136,7 +136,10 @@ def test_sizes_that_cannot_be_counted_fail_no_run(world, caplog, monkeypatch, tm
     caplog.set_level(logging.INFO, "ddcnn")
     options = quick(methods="vote", epochs=1, train_samples=50, grid="1x1", progress="lines", output=tmp_path / "run", partitions=tmp_path)
     assert program.execute(["run", *options], world) == 0
-    assert any(re.match(r"local CNNs  1/1  .* left$", record.getMessage()) for record in caplog.records)
+    assert any(
+        re.match(r"local CNNs  1/1 epochs  subdomain 0: 1/1  loss \S+  training accuracy .* left$", record.getMessage())
+        for record in caplog.records
+    )
     assert "its phases cannot be counted (KeyError: 'local')" in caplog.text
 
 

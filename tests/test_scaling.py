@@ -362,13 +362,13 @@ def test_slurm_that_is_not_there_is_one_line(tmp_path):
     assert "no sbatch" in told
 
 
-def test_the_batch_script_runs_the_same_study_with_one_number_of_ranks_a_task(tmp_path):
+def test_the_batch_script_runs_the_same_study_with_one_number_of_ranks(tmp_path):
     study = described("weak", "--label", "it's", folder=tmp_path / "a study")
     text = slurm.script(study, ["srun", "--mpi=pmix"], ["--time=02:00:00"], "sbatch again")
     assert text.index("#SBATCH --time=01:00:00") < text.index("#SBATCH --time=02:00:00")  # the last one wins
     run = shlex.split(next(line for line in text.splitlines() if line.startswith("exec")))
     assert run[1:6] == [sys.executable, "-m", "ddcnn", "scaling", "weak"] and run[-3:] == ["--", "--label", "it's"]
-    assert run[run.index("--ranks") + 1] == "$SLURM_ARRAY_TASK_ID" and run[run.index("--launcher") + 1] == "srun --mpi=pmix"
+    assert run[run.index("--ranks") + 1] == "$1" and run[run.index("--launcher") + 1] == "srun --mpi=pmix"
     assert "--side=8" in run and run[run.index("--output") + 1] == str(tmp_path / "a study")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,24 @@ def test_a_command_goes_on_whose_streams_are_closed_or_full(tmp_path, write_arra
         warning = "ddcnn: warning: stdout: cannot be written (No space left on device)\n" * (command[0] == "p")
         assert (done.returncode, done.stderr) == (0, warning)
     assert RunFolder(tmp_path / "run").is_finished and (tmp_path / "set.h5").is_file()
+
+
+def test_info_tells_what_every_rank_has_got(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    told = on_ranks(3, "info", cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "\nranks   3 on 1 node\n\n rank  node " in told.stdout
+    rank, node, number, which, threads, device = told.stdout.splitlines()[-1].split()
+    assert (rank, node, number, threads, device) == ("0-2", socket.gethostname(), str(len(cores)), "2", "CPU")
+    assert which in (f"({cores[0]}-{cores[-1]})", f"({cores[0]})") or "," in which
+    assert not re.search("cores per process|CPU precision", told.stdout)
+
+
+@pytest.mark.parametrize(("numbers", "words"), [([0], "0"), ([0, 1], "0-1"), ([0, 1, 2, 8, 10, 11], "0-2,8,10-11"), ([], "")])
+def test_cores_are_told_in_ranges(numbers, words):
+    from ddcnn.parallel.environment import ranges
+
+    assert ranges(numbers) == words
 
 
 STREAMS = "from ddcnn.parallel.logs import open_streams, lost_stdout; import os, sys; open_streams(); "

@@ -61,7 +61,7 @@ def test_a_wrong_call_is_refused_in_a_line_that_says_what_to_do(digits_run, worl
 @pytest.mark.parametrize("job", ["train", "strong_scaling", "weak_scaling"])
 def test_a_job_without_its_virtual_environment_says_which_variable_names_it(tmp_path, job):
     script = Path(__file__).parent.parent / "jobs" / f"{job}.sbatch"
-    environment = os.environ | {"VENV": "nowhere", "SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
+    environment = os.environ | {"DDCNN_VENV": "nowhere", "SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
     done = subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
-    assert done.stderr == f"no virtual environment nowhere in {tmp_path}: set VENV to its path, or to nothing\n"
+    assert done.stderr == f"no virtual environment nowhere in {tmp_path}: set DDCNN_VENV to its path, or to nothing\n"

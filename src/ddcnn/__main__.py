@@ -55,7 +55,7 @@ def run(world: World, settings: RunSettings) -> None:
     try:
         store = prepare_run(world, settings, lambda: bool(stop_requests.reason))
     except Stopped:
-        raise Stopped("while the images were being partitioned, which keeps nothing: start again") from None
+        raise Stopped("while the images were being partitioned, of which nothing is kept: start the same command again") from None
     with world.timeline.span("compute"):
         gc.disable()  # garbage collection would take a fifth of the time of importing torch
         from ddcnn.experiment.run import run
@@ -102,11 +102,21 @@ def report(settings: ReportSettings) -> int:
 
 
 def info(world: World, settings: Settings) -> None:
-    from ddcnn.parallel.environment import describe
+    from rich.console import Console
+
+    from ddcnn.parallel.environment import describe, describe_ranks
+    from ddcnn.report.terminal import fitted, width_of
 
     unblock_signals()
-    for name, value in describe(world).items():
-        logger.info("%-17s  %s", name, value)
+    rows, refusal = describe_ranks(world)
+    nodes = len({row[1] for row in rows})
+    about = describe() | {"MPI": world.library(), "ranks": f"{world.size} on {nodes} node{'s' * (nodes != 1)}"}
+    for name, value in about.items():
+        logger.info("%-7s %s", name, value)
+    for line in ("", *fitted(("rank", "node", "cores it may use", "threads", "device"), rows, width_of(Console()), ("node", "device"))):
+        logger.info("%s", str(line).rstrip())
+    if refusal:
+        logger.info("\nnote: a run with --device auto is refused: %s", refusal)
 
 
 RUN = "mpirun -n 4 python -m ddcnn run"
@@ -166,7 +176,7 @@ COMMANDS = (  # the first one is the default
         ),
     ),
     Command(
-        "info", "shows MPI, HDF5, devices, cores and threads of this machine", Settings, info, all_ranks=True, shows=True,
+        "info", "shows versions, and of every rank its node, cores, threads and GPU", Settings, info, all_ranks=True, shows=True,
         examples=("python -m ddcnn info", "mpirun -n 4 python -m ddcnn info"),
     ),
 )  # fmt: skip
@@ -241,9 +251,10 @@ def _main() -> int:
     try:
         check_text(sys.argv[1:])
         if needs_ranks(sys.argv[1:]):
-            block_signals()
+            block_signals(starting=True)
             keep_freed()
             world = World()
+            block_signals()
             set_up(world.rank)
         return execute(sys.argv[1:], world)
     except InputError as error:

@@ -12,6 +12,14 @@ from quick import quick
 
 LATE = "import atexit, time; atexit.register(time.sleep, 5)"
 OPTIONS = quick(output="run", methods="average", epochs=5000)
+ALONE = """
+import time
+from ddcnn.parallel.launcher import launched_rank
+if launched_rank():
+    time.sleep(3600)  # never comes to MPI
+from ddcnn.__main__ import main
+main()
+"""  # of two ranks, one waits in MPI_Init
 LIMIT = 300  # seconds: only to end a test that hangs
 
 
@@ -42,3 +50,12 @@ def test_an_interrupt_does_not_wait_for_what_is_read_ahead(digits_run, tmp_path)
         started.seconds_to_end(most=LIMIT)
         assert started.process.returncode == 130 or "interrupted" in started.said()
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_sigterm_ends_a_rank_that_waits_for_others_while_mpi_starts(tmp_path):
+    with Started(2, "info", cwd=tmp_path, program=("-c", ALONE)) as started:
+        started.wait_for(lambda: 0 in started.ranks() and "/libmpi" in Path(f"/proc/{started.ranks()[0]}/maps").read_text("utf-8"))
+        time.sleep(1)
+        os.kill(started.ranks()[0], signal.SIGTERM)
+        started.seconds_to_end(most=60)
+        assert started.process.returncode not in (0, 2, 75)

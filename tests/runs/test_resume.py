@@ -51,11 +51,19 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
             assert finished.returncode not in (0, 2, 75)
         else:
             assert finished.returncode == 75, finished.stderr
-            assert f"ddcnn: stopped: {what}; what is done is kept: go on with --resume --output run" in finished.stderr
+            assert (
+                f"ddcnn: stopped: {what}; what is done is saved; to go on: mpirun -n 2 python -m ddcnn run --resume --output run\n"
+                in finished.stderr
+            )
             assert "Traceback" not in finished.stderr
     assert not (tmp_path / "run" / "results.json").exists()
-    finished = start(2, tmp_path, "--resume")  # with the settings of the folder
+    finished = start(2, tmp_path, "--resume", "--progress", "lines")  # with the settings of the folder
     assert finished.returncode == 0, finished.stderr
+    if trainings == TRAININGS:  # of the last one the first epoch has not ended
+        assert (
+            "\ngoing on with run; epochs done and saved: local 8 of 8, dnn 2 of 2, coherent 2 of 2, transfer 3 of 3, global 0 of 2\n"
+            in finished.stdout
+        )
     assert_same(outcome(tmp_path), undisturbed(2))
     assert not (tmp_path / "run" / "checkpoints" / "training").exists()
     finished = start(2, tmp_path, "--resume")

@@ -26,7 +26,7 @@ def finished(tmp_path_factory) -> Path:
     assert begun.returncode == 0 and not (folder / "study" / "scaling.md").exists(), begun.stderr
     done = study(folder, "strong", "--ranks", "1,2", "--repetitions", "1")
     assert done.returncode == 0, done.stderr
-    assert "strong scaling  2/2  2 ranks, repetition 1" in done.stdout
+    assert "strong scaling  2/2 runs  2 ranks, repetition 1" in done.stdout
     return folder
 
 

@@ -23,7 +23,7 @@ class Slurm:
     def __init__(self, folder: Path, mpi: str):
         venv = sys.prefix if (Path(sys.prefix) / "bin" / "activate").exists() else ""
         beside = str(Path(sys.executable).parent)
-        self.environment = cluster.environment(folder) | {"VENV": venv, "MPI": mpi}
+        self.environment = cluster.environment(folder) | {"DDCNN_VENV": venv, "DDCNN_MPI": mpi}
         self.environment["PATH"] = f"{beside}{os.pathsep}{self.environment['PATH']}"
 
     def run(self, *command: object, cwd: Path | None = None, check: bool = True, **variables: str) -> str:

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -46,6 +47,12 @@ def trains(slurm, job, folder):
     assert slurm.jobs(job)[0]["JobState"] == "RUNNING", (folder.parents[1] / f"ddcnn-{job}.out").read_text("utf-8")
 
 
+def submitted(told):
+    """The numbers of a study's jobs, and of the one that collects: "jobs 1, 2, one after the other, then job 3: study/scaling.md"."""
+    jobs, collector = re.fullmatch(r"jobs (.*), one after the other, then job (\d+): study/scaling.md\n", told).groups()
+    return jobs.split(", "), collector
+
+
 def ranks_of(slurm, job):
     """Process numbers of a job's ranks, in their order."""
     lines = [line.split() for line in slurm.run("scontrol", "listpids", f"{job}.0").splitlines()[1:]]
@@ -66,7 +73,7 @@ def test_a_job_runs_a_rank_a_subdomain_and_leaves_a_report(slurm, tmp_path):
 def undisturbed(slurm, tmp_path_factory):
     """Weights of a run that is not stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert slurm.wait(slurm.submit("train.sbatch", *LONG, cwd=folder, OUTPUT="run"))["JobState"] == "COMPLETED"
+    assert slurm.wait(slurm.submit("train.sbatch", *LONG, cwd=folder, DDCNN_OUTPUT="run"))["JobState"] == "COMPLETED"
     return weights(folder / "run")
 
 
@@ -100,7 +107,7 @@ def test_the_end_of_the_job_is_known(slurm, tmp_path):
 @pytest.mark.full
 def test_a_job_that_reaches_its_time_limit_too_often_ends(slurm, tmp_path):
     """ddcnn's own --time-limit, since SLURM's is a minute at least."""
-    job = slurm.submit("train.sbatch", *ENDLESS, "--time-limit", "0.1", cwd=tmp_path, MOST_REQUEUES="1")
+    job = slurm.submit("train.sbatch", *ENDLESS, "--time-limit", "0.1", cwd=tmp_path, DDCNN_MOST_REQUEUES="1")
     over = slurm.wait(job)
     output = (tmp_path / f"ddcnn-{job}.out").read_text("utf-8")
     assert (over["JobState"], over["Restarts"], over["ExitCode"]) == ("FAILED", "1", "75:0"), output
@@ -135,14 +142,18 @@ def test_a_job_that_is_cancelled_is_not_requeued(slurm, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "options"), [("strong", ("--train-samples", "400")), ("weak", ("--width", "8"))])
 def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_path, kind, options):
-    small = {"RANKS": "1 2 4", "STUDY": "study", "REPETITIONS": "1"} | ({"SIDE": "8", "SAMPLES": "200"} if kind == "weak" else {})
+    small = {"DDCNN_RANKS": "1 2 4", "DDCNN_STUDY": "study", "DDCNN_REPETITIONS": "1"} | (
+        {"DDCNN_SIDE": "8", "DDCNN_SAMPLES": "200"} if kind == "weak" else {}
+    )
     told = slurm.run("bash", JOBS / f"{kind}_scaling.sbatch", "--network", "vgg3", "--epochs", "2", *options, cwd=tmp_path, **small)
-    array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
+    jobs, collector = submitted(told)
     over = slurm.wait(collector)
     study = tmp_path / "study"
     outputs = [path.read_text("utf-8") for path in study.glob("*.out")]
     assert over["JobState"] == "COMPLETED", outputs
-    assert {(task["ArrayTaskId"], task["JobState"]) for task in slurm.jobs(array)} == {(ranks, "COMPLETED") for ranks in "124"}
+    for job, ranks in zip(jobs, "124", strict=True):  # each has what it needs, and no more
+        (told,) = slurm.jobs(job)
+        assert (told["JobState"], told["NumTasks"], told["NumCPUs"]) == ("COMPLETED", ranks, ranks)
     rows = list(csv.DictReader((study / "scaling.csv").open(encoding="utf-8")))
     assert [row["ranks"] for row in rows] == ["1", "2", "4"]
     assert {len(results(study / row["ranks"])["decomposition"]["subdomains"]) for row in rows} == ({4} if kind == "strong" else {1, 2, 4})
@@ -153,8 +164,10 @@ def test_a_scaling_study_is_submitted_with_one_command_and_collected(slurm, tmp_
 @pytest.mark.full
 def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
     options = ("--network", "vgg3", "--epochs", "1", "--data", "nowhere")
-    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, RANKS="1 2", STUDY="study", REPETITIONS="1")
-    collector = told.split()[5].rstrip(":")
+    told = slurm.run(
+        "bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, DDCNN_RANKS="1 2", DDCNN_STUDY="study", DDCNN_REPETITIONS="1"
+    )
+    _, collector = submitted(told)
     assert slurm.wait(collector)["JobState"] == "CANCELLED"
     for ranks in "12":
         assert "--data nowhere" in (tmp_path / "study" / f"{ranks}.out").read_text("utf-8")
@@ -163,7 +176,7 @@ def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
 
 def test_a_study_that_no_rank_can_run_is_not_submitted(slurm, tmp_path):
     before = slurm.run("squeue", "--noheader", "--states=all")
-    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", cwd=tmp_path, check=False, RANKS="2 3", STUDY="study")
+    told = slurm.run("bash", JOBS / "strong_scaling.sbatch", cwd=tmp_path, check=False, DDCNN_RANKS="2 3", DDCNN_STUDY="study")
     assert told == "" and not (tmp_path / "study").exists()
     assert slurm.run("squeue", "--noheader", "--states=all") == before
 
@@ -171,15 +184,14 @@ def test_a_study_that_no_rank_can_run_is_not_submitted(slurm, tmp_path):
 @pytest.mark.full
 def test_a_study_is_submitted_by_the_command_with_repetitions_and_options_of_sbatch(slurm, tmp_path):
     sizes = ("--ranks", "1,2", "--repetitions", "2", "--side", "8", "--samples", "200", "--output", "study")
-    where = ("--slurm", "--launcher", f"srun --mpi={slurm.environment['MPI']}", "--sbatch=--time=05:00 --comment=ours")
+    where = ("--slurm", "--launcher", f"srun --mpi={slurm.environment['DDCNN_MPI']}", "--sbatch=--time=05:00 --comment=ours")
     options = ("--network", "vgg3", "--width", "8", "--epochs", "1")
     told = slurm.run(sys.executable, "-m", "ddcnn", "scaling", "weak", *sizes, *where, "--", *options, cwd=tmp_path)
-    array, collector = told.split()[2].rstrip(","), told.split()[5].rstrip(":")
+    jobs, collector = submitted(told)
     study = tmp_path / "study"
     assert slurm.wait(collector)["JobState"] == "COMPLETED", [path.read_text("utf-8") for path in study.glob("*.out")]
-    for job in (*slurm.jobs(array), *slurm.jobs(collector)):
+    for (job,) in map(slurm.jobs, (*jobs, collector)):
         assert (job["TimeLimit"], job["Comment"]) == ("00:05:00", "ours")
-    assert {job["NumCPUs"] for job in slurm.jobs(array)} == {"2"}
     assert [(row["ranks"], row["runs"]) for row in csv.DictReader((study / "scaling.csv").open(encoding="utf-8"))] == [
         ("1", "2"),
         ("2", "2"),

@@ -94,7 +94,8 @@ def partition(
             world.timeline.span("compute"),
         ):  # fmt: skip
             if parallel_file or any(work.values()):
-                display = Progress("partition", sum(map(len, work.values())), options.progress if world.rank == 0 else "none", seconds=5)
+                style = options.progress if world.rank == 0 else "none"
+                display = Progress("partition", sum(map(len, work.values())), style, seconds=5, unit="blocks")
                 with files.open() as file, display:  # with parallel h5py, opening, creating and closing are collective
                     rows = {name: slice(0, len(selections[name])) if parallel_file else _rows(work[name]) for name in source.splits}
                     for name in source.splits:

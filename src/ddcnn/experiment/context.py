@@ -34,9 +34,9 @@ class RecordedEpochs(WrappedCallback):
     """Records and shows each epoch, before ``inner`` saves it.
 
     Attributes:
-        epochs: number of epochs that is shown.
+        epochs: of the training.
         record: records an epoch; None does not.
-        title: what a line begins with.
+        title: which of the trainings of a phase this is, if there are several.
     """
 
     progress: Progress
@@ -51,11 +51,12 @@ class RecordedEpochs(WrappedCallback):
     def after_epoch(self, state: TrainState, epoch: Epoch) -> None:
         if self.record:
             self.record(epoch)
-        text = f"{self.title}epoch {epoch.epoch}/{self.epochs}  loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
+        which = f"{self.title}: {epoch.epoch}/{self.epochs}  " if self.title else ""  # else the numbers of the phase say it
+        text = f"{which}loss {epoch.loss:.3f}  training accuracy {epoch.accuracy:.3f}"
         if epoch.validation:
-            text += f"  validation {epoch.validation.accuracy:.3f}"
+            text += f"  validation accuracy {epoch.validation.accuracy:.3f}"
         if epoch.stops_early and state.kept:
-            text += f"; stops early, no better one since epoch {state.kept.epoch}"
+            text += f"; stops early after epoch {epoch.epoch}, no better one since epoch {state.kept.epoch}"
             self.progress.skip(self.epochs - epoch.epoch)
         self.progress.advance(text)
         super().after_epoch(state, epoch)
@@ -74,7 +75,8 @@ class RunContext:
         return bool(self.stop_requests.reason)
 
     def progress(self, title: str, epochs: int) -> Progress:
-        return Progress(title, epochs, self.problem.settings.progress if self.problem.world.rank == 0 else "none", overall=self.overall)
+        style = self.problem.settings.progress if self.problem.world.rank == 0 else "none"
+        return Progress(title, epochs, style, overall=self.overall, unit="epochs")
 
     def checkpointer(
         self, name: str, recipe: Recipe, samples: int, records: Records, ranks: World, others_stop: Callable[[], bool] = lambda: False

@@ -16,6 +16,7 @@ from ddcnn.decomposition import times
 from ddcnn.experiment.disk import checkpoint_bytes, shortages
 from ddcnn.experiment.estimate import Estimate
 from ddcnn.experiment.problem import Problem
+from ddcnn.experiment.residency import WORDS
 from ddcnn.io.progress import duration
 from ddcnn.io.run_folder import RUNS, RunFolder
 from ddcnn.networks.layers import count_parameters
@@ -49,31 +50,62 @@ class Expected:
 def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     """On rank 0."""
     store, world, output = problem.store, problem.world, problem.settings.output
+    *spatial, channels = store.shape
     images = ", ".join(f"{samples:,} {split}" for split, samples in store.samples.items())
-    logger.info("images     %s of %s, %d classes", images, times(store.shape), len(store.class_names))
-    how = f"{problem.policy.device}, {problem.policy.precision}, threads {torch.get_num_threads()}"
+    pixels = f"{times(spatial)} {'voxels' if len(spatial) == 3 else 'pixels'}, {channels} channel{'s' * (channels > 1)}"
+    logger.info("images     %s; %s; %d classes", images, pixels, len(store.class_names))
     own, sharing = len(problem.owned), problem.groups.data_parallel.size
-    shares = f"{own} subdomain{'s' * (own > 1)} each" if sharing == 1 else f"{sharing} of them a subdomain"
-    logger.info("ranks      %d, %s, %s", world.size, shares, how)
-    _tell(("subdomain", "pixels", "size", "parameters", "multiply-adds a sample"), _subdomain_rows(problem), left=("pixels", "size"))
+    shares = f"{own} subdomain{'s' * (own > 1)} each" if sharing == 1 else f"{sharing} for each subdomain"
+    threads, device = torch.get_num_threads(), "CPU" if problem.policy.device.type == "cpu" else "GPU"
+    logger.info(
+        "ranks      %d, %s; %s, %s, %d thread%s a rank", world.size, shares, device, problem.policy.precision, threads, "s" * (threads > 1)
+    )
+    axes = " × ".join(("depth", "rows", "columns")[-len(spatial) :])
+    size = "with overlap" if store.decomposition.overlap else "size"
+    _tell(("subdomain", axes, size, "parameters", "multiply-adds a sample"), _subdomain_rows(problem), left=(axes, size))
     _tell(("method", "parameters", "multiply-adds a sample", "epochs"), _method_rows(problem, estimate))
     longest, fullest = expected.ranks[..., 0].max(axis=0), expected.ranks[..., 1].argmax(axis=0)
     rows = [
-        [phase, duration(longest[k]), *map(human, expected.ranks[fullest[k], k, 1:])] for k, phase in enumerate(problem.settings.phases)
+        [phase, _time(longest[k]), *map(human, expected.ranks[fullest[k], k, 1:])] for k, phase in enumerate(problem.settings.phases)
     ]  # of the rank that has most
     whole = expected.seeds * float(longest.sum()) + (expected.partitioning or 0.0)
     dashes = ["–"] * (len(PHASES_HEADER) - 3)
     most = human(max(expected.opening, expected.ranks[..., 1].max()))
-    first = ["partition", "done" if expected.partitioning is None else duration(expected.partitioning), human(expected.opening), *dashes]
+    first = ["partition", "done" if expected.partitioning is None else _time(expected.partitioning), human(expected.opening), *dashes]
     last = [f"{expected.seeds} seeds" if expected.seeds > 1 else "in all", duration(whole), most, *dashes]
     kind = "GPU memory of a rank" if problem.policy.device.type == "cuda" else "memory a rank"
     _tell([kind if name == "memory a rank" else name for name in PHASES_HEADER], [first, *rows, last])
+    logger.info(
+        "\nMemory: of the rank that needs most, at the peak of a phase, and its parts: program (Python and its libraries before any"
+    )
+    logger.info("training), data (images, and what goes through the interface), parameters (with gradients), activations (all else).")
+    _tell_images(problem)
     _tell_disk(problem.settings, estimate, expected)
     if problem.settings.resume and output and RunFolder(output).is_run:
-        logger.info("All is of the whole run, of which a part is done.")
+        logger.info("All numbers are of the whole run, also of what is done already.")
     if problem.settings.early_stopping is not None:
         logger.info("A training that stops early takes less time.")
-    logger.info("Times are without the start of the processes and the report. Nothing was trained that is kept, and nothing written.")
+    logger.info(
+        "Times leave out the start of the processes and the report. This dry run has written nothing, and keeps nothing that it trained."
+    )
+
+
+def _time(seconds: float) -> str:
+    return "< 0.1 s" if 0 < seconds < 0.05 else duration(seconds)
+
+
+def _tell_images(problem: Problem) -> None:
+    """Where the images of each phase are meanwhile."""
+    where, places = problem.residency, dict[str, list[str]]()
+    words = WORDS | ({"device": "in memory"} if problem.policy.device.type == "cpu" else {})
+    for phase in problem.settings.phases:
+        if phase in ("gather", "dnn"):
+            continue
+        together = phase not in ("local", "folds")
+        whole = together and phase != Method.SPATIAL and problem.settings.sees_whole_image(phase)
+        places.setdefault(words[where.whole if whole else where.joint if together else where.local], []).append(phase)
+    told = "; ".join(f"{', '.join(phases)}: {place}" for place, phases in places.items())
+    logger.info("\nresident   images during %s", told)
 
 
 def _tell_disk(settings: RunSettings, estimate: Estimate, expected: Expected) -> None:
@@ -82,7 +114,6 @@ def _tell_disk(settings: RunSettings, estimate: Estimate, expected: Expected) ->
     earlier = (expected.seeds - 1) * end
     there, its = " (there already)" if done else "", f"at most {human(earlier + most)} while it runs, {human(earlier + end)} at the end"
     its += f"; {human(estimate.in_files)} of interface values meanwhile" if estimate.in_files else ""
-    logger.info("\npixels     %s", estimate.problem.residency)
     logger.info("disk       partitioned set %s%s, checkpoints %s", human(estimate.set_bytes), there, its)
     needed = [
         (settings.output or RUNS, earlier + most + estimate.in_files),

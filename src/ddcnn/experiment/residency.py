@@ -21,7 +21,11 @@ from ddcnn.parallel.world import World
 from ddcnn.report.pages import human
 
 PLACES: tuple[Resident, ...] = ("device", "host", "stream")  # from near to far
-WORDS = {"device": "on the device", "host": "in the host's memory", "stream": "read as they are needed"}
+WORDS = {
+    "device": "in the memory of the device",
+    "host": "in the host's memory",
+    "stream": "read from the partitioned set as they are needed",
+}
 ROOM = 0.5  # of what is left, for images
 
 
@@ -39,7 +43,7 @@ class Residency:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"of a local CNN {WORDS[self.local]}, of all of a rank {WORDS[self.joint]}, whole ones {WORDS[self.whole]}"
+        return f"for local training {WORDS[self.local]}, for coherent and transfer {WORDS[self.joint]}, whole ones {WORDS[self.whole]}"
 
 
 def widening(store: PartitionedSet) -> float:

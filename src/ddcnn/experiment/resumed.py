@@ -14,9 +14,11 @@ from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.sources import is_path
 from ddcnn.errors import InputError
 from ddcnn.io.atomic import write_text
+from ddcnn.io.checkpoints import saved
 from ddcnn.io.origin import Images, Origin, digest_of_file, moved_with, relocated
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.networks.user_code import Place, place_of
+from ddcnn.parallel.timeline import PHASES
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,25 @@ def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder,
         network=place_of(settings.network), start=digest_of_file(start), weights=weights,
     )  # fmt: skip
     write_text(folder.origin, origin.model_dump_json(indent=1) + "\n")
+
+
+def what_is_done(folder: RunFolder, subdomains: int, folds: int) -> str:
+    """How far the trainings of a run are that is gone on with, by their newest checkpoints, in a line."""
+    several = {"local": subdomains, "folds": subdomains * folds}
+    phases: dict[str, list[tuple[int, int]]] = {}
+    for training in sorted(folder.training.glob("*")):
+        about = saved(training)
+        with suppress(LookupError, TypeError):
+            phase = "folds" if "-without-fold-" in training.name else training.name.partition("-")[0]
+            epochs = int(about["recipe"]["epochs"])
+            phases.setdefault(phase, []).append((min(int(about["epoch"]) - 1, epochs), epochs))
+    told = []
+    for phase in filter(phases.get, PHASES):
+        done, epochs = map(sum, zip(*phases[phase], strict=True))
+        if phase in several:  # those that have not been saved have as many
+            epochs = epochs // len(phases[phase]) * several[phase]
+        told.append(f"{phase} {done} of {epochs}")
+    return f"going on with {folder}; epochs done and saved: {', '.join(told) or 'none'}"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from ddcnn.experiment.end_to_end import run_coherent, run_global, run_transfer
 from ddcnn.experiment.phase_sizes import overall
 from ddcnn.experiment.problem import Problem, notes, prepare
 from ddcnn.experiment.recorder import Recorder, try_report
-from ddcnn.experiment.resumed import keep_origin
+from ddcnn.experiment.resumed import keep_origin, what_is_done
 from ddcnn.experiment.two_step import two_step
 from ddcnn.io.progress import Overall
 from ddcnn.io.run_folder import RunFolder, resumes_finished, take_output
 from ddcnn.method.width import check_composition
+from ddcnn.parallel.launcher import started_by
 from ddcnn.parallel.stop_requests import StopRequests
 from ddcnn.parallel.world import World
 from ddcnn.report.metrics import import_libraries
@@ -77,7 +78,8 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
         except Stopped:
             reasons = world.broadcast(world.gather_values(stop_requests.reason))
             reason = next(filter(None, reasons), "asked to")
-            raise Stopped(f"{reason}; what is done is kept: go on with --resume --output {shlex.quote(str(output))}") from None
+            again = f"{started_by(world.size)}python -m ddcnn run --resume --output {shlex.quote(str(output))}"
+            raise Stopped(f"{reason}; what is done is saved; to go on: {again}") from None
 
 
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:
@@ -119,6 +121,8 @@ def run_seed(
     """All methods with one seed."""
     problem = of_seed(problem, settings)
     world, networks = problem.world, problem.networks
+    if world.rank == 0 and settings.resume and settings.progress != "none" and output.training.is_dir():
+        logger.info("%s", what_is_done(output, networks.subdomains, settings.folds))
     with world.raise_on_all_ranks():
         context = RunContext(problem, Recorder(problem, output), stop_requests, overall)
 

@@ -105,7 +105,7 @@ def obtain_local(context: RunContext, index: int, training: Images | None, progr
             recipe, chosen = problem.local_recipe, problem.dnn_samples.for_cnn
             history = results.records("local", index)
             checkpointer = context.checkpointer(f"local-{index:04}", recipe, len(chosen), history, group, others_stop)
-            recorded = RecordedEpochs(checkpointer, progress, settings.epochs, record, f"subdomain {index}  ")
+            recorded = RecordedEpochs(checkpointer, progress, settings.epochs, record, f"subdomain {index}")
             validated = problem.validated(recorded, classify, group, settings.epochs)
             trainer = Trainer(recipe, policy, networks.seeds("local", index), validated)
             network = train_local(group, trainer, networks.make_local(index), training, chosen)
@@ -134,7 +134,7 @@ def classify_local(
     def trainer_of(fold: int, samples: int) -> Trainer:
         name, history = f"local-{index:04}-without-fold-{fold}", context.results.records("folds", index)
         checkpointer = context.checkpointer(name, problem.local_recipe, samples, history, group, others_stop)
-        callback: Callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index}, folds  ")
+        callback: Callback = RecordedEpochs(checkpointer, progress, settings.epochs, title=f"subdomain {index} without fold {fold}")
         if settings.selects:
             callback = problem.validated(callback, classify, group, settings.epochs)
         return Trainer(problem.local_recipe, policy, networks.seeds(f"local without fold {fold}", index), callback)

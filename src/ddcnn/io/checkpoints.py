@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class CheckpointManager:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if self.world.rank == 0:
-            for number in self._numbers()[: -self.keep]:
+            for number in _numbers(self.folder)[: -self.keep]:
                 shutil.rmtree(self.folder / f"{number:07}", ignore_errors=True)
 
     def load(self, parts: Collection[str]) -> Checkpoint | None:
@@ -125,7 +125,7 @@ class CheckpointManager:
             InputError: a checkpoint of another run.
         """
         self.world.on_root(self._refuse_links)
-        numbers = self.world.broadcast(self._numbers() if self.world.rank == 0 else None)
+        numbers = self.world.broadcast(_numbers(self.folder) if self.world.rank == 0 else None)
         self._number = max(numbers, default=0)
         for number in reversed(numbers):
             problem = ""
@@ -150,13 +150,6 @@ class CheckpointManager:
             if path.is_symlink():
                 raise InputError(f"{path} is a link, which is not followed: a run keeps its checkpoints in its own folder")
 
-    def _numbers(self) -> list[int]:
-        """Numbers of the checkpoints in the folder, ascending."""
-        if not self.folder.is_dir():
-            return []
-        names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
-        return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
-
     def _read(self, folder: Path, parts: Collection[str]) -> Checkpoint:
         manifest = _read_manifest(folder / MANIFEST)
         for name, value in self.identity.items():
@@ -174,6 +167,22 @@ class CheckpointManager:
         read = {name: _unpacked(folder / name, files[name].bytes, files[name].sha256) for name in needed}
         of_rank = read[name_of_rank].get("own", Stored())
         return Checkpoint(Stored(manifest.about), {part: read[file_of[part]][part] for part in parts}, of_rank)
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """The JSON values of the newest checkpoint of a training whose manifest can be read; none without one."""
+    for number in reversed(_numbers(folder)):
+        with suppress(Damaged, InputError):
+            return _read_manifest(folder / f"{number:07}" / MANIFEST).about
+    return {}
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Numbers of the checkpoints in a folder, ascending."""
+    if not folder.is_dir():
+        return []
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    return sorted(int(name) for name in names if re.fullmatch(r"\d{7}", name))
 
 
 def _name(rank: int) -> str:

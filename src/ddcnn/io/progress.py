@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-WIDE, NARROW = 120, 50  # columns of a terminal: one line has room for a phase, and a bar has none
+WIDE, NARROW = 140, 50  # columns of a terminal: one line has room for a phase, and a bar has none
 logger = logging.getLogger(__name__)
 
 
@@ -59,10 +59,11 @@ class Progress:
         style: "auto", "bar", "lines" or "none".
         seconds: between two lines at least, for small pieces.
         overall: of which this is a phase.
+        unit: what the pieces are, such as "epochs".
     """
 
-    def __init__(self, title: str, total: int, style: str, seconds: float = 0, overall: Overall | None = None):
-        self.title, self.total, self.seconds, self.overall = title, total, seconds, overall
+    def __init__(self, title: str, total: int, style: str, seconds: float = 0, overall: Overall | None = None, unit: str = ""):
+        self.title, self.total, self.seconds, self.overall, self.unit = title, total, seconds, overall, f" {unit}".rstrip()
         self.done = self.skipped = 0
         self.over = False
         bar = sys.stderr.isatty() and shutil.get_terminal_size().columns >= NARROW
@@ -96,7 +97,8 @@ class Progress:
                 yield from super().get_renderables()
                 yield from (Text(task.fields["state"], overflow="fold") for task in self.tasks if not wide)
 
-        columns = (TextColumn("{task.description:<10}"), BarColumn(bar_width=20 if wide else 10), MofNCompleteColumn())
+        counted = (MofNCompleteColumn(), *([TextColumn(self.unit.strip())] if self.unit else []))
+        columns = (TextColumn("{task.description:<10}"), BarColumn(bar_width=20 if wide else 10), *counted)
         return Lines(*columns, TextColumn("{task.fields[left]}"), *([TextColumn("{task.fields[state]}")] if wide else []), console=console)
 
     def skip(self, pieces: int) -> None:
@@ -127,7 +129,7 @@ class Progress:
         elif self.style == "lines" and now - self.last_line >= self.seconds:
             self.last_line = now
             whole = f"  ({self.in_all()})" if self.overall else ""
-            logger.info("%s  %d/%d  %s  %s%s", self.title, self.done, self.total, state, left, whole)
+            logger.info("%s  %d/%d%s  %s  %s%s", self.title, self.done, self.total, self.unit, state, left, whole)
 
     def __exit__(self, *error) -> None:
         seconds = time.perf_counter() - self.begin

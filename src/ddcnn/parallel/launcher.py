@@ -32,6 +32,13 @@ def size_variable() -> str:
     return next(filter(_number, SIZE_VARIABLES), "")
 
 
+def started_by(size: int) -> str:
+    """How a command on so many ranks begins with the launcher of this one, as far as that is known; empty on one rank."""
+    if size == 1:
+        return ""
+    return f"{'srun' if os.environ.get('SLURM_STEP_NUM_TASKS') == str(size) else 'mpirun'} -n {size} "
+
+
 def _number(name: str) -> bool:
     text = os.environ.get(name, "")
     return text.isascii() and text.isdigit() and len(text) < 10

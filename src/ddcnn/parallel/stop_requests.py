@@ -12,9 +12,12 @@ SHARE = 0.1  # ... or this part of a short job
 BLOCKED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
-def block_signals() -> None:
-    """Delays signals until ``unblock_signals``; called before MPI starts, which may install handlers that would swallow them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+def block_signals(starting: bool = False) -> None:
+    """Delays signals until ``unblock_signals``, since MPI may install handlers that would swallow them.
+
+    Before MPI starts (``starting``) SIGTERM is left as it is: a rank that waits in there for others, which are gone, must end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*BLOCKED} - {signal.SIGTERM} if starting else BLOCKED)
 
 
 def unblock_signals() -> None:

@@ -22,7 +22,7 @@ class StrongSettings(Settings):
     launcher: str = option(
         Group.STUDY, "", 'command that starts ranks with -n (default: mpirun; with --slurm "srun --mpi=pmi2")', "COMMAND"
     )
-    slurm: bool = option(Group.STUDY, False, "submit a SLURM job array for the runs, and a job that collects them")
+    slurm: bool = option(Group.STUDY, False, "submit SLURM jobs: one for each number of ranks, and one that collects them")
     sbatch: str = option(Group.STUDY, "", 'options of sbatch, such as --sbatch="--time=02:00:00" (default: none)', "OPTIONS")
     collect: bool = option(Group.STUDY, True, "collect the finished runs; ddcnn scaling collect does it later")
     output: Path = option(Group.OUTPUT, ..., "folder of the study; an unfinished study in it is continued", "FOLDER")

@@ -1,4 +1,4 @@
-"""A scaling study as SLURM jobs: a job array with a task per number of ranks, and a dependent job that collects."""
+"""A scaling study as SLURM jobs: one for each number of ranks, one after the other, and a dependent job that collects."""
 
 import logging
 import shlex
@@ -13,22 +13,25 @@ from ddcnn.scaling.study import Study
 logger = logging.getLogger(__name__)
 LAUNCHER = ["srun", "--mpi=pmi2"]
 SCRIPT = """#!/bin/bash
-# A study of {kind} scaling, written and submitted by ddcnn scaling --slurm; again:
+# A study of {kind} scaling, written and submitted by ddcnn scaling --slurm. Again, one number of ranks:
 #   {again}
 #SBATCH --job-name=ddcnn-{kind}
 #SBATCH --cpus-per-task=1
 #SBATCH --time=01:00:00
 #SBATCH --no-requeue
 {sbatch}set -e
-# no task of the array: the job that collects
-[ -n "$SLURM_ARRAY_TASK_ID" ] || exec {collect}
+# without a number of ranks: the job that collects
+[ -n "$1" ] || exec {collect}
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK SLURM_KILL_BAD_EXIT=1
 exec {run}
 """
 
 
 def submit(study: Study, launcher: Sequence[str], sbatch: Sequence[str]) -> None:
-    """Writes the study's batch script and submits it twice: the array, and the job that collects.
+    """Writes the study's batch script and submits it for each number of ranks, and as the job that collects.
+
+    Each job asks for its own number of tasks, and so for the cores, GPUs and nodes that go with them; it begins after the one before has
+    ended, so that they do not disturb each other.
 
     Args:
         launcher: started in the allocation with ``-n RANKS``; by default srun.
@@ -39,21 +42,27 @@ def submit(study: Study, launcher: Sequence[str], sbatch: Sequence[str]) -> None
     """
     study.describe()
     path = study.folder / "study.sbatch"
-    array = [  # every task gets the cores of the largest run, so that none of them shares a core
-        f"--array={','.join(map(str, study.ranks))}", f"--ntasks={study.ranks[-1]}", f"--output={study.folder / '%a.out'}",
-    ]  # fmt: skip
-    write_text(path, script(study, launcher or LAUNCHER, sbatch, shlex.join(["sbatch", *array, str(path)])))
-    runs = _sbatch(*array, str(path))
-    collector = _sbatch(f"--dependency=afterok:{runs}", "--kill-on-invalid-dep=yes", f"--output={study.folder / 'collect.out'}", str(path))
-    logger.info("array job %s, then job %s: %s", runs, collector, study.folder / "scaling.md")
+
+    def options(ranks: int) -> list[str]:
+        return [f"--ntasks={ranks}", f"--output={study.folder / f'{ranks}.out'}"]
+
+    most = study.ranks[-1]
+    write_text(path, script(study, launcher or LAUNCHER, sbatch, shlex.join(["sbatch", *options(most), str(path), str(most)])))
+    jobs: list[str] = []
+    for ranks in study.ranks:
+        after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+        jobs.append(_sbatch(*after, *options(ranks), str(path), str(ranks)))
+    after_all = f"--dependency=afterok:{':'.join(jobs)}"
+    collector = _sbatch(after_all, "--kill-on-invalid-dep=yes", "--ntasks=1", f"--output={study.folder / 'collect.out'}", str(path))
+    logger.info("jobs %s, one after the other, then job %s: %s", ", ".join(jobs), collector, study.folder / "scaling.md")
 
 
 def script(study: Study, launcher: Sequence[str], sbatch: Sequence[str], again: str) -> str:
-    """The batch script of both jobs; a task of the array is the study with one number of ranks."""
+    """The batch script of all jobs; with an argument it is the study with so many ranks."""
     program, folder = [sys.executable, "-m", "ddcnn", "scaling"], ["--output", str(study.folder)]
     options = ["--repetitions", str(study.repetitions), "--launcher", shlex.join(launcher), "--no-collect", *folder]
     options += [f"--{name}={value}" for name, value in study.size.items()]
-    run = f'{shlex.join([*program, study.kind])} --ranks "$SLURM_ARRAY_TASK_ID" {shlex.join([*options, "--", *study.options])}'
+    run = f'{shlex.join([*program, study.kind])} --ranks "$1" {shlex.join([*options, "--", *study.options])}'
     collect = shlex.join([*program, "collect", str(study.folder), "--kind", study.kind, *folder])
     lines = "".join(f"#SBATCH {option}\n" for option in sbatch)
     return SCRIPT.format(kind=study.kind, again=again, sbatch=lines, collect=collect, run=run)

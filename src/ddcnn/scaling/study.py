@@ -169,7 +169,7 @@ def start(study: Study, launcher: Sequence[str]) -> None:
     runs = [(ranks, repetition) for repetition, ranks in product(range(1, study.repetitions + 1), study.ranks)]
     left = [run for run in runs if not RunFolder(study.run(*run)).is_finished]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # as many for every number of ranks
-    with Progress(f"{study.kind} scaling", len(runs), "auto") as progress:
+    with Progress(f"{study.kind} scaling", len(runs), "auto", unit="runs") as progress:
         progress.skip(len(runs) - len(left))
         for ranks, repetition in left:
             begin = time.perf_counter()
@@ -202,4 +202,6 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str]) -> N
     ours = [line for line in lines if line.startswith("ddcnn: ")]  # lines of the launcher come last
     last = (ours or lines or ["it said nothing"])[-1].removeprefix("ddcnn: ").removeprefix("error: ")
     message = f"{last} (exit code {process.returncode}; all of it: {log})"
+    if process.returncode == 75:
+        message = f"a run was stopped (all that it said: {log}); the same command goes on with the study, and begins this run anew"
     raise {2: InputError, 75: Stopped}.get(process.returncode, FailedRun)(message)
