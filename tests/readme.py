@@ -68,7 +68,7 @@ def shell_parts(line: str) -> list[list[str]]:
 
 def parsed(page: str, words: list[str]) -> Command:
     text, variables, ranks = shlex.join(words), {}, 1
-    while re.match(r"[A-Z]+=", words[0]):
+    while re.match(r"[A-Z_]+=", words[0]):
         name, _, variables[name] = words[0].partition("=")
         words = words[1:]
     if words[:2] in (["mpirun", "-n"], ["srun", "-n"]):
