@@ -27,7 +27,7 @@ def accuracy_over_time(runs: list[dict[str, np.ndarray]], split: str, samples: i
     """
     figure = Figure((8, 5.6), layout="constrained")
     axes = figure.subplots()
-    ends, shown = {}, {}
+    ends, shown = {}, dict[str, Any]()
     for name in runs[0]:
         curves = [curve[name] for curve in runs if len(curve.get(name, ()))]
         if not curves:
