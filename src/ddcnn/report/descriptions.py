@@ -51,7 +51,7 @@ def captions(run: FinishedRun) -> dict[str, str]:
         "confusion": f"A row is a true class, with the number of its test images in brackets; a column is a class that "
         f"`{run.results.best}`, {best}, decides for. A cell is the percentage of the row's images that it puts into the column's class. "
         f"What is on the diagonal is right{''.join(f'; {text}' for text in often)}.",
-        "timeline": "What each rank does at which time: blue is computing, so the more blue, the better the ranks are used. White was "
+        "timeline": "What each rank does at which time: blue is computing, so the more blue, the better the ranks are used. Gaps were "
         "not recorded. Above, all ranks together. The percentages are of the time after the start-up (imports, opening files).",
         "reliance": "The reliance of each method on each subdomain, in points of accuracy: the brighter, the more would be lost"
         f". The subdomain's number is in the corner{over}.",

@@ -61,7 +61,8 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
     equal = [f"`{name}`" for name in methods if name != best and means[name] == means[best]]
     first = f"**`{best}` is the most accurate method** on the {judged} images, by which methods are compared."
     if equal:
-        first = f"**No single method is the most accurate**: {' and '.join([f'`{best}`', *equal])} are equal on the {judged} images,"
+        names = f"{', '.join([f'`{best}`', *equal[:-1]])} and {equal[-1]}"
+        first = f"**No single method is the most accurate**: {names} are equal on the {judged} images,"
         first += f" by which methods are compared. `{best}` stands for them: its loss is the smallest, or it comes first."
     cost = f"It takes {seconds} s, the ranks send {sent}{f', and a rank needs {resident} of memory' if resident != '–' else ''}."
     if len(methods) == 1:
@@ -70,9 +71,10 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
     places, said = decimals(len(runs) * runs[0].data.test_samples), "these seeds" if len(runs) > 1 else "these test images"
     rows = [(best, "the best", "", "", *costs[best])]
     for name, (gained, (low, high)) in sorted(compared.items(), key=lambda pair: -pair[1][0]):
+        points, low, high = (round(100 * one, places) for one in (gained, low, high))  # what is told is what is shown
         told = "yes" if high < 0 else "yes, better on the test images" if low > 0 else "no"
-        points, low_end, high_end = (f"{100 * one:+z.{places}f}" for one in (gained, low, high))
-        rows.append((name, points, f"{low_end} to {high_end}", told, *costs[name]))
+        shown, low_end, high_end = (f"{one:+z.{places}f}" for one in (points, low, high))
+        rows.append((name, shown, f"{low_end} to {high_end}", told, *costs[name]))
     if all(row[3] in ("", "no") for row in rows):
         text += " No other method is told apart from it on the test images."
     return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE.format(said)}"
