@@ -280,7 +280,7 @@ def selecting(tmp_path_factory):
 def test_results_say_which_epochs_were_made_and_kept(selecting):
     folder, said = selecting
     results, lines = results_of(folder), lines_of(folder)
-    assert "stops early, no better one since epoch" in said
+    assert "; stops early after epoch " in said
     assert results["schema_version"] == 2
     stopped = 0
     trainings = {(line["phase"], line["subdomain"]) for line in lines} - {("folds", k) for k in range(4)}
@@ -399,6 +399,6 @@ def test_results_of_schema_version_1_are_read(selecting, tmp_path):
     done = on_ranks(1, "report", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run" / "report.md").read_text("utf-8")
-    assert "Accuracy on the test images against the wall time" in text
+    assert "How accurate a method is on the test images" in text
     done = on_ranks(1, "predict", "run", "digits", "--output", "p.csv", cwd=tmp_path)
     assert "transfer is the first of the usual order, since the run had no validation images" in done.stdout + done.stderr

@@ -176,7 +176,7 @@ COMMANDS = (  # the first one is the default
         ),
     ),
     Command(
-        "info", "shows versions, and of every rank its node, cores, threads and GPU", Settings, info, all_ranks=True, shows=True,
+        "info", "shows versions, and the node, cores and GPU of every rank", Settings, info, all_ranks=True, shows=True,
         examples=("python -m ddcnn info", "mpirun -n 4 python -m ddcnn info"),
     ),
 )  # fmt: skip

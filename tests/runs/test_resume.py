@@ -61,7 +61,7 @@ def test_stopped_in_the_middle_of_an_epoch_of_every_training(tmp_path, undisturb
     assert finished.returncode == 0, finished.stderr
     if trainings == TRAININGS:  # of the last one the first epoch has not ended
         assert (
-            "\ngoing on with run; epochs done and saved: local 8 of 8, dnn 2 of 2, coherent 2 of 2, transfer 3 of 3, global 0 of 2\n"
+            "\ngoing on with run; epochs done and saved: local 8 of 8, dnn 2 of 2, coherent 5 of 5, transfer 3 of 3, global 0 of 5\n"
             in finished.stdout
         )
     assert_same(outcome(tmp_path), undisturbed(2))
