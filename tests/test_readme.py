@@ -44,6 +44,7 @@ QUICK = ("--epochs=1", "--transfer-epochs=1", "--dnn-epochs=1", "--threads=1", "
 FOREIGN = {
     "--build", "--ntasks", "--mpi", "--strict", "--name", "--no-name", "--cpus-per-task", "--oversubscribe", "--time", "--logdir",
     "--signal", "--gpus-per-task", "--kill-on-bad-exit", "--open-mode", "--requeue", "--no-binary", "--force-reinstall",
+    "--gpu-bind", "--gpus-per-node", "--ntasks-per-node",
 }  # options of other programs in the text, and what stands for any name  # fmt: skip
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 GRANTED = {

@@ -190,22 +190,25 @@ def test_five_steps_of_training_are_those_of_one_process(world, name, dimensions
 @pytest.mark.parametrize(("name", "side"), [("vgg9", 12), ("resnet18", 96), ("resnet20", 20)])
 def test_all_ranks_compute_in_the_same_precision(world, name, side):
     """Also where a small part of a map is computed in another one than a large one: halos have one type."""
-    policy, shape = DevicePolicy(torch.device("cpu"), "bf16"), (side, side)
-    images, logits, gradients = normal(4, 2, *shape).float(), {}, {}
-    for precision, divided in product(("fp32", "bf16"), (False, True)):
-        alone = policy.place(network(name, shape).float())
-        spatial = SpatialNetwork(world, alone, Layout.of(shape, world.size)) if divided else None
-        with policy.autocast() if precision == "bf16" else nullcontext():
-            found = spatial([images[:, :, *spatial.own.slices]]) if spatial else alone(images)
-        found.float().square().sum().backward()
-        if spatial:
-            spatial.finish_gradient()
-        logits[precision, divided] = found.detach().float()
-        gradients[precision, divided] = torch.cat([one.grad.flatten() for one in alone.parameters() if one.grad is not None])
-    for values in (logits, gradients):
-        exact = values["fp32", False]
-        torch.testing.assert_close(values["fp32", True], exact, rtol=1e-3, atol=1e-4 * exact.abs().max().item())
-        assert (values["bf16", True] - exact).norm() < 2 * (values["bf16", False] - exact).norm() < exact.norm()
+    policy, shape, errors = DevicePolicy(torch.device("cpu"), "bf16"), (side, side), []
+    for seed in range(3):  # of one alone, one process may come close by chance
+        images, logits, gradients = normal(4, 2, *shape, seed=seed).float(), {}, {}
+        for precision, divided in product(("fp32", "bf16"), (False, True)):
+            alone = policy.place(network(name, shape).float())
+            spatial = SpatialNetwork(world, alone, Layout.of(shape, world.size)) if divided else None
+            with policy.autocast() if precision == "bf16" else nullcontext():
+                found = spatial([images[:, :, *spatial.own.slices]]) if spatial else alone(images)
+            found.float().square().sum().backward()
+            if spatial:
+                spatial.finish_gradient()
+            logits[precision, divided] = found.detach().float()
+            gradients[precision, divided] = torch.cat([one.grad.flatten() for one in alone.parameters() if one.grad is not None])
+        for values in (logits, gradients):
+            exact = values["fp32", False]
+            torch.testing.assert_close(values["fp32", True], exact, rtol=1e-3, atol=1e-4 * exact.abs().max().item())
+            errors.append([((values["bf16", divided] - exact).norm() / exact.norm()).item() for divided in (False, True)])
+    for of_one, of_all in (np.sum(errors[k::2], axis=0) for k in range(2)):
+        assert of_all < 1.5 * of_one < 3
 
 
 def test_layers_whose_parts_would_be_empty_are_computed_by_all_ranks(world):

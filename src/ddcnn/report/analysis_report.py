@@ -18,18 +18,18 @@ LONGEST_NAME = 14  # below a picture
 RIGHT = {"dnn": "only the DNN is right", "vote": "only the vote is right", "neither": "neither is right"}
 INFLUENCE_NOTE = (
     "Which subdomains does a method need? To see it, what one subdomain's local CNN says is shuffled over the test images: each image gets "
-    "what was said of another one, while all other subdomains keep theirs. The *reliance* on the subdomain is the test accuracy that is "
+    "what was said of another one, while all other subdomains keep theirs. The **reliance** on the subdomain is the test accuracy that is "
     "lost by this, in points (permutation importance). A large value: the decisions hang on this subdomain. Near 0: the method hardly uses "
     "it, or others say the same. Below 0: it misleads, or the difference is noise."
 )
 ABSENT_NOTE = (
-    "The columns *one absent* have the test accuracy if a subdomain is missing altogether, as with `ddcnn predict --without`: `vote` and "
+    "The columns **one absent** have the test accuracy if a subdomain is missing altogether, as with `ddcnn predict --without`: `vote` and "
     "`average` then decide by the others; for other methods the mean of the others stands in its place."
 )
 CALIBRATION_NOTE = (
-    "Can the probabilities be believed? The *confidence* of a decision is the probability of the class that is decided for. It should be "
-    "how often such decisions are right: of those with 80 % confidence, 80 %. The *expected calibration error* (ECE) is how far confidence "
-    "and accuracy are apart, in the mean over decisions of like confidence; 0 is best."
+    "Can the probabilities be believed? The **confidence** of a decision is the probability of the class that is decided for. It should be "
+    "how often such decisions are right: of those with 80 % confidence, 80 %. The **expected calibration error** (ECE) is how far "
+    "confidence and accuracy are apart, in the mean over decisions of like confidence; 0 is best."
 )
 
 

@@ -12,9 +12,9 @@ from ddcnn.report.pages import human, table
 
 HEADER = ("method", "points from the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
 NOTE = (
-    "*Points* are percentage points of test accuracy: how much more (+) or less (-) than the best method. The interval says how far this "
-    "difference is uncertain. Where it contains 0, the two methods are not *told apart*: {} do not show which is better. The costs are of "
-    "all phases that a method needs."
+    "**Points** are percentage points of test accuracy: how much more (+) or less (-) than the best method. The interval says how far this "
+    "difference is uncertain. Where it contains 0, the two methods are not **told apart**: {} do not show which is better. The costs are "
+    "of all phases that a method needs."
 )
 
 
