@@ -19,7 +19,7 @@ from ddcnn.io.weights import SAFE
 logger = logging.getLogger(__name__)
 EXAMPLES = 2  # images with which the network is traced; exported, it takes any number
 METADATA = "ddcnn.json"  # among the extra files of torch.export
-ANY_BATCH = ({0: torch.export.Dim("batch")},)
+ANY_BATCH = ({0: torch.export.Dim("batch", max=2**31 - 1)},)  # without a maximum, PyTorch 2.6 refuses residual networks
 
 
 def export(settings: ExportSettings) -> None:
