@@ -24,12 +24,12 @@ def parameters(path, learnt: bool = False) -> np.ndarray:
 def test_spatial_trains_the_network_of_global_on_any_number_of_ranks(tmp_path):
     """How far the first step goes, before rounding is amplified; of one rank the same bits.
 
-    Three ranks do not fit the default of 2x2 subdomains, which are not symmetric here: that matters to local CNNs alone.
+    Three ranks do not fit two subdomains, which are not symmetric here: that matters to local CNNs alone.
     """
     for ranks, rate in ((0, 1e-30), (1, 0.1), (3, 0.1), (4, 0.1)):  # the first one hardly moves
         options = quick(
             methods="global,spatial" if ranks == 1 else "spatial", epochs=None, global_epochs=1, batch_size=300, optimizer="sgd",
-            train_samples=300, image_size=9, overlap=1, augment="flip+shift+erase", shift=1, lr=rate, schedule="constant",
+            train_samples=300, image_size=9, grid="1x2", overlap=1, augment="flip+shift+erase", shift=1, lr=rate, schedule="constant",
         )  # fmt: skip
         done = on_ranks(ranks or 1, "run", *options, "--output", str(ranks), cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -96,14 +96,11 @@ def _time(seconds: float) -> str:
 
 def _tell_images(problem: Problem) -> None:
     """Where the images of each phase are meanwhile."""
-    where, places = problem.residency, dict[str, list[str]]()
+    places = dict[str, list[str]]()
     words = WORDS | ({"device": "in memory"} if problem.policy.device.type == "cpu" else {})
     for phase in problem.settings.phases:
-        if phase in ("gather", "dnn"):
-            continue
-        together = phase not in ("local", "folds")
-        whole = together and phase != Method.SPATIAL and problem.settings.sees_whole_image(phase)
-        places.setdefault(words[where.whole if whole else where.joint if together else where.local], []).append(phase)
+        if phase not in ("gather", "dnn"):
+            places.setdefault(words[problem.place_of(phase)], []).append(phase)
     told = "; ".join(f"{', '.join(phases)}: {place}" for place, phases in places.items())
     logger.info("\nresident   images during %s", told)
 

@@ -194,10 +194,7 @@ class Estimate:
 
     def _streams(self, phase: str) -> bool:
         """Whether a phase reads images as it needs them; the few of the timed steps are in memory."""
-        where = self.problem.residency
-        if phase in ("local", "folds", "gather", "dnn"):
-            return where.local == "stream"
-        return (where.whole if self.settings.sees_whole_image(phase) and phase != Method.SPATIAL else where.joint) == "stream"
+        return self.problem.place_of(phase) == "stream"
 
     def _interface(self, phase: str) -> float:
         """Bytes of interface values and classifications."""

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddcnn.config.methods import Method, divide_images
+from ddcnn.config.methods import PHASES_OF, Method, divide_images
 from ddcnn.config.settings import RunSettings
 from ddcnn.data.augmentation import Augmentation
 from ddcnn.data.batches import RankSubimages, Subimages
 from ddcnn.data.image_spec import imagenet
 from ddcnn.data.partitioned_set import PartitionedSet
-from ddcnn.data.stored import Place
+from ddcnn.data.stored import Place, Resident
 from ddcnn.errors import InputError
 from ddcnn.experiment import residency
 from ddcnn.experiment.plan import resolved
@@ -118,6 +118,13 @@ class Problem:
         return DnnSamples.choose(self.dnn_data, self.labels["train"], self.settings.folds, self.settings.seed)
 
     # Images
+
+    def place_of(self, phase: str) -> Resident:
+        """Where the images of a phase are."""
+        if phase in PHASES_OF[Method.DNN]:
+            return self.residency.local
+        whole = phase != Method.SPATIAL and self.settings.sees_whole_image(phase)
+        return self.residency.whole if whole else self.residency.joint
 
     def subimages(self, split: str, index: int) -> Subimages:
         """Those of a subdomain; training images are augmented."""
