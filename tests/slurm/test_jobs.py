@@ -167,9 +167,10 @@ def test_a_study_with_a_failed_run_is_not_collected(slurm, tmp_path):
     told = slurm.run(
         "bash", JOBS / "strong_scaling.sbatch", *options, cwd=tmp_path, DDCNN_RANKS="1 2", DDCNN_STUDY="study", DDCNN_REPETITIONS="1"
     )
-    _, collector = submitted(told)
-    assert slurm.wait(collector)["JobState"] == "CANCELLED"
-    for ranks in "12":
+    jobs, collector = submitted(told)
+    assert slurm.wait(collector)["JobState"] == "CANCELLED"  # as soon as one of them has failed
+    for job, ranks in zip(jobs, "12", strict=True):
+        assert slurm.wait(job)["JobState"] == "FAILED"
         assert "--data nowhere" in (tmp_path / "study" / f"{ranks}.out").read_text("utf-8")
     assert not (tmp_path / "study" / "scaling.md").exists()
 

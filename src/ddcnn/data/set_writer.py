@@ -122,9 +122,8 @@ class SetFiles:
             try:
                 self.world.on_root(make)
                 yield
-            finally:
-                if self.world.rank == 0:
-                    shutil.rmtree(self.unfinished, ignore_errors=True)
+            finally:  # on every rank: the one that is interrupted first ends the job
+                shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _remove_abandoned(self) -> None:
         """Removes what killed jobs have left of sets for the same path."""
