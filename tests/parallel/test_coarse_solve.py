@@ -137,6 +137,26 @@ def test_the_solve_does_not_depend_on_the_number_of_ranks_and_on_who_solves(worl
 
 
 @pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, N + 3])
+def test_an_evaluation_solves_for_few_samples_besides_its_own(world, divided, batch):
+    """Large images are evaluated in batches of fewer samples than there are chunks."""
+    solved, logits = [], []
+    for ranks in (world, world.alone()):
+        owned = owned_subdomains(ranks, N)
+        networks, dnn, _ = parts(owned, same=True)
+        network = CoherentNetwork(ranks, "maps", networks, CoarseSolve(ranks, dnn, N, divided)).eval()
+        dnn.register_forward_hook(lambda _, inputs, __: solved[-1].append(len(inputs[0])))
+        solved.append([])
+        with torch.inference_mode():
+            logits.append(network(Numbers(owned).batch(torch.arange(batch))[0]))
+    assert torch.equal(*logits)
+    size = -(-batch // N)
+    assert set(solved[0]) == set(solved[1]) == {size}
+    ranks = world.size if divided else 1
+    assert sum(solved[0]) * ranks < batch + size * ranks and sum(solved[1]) < batch + size
+
+
+@pytest.mark.parametrize("divided", [False, True])
 def test_gradients_of_parts_of_a_batch_are_added(world, divided):
     owned = owned_subdomains(world, N)
     networks, dnn, _ = parts(owned, same=False)

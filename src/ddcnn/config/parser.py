@@ -60,7 +60,8 @@ def overview(commands: Sequence[Command], arguments: Sequence[str]) -> str:
         unknown = f"{wrong}: no such command{did_you_mean(wrong, names)}" if wrong else "name a command"
         raise InputError(f"{f'{first}: ' if group else ''}{unknown}; there are {', '.join(names)}; see python -m ddcnn --help")
     lines = [f"  {command.name:<18}{command.summary}" for command in shown]
-    usage = f"usage: mpirun -n N python -m ddcnn {f'{first} ' if group else ''}COMMAND [options]"
+    launcher = "mpirun -n N " if any(command.all_ranks for command in shown) else ""
+    usage = f"usage: {launcher}python -m ddcnn {f'{first} ' if group else ''}COMMAND [options]"
     about = (
         "Trains image classifiers by domain decomposition: a CNN per subdomain of the\nimage, and a network that combines their results."
     )

@@ -42,8 +42,10 @@ class CoarseSolve:
     def logits(self, own: torch.Tensor) -> torch.Tensor:
         """Interface values (n, B, C) of the rank's own subdomains -> logits (B, K), on all ranks."""
         batch = own.shape[1]
-        own = nn.functional.pad(own, (0, 0, 0, -batch % self.chunks))
-        divided = self.divided and self.watch is None
+        divided, learning = self.divided and self.watch is None, self.chunks > 1 and self.dnn.training
+        size = -(-batch // self.chunks)  # of a chunk; an evaluation leaves out empty ones, but all ranks have equally many
+        multiple = self.chunks if learning else self.world.size if divided else 1
+        own = nn.functional.pad(own, (0, 0, 0, -batch % (size * multiple)))
         values: Any = own
         if self.world.size > 1:
             values = (
@@ -51,9 +53,8 @@ class CoarseSolve:
             )  # (N, B, C), or (N, B/P, C)
         if self.watch and self.world.rank == 0:
             self.watch(values[:, :batch].movedim(0, 1).float().cpu().numpy())
-        size = own.shape[1] // self.chunks
         chunks = values.movedim(0, 1).flatten(1).split(size)
-        if self.chunks > 1 and self.dnn.training:
+        if learning:
             first = self.world.rank * len(chunks) if divided else 0
             logits = torch.cat(self._learning(chunks, [min(max(0, batch - (first + k) * size), size) for k in range(len(chunks))]))
         else:
