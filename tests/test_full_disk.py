@@ -271,7 +271,7 @@ def test_predictions_that_do_not_fit_on_the_disk(tmp_path, expected, output):
             assert content(folder) == {output: b"earlier"}
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         said = refusal(on_ranks(None, *arguments, cwd=folder))
-        assert f"{output}: cannot be written (Read-only file system): name another place (--output" in said
+        assert f"{output}: cannot be written (Read-only file system): make its folder writable, or name another place" in said
 
 
 # Of jobs that are killed, and of several at once

@@ -355,7 +355,7 @@ def test_predict_takes_the_method_that_validation_prefers_and_says_why(selecting
     done = on_ranks(2, "predict", "run", "digits", "--output", "p.csv", "--overwrite", "--split=validation", "--samples=22", cwd=folder)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert f"is the best of the run's methods on its validation images ({best:.2%})" in said
+    assert f"is the best of the run's methods on its validation images ({100 * best:.1f} %)" in said
     assert f"split validation: accuracy {best:.6g}" in said  # of the images by which it was chosen
     done = on_ranks(1, "predict", "run", "digits", "--output", "p.csv", "--overwrite", cwd=folder)
     chosen = next(name for name in methods if f"{name} is the best of" in said)

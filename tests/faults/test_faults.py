@@ -69,7 +69,7 @@ def test_the_wrong_launcher_is_noticed(tmp_path, variables):
         (("--config", "nothing.toml"), ["nothing.toml", "No such file"]),
         (("--precision", "fp16"), ["--precision fp16", "GPU"]),
         (("--device", "cuda"), ["--device cuda", "cpu"]),
-        (("--output", "/proc/ddcnn"), ["/proc/ddcnn", "cannot be written", "name another place (--output"]),
+        (("--output", "/proc/ddcnn"), ["/proc/ddcnn", "cannot be written", "name another place"]),
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_culprit_and_the_way_out(tmp_path, options, words):

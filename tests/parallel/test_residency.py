@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from ddcnn.config.settings import RunSettings
 from ddcnn.data.stand_in import described
-from ddcnn.experiment.residency import choose
+from ddcnn.experiment.problem import prepare
+from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole, choose
 from ddcnn.parallel.memory import left
 
 CPU, SAMPLE = torch.device("cpu"), 32 * 32 * 3  # bytes of a whole image
@@ -26,6 +28,11 @@ def room(world):
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def stored(samples: int):
+    labels = {"train": np.zeros(samples, np.int64), "test": np.zeros(1, np.int64)}
+    return described("none", (32, 32, 3), "|u1", ("a", "b"), labels, (2, 2), 0, 0, "")
+
+
 @pytest.mark.parametrize(
     ("samples", "places"),
     [
@@ -35,10 +42,17 @@ def room(world):
     ],
 )
 def test_images_are_as_near_as_the_rank_with_the_least_room_allows(world, room, samples, places):
-    labels = {"train": np.zeros(samples, np.int64), "test": np.zeros(1, np.int64)}
-    store = described("none", (32, 32, 3), "|u1", ("a", "b"), labels, (2, 2), 0, 0, "")
-    found = choose(world, "auto", store, (), range(4), CPU)
+    store = stored(samples)
+    needed = bytes_of_two(store, (), range(4)), bytes_of_subimages(store, (), range(4)), bytes_of_whole(store)
+    found = choose(world, "auto", needed, CPU)
     expected = places if world.size == 1 else (*places[:2], "stream")  # a rank's share of whole images
     assert (found.local, found.joint, found.whole) == expected
     assert bool(found.why) == (places[1] == "stream")
-    assert choose(world, "host", store, (), range(4), CPU).joint == "host"
+    assert choose(world, "host", needed, CPU).joint == "host"
+
+
+@pytest.mark.parametrize("methods", ["spatial", "global,spatial"])
+def test_parts_of_whole_images_are_as_near_as_there_is_room_for(world, room, methods):
+    settings = RunSettings(methods=methods, device="cpu")
+    few, many = (prepare(world, settings, stored(samples)).residency for samples in (20_000, 3_000_000))
+    assert (few.joint, many.joint) == ("device", "stream") and many.why

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ddcnn.config.methods import Method
+from ddcnn.config.methods import Method, divide_images
 from ddcnn.config.settings import RunSettings
 from ddcnn.decomposition import times
 from ddcnn.experiment.disk import checkpoint_bytes, shortages
@@ -56,6 +56,8 @@ def show(problem: Problem, estimate: Estimate, expected: Expected) -> None:
     logger.info("images     %s; %s; %d classes", images, pixels, len(store.class_names))
     own, sharing = len(problem.owned), problem.groups.data_parallel.size
     shares = f"{own} subdomain{'s' * (own > 1)} each" if sharing == 1 else f"{sharing} for each subdomain"
+    if not divide_images(problem.settings.methods):
+        shares = "all for the whole images"
     threads, device = torch.get_num_threads(), "CPU" if problem.policy.device.type == "cpu" else "GPU"
     logger.info(
         "ranks      %d, %s; %s, %s, %d thread%s a rank", world.size, shares, device, problem.policy.precision, threads, "s" * (threads > 1)

@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from ddcnn.config.methods import Method
-from ddcnn.data.batches import stored_boxes
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.experiment.problem import Problem
 from ddcnn.experiment.recorder import KEPT_BYTES
-from ddcnn.experiment.residency import bytes_of_subimages, bytes_of_two, bytes_of_whole, widening
+from ddcnn.experiment.residency import bytes_of_part, bytes_of_subimages, bytes_of_two, bytes_of_whole
 from ddcnn.experiment.trial import Pace, pixels_of
 from ddcnn.io.rows import BLOCK_BYTES, IN_MEMORY
 from ddcnn.method.interface import values_per_subdomain
@@ -178,19 +175,11 @@ class Estimate:
         if not self.settings.sees_whole_image(phase):
             return held(places)
         if phase == Method.SPATIAL:
-            return self._bytes_of_part(store)
+            return bytes_of_part(store, self.problem.layout.boxes[self.problem.world.rank], self.problem.augmentation)
         beside = stored_bytes(store, "train", 0)  # as they arrive
         if on_cpu and before:
             beside += int(held(places, LARGE))  # kept from the phases before
         return bytes_of_whole(store) + beside
-
-    def _bytes_of_part(self, store: PartitionedSet) -> float:
-        """Of this rank's part of the whole images, with the mirror parts that training needs."""
-        box, total = self.problem.layout.boxes[self.problem.world.rank], 0
-        for split, samples in store.samples.items():
-            boxes = set(stored_boxes(store, box, self.problem.augmentation(split)).values())
-            total += samples * sum(one.pixels for one in boxes)
-        return total * store.shape[-1] * np.dtype(store.dtype).itemsize * widening(store)
 
     def _streams(self, phase: str) -> bool:
         """Whether a phase reads images as it needs them; the few of the timed steps are in memory."""

@@ -235,7 +235,8 @@ def notes(problem: Problem) -> list[str]:
         left = steps_and_rest(better)[1]
         advice = f"; --batch-size {better} takes {f'all but {left}' if left else 'all'}" if left < rest else ""
         texts.append(f"batches of {batch} leave {rest} of the {images} training images out of every epoch, others each time{advice}")
-    sharing = {"a subdomain": problem.groups.data_parallel.size} | ({"global": problem.world.size} if settings.needs("global") else {})
+    sharing = {"a subdomain": problem.groups.data_parallel.size} if divide_images(settings.methods) else {}
+    sharing |= {"global": problem.world.size} if settings.needs("global") else {}
     for title, ranks in sharing.items():
         if (size := global_batch_size(batch, images, ranks)) > batch:
             texts.append(
@@ -287,8 +288,12 @@ def prepare(world: World, settings: RunSettings, store: PartitionedSet) -> Probl
     dnn_data = settings.dnn_data if settings.trains_dnn else "none"
     problem = Problem(world, groups, settings, store, policy, dnn_data, weights)
     places = sorted({problem.networks.subimage(index) for index in problem.owned}) if divide_images(settings.methods) else []
-    found = residency.choose(world, settings.resident, store, problem.augmentation("train").mirrors, places, policy.device)
-    problem = replace(problem, residency=found)
+    mirrors = problem.augmentation("train").mirrors
+    joint = residency.bytes_of_subimages(store, mirrors, places)
+    if Method.SPATIAL in settings.methods:
+        joint = max(joint, residency.bytes_of_part(store, problem.layout.boxes[world.rank], problem.augmentation))
+    needed = (residency.bytes_of_two(store, mirrors, places), joint, residency.bytes_of_whole(store))
+    problem = replace(problem, residency=residency.choose(world, settings.resident, needed, policy.device))
     if not world.all_equal(problem.weights_sha256.encode()):
         raise InputError(f"--weights {settings.weights}: not the same file on all ranks, or it has changed meanwhile", agreed=True)
     return problem

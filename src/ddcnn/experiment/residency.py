@@ -4,7 +4,7 @@ Parameters are the same, bit for bit, wherever they are. By themselves (``--resi
 beside all else, which is taken to be half of what a rank has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import cast
@@ -12,9 +12,12 @@ from typing import cast
 import numpy as np
 import torch
 
+from ddcnn.data.augmentation import Augmentation
+from ddcnn.data.batches import stored_boxes
 from ddcnn.data.partitioned_set import PartitionedSet
 from ddcnn.data.stand_in import stored_bytes
 from ddcnn.data.stored import Resident
+from ddcnn.decomposition import Box
 from ddcnn.parallel.devices import ranks_on
 from ddcnn.parallel.memory import left
 from ddcnn.parallel.world import World
@@ -31,7 +34,7 @@ ROOM = 0.5  # of what is left, for images
 
 @dataclass(frozen=True)
 class Residency:
-    """Of the images of one local CNN after the other, of all local CNNs of a rank, and of whole images.
+    """Of the images of one local CNN after the other, of all local CNNs of a rank or its part of whole images, and of whole images.
 
     Attributes:
         why: those of local CNNs are far away, if nobody has asked for it.
@@ -43,7 +46,8 @@ class Residency:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"for local training {WORDS[self.local]}, for coherent and transfer {WORDS[self.joint]}, whole ones {WORDS[self.whole]}"
+        local, joint, whole = WORDS[self.local], WORDS[self.joint], WORDS[self.whole]
+        return f"for local training {local}, for coherent, transfer and spatial {joint}, whole ones {whole}"
 
 
 def widening(store: PartitionedSet) -> float:
@@ -75,24 +79,25 @@ def bytes_of_whole(store: PartitionedSet) -> float:
     return prod(store.shape) * np.dtype(store.dtype).itemsize * sum(store.samples.values()) * widening(store)
 
 
-def choose(
-    world: World, asked: str, store: PartitionedSet, mirrors: Sequence[tuple[int, ...]], places: Sequence[int], device: torch.device
-) -> Residency:
+def bytes_of_part(store: PartitionedSet, box: Box, augmentation: Callable[[str], Augmentation]) -> float:
+    """Of the part ``box`` of the whole images of all splits, with the mirror parts that training needs."""
+    total = 0
+    for split, samples in store.samples.items():
+        total += samples * sum(one.pixels for one in {*stored_boxes(store, box, augmentation(split)).values()})
+    return total * store.shape[-1] * np.dtype(store.dtype).itemsize * widening(store)
+
+
+def choose(world: World, asked: str, needed: tuple[float, float, float], device: torch.device) -> Residency:
     """As asked, or as far away as the rank with the least room needs; all ranks together.
 
     Args:
         asked: an option ``--resident``.
-        mirrors: as of ``Augmentation``.
-        places: subdomains of this rank in the set.
+        needed: bytes of the images of two local CNNs, of all of this rank or of its part of whole ones, and of whole ones.
     """
     if asked != "auto":
         return Residency(*[cast(Resident, asked)] * 3)
     host = left(world.local_size)
     on_device = torch.cuda.mem_get_info(device)[0] / ranks_on(world, device) if device.type == "cuda" else host
-    needed = (
-        bytes_of_two(store, mirrors, places), bytes_of_subimages(store, mirrors, places),
-        bytes_of_whole(store),
-    )  # fmt: skip
     found = [next((k for k, room in enumerate((on_device, host)) if size <= ROOM * room), 2) for size in needed]
     if world.size > 1 and device.type == "cpu":
         found[2] = 2  # else each rank would hold all images, of which a step needs its share

@@ -45,9 +45,9 @@ def keep_origin(settings: RunSettings, store: PartitionedSet, folder: RunFolder,
     write_text(folder.origin, origin.model_dump_json(indent=1) + "\n")
 
 
-def what_is_done(folder: RunFolder, subdomains: int, folds: int) -> str:
+def what_is_done(folder: RunFolder, settings: RunSettings, subdomains: int) -> str:
     """How far the trainings of a run are that is gone on with, by their newest checkpoints, in a line."""
-    several = {"local": subdomains, "folds": subdomains * folds}
+    several = {"local": subdomains, "folds": subdomains * settings.folds}
     phases: dict[str, list[tuple[int, int]]] = {}
     for training in sorted(folder.training.glob("*")):
         about = saved(training)
@@ -60,6 +60,8 @@ def what_is_done(folder: RunFolder, subdomains: int, folds: int) -> str:
         done, epochs = map(sum, zip(*phases[phase], strict=True))
         if phase in several:  # those that have not been saved have as many
             epochs = epochs // len(phases[phase]) * several[phase]
+        elif phase == "transfer":  # of two trainings, the first with frozen local CNNs
+            epochs = settings.frozen_epochs + settings.transfer_epochs
         told.append(f"{phase} {done} of {epochs}")
     return f"going on with {folder}; epochs done and saved: {', '.join(told) or 'none'}"
 

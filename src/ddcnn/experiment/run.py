@@ -122,7 +122,7 @@ def run_seed(
     problem = of_seed(problem, settings)
     world, networks = problem.world, problem.networks
     if world.rank == 0 and settings.resume and settings.progress != "none" and output.training.is_dir():
-        logger.info("%s", what_is_done(output, networks.subdomains, settings.folds))
+        logger.info("%s", what_is_done(output, settings, networks.subdomains))
     with world.raise_on_all_ranks():
         context = RunContext(problem, Recorder(problem, output), stop_requests, overall)
 

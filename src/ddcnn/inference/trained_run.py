@@ -20,6 +20,7 @@ from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load_results
 from ddcnn.networks.user_code import look_in, module_locations
+from ddcnn.report.intervals import percent
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class TrainedRun:
         able = "" if method == self._best(PREFERRED) else " that can do this, those first whose local CNNs decide alone as well,"
         as_good = [name for name, other in self.results.methods.items() if name != method and other.validation_accuracy == accuracy]
         equal = f", as {' and '.join(as_good)}, with the smallest loss" if as_good and not able else ""
-        return f"{method} is the best of the run's methods{able} on its validation images ({accuracy:.2%}{equal})"
+        best = percent(accuracy, self.results.data.validation_samples)
+        return f"{method} is the best of the run's methods{able} on its validation images ({best} %{equal})"
 
     def _needs_all(self, method: Method) -> str:
         """Why a method cannot classify without a subdomain; empty if it can."""

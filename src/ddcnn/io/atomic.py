@@ -13,11 +13,10 @@ from typing import Any
 
 from ddcnn.errors import InputError
 
-ELSEWHERE = "name another place (--output, --partitions)"
-FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 WAYS_OUT: dict[int | None, str] = {
-    **dict.fromkeys(FULL, f": make room there (an unfinished run then goes on with --resume), or {ELSEWHERE}"),
-    **dict.fromkeys(FORBIDDEN, f": {ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ": make room there (an unfinished run then goes on with --resume)"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), ": make its folder writable, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.ENOENT), ": name another place"),
 }  # of errors of the file system
 NAME_LETTERS = 50  # of a file's name in that of its temporary file, which may have 255 bytes
 
