@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--against", default="", help="method of the first variant that has it (default: the first one's first method)")
     parser.add_argument("--measure", choices=("test_accuracy", "auc"), default="test_accuracy")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     parser.add_argument("further", nargs="*", help="further options of ddcnn run, after --")
@@ -33,7 +34,7 @@ def main() -> None:
     common += ["--partitions", str(asked.output / "partitions"), *asked.further]
     variants = dict(variant.split("=", 1) for variant in asked.variant)
     rows: dict[str, dict[str, Any]] = {}
-    for seed in range(asked.seeds):
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         for name, options in variants.items():
             results = finished(asked.output / f"{name}-seed-{seed}", asked.ranks, [*common, *options.split(), "--seed", str(seed)])
             for method, one in results["methods"].items():

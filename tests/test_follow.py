@@ -110,7 +110,7 @@ def test_on_a_pipe_every_epoch_is_a_line_once_and_the_methods_end_it(digits_run,
 
 def test_on_a_terminal_a_row_is_a_training(unfinished, digits_run):
     with Follower(unfinished, terminal=True) as follower:
-        follower.until("no job is at work on it; to go on: python -m ddcnn run --resume")
+        follower.until("no job is at work on it; to go on: mpirun -n N python -m ddcnn run --resume")
         finish(unfinished, digits_run)
         said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", follower.end())
     last = said[said.rindex("training ") :]

@@ -224,7 +224,13 @@ def test_the_verdict_names_no_winner_where_methods_are_equal(finished):
         update={"validation_accuracy": run.results.accuracy_of(best), "validation_loss": 9.0}
     )  # fmt: skip
     text = verdict(run.results.model_copy(update={"methods": run.results.methods | {other: equal}}), correct)
-    assert f"**No single method is the most accurate**: `{best}` and `{other}` are equal" in text and f"`{best}` stands for them" in text
+    assert (
+        f"**No single method is the most accurate**: `{best}` and `{other}` are equal" in text
+        and f"`{best}` stands for them, with the smallest validation loss." in text
+    )
+    equal = equal.model_copy(update={"validation_loss": run.results.methods[best].validation_loss})
+    text = verdict(run.results.model_copy(update={"methods": run.results.methods | {other: equal}}), correct)
+    assert "stands for them, as the first of them." in text
 
 
 def test_without_its_settings_the_page_has_no_link_to_them(bare):

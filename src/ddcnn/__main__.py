@@ -268,10 +268,10 @@ def _main() -> int:
         if world is None or world.rank == 0:
             logger.warning("%s", stop, extra={"kind": "stopped"})
         return STOPPED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if world:
             if world.rank == 0:
-                logger.warning("all ranks end", extra={"kind": "interrupted"})
+                logger.warning("; ".join(filter(None, ("all ranks end", str(interrupt)))), extra={"kind": "interrupted"})
             world.abort(INTERRUPTED)
         return INTERRUPTED
     except BaseException as error:  # also SystemExit: a rank that exits alone blocks the others in MPI_Finalize

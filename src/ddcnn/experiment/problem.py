@@ -244,7 +244,8 @@ def notes(problem: Problem) -> list[str]:
             )
     whole = sum(subdomain.subimage.shape == store.decomposition.shape for subdomain in store.decomposition.subdomains)
     if settings.splitting.cuts_images and whole and len(store.decomposition) > 1:
-        texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image")
+        advice = ", so nothing is decomposed: take a smaller --overlap" if whole == len(store.decomposition) else ""
+        texts.append(f"with --overlap {store.overlap}, {whole} of {len(store.decomposition)} subimages are the whole image{advice}")
     validation = store.samples.get("validation", 0)
     decided = [settings.selects] * bool(settings.selects) + ["the method that predict takes by default"] * (len(settings.methods) > 1)
     if decided and 0 < validation < FEW_VALIDATION_IMAGES:

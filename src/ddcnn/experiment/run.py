@@ -73,13 +73,15 @@ def run(world: World, settings: RunSettings, store: PartitionedSet, stop_request
             for text in notes(problem):
                 logger.info("note: %s", text)
         world.on_root(lambda: keep_origin(settings, store, output, problem.weights_sha256))
+        again = f"to go on: {started_by(world.size)}python -m ddcnn run --resume --output {shlex.quote(str(output))}"
         try:
             run_seeds(problem, seeds, output, stop_requests)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the newest checkpoints are kept; {again}") from None
         except Stopped:
             reasons = world.broadcast(world.gather_values(stop_requests.reason))
             reason = next(filter(None, reasons), "asked to")
-            again = f"{started_by(world.size)}python -m ddcnn run --resume --output {shlex.quote(str(output))}"
-            raise Stopped(f"{reason}; what is done is saved; to go on: {again}") from None
+            raise Stopped(f"{reason}; what is done is saved; {again}") from None
 
 
 def run_seeds(problem: Problem, seeds: list[RunSettings], output: RunFolder, stop_requests: StopRequests) -> None:

@@ -35,7 +35,8 @@ def export(settings: ExportSettings) -> None:
         content = (_safetensors if kind == "state-dict" and suffix == SAFE else FORMATS[kind])(network)
     write_bytes(settings.output, content)  # torch would crash if it wrote the file itself on a full disk
     shape, classes = ", ".join(map(str, network.shape)), len(network.class_names)
-    form = f"float32 images (B, {shape}) in their own range of values -> logits (B, {classes})"
+    values = "from {:g} to {:g}".format(*network.input_range) if network.input_range else "as in the data set"
+    form = f"float32 images (B, {shape}) with values {values} -> logits (B, {classes})"
     why = "" if settings.method else f"; {network.why}"
     logger.info("%s: %s; %s%s", settings.output, network.method, form, why)
 

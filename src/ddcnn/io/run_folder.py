@@ -258,6 +258,8 @@ def check_output(settings: RunSettings) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: name a folder, which the run makes")
     check_place(output)
+    if settings.dry_run:
+        _tell_beginning(settings)
     if not output.exists():
         return
     with ExitStack() as held:
@@ -282,9 +284,17 @@ def take_output(settings: RunSettings, held: ExitStack) -> RunFolder:
     held.enter_context(locked(output))
     folder = RunFolder(output)
     folder.check(settings)  # another job may have used it meanwhile
-    if settings.resume and not folder.is_run:
-        logger.info("%s: no run to go on with; a new one, on %s, begins", output, settings.data)
+    _tell_beginning(settings)
     if not resumes_finished(settings):
         folder.prepare(settings)
         held.enter_context(folder.noting_end())
     return folder
+
+
+def _tell_beginning(settings: RunSettings) -> None:
+    """Of a run that is to be resumed, and of which nothing is there, or no checkpoint."""
+    folder = RunFolder(settings.output) if settings.resume and settings.output else None
+    if folder and not folder.is_run:
+        logger.info("%s: no run to go on with; a new one, on %s, begins", folder, settings.data)
+    elif folder and not any(one.has_results or one.training.is_dir() for one in folder._with_seeds()):
+        logger.info("%s: nothing was saved of this run; it begins again, with its settings", folder)

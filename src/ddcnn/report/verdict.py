@@ -10,11 +10,11 @@ from ddcnn.report.intervals import decimals, of_difference, of_mean, of_share, p
 from ddcnn.report.methods_table import memory, seconds_cell
 from ddcnn.report.pages import human, table
 
-HEADER = ("method", "points from the best", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
+HEADER = ("method", "points against {}", "95 % interval", "told apart", "total s", "communicated", "memory a rank")
 NOTE = (
-    "**Points** are percentage points of test accuracy: how much more (+) or less (-) than the best method. The interval says how far this "
-    "difference is uncertain. Where it contains 0, the two methods are not **told apart**: {} do not show which is better. The costs are "
-    "of all phases that a method needs."
+    "**Points** are percentage points of test accuracy: how much more (+) or less (-) than `{}`, which is chosen on the {} images{}. The "
+    "interval says how far this difference is uncertain. Where it contains 0, the two methods are not **told apart**: {} do not show which "
+    "is better. The costs are of all phases that a method needs."
 )
 
 
@@ -58,18 +58,18 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
     }  # fmt: skip
     seconds, sent, resident = costs[best]
     means = {name: float(np.mean([run.accuracy_of(name) for run in runs])) for name in methods}
-    equal = [f"`{name}`" for name in methods if name != best and means[name] == means[best]]
+    equal = [name for name in methods if name != best and means[name] == means[best]]
     first = f"**`{best}` is the most accurate method** on the {judged} images, by which methods are compared."
     if equal:
-        names = f"{', '.join([f'`{best}`', *equal[:-1]])} and {equal[-1]}"
+        names = f"{', '.join(f'`{name}`' for name in (best, *equal[:-1]))} and `{equal[-1]}`"
         first = f"**No single method is the most accurate**: {names} are equal on the {judged} images,"
-        first += f" by which methods are compared. `{best}` stands for them: its loss is the smallest, or it comes first."
+        first += f" by which methods are compared. `{best}` stands for them, {_reason(runs, best, equal)}."
     cost = f"It takes {seconds} s, the ranks send {sent}{f', and a rank needs {resident} of memory' if resident != '–' else ''}."
     if len(methods) == 1:
         return f"**`{best}`** is the only method. {text} {cost}"
     compared = {name: apart(name) for name in methods if name != best}
     places, said = decimals(len(runs) * runs[0].data.test_samples), "these seeds" if len(runs) > 1 else "these test images"
-    rows = [(best, "the best", "", "", *costs[best])]
+    rows = [(best, "chosen", "", "", *costs[best])]
     for name, (gained, (low, high)) in sorted(compared.items(), key=lambda pair: -pair[1][0]):
         points, low, high = (round(100 * one, places) for one in (gained, low, high))  # what is told is what is shown
         told = "yes" if high < 0 else "yes, better on the test images" if low > 0 else "no"
@@ -77,4 +77,14 @@ def _text(runs: Sequence[RunResults], best: Method, text: str, apart: Callable[[
         rows.append((name, shown, f"{low_end} to {high_end}", told, *costs[name]))
     if all(row[3] in ("", "no") for row in rows):
         text += " No other method is told apart from it on the test images."
-    return f"{first} {text} {cost}\n\n{table(HEADER, rows)}\n\n{NOTE.format(said)}"
+    above = "; another one may lie above it here" if judged == "validation" else ""
+    header = [name.format(best) for name in HEADER]
+    return f"{first} {text} {cost}\n\n{table(header, rows)}\n\n{NOTE.format(best, judged, above, said)}"
+
+
+def _reason(runs: Sequence[RunResults], best: Method, equal: Sequence[Method]) -> str:
+    """Why the best one is it among those of equal accuracy."""
+    losses = {name: [run.methods[name].validation_loss for run in runs] for name in (best, *equal)}
+    means = {name: sum(each) for name, each in losses.items() if None not in each}  # type: ignore[arg-type]
+    least = best in means and all(means[best] < mean for name, mean in means.items() if name != best)
+    return "with the smallest validation loss" if least else "as the first of them"

@@ -127,7 +127,8 @@ def _unknown(name: str) -> str:
 def _guess(name: str) -> str:
     """A remark on similar names in the same folder, and on known names unless ``name`` is a path."""
     folder, last = os.path.split(name.rstrip("/"))
-    known = [] if folder else [*NAMED, *class_names()]
+    known = [] if folder else [*NAMED, *(known for known in class_names() if not known.endswith("Folder"))]
     with suppress(OSError, ValueError):  # an unreadable folder, an impossible name
-        known += [entry.name for entry in islice(os.scandir(folder or "."), MOST_GUESSES) if not entry.name.startswith(".")]
+        entries = [entry for entry in islice(os.scandir(folder or "."), MOST_GUESSES) if not entry.name.startswith(".")]
+        known += [entry.name for entry in entries if entry.is_dir() or entry.name.endswith((*FILES,))]
     return did_you_mean(last, known, most=3, folder=folder)
