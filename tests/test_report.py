@@ -22,6 +22,7 @@ from ddcnn.errors import InputError
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import load
 from ddcnn.report import pages
+from ddcnn.report.descriptions import curves_caption
 from ddcnn.report.figures import charts, images, maps
 from ddcnn.report.figures.timeline import timeline
 from ddcnn.report.methods_table import ACCURACY, COST
@@ -231,6 +232,14 @@ def test_the_verdict_names_no_winner_where_methods_are_equal(finished):
     equal = equal.model_copy(update={"validation_loss": run.results.methods[best].validation_loss})
     text = verdict(run.results.model_copy(update={"methods": run.results.methods | {other: equal}}), correct)
     assert "stands for them, as the first of them." in text
+
+
+def test_the_caption_of_the_curves_tells_of_methods_that_are_there(finished):
+    results = load(RunFolder(finished)).results
+    text = curves_caption(results)
+    assert "`average`" in text and "`global`" in text
+    only = results.model_copy(update={"methods": {"dnn": results.methods["dnn"]}})
+    assert curves_caption(only) == text.split(" The line of")[0]
 
 
 def test_without_its_settings_the_page_has_no_link_to_them(bare):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddcnn.config.methods import Method
 from ddcnn.decomposition import times
 from ddcnn.io.results_schema import RunResults
 from ddcnn.io.run_reader import FinishedRun
@@ -15,9 +16,12 @@ from ddcnn.report.pages import plain, seconds
 
 CURVES_CAPTION = (
     "How accurate a method is on the {} images after how many seconds of its training (all its phases, evaluation included); the legend "
-    "has the accuracies at the end. The line of `average` is the mean of the local CNNs trained so far. A single mark stands for a method "
-    "that is evaluated only at its end. The dotted line is the final accuracy of `global`."
+    "has the accuracies at the end. A single mark stands for a method that is evaluated only at its end."
 )
+CAPTIONS_OF = {
+    Method.AVERAGE: " The line of `average` is the mean of the local CNNs trained so far.",
+    Method.GLOBAL: " The dotted line is the final accuracy of `global`.",
+}  # what they add to that
 MANY_NAMES = 20  # classes or phases that a text names one by one
 
 
@@ -25,6 +29,12 @@ MANY_NAMES = 20  # classes or phases that a text names one by one
 class Described:
     caption: str
     instead: str
+
+
+def curves_caption(results: RunResults) -> str:
+    """Of the figure of accuracy over time."""
+    added = [text for method, text in CAPTIONS_OF.items() if method in results.methods]
+    return CURVES_CAPTION.format(results.curves_on) + "".join(added)
 
 
 def described(run: FinishedRun) -> dict[str, Described]:
@@ -45,7 +55,7 @@ def captions(run: FinishedRun) -> dict[str, str]:
         "local_accuracy": f"On the left, each cell is {splitting.cell}, with its number in the corner, the test accuracy of its local CNN "
         "alone and, where there is room, the 95 % interval. On the right, the accuracies of the methods. Where intervals overlap widely, "
         "these test images do not show which is better.",
-        "accuracy_over_time": CURVES_CAPTION.format(run.results.curves_on),
+        "accuracy_over_time": curves_caption(run.results),
         "learning_curves": "Each line is one training. Of the local CNNs it is the mean, and the band reaches from the least to the most "
         "of them. A training accuracy far above the validation accuracy means overfitting.",
         "confusion": f"A row is a true class, with the number of its test images in brackets; a column is a class that "

@@ -10,7 +10,7 @@ from ddcnn.io.results_schema import RunResults, Spread, dump
 from ddcnn.io.run_folder import RunFolder
 from ddcnn.io.run_reader import curves_of, load_results
 from ddcnn.report import run_report
-from ddcnn.report.descriptions import CURVES_CAPTION, curve_samples, curves_text
+from ddcnn.report.descriptions import curve_samples, curves_caption, curves_text
 from ddcnn.report.methods_table import methods_text
 from ddcnn.report.pages import figure_text
 from ddcnn.report.verdict import verdict_of_seeds
@@ -48,7 +48,7 @@ def write_summary(output: RunFolder, folders: list[RunFolder], console: Console 
 
     curves = ""
     if draw and run_report.draw_figures(output, {"accuracy_over_time": figure}):
-        caption = CURVES_CAPTION.format(runs[0].curves_on)
+        caption = curves_caption(runs[0])
         caption += " Lines are means over the seeds; the bands reach a standard deviation to either side."
         curves = figure_text(output, "accuracy_over_time", caption, curves_text(runs))
     run_report.publish(output, text(folders, runs, curves), runs, console)
