@@ -33,6 +33,8 @@ def test_spatial_trains_the_network_of_global_on_any_number_of_ranks(tmp_path):
         )  # fmt: skip
         done = on_ranks(ranks or 1, "run", *options, "--output", str(ranks), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+    planned = on_ranks(3, "run", *options, "--batch-size=3", "--dry-run", cwd=tmp_path).stdout
+    assert "\nranks      3, all for the whole images; CPU, " in planned and "of a subdomain" not in planned
     of_global, *others = ["1/checkpoints/global.h5", *(f"{ranks}/checkpoints/spatial.h5" for ranks in (1, 3, 4))]
     assert np.array_equal(parameters(tmp_path / of_global), parameters(tmp_path / others[0]))
     begin, end = (parameters(tmp_path / name, learnt=True) for name in ("0/checkpoints/spatial.h5", of_global))
