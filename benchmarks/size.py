@@ -74,14 +74,14 @@ class Study:
         while True:
             fits = max((side for side, peak in peaks.items() if peak <= limit), default=0)
             too_large = min((side for side, peak in peaks.items() if peak > limit and side > fits), default=2 * fits)  # leaps are bounded
-            if too_large == fits + 1 or not fits:
+            if too_large == fits + 1:
                 return unit * fits
-            # the next try is where a line through two peaks, over the pixels, reaches the limit
-            (a, first), (b, second) = sorted(sorted(peaks.items(), key=lambda tried: abs(tried[1] - limit))[:2])
-            pixels = a**self.asked.dimensions + (limit - first) * (b**self.asked.dimensions - a**self.asked.dimensions) / max(
-                second - first, 1e-6
-            )
-            side = min(max(int(max(pixels, 0) ** (1 / self.asked.dimensions)), fits + 1), too_large - 1)
+            side = too_large // 2
+            if fits:  # the next try is where a line through two peaks, over the pixels, reaches the limit
+                (a, first), (b, second) = sorted(sorted(peaks.items(), key=lambda tried: abs(tried[1] - limit))[:2])
+                slope = (b**self.asked.dimensions - a**self.asked.dimensions) / max(second - first, 1e-6)
+                pixels = a**self.asked.dimensions + (limit - first) * slope
+                side = min(max(int(max(pixels, 0) ** (1 / self.asked.dimensions)), fits + 1), too_large - 1)
             peaks[side] = self.row(way, unit * side)["peak_bytes"] / GIB
 
 

@@ -54,6 +54,13 @@ def checkout(tmp_path) -> Path:
     return tmp_path
 
 
+def test_all_raw_output_stands_beside_its_commit():
+    page = (DOCS / "benchmarks" / "index.md").read_text("utf-8")
+    table = re.findall(r"^\| [0-9a-f]{7} \| \d{4}-\d\d-\d\d \| (.+) \|$", page, re.MULTILINE)
+    named = [name for names in table for name in names.split(", ")]
+    assert sorted(named) == sorted(path.name for path in (ROOT / "benchmarks" / "results").iterdir())
+
+
 @with_extra
 def test_site_has_every_page_and_every_formula(site):
     sources = [path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
