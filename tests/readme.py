@@ -71,6 +71,8 @@ def parsed(page: str, words: list[str]) -> Command:
     while re.match(r"[A-Z_]+=", words[0]):
         name, _, variables[name] = words[0].partition("=")
         words = words[1:]
+    if words[0] == "srun" and words[1].startswith("--mpi="):
+        del words[1]
     if words[:2] in (["mpirun", "-n"], ["srun", "-n"]):
         ranks, words = int(words[2]), words[3:]
     return Command(page, text, variables, ranks, words)
