@@ -30,7 +30,7 @@ from ddcnn.__main__ import execute
 from ddcnn.networks.torchvision_compat import import_torchvision
 
 DRIVER = Path(__file__).with_name("readme_commands.py")
-SMALL = {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}  # of --data
+SMALL = {"cifar10": "synthetic:32x32x3x10x60", "fashion-mnist": "synthetic:28x28x10x60"}  # data sets
 SHRUNK = {
     "--train-samples": "50",
     "--validation-samples": "5",
@@ -73,7 +73,7 @@ def small(source: str) -> str:
 
 def shrunk(arguments: list[str]) -> list[str]:
     """Of ``run``, with options behind that win: as small as can be."""
-    arguments = [small(word) if before == "--data" else word for before, word in zip(["", *arguments], arguments, strict=False)]
+    arguments = [small(word) if before in ("--data", "partition") else word for before, word in pairwise(["", *arguments])]
     if arguments[:1] == ["partition"]:
         return [*arguments, *(word for name in SIZES if name in arguments for word in (name, SHRUNK[name]))]
     if arguments[:1] not in ([], ["run"]) or {"--resume", "--help"} & set(arguments):
@@ -113,6 +113,7 @@ def sandbox(tmp_path_factory) -> Path:
     for k in range(8):
         write_nifti(folder / "ct" / f"{k}.nii.gz", pixels(9, 9, 9).astype(np.int16))
         write_series(folder / "ct" / f"series{k}", pixels(4, 9, 9))
+    write_nifti(folder / "new.nii.gz", pixels(9, 9, 9).astype(np.int16))
     table = "".join(f"{k}.nii.gz,{k % 2}\nseries{k},{k % 2}\n" for k in range(8))
     (folder / "ct" / "labels.csv").write_text(f"file,label\n{table}", "utf-8")
     for k in range(16):
