@@ -61,6 +61,11 @@ def test_all_raw_output_stands_beside_its_commit():
     assert sorted(named) == sorted(path.name for path in (ROOT / "benchmarks" / "results").iterdir())
 
 
+def test_figures_without_raw_output_name_their_commit():
+    pages = " ".join(" ".join(path.read_text("utf-8").lower().split()) for path in (ROOT / "README.md", *DOCS.rglob("*.md")))
+    assert 0 < pages.count("raw output not kept") == len(re.findall("commit [0-9a-f]{7}, raw output not kept", pages))
+
+
 @with_extra
 def test_site_has_every_page_and_every_formula(site):
     sources = [path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
