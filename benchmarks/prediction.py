@@ -3,10 +3,12 @@
     mpirun -n 2 python -m ddcnn run --data cifar10 --data-root data --output runs/cifar10 …
     python benchmarks/prediction.py runs/cifar10 cifar10 --data-root data
 
-Prints the ratio of every round, whose two measurements follow each other in alternating order, and the median. Both use one thread.
+Prints JSON: images/s of both sides and their ratio in every round, in which they follow each other in alternating order, and the median
+of the ratios. Both use one thread.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -61,9 +63,9 @@ with tempfile.TemporaryDirectory() as folder:
 
     predict(world, settings)  # warms up, and sets the threads
     sides = {"bare": bare, "predict": partial(predict, world, settings)}
-    ratios = []
+    rounds = []
     for number in range(given.rounds):
         speeds = {side: images_per_second(len(images), sides[side]) for side in list(sides)[:: (-1) ** number]}
-        ratios.append(speeds["predict"] / speeds["bare"])
-        print(f"round {number}: {', '.join(f'{side} {speed:.0f}' for side, speed in speeds.items())} images/s, ratio {ratios[-1]:.3f}")
-    print(f"{network.method}, {len(images)} images: median ratio {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        rounds.append(speeds | {"ratio": speeds["predict"] / speeds["bare"]})
+    found = {"benchmark": "prediction", "network": run.settings.network, "method": network.method, "images": len(images)}
+    print(json.dumps(found | {"ratio": statistics.median(each["ratio"] for each in rounds), "rounds": rounds}, indent=1))
