@@ -50,8 +50,8 @@ def compared(ranks: str, problem: list[str]) -> dict[str, dict[str, float]]:
 
 
 def amount(text: str, units: dict[str, float]) -> float:
-    """``2 h 05 min``, ``1.2 MB``."""
-    words = text.split()
+    """``2 h 05 min``, ``1.2 MB``; of ``< 0.1 s`` the bound."""
+    words = text.removeprefix("< ").split()
     return sum(float(value) * units[unit] for value, unit in zip(words[::2], words[1::2], strict=True))
 
 
